@@ -1,0 +1,54 @@
+# make demo         tunes the demo study within a budget of 0.3 and exports best.json
+# make test         all tests but the soak
+# make check        format, lint, types, import rules
+# make fix          what `check` can repair by itself
+# make demo-model   builds the demo's model and videos again (hours without a GPU; resumable)
+# make soak         the long tests
+# make bench        time and memory of the demo run on this machine
+# make clean        removes what was built, not what was measured
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check fix demo-model soak bench clean
+
+# First interpreter that runs and is new enough; a name on PATH alone may be a shim without a Python behind it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+demo: $(STAMP)
+	$(BIN)/tuner run --study demo --budget 0.3
+	$(BIN)/tuner export --study demo --output best.json
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not soak"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-model: $(STAMP)
+	$(BIN)/python -m studies.demo.build
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak --timeout=0
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench
+
+# The stamp is written last: an interrupted installation is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find pipeline tuner dashboards studies tests -name __pycache__ -type d -prune -exec rm -rf {} +

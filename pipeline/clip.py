@@ -1,0 +1,59 @@
+"""One encoded video: all that later steps need of it, for every question and configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.layout import FloatArray, Layout
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Visual tokens and frame embeddings of a video's sampled frames."""
+
+    path: str
+    content_hash: str  # of the file's bytes
+    frame_times: NDArray[np.float64]  # (frames,) seconds
+    features: torch.Tensor  # (frames * cells + trailing, hidden) as the language model reads them
+    frame_embeddings: torch.Tensor  # (frames, E) float32, SigLIP's global token of each frame
+    cells: int  # visual tokens per frame
+    trailing: int  # newline tokens at the end
+
+    @property
+    def frames(self) -> int:
+        """Sampled frames."""
+        return len(self.frame_times)
+
+    @cached_property
+    def unit_frames(self) -> FloatArray:
+        """(frames, E) frame embeddings of length one."""
+        frames = self.frame_embeddings.detach().to("cpu").double().numpy()
+        unit: FloatArray = frames / np.linalg.norm(frames, axis=1, keepdims=True)
+        return unit
+
+    @cached_property
+    def frame_similarity(self) -> FloatArray:
+        """(frames - 1,) cosine of neighbouring frames."""
+        similarity: FloatArray = (self.unit_frames[:-1] * self.unit_frames[1:]).sum(axis=1)
+        return similarity
+
+    def layout(self, text_embedding: NDArray[np.floating], text_before: int, text_after: int) -> Layout:
+        """The layout of a question with this embedding (E,) and these numbers of prompt tokens."""
+        text = np.asarray(text_embedding, dtype=np.float64)
+        return Layout(
+            frames=self.frames,
+            cells=self.cells,
+            trailing=self.trailing,
+            text_before=text_before,
+            text_after=text_after,
+            frame_similarity=self.frame_similarity,
+            frame_relevance=self.unit_frames @ (text / np.linalg.norm(text)),
+        )

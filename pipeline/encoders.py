@@ -1,0 +1,106 @@
+"""The text and frame encoder aligned with a model's vision tower.
+
+AdaTP compares a frame's global visual token with a text embedding, so both come from the same SigLIP. LLaVA
+towers lack SigLIP's last layer and pooling head; they are taken from the SigLIP checkpoint and applied to the
+tower's features, which gives what the whole SigLIP gives for that frame. That the global token is the pooling
+head's output is our choice, as FastVID by the same authors does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.checkpoint import Checkpoint, describe, load_pretrained
+from pipeline.errors import ModelError
+from pipeline.families.base import Family
+from pipeline.flops import ModelShape
+
+
+class AlignedEncoder:
+    """SigLIP's text tower and the part of its vision tower that the language model's tower lacks.
+
+    Kept in float32 on every device: frame similarities cluster near 1, where bfloat16 knows three digits.
+    """
+
+    def __init__(self, siglip: Any, tokenizer: Any, applied_layers: int) -> None:
+        config = siglip.config
+        self.text_length = int(config.text_config.max_position_embeddings)
+        self._config = config
+        self._tokenizer = tokenizer
+        self._text = siglip.text_model
+        self._layers = list(siglip.vision_model.encoder.layers[applied_layers:])
+        self._norm = siglip.vision_model.post_layernorm
+        self._head = siglip.vision_model.head
+
+    @torch.inference_mode()
+    def embed_frames(self, tower_features: torch.Tensor) -> torch.Tensor:
+        """tower_features: (frames, patches, width). Returns (frames, E) float32."""
+        hidden = tower_features.float()
+        for layer in self._layers:
+            hidden = layer(hidden, attention_mask=None)
+        pooled: torch.Tensor = self._head(self._norm(hidden))
+        return pooled
+
+    @torch.inference_mode()
+    def embed_text(self, text: str) -> NDArray[np.float32]:
+        """(E,) embedding, the text cut at (and padded to) the encoder's length, 64 tokens for SigLIP."""
+        tokens = self._tokenizer(
+            text, padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
+        )
+        # SigLIP was trained without an attention mask: padding is part of what it reads.
+        ids = tokens["input_ids"].to(self._head.probe.device)
+        embedding: NDArray[np.float32] = self._text(input_ids=ids).pooler_output[0].cpu().numpy()
+        return embedding
+
+    def extend(self, shape: ModelShape) -> ModelShape:
+        """`shape` with this encoder's parts filled in."""
+        if shape.vision is None:
+            return shape
+        text = self._config.text_config
+        vision = replace(
+            shape.vision,
+            extra_layers=len(self._layers),
+            text_layers=text.num_hidden_layers,
+            text_width=text.hidden_size,
+            text_mlp_width=text.intermediate_size,
+            text_tokens=self.text_length,
+            embedding=text.projection_size or text.hidden_size,
+        )
+        return replace(shape, vision=vision)
+
+
+def load_encoder(checkpoint: Checkpoint, family: Family) -> AlignedEncoder:
+    """The SigLIP checkpoint that goes with a model's vision tower.
+
+    Errors: ModelError when it is no SigLIP, or its vision tower is not the model's.
+    """
+    from transformers import SiglipModel
+
+    config = checkpoint.read_json("config.json")
+    if config.get("model_type") != "siglip":
+        raise ModelError(
+            f"{checkpoint.name} is no SigLIP checkpoint: its config.json says model_type {describe(config)}."
+        )
+    siglip, tokenizer = load_pretrained(checkpoint, SiglipModel, dtype=torch.float32)
+    vision, tower = siglip.config.vision_config, family.shape.vision
+    patches = (vision.image_size // vision.patch_size) ** 2
+    applied = family.applied_vision_layers
+    if (
+        tower is None
+        or (vision.hidden_size, patches) != (tower.width, tower.patches)
+        or (vision.num_hidden_layers < applied)
+    ):
+        raise ModelError(
+            f"{checkpoint.name} is not aligned with the model's vision tower: width, patches and layers are "
+            f"{(vision.hidden_size, patches, vision.num_hidden_layers)}, the model's are "
+            f"{(tower.width, tower.patches, applied) if tower else None} (layers may be more, not fewer)."
+        )
+    encoder = AlignedEncoder(siglip, tokenizer, applied)
+    for module in (encoder._text, encoder._norm, encoder._head, *encoder._layers):
+        module.to(family.device)
+    return encoder

@@ -1,0 +1,86 @@
+"""What the pipeline needs to know of a model family; each family is one file beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.flops import ModelShape
+
+
+class Prompt(NamedTuple):
+    """A prompt's token ids before and after its video."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFrames:
+    """What the vision part makes of a video's frames."""
+
+    features: torch.Tensor  # (frames * cells + trailing, hidden) visual tokens, newline tokens last
+    tower_features: torch.Tensor  # (frames, patches, width) what the tower handed to the projector
+
+
+class Family(Protocol):
+    """A loaded video language model whose decoder follows transformers' Qwen2 conventions.
+
+    The decoder layers are called one after another with the same keyword arguments (position_embeddings,
+    attention_mask, past_key_values), and each has a `self_attn` with `q_proj` and `scaling`.
+    """
+
+    model: Any  # the whole model, as transformers loads it
+    language_model: Any  # its decoder, called with inputs_embeds
+    layers: Sequence[Any]  # the decoder's layers
+    lm_head: Any
+    tokenizer: Any
+    video_token_id: int  # stands for every visual token (newline tokens included) in input_ids
+    cells: int  # visual tokens per frame
+    trailing: int  # newline tokens after the last frame
+    shape: ModelShape  # the aligned encoder's parts not included
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        ...
+
+    @property
+    def applied_vision_layers(self) -> int:
+        """Vision layers whose output the projector reads: the aligned encoder goes on from there."""
+        ...
+
+    def prompt(self, text: str) -> Prompt:
+        """The chat prompt with a video and this text."""
+        ...
+
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        """(1, len(ids), hidden) token embeddings."""
+        ...
+
+    def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:
+        """frames: (n, H, W, 3) RGB."""
+        ...
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of an answer as the model would write it."""
+        ...
+
+    def video_inputs(self, prompt: Prompt, features: torch.Tensor) -> dict[str, Any]:
+        """Keyword arguments that call `model` on a whole prompt with encoded frames."""
+        ...
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        ...

@@ -1,0 +1,56 @@
+"""One-shot attention pruning, the way of FastV (K = 2): the simplest use of attention as a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from pipeline.layout import Layouts
+from pipeline.methods.base import Counts, Method, Partition, keep_count, knob
+from pipeline.plan import ScoreRows
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.ranking import Stage
+
+PRUNED_LAYER = 2  # FastV's K: scores from layer 1, counted from 0, drop tokens before layer 2
+
+
+@dataclass(frozen=True)
+class OneShot(Method):
+    """Keeps a share of the visual tokens by the last prompt token's attention in layer 1, once, before layer
+    2.
+    """
+
+    keep_ratio: float = knob(0.25, 0.001, 1.0, "share of visual tokens kept from layer 2 on", "FastV")
+
+    name: ClassVar[str] = "one_shot"
+    ratio_field: ClassVar[str] = "keep_ratio"
+
+    @property
+    def score_rows(self) -> ScoreRows:
+        """The last prompt token's."""
+        return "last"
+
+    def count(self, layouts: Layouts, partition: Partition, num_layers: int) -> Counts:
+        """ceil(keep_ratio n), once."""
+        return one_pruning(partition, num_layers, self.keep_ratio)
+
+    def select(
+        self, stage: Stage, scores: torch.Tensor | None, tokens: torch.Tensor, seed: str
+    ) -> torch.Tensor:
+        """The best-scored tokens of the whole video."""
+        from pipeline.ranking import best_in_groups
+
+        assert scores is not None
+        return best_in_groups(stage, scores, tokens, debias=False)
+
+
+def one_pruning(partition: Partition, num_layers: int, ratio: float) -> Counts:
+    """A single pruning before layer 2; models without such a layer are left alone."""
+    if num_layers <= PRUNED_LAYER:
+        return Counts((), np.zeros((0, partition.size.size), dtype=np.int64))
+    return Counts((PRUNED_LAYER,), keep_count(partition.size, ratio)[None])

@@ -1,0 +1,142 @@
+"""How many visual tokens stay, layer by layer: pure arithmetic from embeddings and knobs, before the model
+runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pipeline.layout import IntArray, Layout, Layouts
+
+if TYPE_CHECKING:
+    from pipeline.methods.base import Method, Partition
+
+ScoreRows = Literal["none", "last", "all"]
+
+
+def pruning_layers(num_layers: int) -> range:
+    """The decoder layers (counted from 0) before which AdaTP prunes.
+
+    2..N-12 inclusive for N >= 24 layers, so 2..16 of 28 and 2..12 of 24 (third-party reading of the paper);
+    2..round(4N/7) for shallower models (our choice: the same depth as 16 of 28).
+    """
+    last = num_layers - 12 if num_layers >= 24 else round(4 * num_layers / 7)
+    return range(2, last + 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept-token counts of one question: groups are contiguous runs of the visual sequence."""
+
+    method: str
+    groups: tuple[int, ...]  # tokens of each group, in the order of the visual sequence
+    layers: tuple[int, ...]  # decoder layers before which tokens are dropped, ascending
+    kept: tuple[tuple[int, ...], ...]  # kept[j][g]: tokens of group g that stay from layers[j] on
+    boosted: tuple[bool, ...]  # groups that keep more because of their relevance to the question
+    frames_encoded: int | None = None  # frames the vision tower has to see; None: all of the layout's
+    score_rows: ScoreRows = "none"  # query rows recomputed per pruning: none, the last, all question tokens
+    aligned: bool = False  # whether frame and text embeddings were needed (end-to-end FLOPs)
+
+    def total(self, j: int) -> int:
+        """Visual tokens that stay from layers[j] on; -1 stands for the whole video before any pruning."""
+        return sum(self.groups) if j == -1 else sum(self.kept[j])
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether nothing is dropped anywhere: the pruned model is then the untouched one."""
+        return all(kept == self.groups for kept in self.kept)
+
+    def key(self) -> str:
+        """Stable text for fingerprints: equal for plans that keep the same tokens given the same scores.
+
+        Which groups were boosted is left out: only its effect, the counts, reaches the model.
+        """
+        rows = ";".join(
+            f"{layer}:{','.join(map(str, kept))}" for layer, kept in zip(self.layers, self.kept, strict=True)
+        )
+        return f"{self.method}|{','.join(map(str, self.groups))}|{rows}|{self.frames_encoded}"
+
+    def tokens_per_layer(self, num_layers: int, layout: Layout) -> tuple[int, ...]:
+        """All tokens (text, newlines, kept visual) that each decoder layer sees in a prefill."""
+        tokens = [layout.tokens] * num_layers
+        for layer, kept in zip(self.layers, self.kept, strict=True):
+            tokens[layer:] = [layout.text + sum(kept)] * (num_layers - layer)
+        return tuple(tokens)
+
+
+def unpruned_plan(layout: Layout) -> Plan:
+    """The plan of the untouched model: one group, no pruning layer."""
+    return Plan("unpruned", (layout.visual,), (), (), (False,))
+
+
+@dataclass(frozen=True, eq=False)
+class StudyPlans:
+    """The plans of one configuration for many questions at once. L layouts, G groups of all of them, J
+    prunings.
+    """
+
+    method: str
+    layouts: Layouts
+    partition: Partition
+    layers: tuple[int, ...]  # (J,)
+    kept: IntArray  # (J, G)
+    frames_encoded: IntArray | None  # (L,)
+    score_rows: ScoreRows
+    aligned: bool
+
+    @classmethod
+    def of(
+        cls, method: Method, layouts: Layouts, num_layers: int, partition: Partition | None = None
+    ) -> StudyPlans:
+        """`partition` may be handed over where only the method's ratio changed since it was made."""
+        partition = method.partition(layouts) if partition is None else partition
+        counts = method.count(layouts, partition, num_layers)
+        return cls(
+            method.name,
+            layouts,
+            partition,
+            counts.layers,
+            counts.kept,
+            counts.frames_encoded,
+            method.score_rows,
+            method.aligned,
+        )
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+    @cached_property
+    def visual_by_stage(self) -> IntArray:
+        """(J + 1, L) visual tokens before any pruning and after each."""
+        kept = (
+            np.add.reduceat(self.kept, self.partition.first_group, axis=1)
+            if self.layers
+            else self.kept[:, :0]
+        )
+        kept = kept.reshape(len(self.layers), len(self))
+        return np.concatenate((self.layouts.visual[None], kept), axis=0)
+
+    def plan(self, index: int) -> Plan:
+        """The plan of the question at `index`."""
+        start = int(self.partition.first_group[index])
+        stop = (
+            int(self.partition.first_group[index + 1]) if index + 1 < len(self) else self.partition.size.size
+        )
+        return Plan(
+            method=self.method,
+            groups=tuple(self.partition.size[start:stop].tolist()),
+            layers=self.layers,
+            kept=tuple(tuple(row) for row in self.kept[:, start:stop].tolist()),
+            boosted=tuple(self.partition.boosted[start:stop].tolist()),
+            frames_encoded=None if self.frames_encoded is None else int(self.frames_encoded[index]),
+            score_rows=self.score_rows,
+            aligned=self.aligned,
+        )
+
+    def plans(self) -> tuple[Plan, ...]:
+        """One by one."""
+        return tuple(self.plan(index) for index in range(len(self)))

@@ -1,0 +1,148 @@
+import pytest
+import torch
+
+from pipeline.answering import Continuation, matches, normalise
+from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
+from pipeline.question import Question
+from tests.pipeline import reference
+
+METHODS = [
+    None,
+    AdaTP(p=0.6),
+    OneShot(keep_ratio=0.3),
+    RandomTokens(keep_ratio=0.3),
+    FewerFrames(keep_ratio=0.4),
+]
+
+
+def name(method):
+    return method.name if method else "unpruned"
+
+
+def kept_tokens(runtime, clip, question, method):
+    """What a pruned single pass keeps (random draws included)."""
+    if method is None:
+        return None
+    from pipeline.pruning import pruned
+
+    with torch.no_grad(), pruned(runtime, method, clip, question) as pruning:
+        runtime.model(**runtime.inputs(clip, question))
+    return [tokens.tolist() for tokens in pruning.tokens]
+
+
+def from_scratch(eager, clip, question, method, ids):
+    """Log-probability of `ids` as the answer, every token with a whole prefill of its own."""
+    forced = kept_tokens(eager, clip, question, method)
+    total = 0.0
+    for place, token in enumerate(ids):
+        out = reference.prefill(eager, clip, question, method, following=ids[:place], forced=forced)
+        total += float(out.logits.log_softmax(-1)[token])
+    return total
+
+
+@pytest.mark.parametrize("which", ["runtime", "eager"])
+@pytest.mark.parametrize("method", METHODS, ids=name)
+def test_options_of_several_tokens_are_scored_by_teacher_forcing(request, eager, which, clip, method):
+    runtime = request.getfixturevalue(which)
+    question = Question(
+        "q", "what color is the ring?", ("red", "dark blue", "top left of the scene", "dark red")
+    )
+    answer = runtime.answer(clip, question, method)
+    expected = [
+        from_scratch(eager, clip, question, method, list(runtime.family.answer_ids(option)))
+        for option in question.options
+    ]
+    assert answer.option_logprobs == pytest.approx(expected, abs=5e-5)
+    assert answer.option == max(range(4), key=expected.__getitem__)
+    assert answer.text == question.options[answer.option]
+    assert answer.logprob == answer.option_logprobs[answer.option]
+
+
+@pytest.mark.parametrize("method", [AdaTP(p=0.6), FewerFrames(keep_ratio=0.4)], ids=name)
+def test_options_scored_together_or_one_after_another_are_the_same(runtime, clip, method, monkeypatch):
+    question = Question(
+        "q", "what color is the ring?", ("red", "dark blue", "top left of the scene", "dark red")
+    )
+    together = runtime.answer(clip, question, method)
+    monkeypatch.setattr(Continuation, "_takes_masks", False)  # the way FlashAttention has to go
+    assert runtime.answer(clip, question, method).option_logprobs == pytest.approx(
+        together.option_logprobs, abs=5e-5
+    )
+
+
+def test_single_token_options_need_one_forward(runtime, clip, question):
+    calls = []
+    hook = runtime.family.language_model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        for scoring, options in (("words", ("red", "blue")), ("letter", ("dark red", "light blue"))):
+            runtime.scoring = scoring
+            for method in (None, AdaTP(p=0.5)):
+                one = Question("q", "what color is the ring?", options)
+                runtime.answer(clip, one, method)  # fills the prefix
+                calls.clear()
+                assert runtime.answer(clip, one, method).option in (0, 1)
+                assert calls == [1]
+    finally:
+        hook.remove()
+        runtime.scoring = "words"
+        runtime._prompt.cache_clear()
+
+
+@pytest.mark.parametrize("which", ["runtime", "eager"])
+@pytest.mark.parametrize("method", METHODS, ids=name)
+def test_a_free_answer_is_decoded_greedily_on_the_pruned_cache(request, eager, which, clip, method):
+    runtime = request.getfixturevalue(which)
+    question = Question("q", "what color is the ring?")
+    answer = runtime.answer(clip, question, method)
+    forced = kept_tokens(eager, clip, question, method)
+    said: list[int] = []
+    while len(said) < runtime.max_new_tokens:
+        out = reference.prefill(eager, clip, question, method, following=said, forced=forced)
+        token = int(out.logits.argmax())
+        if token in runtime.family.end_ids:
+            break
+        said.append(token)
+    assert answer.text == runtime.family.tokenizer.decode(said, skip_special_tokens=True).strip()
+    assert (answer.option, answer.option_logprobs) == (None, None)
+    written = list(runtime.family.answer_ids(answer.text))
+    assert answer.logprob == pytest.approx(from_scratch(eager, clip, question, method, written), abs=2e-4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name)
+def test_a_reference_is_teacher_forced_and_does_not_change_the_answer(runtime, eager, clip, method):
+    question = Question("q", "what color is the ring?")
+    free = runtime.answer(clip, question, method)
+    told = runtime.answer(clip, question, method, reference="dark red")
+    assert told.text == free.text
+    ids = list(runtime.family.answer_ids("dark red"))
+    assert told.logprob == pytest.approx(from_scratch(eager, clip, question, method, ids), abs=5e-5)
+    # The baseline's own words, teacher-forced, have the probability it gave them when it said them.
+    again = runtime.answer(clip, question, method, reference=free.text)
+    assert again.logprob == pytest.approx(free.logprob, abs=5e-5)
+    assert runtime.answer(clip, question, method, reference="").logprob is None
+
+
+def test_scoring_leaves_the_cache_as_it_was(runtime, clip):
+    question = Question("q", "what color is the ring?", ("dark blue", "top left of the scene"))
+    first = runtime.answer(clip, question, AdaTP(p=0.5))
+    assert runtime.answer(clip, question, AdaTP(p=0.5)).option_logprobs == first.option_logprobs
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("text", "same", "answer"),
+    [
+        ("The red ring.", True, "red ring"),
+        ("A  Ball", True, "ball!"),
+        ("red", False, "dark red"),
+        ("theatre", False, "atre"),
+        ("", True, "the"),
+    ],
+)
+def test_free_answers_match_after_normalisation(text, same, answer):
+    assert matches(text, answer) is same
+
+
+@pytest.mark.quick
+def test_normalised_text_is_bare():
+    assert normalise("  The Red,   ring: a ball. ") == "red ring ball"

@@ -1,0 +1,81 @@
+"""Analytic FLOPs against torch's FlopCounterMode. It counts two per multiply-add, and sdpa on the CPU as
+nothing.
+"""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.flops import plan_flops, unpruned_flops
+from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
+from pipeline.pruning import pruned
+from tests.checkpoints import scenes
+from tests.pipeline.conftest import FRAMES
+
+METHODS = [
+    AdaTP(p=0.6),
+    AdaTP(p=0.3, tau_s=0.5, tau_t=0.0),  # the later prunings drop nothing, and so score nothing
+    AdaTP(p=0.8, score_query="mean", deduplicate="drop"),
+    OneShot(keep_ratio=0.3),
+    RandomTokens(keep_ratio=0.3),
+    FewerFrames(keep_ratio=0.4),
+]
+
+
+@torch.no_grad()
+def counted(runtime, clip, question):
+    """Multiply-adds of a single-pass prefill without lm_head."""
+    with FlopCounterMode(display=False) as counter:
+        runtime.model(**runtime.inputs(clip, question))
+    counts = counter.get_flop_counts()
+    (head,) = (sum(of.values()) for name, of in counts.items() if name.endswith("lm_head"))
+    return (counter.get_total_flops() - head) / 2
+
+
+def test_unpruned_prefill(eager, clip, question):
+    assert counted(eager, clip, question) == unpruned_flops(eager.layout(clip, question), eager.shape)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}-{m.ratio}")
+def test_pruned_prefill_with_its_own_scoring(eager, clip, question, method):
+    layout = eager.layout(clip, question)
+    with pruned(eager, method, clip, question):
+        got = counted(eager, clip, question)
+    # Exactly, where 0.1 % is what the project promises.
+    assert got == plan_flops(method.plan(layout, 12), layout, eager.shape)
+
+
+def test_vision_tower_and_projector(eager):
+    frames = scenes(FRAMES)
+    with FlopCounterMode(display=False) as counter:
+        eager.family.encode_frames(frames)
+    expected = FRAMES * eager.shape.vision.frame(eager.shape.hidden)
+    assert counter.get_total_flops() / 2 == expected
+
+
+def test_frame_embeddings(eager):
+    encoder, encoded = eager._encoder, eager.family.encode_frames(scenes(FRAMES))
+    with eager_attention(encoder), FlopCounterMode(display=False) as counter:
+        encoder.embed_frames(encoded.tower_features)
+    assert counter.get_total_flops() / 2 == FRAMES * eager.shape.vision.frame_embedding()
+
+
+def test_text_embedding(eager):
+    encoder = eager._encoder
+    with eager_attention(encoder), FlopCounterMode(display=False) as counter:
+        encoder.embed_text("what color is the ring?")
+    assert counter.get_total_flops() / 2 == eager.shape.vision.text_embedding()
+
+
+class eager_attention:  # noqa: N801
+    def __init__(self, encoder):
+        attentions = [layer.self_attn for layer in [*encoder._layers, *encoder._text.encoder.layers]]
+        self.configs = {id(attention.config): attention.config for attention in attentions}.values()
+
+    def __enter__(self):
+        for config in self.configs:
+            config._attn_implementation = "eager"
+
+    def __exit__(self, *_):
+        for config in self.configs:
+            config._attn_implementation = "sdpa"

@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline import video
+from pipeline.errors import PipelineError
+from pipeline.methods import AdaTP
+from pipeline.production import SCHEMA
+from pipeline.question import Question
+from tests.checkpoints import scenes
+from tests.pipeline.conftest import FRAMES
+
+
+@pytest.fixture
+def exported(checkpoints, runtime):
+    return {
+        "schema": SCHEMA,
+        "method": "adatp",
+        "parameters": {"tau_s": 0.95, "tau_t": 0.5, "alpha_boost": 1.1, "gamma_cap": 0.95, "p": 0.6},
+        "selection": {"deduplicate": "demote", "relevance_norm": "minmax", "score_query": "last"},
+        "model": {"id": str(checkpoints.model), "identity": runtime.identity},
+        "text_encoder": {"id": str(checkpoints.siglip)},
+        "frames": FRAMES,
+        "scoring": "words",
+    }
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"video")
+    decoded = []
+
+    def read_frames(path, frames, timeout):
+        decoded.append(path)
+        return scenes(frames), np.arange(frames) / 4
+
+    monkeypatch.setattr(video, "read_frames", read_frames)
+    return path, decoded
+
+
+def write(tmp_path, exported):
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps(exported))
+    return path
+
+
+def test_an_export_answers_what_the_study_measured(tmp_path, exported, file, runtime):
+    path, decoded = file
+    deployed = pipeline.load(write(tmp_path, exported))
+    assert deployed.method == AdaTP(p=0.6)
+    answer = deployed.answer(path, "what color is the ring?", ["red", "dark blue"])
+    clip = runtime.encode(path)
+    expected = runtime.answer(
+        clip, Question("x", "what color is the ring?", ("red", "dark blue")), AdaTP(p=0.6)
+    )
+    assert (answer.text, answer.option_logprobs, answer.kept) == (
+        expected.text, expected.option_logprobs, expected.kept,
+    )  # fmt: skip
+    decoded.clear()
+    assert deployed.answer(path, "what is on sea?").text
+    assert decoded == []  # the second question finds the video encoded
+    path.write_bytes(b"another video")
+    deployed.answer(path, "what is on sea?")
+    assert len(decoded) == 1
+
+
+def test_models_are_found_beside_the_exported_file(tmp_path, exported, checkpoints, monkeypatch):
+    (tmp_path / "model").symlink_to(checkpoints.model)
+    (tmp_path / "siglip").symlink_to(checkpoints.siglip)
+    exported["model"]["id"], exported["text_encoder"]["id"] = "model", "siglip"
+    path = write(tmp_path, exported)
+    monkeypatch.chdir("/")
+    assert pipeline.load(path).method == AdaTP(p=0.6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "adatp-tuner/best/0"}, "has the schema 'adatp-tuner/best/0', but this version reads"),
+        ({"parameters": {"p": 2}}, r"p lies in \(0, 1\], but got 2"),
+        ({"parameters": {"tau": 2}}, "adatp has the parameters tau_s"),
+        ({"model": "m"}, "model is an object with an id"),
+    ],
+)
+def test_a_file_that_is_no_export_is_refused(tmp_path, exported, change, message):
+    with pytest.raises(PipelineError, match=message):
+        pipeline.load(write(tmp_path, exported | change))
+
+
+def test_another_model_than_the_measured_one_is_refused(tmp_path, exported):
+    exported["model"]["identity"] = "sha256:another"
+    with pytest.raises(PipelineError, match="was measured with sha256:another, but"):
+        pipeline.load(write(tmp_path, exported))
+
+
+def test_what_is_missing_is_named(tmp_path, exported):
+    del exported["frames"], exported["model"]
+    with pytest.raises(PipelineError, match="no exported configuration: it lacks model, frames"):
+        pipeline.load(write(tmp_path, exported))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "is not valid JSON"), ("[]", "no exported configuration")]
+)
+def test_a_broken_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "best.json"
+    path.write_text(content)
+    with pytest.raises(PipelineError, match=message):
+        pipeline.load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(PipelineError, match="cannot be read: No such file"):
+        pipeline.load(tmp_path / "best.json")

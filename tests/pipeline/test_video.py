@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError, VideoError
+from pipeline.video import Decoder, content_hash, read_frames
+from tests.videos import moving_frames, real_clip, rotated, truncated, write_audio, write_video
+
+CHILD = Path(__file__).parents[2] / "pipeline" / "_decode_child.py"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    with Decoder() as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 frames of H.264, its index at the front."""
+    path = tmp_path_factory.mktemp("videos") / "whole.mp4"
+    return write_video(
+        path, moving_frames(120), options={"g": "20"}, container_options={"movflags": "faststart"}
+    )
+
+
+def faulty_decoder(folder: Path, fault: str, timeout: float = 60.0) -> Decoder:
+    """A decoder whose process was changed by these lines of Python before it began to serve."""
+    script = folder / "faulty.py"
+    script.write_text(
+        "import importlib.util, os, signal, sys, time\n"
+        f"spec = importlib.util.spec_from_file_location('child', {str(CHILD)!r})\n"
+        "child = importlib.util.module_from_spec(spec)\n"
+        "sys.modules['child'] = child\n"
+        "spec.loader.exec_module(child)\n"
+        "def hang(*_):\n    while True: time.sleep(0.01)\n"
+        "def crash(*_):\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        + textwrap.dedent(fault)
+        + "\nchild.main()\n"
+    )
+    return Decoder(timeout, command=[sys.executable, "-P", str(script)])
+
+
+def all_frames(path: Path) -> list[np.ndarray]:
+    """Every frame from a plain decode of the whole file."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        return [
+            np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+            for frame in container.decode(stream)
+        ]
+
+
+def test_frames_are_sampled_evenly_from_the_first_to_the_last(decoder: Decoder, whole: Path) -> None:
+    video = decoder.read_frames(whole, 8)
+    indices = np.linspace(0, 119, 8, dtype=int)
+    assert video.frames.shape == (8, 48, 64, 3)
+    assert video.frames.dtype == np.uint8
+    assert video.times == pytest.approx(indices / 24)
+    assert np.array_equal(video.frames, np.stack(all_frames(whole))[indices])
+
+
+def test_a_short_video_repeats_frames(decoder: Decoder, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "short.mp4", moving_frames(3))
+    video = decoder.read_frames(path, 8)
+    assert np.array_equal(video.frames, np.stack(all_frames(path))[[0, 0, 0, 0, 1, 1, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("closed.mp4", "libx264", {"g": "20", "bf": "3"}),
+        # decord returns neighbours of the frames asked for in all of these
+        ("open.mp4", "libx264", {"g": "20", "bf": "3", "x264-params": "open-gop=1"}),
+        ("open_hevc.mp4", "libx265", {"x265-params": "keyint=20:open-gop=1:bframes=4:log-level=none"}),
+        ("stream.ts", "libx264", {"g": "20", "bf": "3"}),
+        ("old.avi", "mpeg4", {"bf": "2"}),
+        ("closed.mkv", "libx264", {"g": "20"}),
+        ("altref.webm", "libvpx-vp9", {"g": "20", "auto-alt-ref": "1", "lag-in-frames": "16"}),
+        ("new.mp4", "libsvtav1", {"svtav1-params": "keyint=20"}),
+    ],
+)
+def test_frames_are_exactly_those_of_a_plain_decode(
+    decoder: Decoder, tmp_path: Path, name: str, codec: str, options: dict[str, str]
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    path = write_video(tmp_path / name, moving_frames(100, 96, 128), codec=codec, options=options)
+    frames = np.stack(all_frames(path))
+    video = decoder.read_frames(path, 17)
+    indices = np.linspace(0, 99, 17, dtype=int)
+    assert np.array_equal(video.frames, frames[indices])
+    assert video.times == pytest.approx(indices / 24, abs=2e-3)
+
+
+@pytest.mark.parametrize("fault", ["", "child.decord = None"], ids=["decord", "pyav"])
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotated_videos_come_out_upright(tmp_path: Path, degrees: int, fault: str) -> None:
+    flat = write_video(tmp_path / "flat.mp4", moving_frames(4))
+    path = rotated(flat, tmp_path / "rotated.mp4", degrees)
+    with faulty_decoder(tmp_path, fault) as decoder:
+        plain = decoder.read_frames(flat, 4).frames
+        assert np.array_equal(
+            decoder.read_frames(path, 4).frames, np.rot90(plain, -degrees // 90, axes=(1, 2))
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "first", "last"),
+    [
+        ("nasa_13013.mp4", (270, 480), 0.0, 12.98),
+        ("big_buck_bunny_0_30.webm", (720, 1280), 0.0, 29.96),
+        ("decord_unordered.mov", (50, 50), 0.0, 0.094),
+        ("decord_video_90.mov", (568, 320), 0.0, 0.067),
+    ],
+)
+def test_real_clips_decode(
+    decoder: Decoder, name: str, size: tuple[int, int], first: float, last: float
+) -> None:
+    video = decoder.read_frames(real_clip(name), 16)
+    assert video.frames.shape == (16, *size, 3)
+    assert (video.times[0], video.times[-1]) == (pytest.approx(first), pytest.approx(last, abs=0.01))
+    assert np.all(np.diff(video.times) >= 0)
+
+
+def test_the_damaged_real_clip_is_named_with_its_damage(decoder: Decoder) -> None:
+    path = real_clip("decord_corrupted.mp4")
+    with pytest.raises(
+        VideoError, match=r"decord_corrupted\.mp4 is damaged: it cannot be decoded near second 3\.0"
+    ):
+        decoder.read_frames(path, 8)
+
+
+def broken_files(folder: Path, whole: Path) -> dict[str, Path]:
+    """Each kind of file that holds no readable video."""
+    frames = moving_frames(120)
+    late_index = write_video(folder / "late_index.mp4", frames)
+    matroska = write_video(folder / "whole.mkv", frames, options={"g": "20"})
+    damaged = bytearray(whole.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 1000] = bytes(1000)
+    (folder / "damaged.mp4").write_bytes(damaged)
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    (folder / "text.txt").write_text("this is no video\n" * 50)
+    (folder / "folder.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    return {
+        "missing": folder / "missing.mp4",
+        "empty": folder / "empty.mp4",
+        "text": folder / "text.mp4",
+        "text file": folder / "text.txt",
+        "folder": folder / "folder.mp4",
+        "pipe": folder / "pipe.mp4",
+        "sound": write_audio(folder / "sound.mp4"),
+        "no index": truncated(late_index, folder / "no_index.mp4", 0.5),
+        "cut": truncated(whole, folder / "cut.mp4", 0.6),
+        "cut at the end": truncated(whole, folder / "cut_at_the_end.mp4", 0.99),
+        "cut matroska": truncated(matroska, folder / "cut.mkv", 0.6),
+        "damaged": folder / "damaged.mp4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "is not there"),
+        ("empty", "is empty"),
+        ("text", "is not a video file"),
+        ("text file", "is a text file, not a video"),
+        ("folder", "is a folder, not a video file"),
+        ("pipe", "is not a regular file"),
+        ("sound", "holds no video stream"),
+        ("no index", "is truncated or damaged: it begins like a video, but its index is missing"),
+        ("cut", r"is truncated: \d+ of its 120 frames are there"),
+        ("cut at the end", r"is truncated: 11\d of its 120 frames are there"),
+        ("cut matroska", r"is truncated: it ends [12]\.\d seconds early"),
+        ("damaged", r"is damaged: it cannot be decoded near second \d\.\d"),
+    ],
+)
+def test_a_broken_file_gets_one_clear_sentence(
+    decoder: Decoder, whole: Path, tmp_path: Path, kind: str, message: str
+) -> None:
+    path = broken_files(tmp_path, whole)[kind]
+    with pytest.raises(VideoError, match=message) as caught:
+        decoder.read_frames(path, 8)
+    assert str(caught.value).startswith(f"video {path} ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.path == str(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_said_to_be_so(decoder: Decoder, whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "secret.mp4"
+    path.write_bytes(whole.read_bytes())
+    path.chmod(0)
+    with pytest.raises(VideoError, match="cannot be read: permission denied"):
+        decoder.read_frames(path, 8)
+
+
+def test_a_refused_permission_is_said_to_be_so(
+    decoder: Decoder, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(VideoError, match="cannot be read: permission denied"):
+        decoder.read_frames(whole, 8)
+
+
+def test_an_edit_list_is_not_taken_for_truncation(decoder: Decoder, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "edited.mp4", moving_frames(96), options={"bf": "0", "g": "8"})
+    data = bytearray(path.read_bytes())
+    # elst, version 0: name, version and flags, number of entries, then the duration in ms: 4 s become 2 s.
+    start = data.index(b"elst") + 12
+    data[start : start + 4] = (2000).to_bytes(4, "big")
+    path.write_bytes(data)
+    video = decoder.read_frames(path, 5)
+    assert video.times[-1] == pytest.approx(2.0, abs=0.1)
+
+
+def test_names_that_look_like_urls_are_files(decoder: Decoder, whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "http:clip one ä.mp4"
+    path.write_bytes(whole.read_bytes())
+    with contextlib.chdir(tmp_path):
+        assert decoder.read_frames(path.name, 2).frames.shape == (2, 48, 64, 3)
+
+
+def test_the_process_serves_many_videos(whole: Path, tmp_path: Path) -> None:
+    with Decoder() as decoder:
+        decoder.read_frames(whole, 2)
+        first = decoder._process
+        with pytest.raises(VideoError):
+            decoder.read_frames(write_audio(tmp_path / "sound.mp4"), 2)
+        decoder.read_frames(whole, 3)
+        assert decoder._process is first
+
+
+def test_closing_ends_the_process_and_a_later_request_starts_another(whole: Path) -> None:
+    decoder = Decoder()
+    decoder.read_frames(whole, 2)
+    process = decoder._process
+    decoder.close()
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
+    assert decoder.read_frames(whole, 2).frames.shape[0] == 2
+    decoder.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "child.READERS['decord_batch'] = hang",
+        "child.READERS['decord_batch'] = child.READERS['decord_each'] = hang",
+        "child.READERS['decord_batch'] = crash",
+        "child.READERS['decord_batch'] = child.READERS['decord_each'] = crash",
+    ],
+)
+def test_a_reader_that_hangs_or_crashes_is_replaced_by_the_next(
+    whole: Path, tmp_path: Path, fault: str
+) -> None:
+    with Decoder() as sound, faulty_decoder(tmp_path, fault, timeout=1.0) as decoder:
+        expected = sound.read_frames(whole, 8)
+        read = decoder.read_frames(whole, 8)
+        assert np.array_equal(read.frames, expected.frames)
+        assert np.array_equal(read.times, expected.times)
+
+
+def test_a_video_no_reader_comes_back_from_is_said_to_have_timed_out(whole: Path, tmp_path: Path) -> None:
+    with faulty_decoder(
+        tmp_path, "child.READERS = dict.fromkeys(child.READERS, hang)", timeout=0.2
+    ) as decoder:
+        with pytest.raises(VideoError, match=r"whole\.mp4 could not be decoded within 0\.2 seconds"):
+            decoder.read_frames(whole, 8)
+        assert decoder._process is None
+
+
+def test_a_container_that_hangs_is_said_to_have_timed_out(whole: Path, tmp_path: Path) -> None:
+    with (
+        faulty_decoder(
+            tmp_path, "hang.cache_clear = lambda: None; child.inspect = hang", timeout=0.2
+        ) as decoder,
+        pytest.raises(VideoError, match=r"could not be opened within 0\.2 seconds"),
+    ):
+        decoder.read_frames(whole, 8)
+
+
+def test_a_video_that_crashes_every_reader_is_said_to_do_so(whole: Path, tmp_path: Path) -> None:
+    with (
+        faulty_decoder(tmp_path, "child.READERS = dict.fromkeys(child.READERS, crash)") as decoder,
+        pytest.raises(VideoError, match="could not be decoded: the decoder crashed on it"),
+    ):
+        decoder.read_frames(whole, 8)
+
+
+def test_without_decord_the_frames_are_the_same(whole: Path, tmp_path: Path) -> None:
+    with Decoder() as usual, faulty_decoder(tmp_path, "child.decord = None") as decoder:
+        assert np.array_equal(decoder.read_frames(whole, 32).frames, usual.read_frames(whole, 32).frames)
+
+
+def test_a_process_that_died_between_videos_is_started_again(whole: Path) -> None:
+    with Decoder() as decoder:
+        decoder.read_frames(whole, 2)
+        assert decoder._process is not None
+        decoder._process.kill()
+        decoder._process.wait()
+        assert decoder.read_frames(whole, 2).frames.shape[0] == 2
+
+
+def test_an_interrupt_in_the_middle_of_a_reply_spoils_no_later_one(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Decoder() as decoder:
+        expected = decoder.read_frames(whole, 4).frames
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, "_receive_into", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                decoder.read_frames(whole, 8)
+        assert np.array_equal(decoder.read_frames(whole, 4).frames, expected)
+
+
+def test_what_libraries_print_does_not_reach_the_frames(whole: Path, tmp_path: Path) -> None:
+    fault = """
+        usual = child.READERS["decord_batch"]
+        def noisy(*arguments):
+            os.write(1, b"a remark of some library\\n")
+            print("another")
+            return usual(*arguments)
+        child.READERS["decord_batch"] = noisy
+    """
+    with faulty_decoder(tmp_path, fault) as decoder:
+        assert decoder.read_frames(whole, 2).frames.shape == (2, 48, 64, 3)
+
+
+def test_a_process_that_cannot_start_is_no_fault_of_the_video(whole: Path) -> None:
+    decoder = Decoder(command=[sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(PipelineError, match=r"did not start \(exit code") as caught:
+        decoder.read_frames(whole, 2)
+    assert not isinstance(caught.value, VideoError)
+
+
+def test_a_killed_parent_leaves_no_process_behind_even_in_a_decoder_that_hangs(
+    whole: Path, tmp_path: Path
+) -> None:
+    faulty_decoder(tmp_path, "child.READERS = dict.fromkeys(child.READERS, hang)")
+    script = (
+        "import sys, threading, time\nfrom pipeline.video import Decoder\n"
+        f"decoder = Decoder(command=[sys.executable, '-P', {str(tmp_path / 'faulty.py')!r}])\n"
+        f"threading.Thread(target=decoder.read_frames, args=({str(whole)!r}, 2), daemon=True).start()\n"
+        "while decoder._process is None: time.sleep(0.01)\n"
+        "print(decoder._process.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1)  # into the decoder
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_script_needs_no_main_guard_and_the_process_ends_with_it(whole: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pipeline.video as video\n"
+        f"print(video.read_frames({str(whole)!r}, 2).frames.shape)\n"
+        "print(video._shared_decoder()._process.pid)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True
+    )
+    shape, process = result.stdout.splitlines()
+    assert shape == "(2, 48, 64, 3)"
+    assert result.stderr == ""
+    assert not is_running(int(process))
+
+
+def test_a_fork_decodes_by_itself(whole: Path) -> None:
+    # In a script: a fork of the test process would run the rest of the tests twice.
+    script = (
+        "import os\nfrom pipeline.video import Decoder\n"
+        "decoder = Decoder()\n"
+        f"decoder.read_frames({str(whole)!r}, 2)\n"
+        "if os.fork() == 0:\n"
+        f"    decoder.read_frames({str(whole)!r}, 3); decoder.close(); os._exit(0)\n"
+        "assert os.wait()[1] == 0\n"
+        f"assert decoder.read_frames({str(whole)!r}, 4).frames.shape[0] == 4\n"
+        "decoder.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_decoding_process_imports_neither_torch_nor_the_package() -> None:
+    script = (
+        "import runpy, sys\n"
+        f"runpy.run_path({str(CHILD)!r})\n"
+        "print([name for name in ('torch', 'transformers', 'pipeline') if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_probe_tells_count_length_and_codec(decoder: Decoder, whole: Path) -> None:
+    assert decoder.probe(whole) == (120, pytest.approx(5.0), "h264")
+
+
+def test_the_function_reads_like_the_decoder(decoder: Decoder, whole: Path) -> None:
+    assert np.array_equal(read_frames(whole, 4).frames, decoder.read_frames(whole, 4).frames)
+
+
+@pytest.mark.parametrize("arguments", [{"timeout": 0.0}, {"timeout": -1.0}])
+def test_a_timeout_is_positive(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="timeout must be positive, but got"):
+        Decoder(**arguments)
+
+
+def test_at_least_one_frame_is_asked_for(decoder: Decoder, whole: Path) -> None:
+    with pytest.raises(ValueError, match="frames must be at least 1, but got 0"):
+        decoder.read_frames(whole, 0)
+
+
+def test_the_content_hash_is_the_files_sha256(whole: Path, tmp_path: Path) -> None:
+    assert content_hash(whole) == hashlib.sha256(whole.read_bytes()).hexdigest()
+    with pytest.raises(VideoError, match="is not there"):
+        content_hash(tmp_path / "missing.mp4")
+
+
+def test_errors_survive_pickling(tmp_path: Path) -> None:
+    with pytest.raises(VideoError) as caught:
+        content_hash(tmp_path / "missing.mp4")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.path) == (str(caught.value), caught.value.path)

@@ -1,0 +1,86 @@
+"""Video files for tests: written with PyAV, whole or broken on purpose; and real clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+# Clips with rights of their own, kept beside the checkout and not redistributed with it.
+REAL_CLIPS = Path(__file__).parents[2] / "shared" / "videos"
+
+
+def real_clip(name: str) -> Path:
+    """A real clip, or a skipped test."""
+    path = REAL_CLIPS / name
+    if not path.is_file():
+        pytest.skip(f"{name} is not beside the checkout (../shared/videos)")
+    return path
+
+
+def moving_frames(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """(count, H, W, 3): frames that all differ; every frame's brightness at the top left tells its number."""
+    texture = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    frames = np.stack(
+        [np.kron(np.roll(texture, i // 3, axis=1), np.ones((8, 8, 1), np.uint8)) for i in range(count)]
+    )
+    frames[:, : height // 2] = (np.arange(count) * 255 // max(count - 1, 1)).astype(np.uint8)[
+        :, None, None, None
+    ]
+    return frames
+
+
+def write_video(
+    path: Path,
+    frames: NDArray[np.uint8],
+    fps: int = 24,
+    *,
+    codec: str = "libx264",
+    options: Mapping[str, str] | None = None,
+    container_options: Mapping[str, str] | None = None,
+) -> Path:
+    """Encode frames (n, H, W, 3) to `path`; its suffix decides the container."""
+    with av.open(str(path), "w", options=dict(container_options or {})) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = dict(options or {})
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """A file with one second of silence and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 44100), np.float32), format="fltp", layout="stereo")
+        silence.sample_rate = 44100
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    return path
+
+
+def truncated(source: Path, target: Path, fraction: float) -> Path:
+    """The beginning of a file."""
+    data = source.read_bytes()
+    target.write_bytes(data[: int(len(data) * fraction)])
+    return target
+
+
+def rotated(source: Path, target: Path, degrees: int) -> Path:
+    """The same mp4 with the display matrix players turn it clockwise by: 90, 180 or 270 degrees."""
+    one, minus = 1 << 16, (-1 << 16) & 0xFFFFFFFF
+    a, b, c, d = {90: (0, one, minus, 0), 180: (minus, 0, 0, minus), 270: (0, minus, one, 0)}[degrees]
+    data = bytearray(source.read_bytes())
+    # tkhd, version 0: 4 bytes of name, 4 of version and flags, 36 until the matrix a b u c d v x y w.
+    start = data.index(b"tkhd") + 4 + 4 + 36
+    for place, value in zip((0, 1, 3, 4), (a, b, c, d), strict=True):
+        data[start + 4 * place : start + 4 * place + 4] = value.to_bytes(4, "big")
+    target.write_bytes(data)
+    return target
