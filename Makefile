@@ -40,7 +40,7 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak --timeout=0
 
 bench: $(STAMP)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.benchmarks.run
 
 # The stamp is written last: an interrupted installation is taken up again.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,0 +1,165 @@
+"""One contract, all executors: everything is answered and recorded once, whatever dies on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tuner.executors.evaluator import Executor
+from tuner.executors.in_process import InProcessExecutor
+from tuner.loop import EvaluationError, Loop
+from tuner.records.store import Store
+
+EXECUTORS = ["in_process", "ray_1", "ray_2"]
+
+
+def make_executor(kind: str, evaluator: FakeEvaluator) -> Executor:
+    if kind == "in_process":
+        return InProcessExecutor(evaluator)
+    from tuner.executors.ray_tune import RayExecutor
+
+    return RayExecutor(evaluator, workers=int(kind.removeprefix("ray_")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """Starts Ray once for all of these tests; the executor uses one that is there."""
+    from tuner.executors.ray_tune import local_ray
+
+    with local_ray(workers=2):
+        yield
+
+
+def table(store: Store) -> list[Any]:
+    assert all(one.outcome is not None for one in store.trials())
+    trials = [replace(one, outcome=replace(one.outcome, seconds=0)) for one in store.trials() if one.outcome]
+    measured = {configuration: replace(one, seconds=0) for configuration, one in store.measured().items()}
+    return [trials, store.refusals(), measured, store.selections(), store.count_answers()]
+
+
+def run_in_process(path: Path, evaluator: FakeEvaluator) -> None:
+    with open_store(path, evaluator.study) as store:
+        InProcessExecutor(evaluator).run(make_loop(evaluator.study, store))
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> list[Any]:
+    study = make_study()
+    run_in_process(tmp_path / "undisturbed.db", FakeEvaluator(study))
+    with open_store(tmp_path / "undisturbed.db", study) as store:
+        return table(store)
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_everything_is_answered_once(kind: str, tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        make_executor(kind, FakeEvaluator(study)).run(loop)
+        assert loop.finished
+        assert not loop.interrupted
+        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+        wanted = {(question.id, "baseline") for question in study.questions}
+        for trial in store.trials():
+            tune = zip(study.questions, trial.fingerprints, strict=True)
+            wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.part_of(one) == "tune"}
+        held_out = len(study.questions_of("held_out"))
+        assert store.count_answers() == len(wanted) + held_out * len(store.measured())
+
+
+@pytest.mark.parametrize("kind", ["in_process", "ray_1"])
+def test_one_worker_is_deterministic(kind: str, tmp_path: Path, undisturbed: list[Any]) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        make_executor(kind, FakeEvaluator(study)).run(make_loop(study, store))
+        assert table(store) == undisturbed
+
+
+@pytest.mark.parametrize(("kind", "kill_after"), [("ray_1", 0), ("ray_1", 9), ("ray_2", 3)])
+def test_a_killed_worker_loses_only_its_rung(
+    kind: str, kill_after: int, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    study = make_study()
+    evaluator = FakeEvaluator(study, kill_marker=tmp_path / "killed", kill_after=kill_after)
+    with open_store(tmp_path / "t.db", study) as store:
+        make_executor(kind, evaluator).run(make_loop(study, store))
+        assert (tmp_path / "killed").exists()
+        if kind == "ray_1":
+            assert table(store) == undisturbed
+        else:
+            assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+
+
+@pytest.mark.parametrize("kill_after", [0, 3, 9])
+def test_a_killed_process_carries_on_as_if_undisturbed(
+    kill_after: int, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    study = make_study()
+    evaluator = FakeEvaluator(study, kill_marker=tmp_path / "killed", kill_after=kill_after)
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_in_process, args=(tmp_path / "t.db", evaluator)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9
+    run_in_process(tmp_path / "t.db", FakeEvaluator(study))
+    with open_store(tmp_path / "t.db", study) as store:
+        assert table(store) == undisturbed
+
+
+def test_questions_that_keep_killing_their_worker_end_the_run_with_a_clear_error(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        with pytest.raises(EvaluationError, match=r"died 3 times .* RuntimeError: no memory left"):
+            make_executor("ray_1", FakeEvaluator(study, always="no memory left")).run(loop)
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_an_interrupted_run_ends_after_the_rungs_in_flight(kind: str, tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        record = loop.record
+
+        def interrupting(*values: Any) -> Any:
+            if len(store.trials()) == 2:
+                loop.interrupt()
+            return record(*values)
+
+        loop.record = interrupting  # type: ignore[method-assign]
+        make_executor(kind, FakeEvaluator(study)).run(loop)
+        assert loop.finished
+        assert loop.interrupted
+        assert len(store.trials()) < 6
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_an_error_of_the_loop_comes_out_as_it_is(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        monkeypatch.setattr(Loop, "record", full)
+        with pytest.raises(OSError, match="no space left on device"):
+            make_executor(kind, FakeEvaluator(study)).run(loop)
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_nothing_to_do_loads_no_model(kind: str, tmp_path: Path) -> None:
+    study = make_study()
+    run_in_process(tmp_path / "t.db", FakeEvaluator(study))
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        make_executor(kind, FakeEvaluator(study, always="nobody should ask")).run(loop)
+        assert loop.finished

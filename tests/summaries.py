@@ -1,0 +1,143 @@
+"""A finished study as values, for everything that only reads results: export, summary, mirror, figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.methods import AdaTP
+from tuner.results import (
+    Configuration,
+    HeldOut,
+    Interval,
+    Measured,
+    Outcome,
+    RegressionRow,
+    RunSummary,
+    Setting,
+    Trial,
+)
+
+
+def make_outcome(part="tune", accuracy=0.9, flops_ratio=0.295, **changes: Any) -> Outcome:
+    values: dict[str, Any] = {
+        "part": part,
+        "questions": 600,
+        "videos": 80,
+        "accuracy": accuracy,
+        "flops_ratio": flops_ratio,
+        "flops_ratio_end_to_end": 0.15 + 0.85 * flops_ratio,
+        "flops_ratio_visual": flops_ratio - 0.02,
+        "flops_ratio_p95": flops_ratio + 0.03,
+        "flops_ratio_max": flops_ratio + 0.06,
+        "regressions": round(600 * (0.95 - accuracy)),
+        "gained": 4,
+        "logprob_change": accuracy - 0.95,
+        "seconds": 12.5,
+    }
+    return Outcome(**(values | changes))
+
+
+def make_held_out(configuration: Configuration, accuracy=0.89, flops_ratio=0.297) -> HeldOut:
+    outcome = make_outcome("held_out", accuracy, flops_ratio)
+    return HeldOut(
+        configuration=configuration,
+        outcome=outcome,
+        accuracy=Measured(accuracy, Interval(accuracy - 0.03, accuracy + 0.025)),
+        difference=Measured(accuracy - 0.94, Interval(accuracy - 0.96, accuracy - 0.92)),
+        p_value=0.012,
+        regression_rate=Measured(outcome.regressions / 600, Interval(0.03, 0.09)),
+    )
+
+
+def make_setting(**changes: Any) -> Setting:
+    setting = Setting(
+        model="example/llava-onevision",
+        model_revision="main",
+        model_identity="sha256:0123",
+        text_encoder="example/siglip",
+        text_encoder_revision=None,
+        frames=16,
+        scoring="words",
+        max_new_tokens=16,
+        pruning_layers=(2, 3, 4, 5, 6, 7),
+        layers=12,
+    )
+    return replace(setting, **changes)
+
+
+def make_regressions(count=5) -> tuple[RegressionRow, ...]:
+    return tuple(
+        RegressionRow(
+            question=f"q{index}",
+            video=f"scene{index:03}.mp4",
+            text=f"In the scene after brick, what color is ring {index}?",
+            options=("red", "green", "blue", "white"),
+            answer="red",
+            baseline_text="red",
+            baseline_margin=2.5 - 0.1 * index,
+            pruned_text="blue",
+            pruned_margin=-0.5,
+            tags={"type": "order", "place": "middle"},
+        )
+        for index in range(count)
+    )
+
+
+def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
+    """Trials spread over compute: more of it answers better, with some noise; a few are over the budget."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(trials):
+        method = AdaTP(
+            tau_s=float(rng.uniform(0.5, 0.999)),
+            tau_t=float(rng.uniform(0, 1)),
+            alpha_boost=float(rng.uniform(1, 1.4)),
+            gamma_cap=float(rng.uniform(0.9, 1)),
+            p=float(rng.uniform(0.7, 0.9)),
+        )
+        ratio = float(rng.uniform(0.12, 0.36))
+        accuracy = round(600 * float(0.95 - 0.5 * (0.4 - ratio) ** 1.3 - rng.exponential(0.02))) / 600
+        rows.append(
+            Trial(
+                number,
+                Configuration.from_method(method),
+                make_outcome("tune", accuracy, ratio),
+                ratio <= budget,
+            )
+        )
+    if rows:
+        rows[0] = replace(
+            rows[0],
+            configuration=Configuration.from_method(AdaTP(p=0.82)),
+            outcome=make_outcome("tune", 0.86, 0.2995),
+            within_budget=True,
+        )
+    fitting = [row for row in rows if row.within_budget]
+    best = max(fitting, key=lambda row: row.outcome.accuracy) if fitting else None
+    summary = RunSummary(
+        study="demo",
+        study_hash="5f2c9d7be1a04c3388aa0b1f6f7d2e11",
+        budget=budget,
+        seed=0,
+        baseline={
+            "tune": Measured(0.95, Interval(0.93, 0.965)),
+            "held_out": Measured(0.94, Interval(0.92, 0.958)),
+        },
+        trials=tuple(rows),
+        best=best,
+        best_held_out=make_held_out(best.configuration) if best else None,
+        defaults=rows[0] if rows else None,
+        defaults_held_out=make_held_out(rows[0].configuration, 0.85) if rows else None,
+        binds="alpha_boost",
+        regressions=make_regressions(),
+        refused=3,
+        shared_answers=1200,
+        evaluated_answers=22800,
+        seconds=193.0,
+        smallest_reachable=0.081,
+        setting=make_setting(),
+    )
+    return replace(summary, **changes)

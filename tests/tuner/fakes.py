@@ -1,0 +1,191 @@
+"""A study without a model: synthetic layouts, and an evaluator whose answers depend on question and plan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.flops import ModelShape, VisionShape
+from pipeline.layout import Layout
+from pipeline.methods import AdaTP, from_dict
+from tuner.loop import Loop
+from tuner.planning import Planner
+from tuner.records.store import SearchRecord, Store, StoredQuestion, StudyRecord
+from tuner.search.evidence import Sampler
+from tuner.search.optuna_sampler import OptunaSampler
+from tuner.search.space import Coordinates, make_space
+from tuner.study import Study, StudyQuestion, Video
+
+SHAPE = ModelShape(
+    layers=12,
+    hidden=160,
+    kv_width=80,
+    mlp_width=432,
+    heads=4,
+    vision=VisionShape(patches=64, patch_inputs=192, width=128, mlp_width=512, layers=3, extra_layers=1),
+)
+BASE = "encoding|words|16"
+OPTIONS = ("red", "green", "blue", "white")
+
+
+def make_study(videos: int = 8, per_video: int = 3, *, labelled: bool = True) -> Study:
+    names = [f"v{index:02}.mp4" for index in range(videos)]
+    return Study(
+        name="fake",
+        folder=Path("fake"),
+        model="model",
+        revision=None,
+        text_encoder="siglip",
+        questions_file=Path("fake/questions.jsonl"),
+        frames=16,
+        scoring="words",
+        max_new_tokens=16,
+        videos=tuple(Video(name, Path("fake") / name) for name in names),
+        questions=tuple(
+            StudyQuestion(
+                id=f"{name}-q{index}",
+                text=f"What color is thing {index}?",
+                options=OPTIONS,
+                video=name,
+                answer=OPTIONS[_number(name, index) % 4] if labelled else None,
+            )
+            for name in names
+            for index in range(per_video)
+        ),
+        held_out=frozenset(names[1::2]),
+    )
+
+
+def stored_questions(study: Study) -> tuple[StoredQuestion, ...]:
+    return tuple(
+        StoredQuestion(one.id, one.video, study.part_of(one), _layout(one.video, one.id))
+        for one in study.questions
+    )
+
+
+def _layout(video: str, question: str) -> Layout:
+    scenes = np.random.default_rng(_number(video))
+    similarity = np.where(
+        scenes.random(15) < 0.3, scenes.uniform(0.2, 0.6, 15), scenes.uniform(0.9, 0.99, 15)
+    )
+    relevance = np.random.default_rng(_number(question)).uniform(-0.1, 0.2, 16)
+    return Layout(16, 16, 1, 6, 14, similarity, relevance)
+
+
+def make_planner(study: Study) -> Planner:
+    return Planner(stored_questions(study), SHAPE, BASE)
+
+
+def open_store(path: Path, study: Study) -> Store:
+    """The store at this place, with the study in it."""
+    store = Store.open(f"sqlite:///{path}")
+    begin(store, study)
+    return store
+
+
+def begin(store: Store, study: Study) -> None:
+    """The study in the store, written if it is not there yet."""
+    if store.find(study.name) is None:
+        store.begin(
+            StudyRecord(
+                name=study.name,
+                hash="hash",
+                parts={"model": study.model},
+                setting={},
+                shape={},
+                fingerprint_base=BASE,
+                text_encoder_identity="siglip",
+                skipped=(),
+                questions=stored_questions(study),
+            )
+        )
+
+
+def make_loop(
+    study: Study,
+    store: Store,
+    *,
+    trials: int = 6,
+    budget: float = 0.35,
+    seed: int = 0,
+    coordinates: Coordinates = "budget",
+    sampler: Sampler | None = None,
+    **options: Any,
+) -> Loop:
+    planner = make_planner(study)
+    search: SearchRecord = store.search(budget, seed, coordinates, trials)
+    space = make_space(coordinates, planner, study.search, budget)
+    # Few random trials, so that short tests reach the model of the sampler.
+    chosen = OptunaSampler(startup_trials=3) if sampler is None else sampler
+    return Loop(study, store, planner, search, space, chosen, rung_videos=2, **options)
+
+
+@dataclass
+class FakeEvaluator:
+    """Answers as a model might that needs tokens: the more stay in the video, the more it gets right."""
+
+    study: Study
+    # Set: the process is killed once, in the middle of the rung after this many.
+    kill_marker: Path | None = None
+    kill_after: int = 0
+    # Every call dies this way.
+    always: str | None = None
+    calls: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
+
+    def __call__(self) -> FakeEvaluator:
+        return self
+
+    def answer(
+        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        if self.always is not None:
+            raise RuntimeError(self.always)
+        if (
+            self.kill_marker is not None
+            and len(self.calls) >= self.kill_after
+            and not self.kill_marker.exists()
+        ):
+            self.kill_marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        self.calls.append((None if configuration is None else str(configuration["method"]), tuple(questions)))
+        return [self._one(configuration, one) for one in questions]
+
+    def _one(self, configuration: Mapping[str, Any] | None, question_id: str) -> dict[str, Any]:
+        question = self.study.question(question_id)
+        right = OPTIONS.index(question.answer) if question.answer is not None else _number(question_id) % 4
+        ease = _number(question_id, "ease") / 2**32
+        kept: tuple[int, ...] = ()
+        strength = 0.95
+        if configuration is not None:
+            method = from_dict(configuration)
+            plan = method.plan(_layout(question.video, question_id), SHAPE.layers)
+            kept = tuple(plan.total(j) for j in range(len(plan.layers)))
+            strength = min(0.95, 0.4 + kept[-1] / 100)
+            if isinstance(method, AdaTP):
+                strength -= abs(method.tau_t - 0.6) / 4
+        margin = 4 * (strength - ease)
+        option = right if margin > 0 else (right + 1) % 4
+        logprobs = [-2.0] * 4
+        logprobs[right] = -2.0 + margin
+        return {
+            "question": question_id,
+            "text": OPTIONS[option],
+            "option": option,
+            "option_logprobs": tuple(logprobs),
+            "logprob": max(logprobs),
+            "kept": kept,
+            "seconds": 0.001,
+        }
+
+
+def _number(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")

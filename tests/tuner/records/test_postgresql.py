@@ -1,0 +1,74 @@
+"""The same records on PostgreSQL, on a server of this test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
+from tuner.executors.in_process import InProcessExecutor
+from tuner.records.store import Store
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """URL of an empty database; skipped where PostgreSQL is not installed."""
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
+        pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
+    # PostgreSQL refuses to run as root.
+    user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if user:
+            shutil.chown(folder, "postgres")
+
+        def call(*command: str) -> None:
+            subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
+
+        data = str(folder / "data")
+        call("initdb", "--no-sync", "--auth=trust", "--username=tuner", "-D", data)
+        # No port: a socket in the folder cannot collide with anything.
+        call("pg_ctl", "-w", "-D", data, "-l", data + ".log", "-o", f"-h '' -k {folder} -F", "start")
+        try:
+            yield f"postgresql://tuner@/postgres?host={folder}"
+        finally:
+            call("pg_ctl", "-w", "-D", data, "-m", "immediate", "stop")
+
+
+def table(store: Store) -> list[Any]:
+    trials = [
+        replace(one, search=0, outcome=one.outcome and replace(one.outcome, seconds=0))
+        for one in store.trials()
+    ]
+    refusals = [replace(one, search=0) for one in store.refusals()]
+    return [trials, refusals, [one.accuracy for one in store.measured().values()], store.count_answers()]
+
+
+def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, coordinates="knobs", budget=0.3))
+        expected = table(store)
+    for trials in (2, 6):
+        with Store.open(server) as store:
+            begin(store, study)
+            loop = make_loop(study, store, coordinates="knobs", budget=0.3, trials=trials)
+            InProcessExecutor(FakeEvaluator(study)).run(loop)
+    with Store.open(server) as store:
+        begin(store, study)
+        found = table(store)
+    assert found[0] == expected[0]
+    assert found[1] == expected[1]
+    # What was best after two trials was measured too.
+    assert set(expected[2]) <= set(found[2])
+    with Store.open(server) as store:
+        assert store.archive(study.name)
+        assert store.find(study.name) is None

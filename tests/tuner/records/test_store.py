@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from pipeline.methods import AdaTP, OneShot
+from tests.tuner.fakes import make_planner, make_study, open_store
+from tuner.errors import UserError
+from tuner.records.store import RecordedAnswer, RefusalRecord, Store, default_database
+from tuner.results import Configuration, Outcome
+
+pytestmark = pytest.mark.quick
+
+OUTCOME = Outcome("tune", 12, 4, 0.75, 0.3, 0.4, 0.27, 0.31, 0.33, 2, 1, -0.1, 3.5)
+KNOBS = AdaTP(0.9, 0.4, 1.2, 0.97, 0.123456789012345678)
+
+
+def answer(question: str, text: str = "red") -> RecordedAnswer:
+    return RecordedAnswer(question, text, 0, (-0.1, -1 / 3), -0.1, (256, 12), 0.01)
+
+
+def propose(store: Store, number: int, method: Any = KNOBS) -> Configuration:
+    configuration = Configuration.from_method(method)
+    search = store.search(0.3, 0, "budget", 40)
+    store.propose(search, number, configuration, make_planner(make_study()).fingerprints(method), 0.299)
+    return configuration
+
+
+def test_a_study_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        found = store.find("fake")
+    assert found is not None
+    planner = make_planner(study)
+    assert [one.id for one in found.questions] == [one.id for one in planner.questions]
+    for stored, one in zip(found.questions, planner.questions, strict=True):
+        assert (stored.video, stored.part) == (one.video, one.part)
+        assert stored.layout.text_after == one.layout.text_after
+        np.testing.assert_array_equal(stored.layout.frame_similarity, one.layout.frame_similarity)
+        np.testing.assert_array_equal(stored.layout.frame_relevance, one.layout.frame_relevance)
+
+
+@pytest.mark.parametrize("method", [KNOBS, replace(KNOBS, deduplicate="drop"), OneShot(0.1)])
+def test_a_trial_comes_back_bit_for_bit(tmp_path: Path, method: Any) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        configuration = propose(store, 0, method)
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        (trial,) = store.trials()
+        assert trial.configuration == configuration
+        assert trial.configuration.build() == method
+        assert trial.fingerprints == make_planner(make_study()).fingerprints(method)
+        assert (trial.binding_ratio, trial.outcome) == (0.299, None)
+
+
+def test_a_trial_number_is_unique(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        propose(store, 0)
+        with pytest.raises(IntegrityError):
+            propose(store, 0)
+
+
+def test_answers_are_found_by_question_and_fingerprint(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        one, two = ("v00.mp4-q0", "a" * 32), ("v01.mp4-q1", "b" * 32)
+        store.record({one: answer(one[0]), two: answer(two[0], "blue")})
+        crossed = (one[0], two[1])
+        assert store.answers([one, two, crossed]) == {one: answer(one[0]), two: answer(two[0], "blue")}
+
+
+def test_recording_again_changes_nothing(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        key = ("v00.mp4-q0", "a" * 32)
+        store.record({key: answer(key[0])})
+        store.record({key: answer(key[0], "another text")})
+        assert store.answers([key])[key].text == "red"
+        assert store.count_answers() == 1
+
+
+def test_thousands_of_answers_are_found_at_once(tmp_path: Path) -> None:
+    study = make_study(videos=100, per_video=12)
+    with open_store(tmp_path / "t.db", study) as store:
+        pairs = [(one.id, f"{copy:032x}") for one in study.questions for copy in range(8)]
+        store.record({pair: answer(pair[0]) for pair in pairs})
+        assert store.answers(pairs).keys() == set(pairs)
+
+
+def test_an_outcome_is_written_with_the_last_answers_and_once(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        configuration = propose(store, 0)
+        key = ("v00.mp4-q0", "a" * 32)
+        held_out = replace(OUTCOME, part="held_out")
+        store.record({key: answer(key[0])}, completed=(0, OUTCOME), measured=(configuration, held_out))
+        store.record({}, completed=(0, replace(OUTCOME, accuracy=0)), measured=(configuration, OUTCOME))
+        assert store.trials()[0].outcome == OUTCOME
+        assert store.measured() == {configuration: held_out}
+
+
+def test_a_rung_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        propose(store, 0)
+        key = ("v00.mp4-q0", "a" * 32)
+        broken = replace(OUTCOME, accuracy=object())  # type: ignore[arg-type]
+        with pytest.raises(Exception, match="must be a string or a real number"):
+            store.record({key: answer(key[0])}, completed=(0, broken))
+        assert store.count_answers() == 0
+
+
+def test_the_same_search_asked_for_more_trials_stays_one_search(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        first = store.search(0.3, 0, "budget", 40)
+        assert store.search(0.3, 0, "budget", 60).id == first.id
+        assert store.search(0.3, 0, "budget", 20).trials == 20
+        assert store.search(0.25, 0, "budget", 40).id != first.id
+        assert [one.trials for one in store.searches()] == [60, 40]
+
+
+def test_the_search_asked_for_last_comes_last(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        for budget in (0.3, 0.25, 0.3):
+            store.search(budget, 0, "budget", 40)
+        assert [one.budget for one in store.searches()] == [0.25, 0.3]
+
+
+def test_refusals_keep_the_proposed_point(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        search = store.search(0.3, 0, "budget", 40)
+        refusal = RefusalRecord(search.id, 3, 1, Configuration.from_method(KNOBS), {"target": 1 / 3}, 0.4)
+        store.refuse(refusal)
+        assert store.refusals() == (refusal,)
+
+
+def test_selections_name_the_chosen_trial(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        for number in range(3):
+            propose(store, number)
+        search = store.search(0.3, 0, "budget", 40)
+        store.select(search, 3, 2)
+        store.select(search, 3, 2)
+        assert store.selections() == ((search.id, 3, 2),)
+
+
+def test_an_archived_study_leaves_its_name_and_keeps_its_records(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        propose(store, 0)
+        assert store.archive("fake")
+        assert store.find("fake") is None
+        assert not store.archive("fake")
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        assert store.trials() == ()
+        propose(store, 0)
+    rows = sqlite3.connect(tmp_path / "t.db").execute("SELECT count(*) FROM trial").fetchone()
+    assert rows == (2,)
+
+
+def test_studies_of_one_database_do_not_mix(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        propose(store, 0)
+    with open_store(tmp_path / "t.db", replace(make_study(), name="other")) as store:
+        assert store.trials() == ()
+        assert store.study_names() == ("fake", "other")
+
+
+def test_a_reader_does_not_wait_for_the_writer(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        writer = sqlite3.connect(tmp_path / "t.db")
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("DELETE FROM question")
+        assert store.find("fake") is not None
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "is a URL like"),
+        ("mysql://host/name", "SQLite or PostgreSQL, but got 'mysql'"),
+        ("unknown://host/name", "SQLite or PostgreSQL, but got 'unknown'"),
+    ],
+)
+def test_a_url_that_will_not_do_is_the_users_mistake(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Store.open(url)
+
+
+def test_a_file_that_is_no_database_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "t.db").write_text("this is no database, whatever its name says" * 100)
+    with pytest.raises(UserError, match=r"t\.db cannot be opened: file is not a database"):
+        Store.open(f"sqlite:///{tmp_path}/t.db")
+
+
+def test_tables_of_another_version_are_not_touched(tmp_path: Path) -> None:
+    open_store(tmp_path / "t.db", make_study()).close()
+    connection = sqlite3.connect(tmp_path / "t.db")
+    connection.execute("UPDATE adatp_schema SET version = 99")
+    connection.commit()
+    connection.close()
+    with pytest.raises(UserError, match="tables of version 99"):
+        Store.open(f"sqlite:///{tmp_path}/t.db")
+
+
+def test_reading_records_that_are_not_there_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`tuner run` makes them"):
+        Store.open(f"sqlite:///{tmp_path}/sub/t.db", create=False)
+    assert not (tmp_path / "sub").exists()
+
+
+def test_a_password_is_never_shown() -> None:
+    with pytest.raises(UserError) as caught:
+        Store.open("postgresql://someone:secret@127.0.0.1:1/none")
+    assert "secret" not in str(caught.value)
+
+
+def test_the_default_database_lies_in_the_working_directory() -> None:
+    assert default_database("demo") == "sqlite:///.tuner/demo/tuner.db"

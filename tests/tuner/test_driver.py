@@ -1,0 +1,333 @@
+"""`tuner run` as a function, over a tiny model with random weights and real video files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.runtime import Runtime
+from tests.checkpoints import scenes, write_checkpoints
+from tests.videos import write_video
+from tuner.driver import InterruptedRunError, RunOptions, measure, run
+from tuner.errors import UserError
+from tuner.loop import Loop
+from tuner.planning import fingerprint, fingerprint_base
+from tuner.records.store import Store, default_database
+from tuner.reporting import load_status, load_summary, make_planner
+from tuner.results import Configuration
+from tuner.study import Search, Study, StudyQuestion, Video
+
+OPTIONS = RunOptions(budget=0.5, trials=4)
+COLORS = ("red", "green", "blue", "yellow")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with checkpoints and videos; tests copy it."""
+    folder = tmp_path_factory.mktemp("template")
+    write_checkpoints(folder)
+    (folder / "videos").mkdir()
+    for index in range(4):
+        write_video(folder / "videos" / f"v{index}.mp4", scenes(16, scene_length=4, seed=index))
+    return folder
+
+
+@pytest.fixture
+def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return make_study(tmp_path)
+
+
+def make_study(folder: Path) -> Study:
+    names = [f"v{index}.mp4" for index in range(4)]
+    return Study(
+        name="tiny",
+        folder=folder,
+        questions_file=folder / "questions.jsonl",
+        model=str(folder / "model"),
+        revision=None,
+        text_encoder=str(folder / "siglip"),
+        frames=8,
+        scoring="words",
+        max_new_tokens=4,
+        videos=tuple(Video(name, folder / "videos" / name) for name in names),
+        questions=tuple(
+            StudyQuestion(
+                id=f"{name}-{place}",
+                text=f"what color is the {place} of the {thing}?",
+                options=COLORS,
+                video=name,
+                answer=COLORS[(index + len(place)) % 4],
+                tags={"place": place},
+            )
+            for index, name in enumerate(names)
+            for place, thing in (("top", "ring"), ("left", "ball"), ("bottom", "star"))
+        ),
+        held_out=frozenset({"v1.mp4", "v3.mp4"}),
+    )
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, int]] = []
+        self.done = 0
+
+    def started(self, phase: str, total: int) -> None:
+        self.phases.append((phase, total))
+
+    def advanced(self, count: int = 1) -> None:
+        self.done += count
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def comparable(summary: Any) -> Any:
+    """Without times, which no two runs share."""
+    trials = tuple(replace(one, outcome=replace(one.outcome, seconds=0)) for one in summary.trials)
+    return [
+        trials,
+        summary.baseline,
+        summary.best and summary.best.number,
+        summary.best_held_out and replace(summary.best_held_out, outcome=None),
+        summary.regressions,
+        summary.study_hash,
+    ]
+
+
+def test_a_run_ends_with_its_summary_and_the_same_again_loads_no_model(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Recorder()
+    summary = run(study, OPTIONS, progress)
+    assert [phase for phase, _ in progress.phases] == ["encoding", "baseline", "trials", "held-out"]
+    assert dict(progress.phases)["baseline"] == 12
+    assert progress.done == sum(total for _, total in progress.phases)
+    assert len(summary.trials) == 4
+    assert summary.best is not None
+    assert summary.best.within_budget
+    assert summary.best_held_out is not None
+    assert summary.defaults is not None
+    assert summary.defaults.number == 0
+    assert summary.defaults_held_out is not None
+    assert summary.baseline.keys() == {"tune", "held_out"}
+    assert summary.setting is not None
+    assert summary.setting.layers == 12
+    assert summary.smallest_reachable is not None
+    assert summary.smallest_reachable < 0.5
+    assert len(summary.regressions) == summary.best_held_out.outcome.regressions
+    assert (Path(".tuner/tiny/tuner.db")).is_file()
+
+    monkeypatch.setattr(Runtime, "load", None)
+    assert comparable(run(study, OPTIONS)) == comparable(summary)
+    assert comparable(load_summary(study)) == comparable(summary)
+
+
+def test_more_trials_and_another_budget_carry_on(study: Study) -> None:
+    first = run(study, OPTIONS)
+    more = run(study, replace(OPTIONS, trials=6))
+    assert more.trials[:4] == first.trials
+    assert len(more.trials) == 6
+    other = run(study, replace(OPTIONS, budget=0.48, trials=2))
+    assert other.trials[:6] == tuple(
+        replace(one, within_budget=one.within_budget and _fits(one, 0.48)) for one in more.trials
+    )
+    assert other.best is not None
+    assert other.best.outcome.flops_ratio <= 0.48
+
+
+def _fits(trial: Any, budget: float) -> bool:
+    return bool(trial.outcome.flops_ratio <= budget)
+
+
+def test_stored_plans_give_the_runtimes_fingerprints(study: Study) -> None:
+    run(study, replace(OPTIONS, trials=1))
+    runtime = Runtime.load(study.model, text_encoder=study.text_encoder, frames=8, max_new_tokens=4)
+    with Store.open(default_database("tiny")) as store:
+        record = store.find("tiny")
+        assert record is not None
+        planner = make_planner(record)
+        method = store.trials()[0].configuration.build()
+        assert record.fingerprint_base == fingerprint_base(runtime.encoding, "words", 4)
+        for index, question in enumerate(study.questions):
+            layout = runtime.layout(runtime.encode(study.video_of(question).path), question)
+            for one in (None, method, method.with_ratio(1.0)):
+                assert planner.fingerprints(one)[index] == runtime.fingerprint(one, layout)[:32]
+        assert fingerprint(record.fingerprint_base, None, None) == planner.fingerprints(None)[0]
+
+
+def test_a_search_bounded_by_the_study_stays_within(study: Study) -> None:
+    bounded = replace(study, search=Search(fixed=(("alpha_boost", 1.2),), bounds=(("tau_t", (0.2, 0.4)),)))
+    for trial in run(bounded, OPTIONS).trials:
+        assert trial.configuration.get("alpha_boost") == 1.2
+        assert 0.2 <= float(trial.configuration.get("tau_t")) <= 0.4
+
+
+def test_other_methods_are_measured_beside_the_search(study: Study) -> None:
+    peer = Configuration.from_dict({"method": "one_shot", "keep_ratio": 0.3})
+    measured = measure(study, OPTIONS, [peer])
+    assert measured[peer].outcome.questions == 6
+    assert run(study, replace(OPTIONS, trials=1)).best is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budget": 0.0}, r"a FLOPs ratio in \(0, 1\], but got 0"),
+        ({"budget": 1.5}, r"but got 1\.5"),
+        ({"budget": 0.01}, r"the smallest possible FLOPs ratio is 0\.\d{4}"),
+        ({"trials": -1}, "trials is 0 or more"),
+        ({"seed": -1}, "seed is 0 or more"),
+        ({"workers": 0}, "workers is 1 or more"),
+        ({"timeout": 0.0}, "timeout is a number of seconds above 0"),
+        ({"coordinates": "polar"}, "budget or knobs"),
+    ],
+)
+def test_options_that_will_not_do_are_the_users_mistake(
+    study: Study, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(study, replace(OPTIONS, **changed))
+
+
+def test_a_changed_study_is_refused_with_what_changed_and_the_way_on(study: Study) -> None:
+    run(study, replace(OPTIONS, trials=1))
+    first, *rest = study.questions
+    changed = replace(study, questions=(replace(first, answer="green"), *rest))
+    with pytest.raises(UserError, match=r"1 question changed \(v0.mp4-top\): answer\n.*--fresh"):
+        run(changed, OPTIONS)
+    write_video(study.videos[0].path, scenes(16, seed=9))
+    with pytest.raises(UserError, match=r"1 video changed \(v0.mp4\)"):
+        run(study, OPTIONS)
+    config = Path(study.model, "config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"note": 1}))
+    with pytest.raises(UserError, match="the model is another one"):
+        run(study, OPTIONS)
+    fresh = run(study, replace(OPTIONS, trials=1, fresh=True))
+    assert len(fresh.trials) == 1
+
+
+def test_a_video_that_does_not_decode_is_named_or_skipped(study: Study) -> None:
+    bad = study.videos[0]
+    bad.path.write_bytes(b"no video at all")
+    with pytest.raises(UserError, match=r"v0\.mp4.*\n.*--skip-bad-videos"):
+        run(study, OPTIONS)
+    skipping = replace(OPTIONS, trials=1, skip_bad_videos=True)
+    summary = run(study, skipping)
+    assert summary.skipped_videos == ("v0.mp4",)
+    assert comparable(run(study, skipping)) == comparable(summary)
+    assert comparable(load_summary(study)) == comparable(summary)
+    with pytest.raises(UserError, match="--skip-bad-videos"):
+        run(study, replace(OPTIONS, trials=1))
+
+
+def test_a_model_that_is_no_llava_onevision_is_the_users_mistake(study: Study) -> None:
+    with pytest.raises(UserError, match="siglip"):
+        run(replace(study, model=study.text_encoder), OPTIONS)
+
+
+def test_ctrl_c_ends_the_rung_and_the_same_command_goes_on(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run(study, replace(OPTIONS, database="sqlite:///undisturbed.db"))
+    record, rungs = Loop.record, 0
+
+    def interrupted(self: Loop, *values: Any) -> Any:
+        nonlocal rungs
+        rungs += 1
+        if rungs in (1, 4, 6):
+            signal.raise_signal(signal.SIGINT)
+        return record(self, *values)
+
+    monkeypatch.setattr(Loop, "record", interrupted)
+    for _ in range(3):
+        with pytest.raises(InterruptedRunError, match="the same command goes on"):
+            run(study, OPTIONS)
+    assert comparable(run(study, OPTIONS)) == comparable(undisturbed)
+
+
+def test_killed_at_any_moment_it_ends_as_if_undisturbed(study: Study) -> None:
+    undisturbed = run(study, replace(OPTIONS, database="sqlite:///undisturbed.db"))
+    code = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from tests.tuner.test_driver import OPTIONS, make_study
+from tuner.driver import run
+from tuner.records.store import Store
+
+left = int(sys.argv[1])
+def dying(name):
+    write = getattr(Store, name)
+    def once(self, *values, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, *values, **named)
+    setattr(Store, name, once)
+for name in ("begin", "record", "propose", "select"):
+    dying(name)
+run(make_study(Path.cwd()), OPTIONS)
+"""
+    # Before the study is written, in the baseline, before a trial, between a trial and its answers.
+    for writes in (0, 2, 1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(writes)],
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert comparable(run(study, OPTIONS)) == comparable(undisturbed)
+
+
+def test_after_the_timeout_what_is_there_is_measured(study: Study) -> None:
+    now = iter(range(0, 10**6, 7))
+    summary = run(study, replace(OPTIONS, trials=1000, timeout=60), clock=lambda: float(next(now)))
+    assert 0 < len(summary.trials) < 20
+    assert summary.best_held_out is not None
+
+
+def test_status_is_read_from_the_records(study: Study) -> None:
+    with pytest.raises(UserError, match="`tuner run` makes them"):
+        load_status("tiny")
+    run(study, OPTIONS)
+    status = load_status("tiny")
+    assert (status.baseline_answered, status.baseline_questions) == (12, 12)
+    assert (status.trials_completed, status.trials_unfinished) == (4, 0)
+    (search,) = status.searches
+    assert (search.trials_asked, search.trials_completed) == (4, 4)
+    assert search.best is not None
+    assert search.held_out is not None
+
+
+def test_ray_workers_give_what_this_process_gives(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Workers start in the working directory, from which a checkout that is not installed is not seen.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    alone = run(study, OPTIONS)
+    shared = run(study, replace(OPTIONS, workers=2, trials=2, database="sqlite:///shared.db"))
+    assert shared.trials[0].configuration == alone.trials[0].configuration
+    assert comparable(shared)[1] == comparable(alone)[1]
+    one, other = shared.trials[0].outcome, alone.trials[0].outcome
+    assert replace(one, seconds=0) == replace(other, seconds=0)
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, tuner.driver, tuner.reporting, tuner.loop; "
+        "heavy = ('torch', 'ray', 'optuna', 'mlflow', 'transformers'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

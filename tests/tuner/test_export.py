@@ -1,0 +1,142 @@
+"""best.json is whole, self-contained, repeatable and says what production needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline.methods import AdaTP, from_dict
+from tests.summaries import make_held_out, make_outcome, make_setting, make_summary
+from tuner import export as exporting
+from tuner.errors import UserError
+from tuner.export import SCHEMA, export, json_schema, read
+from tuner.results import Configuration
+
+pytestmark = pytest.mark.quick
+
+
+def test_the_file_holds_the_configuration_and_its_evidence(tmp_path):
+    summary = make_summary()
+    export(summary, tmp_path / "best.json", mlflow_run="abc")
+    written = json.loads((tmp_path / "best.json").read_text())
+    assert written["schema"] == SCHEMA
+    assert list(written["parameters"]) == ["tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"]
+    assert written["selection"] == {
+        "deduplicate": "demote",
+        "relevance_norm": "minmax",
+        "score_query": "last",
+    }
+    assert written["budget"] == 0.3
+    measured = written["measured"]
+    assert measured["accuracy"] == summary.best_held_out.outcome.accuracy
+    assert measured["flops_ratio"] == 0.297
+    assert measured["flops_ratio_end_to_end"] > measured["flops_ratio"]
+    assert measured["intervals"]["accuracy"] == pytest.approx([0.86, 0.915])
+    assert measured["intervals"]["regressions"] == pytest.approx([18, 54])
+    assert written["baseline"] == {"accuracy": 0.94, "intervals": {"accuracy": [0.92, 0.958]}}
+    assert written["pruning_layers"] == [2, 3, 4, 5, 6, 7]
+    assert written["provenance"]["mlflow_run"] == "abc"
+    assert written["provenance"]["trial"] == summary.best.number
+    assert written["provenance"]["versions"]["torch"]
+
+
+def test_the_parameters_and_selection_build_the_method_that_was_measured(tmp_path):
+    method = AdaTP(tau_s=0.9, alpha_boost=1.2, deduplicate="drop", score_query="mean")
+    summary = make_summary()
+    best = replace(summary.best, configuration=Configuration.from_method(method))
+    export(replace(summary, best=best), tmp_path / "best.json")
+    written = json.loads((tmp_path / "best.json").read_text())
+    assert from_dict({"method": written["method"], **written["parameters"], **written["selection"]}) == method
+
+
+def test_exporting_again_gives_the_same_file(tmp_path):
+    export(make_summary(), tmp_path / "one.json")
+    export(make_summary(), tmp_path / "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    assert export(make_summary(), tmp_path / "best.json") == read(tmp_path / "best.json")
+
+
+def test_the_schema_is_the_one_production_reads():
+    production = pytest.importorskip("pipeline.production")
+    assert production.SCHEMA == SCHEMA
+
+
+def test_a_model_below_the_file_is_named_relative_to_it_and_any_other_absolutely(tmp_path):
+    inside, outside = tmp_path / "here" / "studies" / "model", tmp_path / "elsewhere"
+    inside.mkdir(parents=True)
+    outside.mkdir()
+    setting = make_setting(model=str(inside), text_encoder=str(outside))
+    best = export(make_summary(setting=setting), tmp_path / "here" / "best.json")
+    assert best.model.id == "studies/model"
+    assert best.model.resolved == str(inside)
+    assert best.text_encoder.id == str(outside)
+
+
+def test_a_hugging_face_id_stays_as_it_is(tmp_path):
+    best = export(make_summary(), tmp_path / "best.json")
+    assert (best.model.id, best.model.resolved, best.model.revision) == (
+        *["example/llava-onevision"] * 2,
+        "main",
+    )
+
+
+def test_nothing_within_the_budget_is_one_clear_message_and_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"no configuration within the budget 0.3.*0\.0810"):
+        export(make_summary(best=None, best_held_out=None), tmp_path / "best.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_study_is_not_exported(tmp_path):
+    with pytest.raises(UserError, match="not finished"):
+        export(make_summary(best_held_out=None), tmp_path / "best.json")
+
+
+def test_a_configuration_over_the_budget_on_the_held_out_part_is_never_exported(tmp_path):
+    summary = make_summary()
+    over = make_held_out(summary.best.configuration, flops_ratio=0.31)
+    with pytest.raises(ValueError, match="must fit the budget"):
+        export(replace(summary, best_held_out=over), tmp_path / "best.json")
+
+
+def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "best.json"
+    path.write_text("old")
+    monkeypatch.setattr(exporting.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match="No space left"):
+        export(make_summary(), path)
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["best.json"]
+
+
+def test_a_missing_folder_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        export(make_summary(), tmp_path / "nowhere" / "best.json")
+
+
+def test_unknown_fields_and_wrong_types_are_reported_together(tmp_path):
+    path = tmp_path / "best.json"
+    export(make_summary(), path)
+    values = json.loads(path.read_text()) | {"bugdet": 0.2, "frames": "many"}
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert {"bugdet", "frames"} <= {word.strip(":") for word in str(caught.value).split()}
+
+
+def test_the_json_schema_names_the_knobs_ranges():
+    schema = json_schema()
+    assert schema["properties"]["schema"]["const"] == SCHEMA
+    assert schema["$defs"]["adatp"]["properties"]["tau_t"]["maximum"] == 1.0
+    assert schema["additionalProperties"] is False
+
+
+def test_infinite_numbers_never_reach_the_file(tmp_path):
+    summary = make_summary()
+    held_out = replace(summary.best_held_out, outcome=make_outcome("held_out", logprob_change=float("-inf")))
+    with pytest.raises(ValueError, match="JSON"):
+        export(replace(summary, best_held_out=held_out), tmp_path / "best.json")

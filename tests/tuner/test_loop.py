@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tuner.executors.in_process import InProcessExecutor
+from tuner.loop import MOST_FAILURES, MOST_REFUSALS, EvaluationError, Loop, Work
+from tuner.records.store import RecordedAnswer, Store
+from tuner.results import Configuration
+from tuner.search.space import smallest_reachable
+
+pytestmark = pytest.mark.quick
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing below catches it."""
+
+
+def run(loop: Loop, evaluator: FakeEvaluator) -> None:
+    InProcessExecutor(evaluator).run(loop)
+
+
+def answers_to(evaluator: FakeEvaluator, work: Work, rung: int) -> list[RecordedAnswer]:
+    configuration = None if work.configuration is None else work.configuration.as_dict()
+    return [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, work.rungs[rung], {})]
+
+
+def table(store: Store) -> list[Any]:
+    """Everything that a run leaves behind, but for seconds."""
+    trials = [
+        replace(one, search=0, outcome=None if one.outcome is None else replace(one.outcome, seconds=0))
+        for one in store.trials()
+    ]
+    refusals = [(one.number, one.attempt, one.configuration, one.proposed) for one in store.refusals()]
+    measured = {configuration: replace(one, seconds=0) for configuration, one in store.measured().items()}
+    return [trials, refusals, measured, store.selections(), store.count_answers()]
+
+
+@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+def test_a_run_answers_the_baseline_then_trials_then_the_held_out_part(
+    tmp_path: Path, coordinates: Any
+) -> None:
+    study, evaluator = make_study(), FakeEvaluator(make_study())
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, coordinates=coordinates)
+        run(loop, evaluator)
+        trials = store.trials()
+        assert loop.finished
+        assert not loop.interrupted
+        assert [one.number for one in trials] == list(range(6))
+        assert [one.outcome.questions for one in trials if one.outcome is not None] == [12] * 6
+        assert all(one.binding_ratio <= 0.35 for one in trials)
+        assert [asked[0] for asked in evaluator.calls[:4]] == [None] * 4
+        best = loop.best()
+        assert best is not None
+        assert best.configuration in store.measured()
+        assert store.selections() == ((1, 6, best.number),)
+
+
+def test_trial_0_is_the_defaults_of_adatp_solved_for_the_budget(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, trials=2)
+        run(loop, FakeEvaluator(study))
+        defaults = loop.trials[0]
+        parameters = dict(defaults.configuration.parameters)
+        assert (parameters["tau_s"], parameters["tau_t"]) == (0.95, 0.5)
+        assert (parameters["alpha_boost"], parameters["gamma_cap"]) == (1.1, 0.95)
+        assert 0.33 < defaults.binding_ratio <= 0.35
+        assert defaults.configuration in store.measured()
+
+
+def test_the_same_run_again_evaluates_nothing(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        run(make_loop(study, store), FakeEvaluator(study))
+        before = table(store)
+        again = FakeEvaluator(study)
+        run(make_loop(study, store), again)
+        assert again.calls == []
+        assert table(store) == before
+
+
+def test_more_trials_carry_on_from_the_table(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "a.db", study) as store, open_store(tmp_path / "b.db", study) as whole:
+        run(make_loop(study, store, trials=4), FakeEvaluator(study))
+        run(make_loop(study, store, trials=7), FakeEvaluator(study))
+        run(make_loop(study, whole, trials=7), FakeEvaluator(study))
+        assert table(store)[0] == table(whole)[0]
+
+
+def test_another_budget_uses_the_same_table_and_proposes_its_own_trials(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        run(make_loop(study, store, trials=3, budget=0.4), FakeEvaluator(study))
+        second = make_loop(study, store, trials=3, budget=0.3)
+        run(second, FakeEvaluator(study))
+        assert [one.number for one in second.trials] == list(range(6))
+        assert all(one.binding_ratio <= 0.3 for one in second.trials[3:])
+        best = second.best()
+        assert best is not None
+        assert best.binding_ratio <= 0.3
+
+
+def test_equal_plans_share_their_answers(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, trials=1)
+        run(loop, FakeEvaluator(study))
+        first = loop.trials[0]
+        # tau_t moved between two relevances of the data: another row of knobs, the same plans.
+        twin = Configuration.from_dict(first.configuration.as_dict() | {"tau_t": 0.5 + 1e-9})
+        fingerprints = make_planner(study).fingerprints(twin.build())
+        assert fingerprints == first.fingerprints
+        store.propose(store.searches()[0], 1, twin, fingerprints, first.binding_ratio)
+        evaluator = FakeEvaluator(study)
+        run(make_loop(study, store, trials=2), evaluator)
+        assert evaluator.calls == []
+        assert store.trials()[1].outcome is not None
+
+
+@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, coordinates: Any) -> None:
+    study = make_study()
+    with open_store(tmp_path / "whole.db", study) as store:
+        run(make_loop(study, store, coordinates=coordinates), FakeEvaluator(study))
+        undisturbed = table(store)
+    rungs = 0
+    while True:
+        with open_store(tmp_path / "killed.db", study) as store:
+            loop = make_loop(study, store, coordinates=coordinates)
+            work = loop.propose()
+            if work is None:
+                break
+            loop.record(work, 0, answers_to(FakeEvaluator(study), work, 0))
+            rungs += 1
+    assert rungs > 15
+    with open_store(tmp_path / "killed.db", study) as store:
+        assert table(store) == undisturbed
+
+
+def test_killed_before_every_write_it_ends_as_if_undisturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(videos=4)
+    with open_store(tmp_path / "whole.db", study) as store:
+        run(make_loop(study, store, trials=4, coordinates="knobs"), FakeEvaluator(study))
+        undisturbed = table(store)
+    writes = 0
+
+    def dying(name: str) -> None:
+        write = getattr(Store, name)
+
+        def once(self: Store, *values: Any, **named: Any) -> Any:
+            nonlocal writes
+            writes += 1
+            # Two writes go through, the third does not, and so on: every kind of write is hit in its turn.
+            if writes % 3 == 0:
+                raise Killed
+            return write(self, *values, **named)
+
+        monkeypatch.setattr(Store, name, once)
+
+    for name in ("record", "propose", "refuse", "select"):
+        dying(name)
+    for _ in range(1000):
+        with open_store(tmp_path / "killed.db", study) as store:
+            try:
+                run(make_loop(study, store, trials=4, coordinates="knobs"), FakeEvaluator(study))
+            except Killed:
+                continue
+            break
+    with open_store(tmp_path / "killed.db", study) as store:
+        assert table(store) == undisturbed
+    assert writes > 15
+
+
+def test_an_unfinished_trial_keeps_its_knobs_and_comes_first(tmp_path: Path) -> None:
+    study, evaluator = make_study(), FakeEvaluator(make_study())
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        while (work := loop.propose()) is not None and work.kind == "baseline":
+            loop.record(work, 0, answers_to(evaluator, work, 0))
+        assert work is not None
+        loop.record(work, 0, answers_to(evaluator, work, 0))
+        knobs = store.trials()[0].configuration
+    with open_store(tmp_path / "t.db", study) as store:
+        resumed = make_loop(study, store).propose()
+        assert resumed is not None
+        assert (resumed.trial, resumed.configuration) == (0, knobs)
+        assert resumed.rungs == work.rungs[1:]
+
+
+def test_refused_proposals_are_recorded_and_no_trials(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, trials=8, budget=0.3, coordinates="knobs")
+        run(loop, FakeEvaluator(study))
+        refusals = store.refusals()
+        assert refusals
+        assert all(one.binding_ratio > 0.3 for one in refusals)
+        assert [one.number for one in store.trials()] == list(range(8))
+
+
+def test_a_search_gives_up_after_too_many_refusals_and_stays_so(tmp_path: Path) -> None:
+    study = make_study()
+    budget = smallest_reachable(make_planner(study), study.search) - 0.01
+    with open_store(tmp_path / "t.db", study) as store:
+        for _ in range(2):
+            loop = make_loop(study, store, budget=budget, coordinates="knobs")
+            run(loop, FakeEvaluator(study))
+            assert loop.gave_up
+            assert loop.finished
+            assert loop.best() is None
+            assert len(store.refusals()) == MOST_REFUSALS
+            assert store.trials() == ()
+
+
+def test_failed_work_is_proposed_again_with_what_is_missing(tmp_path: Path) -> None:
+    study, evaluator = make_study(), FakeEvaluator(make_study())
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        while (work := loop.propose()) is not None and work.kind == "baseline":
+            loop.record(work, 0, answers_to(evaluator, work, 0))
+        assert work is not None
+        assert loop.record(work, 0, answers_to(evaluator, work, 0)) == "continue"
+        loop.failed(work, "the worker died")
+        again = loop.propose()
+        assert again is not None
+        assert again.id != work.id
+        assert (again.trial, again.rungs) == (work.trial, work.rungs[1:])
+
+
+def test_the_same_questions_dying_three_times_end_the_run(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        for _ in range(MOST_FAILURES - 1):
+            work = loop.propose()
+            assert work is not None
+            loop.failed(work, "out of memory")
+        work = loop.propose()
+        assert work is not None
+        with pytest.raises(EvaluationError, match=r"the baseline died 3 times .*'v00.mp4-q0'.*out of memory"):
+            loop.failed(work, "out of memory")
+        assert loop.finished
+        assert loop.interrupted
+
+
+def test_an_interrupt_records_the_rung_in_flight_and_ends(tmp_path: Path) -> None:
+    study, evaluator = make_study(), FakeEvaluator(make_study())
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        work = loop.propose()
+        assert work is not None
+        loop.interrupt()
+        assert not loop.finished
+        assert loop.propose() is None
+        assert loop.record(work, 0, answers_to(evaluator, work, 0)) == "stop"
+        assert loop.finished
+        assert store.count_answers() == len(work.rungs[0])
+
+
+def test_after_the_timeout_no_trial_begins_and_the_best_is_still_measured(tmp_path: Path) -> None:
+    study, evaluator = make_study(), FakeEvaluator(make_study())
+    now = 0.0
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, trials=50, timeout=10, clock=lambda: now)
+        while (work := loop.propose()) is not None:
+            for rung in range(len(work.rungs)):
+                loop.record(work, rung, answers_to(evaluator, work, rung))
+            now += 3 if work.kind == "trial" else 0
+        assert loop.timed_out
+        assert len(store.trials()) == 4
+        assert store.measured()
+
+
+def test_works_overlap_where_they_do_not_depend_on_each_other(tmp_path: Path) -> None:
+    study, evaluator = make_study(), FakeEvaluator(make_study())
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, trials=2)
+        baseline = []
+        while (work := loop.propose()) is not None:
+            baseline.append(work)
+        assert [work.kind for work in baseline] == ["baseline"] * 4
+        assert not loop.finished
+        for work in baseline:
+            loop.record(work, 0, answers_to(evaluator, work, 0))
+        first, second = loop.propose(), loop.propose()
+        assert first is not None
+        assert second is not None
+        assert (first.trial, second.trial, loop.propose()) == (0, 1, None)
+
+
+def test_other_configurations_are_measured_on_the_held_out_part_on_request(tmp_path: Path) -> None:
+    study = make_study()
+    peer = Configuration.from_dict({"method": "one_shot", "keep_ratio": 0.2})
+    with open_store(tmp_path / "t.db", study) as store:
+        run(make_loop(study, store, trials=1, compare=[peer]), FakeEvaluator(study))
+        assert store.measured()[peer].questions == 12
+
+
+def test_without_labels_the_baseline_is_right_by_definition(tmp_path: Path) -> None:
+    study = make_study(labelled=False)
+    with open_store(tmp_path / "t.db", study) as store:
+        run(make_loop(study, store, trials=2), FakeEvaluator(study))
+        for trial in store.trials():
+            assert trial.outcome is not None
+            assert trial.outcome.gained == 0
+            assert trial.outcome.regressions == round(12 * (1 - trial.outcome.accuracy))
+
+
+def test_answers_that_were_not_asked_for_are_refused(tmp_path: Path) -> None:
+    study, evaluator = make_study(), FakeEvaluator(make_study())
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        work = loop.propose()
+        assert work is not None
+        with pytest.raises(ValueError, match="those it asked for"):
+            loop.record(work, 0, answers_to(evaluator, work, 0)[1:])

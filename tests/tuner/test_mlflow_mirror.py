@@ -1,0 +1,321 @@
+"""MLflow holds what the summary says, once, whatever happened before; against the real MLflow on SQLite."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import replace
+
+import pytest
+
+from dashboards.pareto import write_pareto
+from tests.summaries import make_regressions, make_summary
+from tuner.recording import HarmlessRecorder, NoRecorder, Recorded
+from tuner.results import Measured
+
+mlflow_mirror = pytest.importorskip("tuner.mlflow_mirror")
+MlflowMirror = mlflow_mirror.MlflowMirror
+
+KNOBS = {"tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"}
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database with MLflow's tables: making them takes longer than all the tests below."""
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    database.touch()
+    MlflowMirror(f"sqlite:///{database}").find("nothing", "0")
+    return database
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, empty_database):
+    """A working directory with an empty mlflow.db."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def runs(folder):
+    """All runs in the folder's database."""
+    from mlflow import MlflowClient
+
+    def read(study="demo"):
+        client = MlflowClient(MlflowMirror().tracking_uri)
+        experiment = client.get_experiment_by_name(f"adatp/{study}")
+        found = client.search_runs([experiment.experiment_id], max_results=1000)
+        return {run.info.run_name: run for run in found}
+
+    return read
+
+
+def _contents(folder):
+    """Everything the mirror wrote, with times, so that a second writing shows."""
+    import sqlite3
+
+    tables = ("runs", "params", "metrics", "latest_metrics", "tags", "experiments")
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        rows = {table: sorted(map(repr, database.execute(f"SELECT * FROM {table}"))) for table in tables}
+    files = {
+        file: (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in (folder / "mlartifacts").rglob("*")
+        if file.is_file()
+    }
+    return rows, files
+
+
+def test_a_run_per_trial_under_one_run_per_study(runs):
+    summary = make_summary(5)
+    recorded = MlflowMirror().record(summary)
+    found = runs()
+    assert set(found) == {"demo 5f2c9d7b", *(f"trial {number:03d}" for number in range(5))}
+    parent = found.pop("demo 5f2c9d7b")
+    assert recorded.run == parent.info.run_id
+    for trial, run in zip(
+        summary.trials, sorted(found.values(), key=lambda one: one.info.run_name), strict=True
+    ):
+        assert run.data.tags["mlflow.parentRunId"] == recorded.run
+        assert run.info.status == "FINISHED"
+        assert run.data.params.keys() >= KNOBS
+        assert float(run.data.params["tau_s"]) == pytest.approx(trial.configuration.get("tau_s"), rel=1e-5)
+        for name in (
+            "accuracy",
+            "flops_ratio",
+            "flops_ratio_end_to_end",
+            "regressions",
+            "gained",
+            "logprob_change",
+        ):
+            assert run.data.metrics[name] == getattr(trial.outcome, name)
+
+
+def test_the_study_run_tells_the_headline_and_marks_the_best_trial(runs):
+    summary = make_summary(8)
+    MlflowMirror().record(summary)
+    found = runs()
+    parent, best = found["demo 5f2c9d7b"], found[f"trial {summary.best.number:03d}"]
+    assert parent.data.metrics["held_out_accuracy"] == summary.best_held_out.accuracy.value
+    assert parent.data.metrics["baseline_held_out_accuracy"] == 0.94
+    assert parent.data.tags["budget"] == "0.3"
+    assert "89.0 % (86.0 to 91.5)" in parent.data.tags["mlflow.note.content"]
+    assert best.data.tags["role"] == "best"
+    assert best.data.metrics["held_out_accuracy_low"] == pytest.approx(0.86)
+    assert found["trial 000"].data.tags["role"] == "defaults"
+
+
+def test_writing_again_changes_nothing(folder):
+    summary = make_summary(6)
+    files = tuple(write_pareto(summary, folder / "figures"))
+    first = MlflowMirror().record(summary, files)
+    before = _contents(folder)
+    assert MlflowMirror().record(summary, files) == first
+    assert _contents(folder) == before
+
+
+def test_artifacts_lie_in_the_working_directory(folder):
+    summary = make_summary(3)
+    recorded = MlflowMirror().record(summary, tuple(write_pareto(summary, folder / "figures")))
+    written = {file.name for file in (folder / "mlartifacts").rglob("*") if file.is_file()}
+    assert written == {"pareto.html", "pareto.png", "pareto.csv", "regressions.json"}
+    assert not (folder / "mlruns").exists()
+    assert recorded.page.endswith(f"/runs/{recorded.run}")
+
+
+def test_more_trials_and_another_budget_add_to_the_same_run(runs):
+    longer = make_summary(9)
+    fewer = replace(longer, trials=longer.trials[:4], best=None, best_held_out=None)
+    first = MlflowMirror().record(fewer)
+    assert MlflowMirror().record(replace(longer, budget=0.25)).run == first.run
+    found = runs()
+    assert len(found) == 10
+    assert found["demo 5f2c9d7b"].data.tags["budget"] == "0.25"
+    assert found["demo 5f2c9d7b"].data.metrics["trials"] == 9
+
+
+def test_a_regression_table_is_replaced_never_appended_to(folder, runs):
+    from mlflow import MlflowClient
+
+    recorded = MlflowMirror().record(make_summary(2, regressions=make_regressions(5)))
+    MlflowMirror().record(make_summary(2, regressions=make_regressions(3)))
+    client = MlflowClient(MlflowMirror().tracking_uri)
+    experiment = client.get_run(recorded.run).info.experiment_id
+    table = client.load_table(experiment, "regressions.json", [recorded.run])
+    assert list(table["question"]) == ["q0", "q1", "q2"]
+    assert table["options"][0] == "red | green | blue | white"
+    assert table["tag type"][0] == "order"
+
+
+def test_a_study_that_changed_is_another_run_of_the_same_experiment(runs):
+    MlflowMirror().record(make_summary(2))
+    MlflowMirror().record(make_summary(2, study_hash="aa" * 16))
+    assert {"demo 5f2c9d7b", "demo aaaaaaaa"} <= set(runs())
+
+
+def test_what_a_crash_left_unfinished_is_completed(runs, monkeypatch):
+    from mlflow import MlflowClient
+
+    summary, calls = make_summary(4), []
+    original = MlflowClient.set_tag
+
+    def dies_in_the_middle(self, run_id, key, value, **options):
+        calls.append(key)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, run_id, key, value, **options)
+
+    monkeypatch.setattr(MlflowClient, "set_tag", dies_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        MlflowMirror().record(summary)
+    assert len(runs()) < 5
+    monkeypatch.undo()
+    MlflowMirror().record(summary)
+    found = runs()
+    assert len(found) == 5
+    assert all(run.info.status == "FINISHED" and "adatp.digest" in run.data.tags for run in found.values())
+
+
+def test_numbers_that_are_none_are_left_out(runs):
+    MlflowMirror().record(make_summary(1, baseline={"tune": Measured(float("nan"))}))
+    assert "baseline_tune_accuracy" not in runs()["demo 5f2c9d7b"].data.metrics
+
+
+def test_an_experiment_somebody_deleted_comes_back(runs):
+    from mlflow import MlflowClient
+
+    MlflowMirror().record(make_summary(1))
+    client = MlflowClient(MlflowMirror().tracking_uri)
+    client.delete_experiment(client.get_experiment_by_name("adatp/demo").experiment_id)
+    MlflowMirror().record(make_summary(2))
+    assert client.get_experiment_by_name("adatp/demo").lifecycle_stage == "active"
+
+
+def test_a_mirrored_study_is_found_again(folder):
+    recorded = MlflowMirror().record(make_summary(1))
+    assert MlflowMirror().find("demo", make_summary().study_hash) == recorded
+    assert MlflowMirror().find("demo", "0") is None
+    assert MlflowMirror().find("other", "0") is None
+
+
+def test_looking_for_a_study_makes_no_database(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert MlflowMirror().find("demo", "0") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_callers_tracking_address_and_logging_stay_as_they_are(folder):
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level
+    MlflowMirror().record(make_summary(1))
+    assert (mlflow.get_tracking_uri(), logging.getLogger("mlflow").level) == before
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.quick
+def test_a_recorder_that_fails_is_told_once_and_ends_nothing():
+    class Failing:
+        calls = 0
+
+        def record(self, summary, files=()):
+            self.calls += 1
+            raise ConnectionError("the server is down\nand more")
+
+    told, failing = [], Failing()
+    recorder = HarmlessRecorder(failing, told.append)
+    assert recorder.record(make_summary(1)) is None
+    assert recorder.record(make_summary(1)) is None
+    assert told == ["Recording failed, and the study goes on without: the server is down"]
+    assert failing.calls == 1
+
+
+@pytest.mark.quick
+def test_a_harmless_recorder_passes_on_what_the_other_says():
+    class Good:
+        def record(self, summary, files=()):
+            return Recorded("run", "page")
+
+    assert HarmlessRecorder(Good(), pytest.fail).record(make_summary(1)) == Recorded("run", "page")
+    assert NoRecorder().record(make_summary(1)) is None
+
+
+def test_a_database_of_another_kind_is_a_warning_not_the_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be read as one " * 40)
+    told = []
+    assert HarmlessRecorder(MlflowMirror(), told.append).record(make_summary(1)) is None
+    assert len(told) == 1
+
+
+def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder):
+    summary = make_summary(4)
+    recorded = MlflowMirror().record(summary, tuple(write_pareto(summary, folder / "figures")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": ""}
+    with (folder / "ui.log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", server, folder / "ui.log")
+        base = f"http://127.0.0.1:{port}/api/2.0/mlflow"
+        run = _get(f"{base}/runs/get?run_id={recorded.run}")["run"]
+        body = {"experiment_ids": [run["info"]["experiment_id"]], "max_results": 100}
+        found = _get(f"{base}/runs/search", body)["runs"]
+        children = [
+            one
+            for one in found
+            if {"key": "mlflow.parentRunId", "value": recorded.run} in one["data"]["tags"]
+        ]
+        assert len(children) == 4
+        assert {"tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"} <= {
+            param["key"] for param in children[0]["data"]["params"]
+        }
+        listed = _get(f"{base}/artifacts/list?run_id={recorded.run}")["files"]
+        assert {"pareto.html", "pareto.png", "regressions.json"} <= {one["path"] for one in listed}
+        query = urllib.parse.urlencode({"run_uuid": recorded.run, "path": "pareto.html"})
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/get-artifact?{query}") as page:
+            assert page.read() == (folder / "figures" / "pareto.html").read_bytes()
+
+        # The same server as a tracking server: artifacts travel through it.
+        mirror = MlflowMirror(f"http://127.0.0.1:{port}")
+        sent = mirror.record(make_summary(2, study="sent"), [folder / "figures" / "pareto.png"])
+        assert mirror.find("sent", make_summary().study_hash) == sent
+        assert sent.page == f"http://127.0.0.1:{port}/#/experiments/2/runs/{sent.run}"
+        listed = _get(f"{base}/artifacts/list?run_id={sent.run}")["files"]
+        assert {one["path"] for one in listed} == {"pareto.png", "regressions.json"}
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def _wait_for(url, server, log, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url):
+                return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"mlflow ui did not answer:\n{log.read_text()}")
+
+
+def _get(url, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)

@@ -1,0 +1,188 @@
+"""Intervals cover what they promise, tests reject as often as they say, names and order change nothing."""
+
+from __future__ import annotations
+
+import time
+from itertools import product
+
+import numpy as np
+import pytest
+
+from tuner import statistics
+from tuner.results import Interval
+from tuner.statistics import VideoSums, difference, mean, share, sign_flip_p_value
+
+pytestmark = pytest.mark.quick
+
+
+def _videos(sizes):
+    return [f"video{index}" for index, size in enumerate(sizes) for _ in range(size)]
+
+
+def _simulated_study(rng, videos, accuracy, lost=0.08, won=0.15):
+    """Clustered questions: the share of right answers differs between videos, as does what pruning does."""
+    sizes = rng.integers(4, 13, videos)
+    skill = rng.beta(accuracy * 5.7, (1 - accuracy) * 5.7, videos)  # correlation of 0.15 within a video
+    before = [rng.random(size) < one for size, one in zip(sizes, skill, strict=True)]
+    loses, wins = rng.beta(lost * 4, (1 - lost) * 4, videos), rng.beta(won * 4, (1 - won) * 4, videos)
+    after = [
+        np.where(right, rng.random(right.size) >= lose, rng.random(right.size) < win)
+        for right, lose, win in zip(before, loses, wins, strict=True)
+    ]
+    truth = (1 - accuracy) * won - accuracy * lost
+    return np.concatenate(before), np.concatenate(after), _videos(sizes), truth
+
+
+@pytest.mark.parametrize(("videos", "studies"), [(15, 400), (30, 400), (100, 250)])
+@pytest.mark.parametrize("accuracy", [0.65, 0.9])
+def test_nominal_95_percent_intervals_cover_the_truth(videos, studies, accuracy):
+    rng = np.random.default_rng(videos)
+    covered = np.zeros(2)
+    for _ in range(studies):
+        before, after, names, change = _simulated_study(rng, videos, accuracy)
+        for which, (values, bounds, truth) in enumerate(
+            [(before, (0.0, 1.0), accuracy), (after.astype(float) - before, (-1.0, 1.0), change)]
+        ):
+            interval = mean(values, names, bounds=bounds, resamples=500, seed=7).interval
+            covered[which] += interval.low <= truth <= interval.high
+    # Three standard errors of the simulation itself are about 2.5 points beside the 93 to 97 % that are
+    # meant.
+    assert ((covered / studies >= 0.92) & (covered / studies <= 0.985)).all(), covered / studies
+
+
+def test_a_percentile_interval_would_not_cover():
+    """Why the plain bootstrap was not taken: kept as a test so that nobody simplifies it back."""
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        before, _, names, _ = _simulated_study(rng, 15, 0.9)
+        sums = VideoSums.of(before, names)
+        drawn = rng.multinomial(15, np.full(15, 1 / 15), 500)
+        low, high = np.quantile((drawn @ sums.total) / (drawn @ sums.questions), [0.025, 0.975])
+        covered += low <= 0.9 <= high
+    assert covered / 400 < 0.92
+
+
+def test_treating_questions_as_independent_gives_a_shorter_interval():
+    rng = np.random.default_rng(0)
+    skill = rng.random(40) < 0.5
+    correct = np.repeat(skill, 10)
+    clustered = share(correct, _videos([10] * 40)).interval
+    independent = share(correct, [str(index) for index in range(400)]).interval
+    assert clustered.high - clustered.low > 2 * (independent.high - independent.low)
+
+
+def test_the_mean_weighs_questions_not_videos():
+    assert share([1, 1, 1, 0], ["a", "a", "a", "b"]).value == 0.75
+
+
+def test_the_same_answers_give_the_same_interval_whatever_the_order_and_the_names():
+    rng = np.random.default_rng(5)
+    before, after, names, _ = _simulated_study(rng, 30, 0.8)
+    order = rng.permutation(len(names))
+    renamed = [f"other-{names[index][::-1]}" for index in order]
+    assert difference(after, before, names) == difference(after[order], before[order], renamed)
+
+
+def test_another_seed_moves_the_interval_a_little_and_the_value_not_at_all():
+    before, after, names, _ = _simulated_study(np.random.default_rng(5), 80, 0.9)
+    one, other = difference(after, before, names, seed=1), difference(after, before, names, seed=2)
+    assert one.value == other.value
+    assert one.interval != other.interval
+    assert abs(one.interval.low - other.interval.low) < 0.005
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_part_without_variation_still_has_an_honest_interval(value):
+    interval = share(np.full(200, value), _videos([10] * 20)).interval
+    assert interval.low <= value <= interval.high
+    assert 0.01 < interval.high - interval.low < 0.2
+
+
+def test_no_flipped_answer_is_no_proof_of_no_difference():
+    measured = difference(np.ones(400), np.ones(400), _videos([8] * 50))
+    assert measured.value == 0.0
+    assert measured.interval.low < 0 < measured.interval.high
+
+
+def test_intervals_stay_within_what_is_possible():
+    correct = np.ones(40)
+    correct[0] = 0
+    interval = share(correct, _videos([10] * 4)).interval
+    assert interval.low >= 0
+    assert interval.high <= 1
+
+
+def test_one_video_has_no_interval():
+    assert share([1, 0], ["a", "a"]).interval is None
+
+
+def test_an_unbounded_quantity_without_variation_has_an_interval_of_a_point():
+    assert mean([0.5] * 6, _videos([2, 2, 2])).interval == Interval(0.5, 0.5)
+
+
+def test_a_higher_level_gives_a_longer_interval():
+    before, _, names, _ = _simulated_study(np.random.default_rng(1), 30, 0.8)
+    usual, wide = share(before, names).interval, share(before, names, level=0.99).interval
+    assert wide.low < usual.low
+    assert wide.high > usual.high
+
+
+@pytest.mark.parametrize(
+    ("values", "videos", "message"),
+    [
+        ([], [], "At least one question"),
+        ([1, 0], ["a"], "needs its video"),
+        ([1, float("nan")], ["a", "b"], "finite"),
+    ],
+)
+def test_senseless_input_is_refused(values, videos, message):
+    with pytest.raises(ValueError, match=message):
+        share(values, videos)
+
+
+def test_memory_stays_bounded_with_many_videos(monkeypatch):
+    before, after, names, _ = _simulated_study(np.random.default_rng(2), 50, 0.8)
+    whole = difference(after, before, names)
+    monkeypatch.setattr(statistics, "_BLOCK", 50 * 100)
+    assert difference(after, before, names) == whole
+
+
+def test_sign_flips_agree_with_listing_all_of_them():
+    after, before = np.array([0, 0, 0, 1, 1, 0, 0, 1.0]), np.array([1, 1, 1, 1, 0, 1, 0, 0.0])
+    names = ["a", "a", "b", "b", "c", "d", "e", "f"]
+    change = np.array([-2, -1, 1, -1, 1])  # a, b, c, d and f; e does not differ
+    flipped = [abs(change @ np.array(signs)) for signs in product([-1, 1], repeat=5)]
+    exact = np.mean(np.array(flipped) >= abs(change.sum()))
+    assert sign_flip_p_value(after, before, names) == pytest.approx(exact)
+
+
+@pytest.mark.parametrize(("alternative", "expected"), [("two-sided", 1.0), ("less", 0.5), ("greater", 1.0)])
+def test_one_video_that_differs_proves_nothing(alternative, expected):
+    assert sign_flip_p_value([0, 1], [1, 1], ["a", "b"], alternative=alternative) == expected
+
+
+def test_no_difference_at_all_has_p_value_one():
+    assert sign_flip_p_value([1, 0], [1, 0], ["a", "b"]) == 1.0
+
+
+def test_sign_flips_reject_a_true_null_as_often_as_they_say():
+    rng = np.random.default_rng(11)
+    rejected = 0
+    for _ in range(150):
+        before, after, names, _ = _simulated_study(rng, 30, 0.5, lost=0.1, won=0.1)
+        rejected += sign_flip_p_value(after, before, names) < 0.05
+    assert rejected / 150 < 0.1
+
+
+def test_a_clear_loss_is_found():
+    before, after, names, _ = _simulated_study(np.random.default_rng(4), 60, 0.9, lost=0.2, won=0.05)
+    assert sign_flip_p_value(after, before, names, alternative="less") < 0.001
+    assert difference(after, before, names).interval.high < 0
+
+
+def test_a_study_of_hundred_videos_takes_less_than_a_second():
+    before, after, names, _ = _simulated_study(np.random.default_rng(4), 100, 0.9)
+    begin = time.perf_counter()
+    share(before, names), difference(after, before, names), sign_flip_p_value(after, before, names)
+    assert time.perf_counter() - begin < 1.0

@@ -1,0 +1,57 @@
+"""`tuner export`: writes best.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.options import Database, Study, TrackingUri
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.recording import Recorded
+    from tuner.results import RunSummary
+
+
+def export(
+    study: Study,
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("best.json"),
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Of the search with this budget; otherwise of the latest.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of the search with this seed; otherwise of the latest.", show_default=False),
+    ] = None,
+    database: Database = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the best configuration within the budget, with its evidence, for production to load."""
+    from rich.console import Console
+
+    from tuner.export import export as write
+    from tuner.reporting import load_summary
+    from tuner.study import load_study
+    from tuner.summary import render
+
+    loaded = load_study(study, skip_bad_videos=True)
+    summary = load_summary(loaded, budget=budget, seed=seed, database=database)
+    console = Console()
+    recorded = _find(summary, tracking_uri, console)
+    write(summary, output, mlflow_run=None if recorded is None else recorded.run)
+    console.print(render(summary, exported=output, recorded=recorded))
+
+
+def _find(summary: RunSummary, tracking_uri: str | None, console: Console) -> Recorded | None:
+    """Where `tuner run` mirrored the study; a server that is down is one warning."""
+    from tuner.mlflow_mirror import MlflowMirror
+    from tuner.recording import harmless
+
+    return harmless(
+        lambda: MlflowMirror(tracking_uri).find(summary.study, summary.study_hash),
+        lambda reason: console.print(f"MLflow does not answer: {reason}", style="yellow"),
+    )

@@ -1,0 +1,67 @@
+"""`tuner`: assembles the commands and turns a user's mistake into one message and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import PipelineError
+from tuner.cli.export import export
+from tuner.cli.run import run
+from tuner.cli.status import status
+from tuner.errors import EXIT_CODE, UserError
+
+app = typer.Typer(
+    name="tuner",
+    help="Tunes AdaTP, visual-token pruning for video language models, on your own videos and questions.",
+    epilog="tuner run --study demo --budget 0.3, then tuner export --study demo --output best.json",
+    no_args_is_help=True,
+    add_completion=False,
+    # A traceback is for our mistakes, and then a plain one.
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(status)
+app.command()(export)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import tuner
+
+        typer.echo(f"tuner {tuner.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except (UserError, PipelineError) as error:
+        _fail(f"Error: {error}", getattr(error, "exit_code", EXIT_CODE))
+    except Exception as error:
+        # The driver's own ends, such as an interrupted run, carry their exit code; all else is our mistake.
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise
+        _fail(str(error), code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`tuner run`: searches a study within a compute budget."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.options import Database, Study, TrackingUri
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.recording import Recorded
+    from tuner.results import RunSummary
+
+
+class CoordinatesChoice(StrEnum):
+    """Axes of the search."""
+
+    BUDGET = "budget"
+    KNOBS = "knobs"
+
+
+def run(
+    study: Study,
+    budget: Annotated[
+        float,
+        typer.Option(
+            help="Compute allowed: LLM prefill FLOPs over the unpruned model's, above 0 and at most 1."
+        ),
+    ],
+    trials: Annotated[int, typer.Option(min=0, help="Trials in all, those of earlier runs included.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which no further trial begins.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that evaluate; 1 stays in this process, more use Ray.")
+    ] = 1,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            "--gpus-per-worker",
+            min=0.0,
+            help="GPUs for each worker; otherwise this machine's are shared.",
+            show_default=False,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster, for example auto or ray://head:10001.", show_default=False),
+    ] = None,
+    database: Database = None,
+    tracking_uri: TrackingUri = None,
+    skip_bad_videos: Annotated[
+        bool, typer.Option("--skip-bad-videos", help="Go on without videos that cannot be read.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Archive what is recorded of this study and begin anew.")
+    ] = False,
+    coordinates: Annotated[
+        CoordinatesChoice,
+        typer.Option(help="Search with compute as an axis (budget), or over the five knobs (knobs)."),
+    ] = CoordinatesChoice.BUDGET,
+) -> None:
+    """Find the AdaTP configuration that answers best within a compute budget.
+
+    Running it again carries on: nothing is asked twice, more trials or another budget add to what is there.
+    """
+    from rich.console import Console
+
+    from tuner.cli.progress import RichProgress
+    from tuner.driver import RunOptions
+    from tuner.driver import run as run_study
+    from tuner.study import load_study
+    from tuner.summary import render
+
+    options = RunOptions(
+        budget=budget,
+        trials=trials,
+        seed=seed,
+        timeout=timeout,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        address=address,
+        database=database,
+        coordinates=coordinates.value,
+        skip_bad_videos=skip_bad_videos,
+        fresh=fresh,
+    )
+    console = Console()
+    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
+    _quiet_libraries(downloads=not Path(loaded.model).is_dir())
+    with RichProgress(console) as progress:
+        summary = run_study(loaded, options, progress)
+    recorded = _record(summary, tracking_uri, console)
+    console.print(render(summary, recorded=recorded))
+
+
+def _quiet_libraries(*, downloads: bool) -> None:
+    """Libraries' own bars and hints would tear ours apart; a download of gigabytes keeps its bar.
+
+    Read when transformers is imported, here and in the workers.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not downloads:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _record(summary: RunSummary, tracking_uri: str | None, console: Console) -> Recorded | None:
+    """Draws the front and hands it to MLflow with everything else; a failure is one warning."""
+    from dashboards.pareto import write_pareto
+    from tuner.mlflow_mirror import MlflowMirror
+    from tuner.recording import HarmlessRecorder
+
+    folder = Path(".tuner") / summary.study / "figures"
+    files = tuple(write_pareto(summary, folder))
+    recorder = HarmlessRecorder(MlflowMirror(tracking_uri), lambda text: console.print(text, style="yellow"))
+    return recorder.record(summary, files)

@@ -1,0 +1,390 @@
+"""`tuner run` as a library function: one call from a study to its summary, whatever was done before.
+
+Only this process writes the records. What they hold is not computed again: the same call with everything
+there returns without loading a model.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cache import FeatureCache
+from pipeline.checkpoint import find_checkpoint
+from pipeline.errors import ModelError, VideoError
+from pipeline.layout import Layout
+from pipeline.plan import pruning_layers
+from pipeline.video import content_hash
+from tuner.errors import UserError
+from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
+from tuner.executors.in_process import InProcessExecutor
+from tuner.loop import Loop
+from tuner.planning import Planner, fingerprint_base
+from tuner.progress import NoProgress, Progress
+from tuner.records.store import Store, StoredQuestion, StudyRecord, default_database
+from tuner.reporting import Results, changes, held_out, make_planner, refuse_changes, summarise
+from tuner.results import Configuration, HeldOut, RunSummary, Setting
+from tuner.search.space import COORDINATES, Coordinates, make_space, smallest_reachable
+from tuner.study import Study, StudyQuestion
+from tuner.study.identity import study_identity
+from tuner.study.videos import leave_out
+
+if TYPE_CHECKING:
+    from pipeline.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for; nothing here belongs to the study's identity."""
+
+    # FLOPs ratio that binds, in (0, 1].
+    budget: float
+    # Trials this search evaluates in all, those of earlier runs included.
+    trials: int = 40
+    seed: int = 0
+    # Seconds after which no further trial begins.
+    timeout: float | None = None
+    workers: int = 1
+    # GPUs per Ray worker; None shares those of this machine among the workers.
+    gpus_per_worker: float | None = None
+    # A Ray cluster; None is this machine.
+    address: str | None = None
+    # URL of the records; None is .tuner/<study>/tuner.db.
+    database: str | None = None
+    coordinates: Coordinates = "budget"
+    skip_bad_videos: bool = False
+    # Archives the study's records and starts anew.
+    fresh: bool = False
+    # Folder of the vision features; None is .tuner/<study>/features.
+    cache: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+    # Threads of each worker's model on a CPU.
+    threads: int = 1
+
+
+class InterruptedRunError(Exception):
+    """The run was ended by the person who began it; the message says how to go on."""
+
+    exit_code: int = 130
+
+
+def run(
+    study: Study,
+    options: RunOptions,
+    progress: Progress | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunSummary:
+    """Encodes, answers, searches and measures what is not there yet, and says what came out.
+
+    Errors: UserError for options, videos or a model that will not do, a budget nothing can reach, or a study
+    that changed since its records began. InterruptedRunError after Ctrl-C. EvaluationError when the same
+    questions keep killing their workers.
+    """
+    began = clock()
+    with _prepared(study, options, progress or NoProgress()) as session:
+        loop = session.loop(options, clock, began)
+        session.execute(loop, options)
+        return replace(session.summary(options), seconds=clock() - began)
+
+
+def measure(
+    study: Study,
+    options: RunOptions,
+    configurations: Sequence[Configuration],
+    progress: Progress | None = None,
+) -> dict[Configuration, HeldOut]:
+    """These configurations on the held-out part, beside no search: what a comparison of methods is made of.
+
+    Errors: as `run`.
+    """
+    options = replace(options, trials=0)
+    with _prepared(study, options, progress or NoProgress()) as session:
+        session.execute(session.loop(options, time.monotonic, None, configurations), options)
+        measured = session.store.measured()
+        results = Results(session.study, session.store, session.planner)
+        return {one: held_out(one, measured[one], results) for one in configurations}
+
+
+@dataclass(eq=False)
+class _Session:
+    """A study with open records and, where something had to be encoded, its model."""
+
+    study: Study
+    store: Store
+    record: StudyRecord
+    planner: Planner
+    model: _Model
+    progress: Progress
+
+    def loop(
+        self,
+        options: RunOptions,
+        clock: Callable[[], float],
+        began: float | None,
+        compare: Sequence[Configuration] = (),
+    ) -> Loop:
+        from tuner.search.optuna_sampler import OptunaSampler
+
+        timeout = options.timeout
+        if timeout is not None and began is not None:
+            timeout = max(0.0, timeout - (clock() - began))
+        return Loop(
+            self.study,
+            self.store,
+            self.planner,
+            self.store.search(options.budget, options.seed, options.coordinates, options.trials),
+            make_space(options.coordinates, self.planner, self.study.search, options.budget),
+            OptunaSampler(),
+            compare=compare,
+            timeout=timeout,
+            clock=clock,
+            progress=self.progress,
+        )
+
+    def execute(self, loop: Loop, options: RunOptions) -> None:
+        try:
+            with _interruptible(loop, self.progress):
+                self._executor(options).run(loop)
+        except ModelError as error:
+            raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            loop.interrupt()
+        if loop.interrupted:
+            done = sum(trial.outcome is not None for trial in loop.trials)
+            raise InterruptedRunError(
+                f"Interrupted with {done} trials complete. Everything answered is kept: "
+                "the same command goes on."
+            )
+
+    def _executor(self, options: RunOptions) -> Executor:
+        if options.workers == 1 and options.address is None:
+            return InProcessExecutor(self.model.evaluator)
+        from tuner.executors.ray_tune import RayExecutor
+
+        # The workers load their own.
+        self.model.release()
+        return RayExecutor(self.model.spec, options.workers, _gpus_per_worker(options), options.address)
+
+    def summary(self, options: RunOptions) -> RunSummary:
+        search = self.store.search(options.budget, options.seed, options.coordinates, options.trials)
+        return summarise(self.study, self.store, self.record, search)
+
+
+class _Model:
+    """The study's model, loaded when it is first needed."""
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        self.spec = spec
+        self._runtime: Runtime | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        if self._runtime is None:
+            try:
+                self._runtime = self.spec.load()
+            except ModelError as error:
+                raise UserError(str(error)) from error
+        return self._runtime
+
+    def evaluator(self) -> PipelineEvaluator:
+        return PipelineEvaluator(self.spec, self.runtime)
+
+    def release(self) -> None:
+        if self._runtime is not None:
+            self._runtime = None
+            gc.collect()
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def _prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[_Session]:
+    """The study with its records, made where there are none, and the budget checked."""
+    _check(options)
+    database = options.database or default_database(study.name)
+    folder = options.cache or Path(".tuner") / study.name / "features"
+    with Store.open(database) as store:
+        if options.fresh:
+            store.archive(study.name)
+        record = store.find(study.name)
+        if record is None:
+            model = _Model(_spec(study, options, folder))
+            try:
+                study, record = _encode(study, options, model, folder, progress)
+            except KeyboardInterrupt:
+                raise InterruptedRunError(
+                    "Interrupted while encoding. What was encoded is kept: the same command goes on."
+                ) from None
+            store.begin(record)
+            # Without the videos that turned out to be unreadable; with the encoding every worker must have.
+            model.spec = replace(_spec(study, options, folder), encoding=record.encoding)
+        else:
+            study = _recorded(study, record, options)
+            model = _Model(replace(_spec(study, options, folder), encoding=record.encoding))
+        planner = make_planner(record)
+        _check_budget(study, planner, options.budget)
+        yield _Session(study, store, record, planner, model, progress)
+
+
+def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
+    # Workers without a GPU would encode differently from a driver that sees one.
+    in_process = options.workers == 1 and options.address is None
+    device = "auto" if in_process or _gpus_per_worker(options) > 0 else "cpu"
+    spec = EvaluatorSpec.of(study, folder, device=device, threads=options.threads)
+    return replace(spec, cache_bytes=options.cache_bytes)
+
+
+def _gpus_per_worker(options: RunOptions) -> float:
+    if options.gpus_per_worker is not None:
+        return options.gpus_per_worker
+    # Counted without torch, whose import takes longer than all else in a run that has nothing to do.
+    here = 0 if options.address else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return min(1.0, here / options.workers)
+
+
+def _check(options: RunOptions) -> None:
+    """Errors: UserError with everything that is wrong with the options."""
+    problems = []
+    if not 0 < options.budget <= 1:
+        problems.append(f"the budget is a FLOPs ratio in (0, 1], but got {options.budget:g}")
+    for name, least in (("trials", 0), ("seed", 0), ("workers", 1), ("threads", 1)):
+        if getattr(options, name) < least:
+            problems.append(f"{name} is {least} or more, but got {getattr(options, name)}")
+    if options.timeout is not None and not options.timeout > 0:
+        problems.append(f"the timeout is a number of seconds above 0, but got {options.timeout:g}")
+    if options.gpus_per_worker is not None and options.gpus_per_worker < 0:
+        problems.append(f"gpus per worker is 0 or more, but got {options.gpus_per_worker:g}")
+    if options.coordinates not in COORDINATES:
+        problems.append(f"coordinates are {' or '.join(COORDINATES)}, but got {options.coordinates!r}")
+    if problems:
+        raise UserError(problems)
+
+
+def _check_budget(study: Study, planner: Planner, budget: float) -> None:
+    smallest = smallest_reachable(planner, study.search)
+    if budget < smallest:
+        raise UserError(
+            f"no configuration of this study fits the budget {budget:g}: the smallest possible FLOPs ratio "
+            f"is {smallest:.4f}, with every knob at its cheapest"
+        )
+
+
+def _encode(
+    study: Study, options: RunOptions, model: _Model, folder: Path, progress: Progress
+) -> tuple[Study, StudyRecord]:
+    """Every video through the vision tower once, and the study as the records keep it."""
+    runtime = model.runtime
+    asked: dict[str, list[StudyQuestion]] = {video.name: [] for video in study.videos}
+    for question in study.questions:
+        asked[question.video].append(question)
+    layouts: dict[str, Layout] = {}
+    hashes, bad = {}, {}
+    progress.started("encoding", len(study.videos))
+    for video in study.videos:
+        try:
+            clip = runtime.encode(video.path)
+        except VideoError as error:
+            bad[video.name] = str(error)
+        else:
+            hashes[video.name] = clip.content_hash
+            layouts |= {question.id: runtime.layout(clip, question) for question in asked[video.name]}
+        progress.advanced()
+    held = FeatureCache(folder, options.cache_bytes).size_bytes / 2**20
+    progress.message(
+        f"Vision features: {held:.0f} MiB in {folder}, at most {options.cache_bytes / 2**30:.3g} GiB."
+    )
+    study = leave_out(study, bad, skip=options.skip_bad_videos)
+    identity = study_identity(study, model=runtime.identity, encoding=runtime.encoding, content_hashes=hashes)
+    setting = Setting(
+        model=study.model,
+        model_revision=study.revision,
+        model_identity=runtime.identity,
+        text_encoder=study.text_encoder,
+        text_encoder_revision=None,
+        frames=study.frames,
+        scoring=study.scoring,
+        max_new_tokens=study.max_new_tokens,
+        pruning_layers=tuple(pruning_layers(runtime.shape.layers)),
+        layers=runtime.shape.layers,
+        labelled=study.labelled,
+    )
+    record = StudyRecord(
+        name=study.name,
+        hash=identity.hash,
+        parts=identity.parts,
+        setting=asdict(setting),
+        shape=asdict(runtime.shape),
+        fingerprint_base=fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens),
+        text_encoder_identity=_identity(study.text_encoder, None),
+        skipped=tuple(
+            {"name": one.name, "reason": one.reason, "content": _hash_or_nothing(one.path)}
+            for one in study.skipped
+        ),
+        questions=tuple(
+            StoredQuestion(one.id, one.video, study.part_of(one), layouts[one.id]) for one in study.questions
+        ),
+    )
+    return study, record
+
+
+def _recorded(study: Study, record: StudyRecord, options: RunOptions) -> Study:
+    """The study as its records know it: the same unreadable videos left out.
+
+    Errors: UserError when it changed since.
+    """
+    hashes = {video.name: _hash_or_nothing(video.path) for video in study.videos}
+    still_bad = {
+        one["name"]: one["reason"] for one in record.skipped if hashes.get(one["name"]) == one["content"]
+    }
+    study = leave_out(study, still_bad, skip=options.skip_bad_videos)
+    what = changes(study, record, hashes)
+    if _identity(study.model, study.revision) != record.parts["settings"]["model"]:
+        what.append("the model is another one")
+    if _identity(study.text_encoder, None) != record.text_encoder_identity:
+        what.append("the text encoder is another one")
+    refuse_changes(study, what)
+    return study
+
+
+def _identity(checkpoint: str, revision: str | None) -> str:
+    try:
+        return find_checkpoint(checkpoint, revision).identity
+    except ModelError as error:
+        raise UserError(str(error)) from error
+
+
+def _hash_or_nothing(path: Path) -> str:
+    try:
+        return content_hash(path)
+    except VideoError:
+        return ""
+
+
+@contextmanager
+def _interruptible(loop: Loop, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C ends the rungs in flight and keeps them, the second ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        if loop.interrupted:
+            raise KeyboardInterrupt
+        loop.interrupt()
+        progress.message("Ending the rung in flight; Ctrl-C again ends at once.")
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

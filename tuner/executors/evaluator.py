@@ -1,0 +1,160 @@
+"""What runs inside a worker: a loaded model that answers a study's questions, one configuration at a time.
+
+Everything that crosses the border to a worker is plain data: a specification there, dicts of answers back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.question import Question, Scoring
+from tuner.loop import Loop
+from tuner.study import Study
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
+    from pipeline.runtime import Runtime
+
+# Features of the clips asked about last stay in memory up to this size; a whole small study fits.
+CLIP_BYTES = 512 * 2**20
+
+# The cache of vision features on disk: 1,000 clips of a 7B model in half precision.
+CACHE_BYTES = 50 * 2**30
+
+
+class Evaluator(Protocol):
+    """Answers questions; stays alive from rung to rung and from trial to trial."""
+
+    def answer(
+        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        """The answers to these question ids as plain data; configuration None is the unpruned model."""
+
+
+EvaluatorFactory = Callable[[], Evaluator]
+
+
+class Executor(Protocol):
+    """Evaluates what a loop proposes until there is nothing left."""
+
+    def run(self, loop: Loop) -> None:
+        """Returns when the loop is finished; what an evaluation or the loop raises comes out of here."""
+
+
+@dataclass(frozen=True)
+class EvaluatorSpec:
+    """All a worker needs to load the model and find the videos."""
+
+    model: str
+    revision: str | None
+    text_encoder: str
+    frames: int
+    scoring: Scoring
+    max_new_tokens: int
+    questions: tuple[Question, ...]
+    # Absolute path of the video, by question id.
+    videos: dict[str, str]
+    cache: str | None
+    cache_bytes: int = CACHE_BYTES
+    device: str = "auto"
+    # What the loaded model's encoding must be; None takes any.
+    encoding: str | None = None
+    # Threads of the model on a CPU; one makes results independent of how many workers share the machine.
+    threads: int = 1
+
+    @classmethod
+    def of(cls, study: Study, cache: Path | None, *, device: str = "auto", threads: int = 1) -> EvaluatorSpec:
+        """The specification for a study; `cache` is the folder of vision features."""
+        return cls(
+            model=study.model,
+            revision=study.revision,
+            text_encoder=study.text_encoder,
+            frames=study.frames,
+            scoring=study.scoring,
+            max_new_tokens=study.max_new_tokens,
+            questions=tuple(Question(one.id, one.text, one.options) for one in study.questions),
+            videos={one.id: str(study.video_of(one).path.absolute()) for one in study.questions},
+            cache=None if cache is None else str(cache.absolute()),
+            device=device,
+            threads=threads,
+        )
+
+    def load(self) -> Runtime:
+        """The model, loaded in this process.
+
+        Errors: ModelError when it cannot be, or would encode otherwise than the study's records were.
+        """
+        import torch
+
+        from pipeline.cache import FeatureCache
+        from pipeline.errors import ModelError
+        from pipeline.runtime import Runtime
+
+        torch.set_num_threads(self.threads)
+        runtime = Runtime.load(
+            self.model,
+            revision=self.revision,
+            text_encoder=self.text_encoder,
+            frames=self.frames,
+            scoring=self.scoring,
+            max_new_tokens=self.max_new_tokens,
+            device=self.device,
+            cache=None if self.cache is None else FeatureCache(self.cache, self.cache_bytes),
+        )
+        if self.encoding not in (None, runtime.encoding):
+            raise ModelError(
+                f"{self.model} would encode otherwise than the study's records were: another number format "
+                "(records from a CPU, a run on a GPU, or the reverse), text encoder or version. "
+                f"Here: {runtime.family.dtype} on {runtime.family.device}."
+            )
+        return runtime
+
+    def __call__(self) -> PipelineEvaluator:
+        """A specification is its own factory."""
+        return PipelineEvaluator(self, self.load())
+
+
+class PipelineEvaluator:
+    """A `Runtime` over the study's questions, with the clips asked about last kept in memory."""
+
+    def __init__(self, spec: EvaluatorSpec, runtime: Runtime, clip_bytes: int = CLIP_BYTES) -> None:
+        self._runtime = runtime
+        self._questions = {question.id: question for question in spec.questions}
+        self._videos = spec.videos
+        self._clip_bytes = clip_bytes
+        self._clips: OrderedDict[str, Clip] = OrderedDict()
+
+    def answer(
+        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        """See `Evaluator.answer`.
+
+        Errors: PipelineError when a video cannot be read or the tokens kept are not those planned.
+        """
+        from pipeline.methods import from_dict
+
+        method = None if configuration is None else from_dict(configuration)
+        return [
+            asdict(
+                self._runtime.answer(
+                    self._clip(self._videos[one]), self._questions[one], method, reference=references.get(one)
+                )
+            )
+            for one in questions
+        ]
+
+    def _clip(self, path: str) -> Clip:
+        if path not in self._clips:
+            self._clips[path] = self._runtime.encode(path)
+            while len(self._clips) > 1 and sum(map(_size, self._clips.values())) > self._clip_bytes:
+                self._clips.popitem(last=False)
+        self._clips.move_to_end(path)
+        return self._clips[path]
+
+
+def _size(clip: Clip) -> int:
+    return int(clip.features.nbytes + clip.frame_embeddings.nbytes)

@@ -1,0 +1,344 @@
+"""Evaluates on long-lived Ray workers, local or in a cluster: the only module that imports Ray.
+
+One Tune trial is one attempt at one `Work`; Tune's own retries, checkpoints and restores stay out of it,
+because the loop knows better what is missing. The scheduler below is the one place that records and
+decides: Tune skips the searcher's `on_trial_result` when a trial is stopped, and skips the scheduler when
+the trainable says it is done, so the trainable never does. Actors are reused: a worker loads its model
+once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle as pickle
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune import Stopper
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from tuner.errors import UserError
+from tuner.executors.evaluator import Evaluator, EvaluatorFactory
+from tuner.loop import Loop, Work
+from tuner.records.store import RecordedAnswer
+
+# Read by Ray when it starts and by Tune when it runs.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Else every rung is written to JSON, CSV and TensorBoard files too.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Workers keep the directory of the driver: paths mean the same there.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Ctrl-C belongs to the driver, which ends the rungs in flight.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A dead worker is reported by the loop.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # The state of the Tune experiment is never restored: writing it once an hour is writing it at the end.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Ray starts its workers at niceness 15 and gives up on one that takes a minute to start: on a busy
+    # machine they would start, and be given up, for ever.
+    "RAY_worker_niceness": "0",
+    "RAY_worker_register_timeout_seconds": "600",
+    # Keeps workers without a GPU from hiding those of the machine, and Ray from warning about it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+# Tune's results and answers travel as messages; nothing large is ever put into the object store.
+_OBJECT_STORE_BYTES = 128 * 2**20
+
+# An idle worker looks up this often, in seconds.
+_IDLE = 0.1
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """`workers` evaluations at a time, each in a process of its own with `gpus_per_worker` GPUs.
+
+    `address`: of a running cluster; None starts Ray on this machine and ends it afterwards, unless it runs
+    already. In a cluster the videos, the model and the feature cache must lie where every node finds them.
+    """
+
+    factory: EvaluatorFactory
+    workers: int
+    gpus_per_worker: float = 0.0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"There is at least one worker, but got {self.workers=}.")
+
+    def run(self, loop: Loop) -> None:
+        """See `Executor.run`.
+
+        Errors: UserError when the cluster cannot be reached or has no GPU to offer; EvaluationError when the
+        same questions keep killing their workers.
+        """
+        bridge = _Bridge(loop)
+        # Ray takes seconds to start: first see whether there is anything to do.
+        bridge.first = loop.propose()
+        if bridge.first is None:
+            return
+        with (
+            _quiet(),
+            _ray(self.workers, self.gpus_per_worker, self.address),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            tune.run(
+                tune.with_parameters(_Trainable, factory=self.factory),
+                name="adatp",
+                search_alg=_Searcher(bridge),
+                scheduler=_Scheduler(bridge),
+                stop=_Stopper(bridge),
+                num_samples=-1,
+                max_concurrent_trials=self.workers,
+                resources_per_trial={"cpu": 1, "gpu": self.gpus_per_worker},
+                reuse_actors=True,
+                max_failures=0,
+                raise_on_failed_trial=False,
+                storage_path=folder,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+                verbose=0,
+            )
+        if bridge.error is not None:
+            raise bridge.error
+
+
+class _Trainable(tune.Trainable):
+    """One worker: keeps its evaluator from trial to trial and answers one rung per step."""
+
+    def setup(self, config: dict[str, Any], factory: EvaluatorFactory | None = None) -> None:
+        assert factory is not None  # handed over by tune.with_parameters
+        self._evaluator: Evaluator = factory()
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._work: dict[str, Any] | None = json.loads(new_config["work"])
+        self._rung = 0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._work is None:
+            time.sleep(_IDLE)
+            return {"rung": None, "answers": []}
+        rung = self._rung
+        answers = self._evaluator.answer(
+            self._work["configuration"], self._work["rungs"][rung], self._work["references"]
+        )
+        self._rung += 1
+        return {"rung": rung, "answers": answers}
+
+
+class _Bridge:
+    """What Tune's three hooks share: the loop, the works in flight by Tune trial, the first error."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.first: Work | None = None
+        self.works: dict[str, Work] = {}
+        self.error: Exception | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its stopper into an experiment state that is never restored.
+        return {}
+
+    def next(self) -> Work | None:
+        work, self.first = self.first, None
+        return self.loop.propose() if work is None else work
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Keeps an error of the loop as it is; Tune would wrap its text and go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - it is raised again by `RayExecutor.run`
+            self.error = self.error or error
+            self.loop.interrupt()
+
+
+class _Searcher(Searcher):
+    """Hands out what the loop proposes."""
+
+    def __init__(self, bridge: _Bridge) -> None:
+        super().__init__()
+        self._bridge = bridge
+
+    def suggest(self, trial_id: str) -> Any:
+        bridge = self._bridge
+        work = None
+        with bridge.guarded():
+            work = bridge.next()
+        if work is not None:
+            bridge.works[trial_id] = work
+            return {"work": json.dumps(asdict(work) | {"configuration": _plain(work)})}
+        if bridge.error is not None or bridge.loop.finished:
+            return str(Searcher.FINISHED)
+        # What comes next depends on answers in flight. Tune ends actors that have nothing to do, and with
+        # them the model they loaded: an attempt at nothing keeps them.
+        return {"work": "null"}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._bridge.works.pop(trial_id, None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the records are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Scheduler(TrialScheduler):
+    """Records every rung and passes the loop's decision on."""
+
+    def __init__(self, bridge: _Bridge) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._bridge = bridge
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        work = self._bridge.works.get(trial.trial_id)
+        if work is None:
+            # The idle one: on, until the last of the others has ended.
+            busy = any(other != trial.trial_id for other in self._bridge.works)
+            return str(TrialScheduler.CONTINUE if busy else TrialScheduler.STOP)
+        decision = "stop"
+        with self._bridge.guarded():
+            answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
+            decision = self._bridge.loop.record(work, result["rung"], answers)
+        if decision == "stop":
+            del self._bridge.works[trial.trial_id]
+        return str(TrialScheduler.STOP if decision == "stop" else TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        work = self._bridge.works.pop(trial.trial_id, None)
+        if work is not None:
+            with self._bridge.guarded():
+                self._bridge.loop.failed(work, _reason(trial))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        pending = (trial for trial in tune_controller.get_trials() if trial.status == Trial.PENDING)
+        return next(pending, None)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Nothing to do."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Nothing to do: the loop heard of every rung."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Nothing to do."""
+
+    def debug_string(self) -> str:
+        return "the loop decides"
+
+
+class _Stopper(Stopper):
+    """Ends Tune after an error of the loop."""
+
+    def __init__(self, bridge: _Bridge) -> None:
+        self._bridge = bridge
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._bridge.error is not None
+
+
+def _plain(work: Work) -> dict[str, Any] | None:
+    return None if work.configuration is None else work.configuration.as_dict()
+
+
+def _trial_name(trial: Trial) -> str:
+    return str(trial.trial_id)
+
+
+def _reason(trial: Trial) -> str:
+    """What a person wants to know of a failed attempt: the exception, or that the process is gone."""
+    # Tune's own reading of these files looks in the storage, where they arrive later.
+    if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
+        return "the worker could not be started"
+    error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    if isinstance(error, RayTaskError):
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        return f"{type(cause).__name__}: {cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "creation task" in lines[0]:
+        return f"the worker could not be started: {lines[-1]}"
+    return "its worker process died (killed, or out of memory)"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's and Tune's own reports would tear the progress bars apart."""
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def local_ray(workers: int) -> Iterator[None]:
+    """Ray on this machine for several runs, which else start and end their own."""
+    with _quiet(), _ray(workers, 0.0, None):
+        yield
+
+
+@contextmanager
+def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[None]:
+    """A connection to Ray; one that was there before is used and left as it is."""
+    ours = not ray.is_initialized()
+    # Set in a process that `ray job submit` started.
+    address = address or os.environ.get("RAY_ADDRESS")
+    if ours and address is not None:
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env={"env_vars": dict(_ENVIRONMENT)},
+            )
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error
+    elif ours:
+        ray.init(
+            # Never a cluster that happens to run on this machine: that is what `--address auto` is for.
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
+    try:
+        offered = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+        if gpus_per_worker > offered:
+            raise UserError(f"A worker wants {gpus_per_worker:g} GPUs, but Ray offers {offered:g} in all.")
+        yield
+    finally:
+        if ours:
+            ray.shutdown()

@@ -1,0 +1,306 @@
+"""best.json: one configuration with the evidence for it, self-contained, read by `pipeline.load`.
+
+The numbers under `measured` come from the held-out videos, which had no part in choosing the configuration.
+docs/production.md describes each field; `json_schema()` gives the machine's form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tuner.errors import UserError
+from tuner.results import HeldOut, Measured, RunSummary
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, TypeAdapter
+
+SCHEMA = "adatp-tuner/best/1"
+
+# What answers depend on, or what chose the configuration.
+_VERSIONS_OF = ("adatp-tuner", "torch", "transformers", "numpy", "av", "decord", "optuna", "ray", "mlflow")
+
+# Plans are exact; only the division leaves a rounding error.
+_BUDGET_TOLERANCE = 1e-9
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Strict:
+    """Unknown fields in a file are mistakes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class BaselineNumbers(_Strict):
+    """The unpruned model on the held-out part; `intervals` holds 95 % intervals by the field they are for."""
+
+    accuracy: float
+    intervals: dict[str, Range]
+
+
+@dataclass(frozen=True)
+class MeasuredNumbers(_Strict):
+    """The exported configuration on the held-out part.
+
+    `difference` is accuracy minus the baseline's on the same questions; `regressions` and `gained` count
+    questions; ratios are fractions of the unpruned cost.
+    """
+
+    part: str
+    questions: int
+    videos: int
+    accuracy: float
+    difference: float
+    regressions: int
+    gained: int
+    flops_ratio: float
+    flops_ratio_end_to_end: float
+    flops_ratio_visual: float
+    flops_ratio_p95: float
+    flops_ratio_max: float
+    logprob_change: float
+    intervals: dict[str, Range]
+    p_value: float | None
+
+
+@dataclass(frozen=True)
+class Checkpoint(_Strict):
+    """A checkpoint as production finds it again.
+
+    `id` is a Hugging Face id, a folder relative to best.json where it lies below its folder, or an absolute
+    folder; `resolved` is where it was at the time of the export. `identity` tells whether it is the same one.
+    """
+
+    id: str
+    resolved: str
+    revision: str | None
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance(_Strict):
+    """Where the configuration comes from; nothing here changes an answer."""
+
+    study: str
+    study_hash: str
+    trial: int
+    trials: int
+    seed: int
+    tune_accuracy: float
+    tune_flops_ratio: float
+    mlflow_run: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Best(_Strict):
+    """The file: what to run first, then what it gave, then where it comes from."""
+
+    schema: str
+    method: str
+    parameters: dict[str, float]
+    selection: dict[str, str | int]
+    binds: str | None
+    pruning_layers: list[int]
+    layers: int
+    model: Checkpoint
+    text_encoder: Checkpoint
+    frames: int
+    scoring: str
+    max_new_tokens: int
+    labelled: bool
+    budget: float
+    measured: MeasuredNumbers
+    baseline: BaselineNumbers
+    provenance: Provenance
+
+
+def export(summary: RunSummary, path: Path, *, mlflow_run: str | None = None) -> Best:
+    """Writes best.json for the best trial, whole or not at all; the same summary gives the same file.
+
+    Errors: UserError when no configuration fits the budget, or the file cannot be written there.
+    """
+    best = describe(summary, path.resolve().parent, mlflow_run=mlflow_run)
+    text = json.dumps(dataclasses.asdict(best), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        _write_whole(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return best
+
+
+def describe(summary: RunSummary, folder: Path, *, mlflow_run: str | None = None) -> Best:
+    """What `export` writes, for a file in `folder`."""
+    trial, held_out, setting = summary.best, summary.best_held_out, summary.setting
+    if trial is None:
+        raise UserError(_nothing_fits(summary))
+    if held_out is None or setting is None:
+        raise UserError(
+            f"study {summary.study} is not finished: its best configuration has no held-out result yet."
+        )
+    largest = max(trial.outcome.flops_ratio, held_out.outcome.flops_ratio)
+    if largest > summary.budget + _BUDGET_TOLERANCE:
+        raise ValueError(
+            f"An exported configuration must fit the budget {summary.budget}, but needs {largest}."
+        )
+    method = trial.configuration.build()
+    selection = method.selection_options()
+    return Best(
+        schema=SCHEMA,
+        method=method.name,
+        parameters={
+            name: float(value) for name, value in trial.configuration.parameters if name not in selection
+        },
+        selection=dict(selection),
+        binds=summary.binds,
+        pruning_layers=list(setting.pruning_layers),
+        layers=setting.layers,
+        model=_checkpoint(setting.model, setting.model_revision, folder, setting.model_identity),
+        text_encoder=_checkpoint(setting.text_encoder, setting.text_encoder_revision, folder),
+        frames=setting.frames,
+        scoring=setting.scoring,
+        max_new_tokens=setting.max_new_tokens,
+        labelled=setting.labelled,
+        budget=summary.budget,
+        measured=_measured(held_out),
+        baseline=_baseline(summary.baseline["held_out"]),
+        provenance=Provenance(
+            study=summary.study,
+            study_hash=summary.study_hash,
+            trial=trial.number,
+            trials=len(summary.trials),
+            seed=summary.seed,
+            tune_accuracy=trial.outcome.accuracy,
+            tune_flops_ratio=trial.outcome.flops_ratio,
+            mlflow_run=mlflow_run,
+            versions=versions(),
+        ),
+    )
+
+
+def read(path: Path) -> Best:
+    """A file that `export` wrote; UserError with everything that is wrong with it."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValidationError as error:
+        problems = [
+            f"{path}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()
+        ]
+        raise UserError(problems) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of best.json, the parameters' ranges derived from the methods' own fields."""
+    from pipeline.methods import METHODS
+    from pipeline.methods import json_schema as method_schema
+
+    schema = _adapter().json_schema()
+    schema["$defs"] |= {name: method_schema(method) for name, method in METHODS.items()}
+    schema["properties"]["schema"]["const"] = SCHEMA
+    return schema
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages an answer or a choice depends on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _adapter() -> TypeAdapter[Best]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Best)
+
+
+def _measured(held_out: HeldOut) -> MeasuredNumbers:
+    outcome = held_out.outcome
+    intervals = _intervals(accuracy=held_out.accuracy, difference=held_out.difference)
+    if held_out.regression_rate is not None and held_out.regression_rate.interval is not None:
+        rate = held_out.regression_rate.interval
+        intervals["regressions"] = (rate.low * outcome.questions, rate.high * outcome.questions)
+    return MeasuredNumbers(
+        part=outcome.part,
+        questions=outcome.questions,
+        videos=outcome.videos,
+        accuracy=outcome.accuracy,
+        difference=held_out.difference.value,
+        regressions=outcome.regressions,
+        gained=outcome.gained,
+        flops_ratio=outcome.flops_ratio,
+        flops_ratio_end_to_end=outcome.flops_ratio_end_to_end,
+        flops_ratio_visual=outcome.flops_ratio_visual,
+        flops_ratio_p95=outcome.flops_ratio_p95,
+        flops_ratio_max=outcome.flops_ratio_max,
+        logprob_change=outcome.logprob_change,
+        intervals=intervals,
+        p_value=held_out.p_value,
+    )
+
+
+def _baseline(accuracy: Measured) -> BaselineNumbers:
+    return BaselineNumbers(accuracy.value, _intervals(accuracy=accuracy))
+
+
+def _intervals(**measured: Measured) -> dict[str, Range]:
+    return {
+        name: (one.interval.low, one.interval.high)
+        for name, one in measured.items()
+        if one.interval is not None
+    }
+
+
+def _checkpoint(
+    reference: str, revision: str | None, folder: Path, identity: str | None = None
+) -> Checkpoint:
+    path = Path(reference)
+    if not path.is_dir():
+        return Checkpoint(reference, reference, revision, identity)
+    resolved = path.resolve()
+    # A file that lies above its model can be moved together with it.
+    portable = resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else str(resolved)
+    return Checkpoint(portable, str(resolved), revision, identity)
+
+
+def _nothing_fits(summary: RunSummary) -> str:
+    message = f"study {summary.study} has no configuration within the budget {summary.budget:g} to export"
+    if summary.smallest_reachable is not None:
+        message += (
+            f"; the smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}"
+        )
+    return message + "."
+
+
+def _write_whole(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for one's own eyes; this one is for others as any new file is.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise

@@ -1,0 +1,379 @@
+"""MLflow as a mirror of our records: an experiment per study, a run per study, a child run per trial.
+
+The only module that imports MLflow. Everything is looked up by our own tags before it is created and
+compared by digest before it is written, so mirroring again changes nothing and mirroring after a crash
+completes what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.recording import Recorded
+from tuner.results import HeldOut, Measured, Outcome, RegressionRow, RunSummary, Trial
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# A bare `mlflow ui` in the same folder looks here.
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+# Where `mlflow ui` answers unless it is told otherwise.
+LOCAL_INTERFACE = "http://127.0.0.1:5000"
+REGRESSIONS = "regressions.json"
+
+_KIND, _STUDY, _TRIAL = "adatp.kind", "adatp.study_hash", "adatp.trial"
+_DIGEST, _FILES = "adatp.digest", "adatp.files"
+_TABLES = "mlflow.loggedArtifacts"  # by this tag the interface knows a JSON file as a table
+_PARENT = "mlflow.parentRunId"
+# The interface sorts experiments by it; without it, it guesses.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_PAGE = 1000
+# Of one request to a tracking server.
+_MOST_METRICS, _MOST_PARAMS, _MOST_TAGS = 1000, 100, 100
+
+
+@dataclass(frozen=True)
+class _Content:
+    """All that one run should hold."""
+
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps([dict(self.params), dict(self.metrics), dict(self.tags)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class MlflowMirror:
+    """A recorder that writes to an MLflow server or, by default, to mlflow.db in the working directory."""
+
+    def __init__(self, tracking_uri: str | None = None) -> None:
+        # Absolute: MLflow keeps one connection per address for the life of the process, whatever its folder.
+        self.tracking_uri = tracking_uri or f"sqlite:///{Path(DATABASE).resolve().as_posix()}"
+
+    def record(self, summary: RunSummary, files: Sequence[Path] = ()) -> Recorded:
+        """Makes MLflow hold this summary; files and the regression table are artifacts of the study's run."""
+        with _quiet_mlflow():
+            return _Writer(self.tracking_uri, summary).write(files)
+
+    def find(self, study: str, study_hash: str) -> Recorded | None:
+        """Where a study was mirrored before; None where it was not."""
+        local = self.tracking_uri.removeprefix("sqlite:///")
+        if local != self.tracking_uri and not Path(local).exists():
+            return None  # looking would make one
+        with _quiet_mlflow():
+            client = _client(self.tracking_uri)
+            experiment = client.get_experiment_by_name(experiment_name(study))
+            run = None if experiment is None else _find_parent(client, experiment.experiment_id, study_hash)
+            return None if run is None else _recorded(self.tracking_uri, run)
+
+
+def experiment_name(study: str) -> str:
+    """The experiment that holds all versions of a study."""
+    return f"adatp/{study}"
+
+
+class _Writer:
+    def __init__(self, tracking_uri: str, summary: RunSummary) -> None:
+        self.uri = tracking_uri
+        self.summary = summary
+        self.client = _client(tracking_uri)
+
+    def write(self, files: Sequence[Path]) -> Recorded:
+        experiment = self._experiment()
+        parent = _find_parent(self.client, experiment, self.summary.study_hash)
+        if parent is None:
+            name = f"{self.summary.study} {self.summary.study_hash[:8]}"
+            identity = {_KIND: "study", _STUDY: self.summary.study_hash}
+            parent = self.client.create_run(experiment, tags=identity, run_name=name)
+        parent_id = str(parent.info.run_id)
+        known = _children(self.client, experiment, parent_id)
+        for trial in self.summary.trials:
+            self._trial(experiment, parent_id, trial, known.get(trial.number))
+        self._files(parent, files)
+        self._update(parent, _study_content(self.summary))
+        if parent.info.status == "RUNNING":
+            self.client.set_terminated(parent_id)
+        return _recorded(self.uri, parent)
+
+    def _experiment(self) -> str:
+        name = experiment_name(self.summary.study)
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            # A server decides by itself; without one the files must lie where `mlflow ui` can read them.
+            local = self.uri.startswith("sqlite:")
+            location = (Path(ARTIFACTS).resolve() / self.summary.study).as_uri() if local else None
+            return str(self.client.create_experiment(name, location, _EXPERIMENT_TAGS))
+        if found.lifecycle_stage != "active":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _trial(self, experiment: str, parent_id: str, trial: Trial, run: Run | None) -> None:
+        if run is None:
+            identity = {
+                _PARENT: parent_id,
+                _KIND: "trial",
+                _STUDY: self.summary.study_hash,
+                _TRIAL: str(trial.number),
+            }
+            began = _now() - round(1000 * trial.outcome.seconds)
+            run = self.client.create_run(
+                experiment, start_time=began, tags=identity, run_name=f"trial {trial.number:03d}"
+            )
+        self._update(run, _trial_content(self.summary, trial))
+        if run.info.status == "RUNNING":
+            self.client.set_terminated(run.info.run_id)
+
+    def _update(self, run: Run, content: _Content) -> None:
+        """The digest is written last: a run without it, or with another, is written again."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        if run.data.tags.get(_DIGEST) == content.digest:
+            return
+        now = _now()
+        known = run.data.metrics
+        metrics = [
+            Metric(key, value, now, 0) for key, value in content.metrics.items() if known.get(key) != value
+        ]
+        # A parameter cannot be written twice with another value.
+        params = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
+        tags = [RunTag(key, value) for key, value in content.tags.items() if run.data.tags.get(key) != value]
+        assert len(metrics) <= _MOST_METRICS
+        assert len(params) <= _MOST_PARAMS
+        assert len(tags) < _MOST_TAGS
+        self.client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
+        self.client.set_tag(run.info.run_id, _DIGEST, content.digest)
+
+    def _files(self, run: Run, files: Sequence[Path]) -> None:
+        """Files by name, each written only where its content changed."""
+        run_id = run.info.run_id
+        known: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
+        contents = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+        table = _table(self.summary.regressions)
+        contents[REGRESSIONS] = hashlib.sha256(table.encode()).hexdigest()[:16]
+        if all(known.get(name) == content for name, content in contents.items()):
+            return
+        for file in files:
+            if known.get(file.name) != contents[file.name]:
+                self.client.log_artifact(run_id, str(file))
+        if known.get(REGRESSIONS) != contents[REGRESSIONS]:
+            # `log_table` would append to the table of an earlier run.
+            self.client.log_text(run_id, table, REGRESSIONS)
+            self.client.set_tag(run_id, _TABLES, json.dumps([{"path": REGRESSIONS, "type": "table"}]))
+        self.client.set_tag(run_id, _FILES, json.dumps(known | contents, sort_keys=True))
+
+
+def _trial_content(summary: RunSummary, trial: Trial) -> _Content:
+    outcome = trial.outcome
+    metrics = _outcome_metrics(outcome)
+    roles = []
+    for role, one, held_out in (
+        ("best", summary.best, summary.best_held_out),
+        ("defaults", summary.defaults, summary.defaults_held_out),
+    ):
+        if one is not None and one.number == trial.number:
+            roles.append(role)
+            metrics |= _held_out_metrics(held_out)
+    return _Content(
+        params={"method": trial.configuration.method}
+        | {name: _readable(value) for name, value in trial.configuration.parameters},
+        metrics=metrics,
+        tags={"role": " ".join(roles) or "trial", "within_budget": str(trial.within_budget).lower()},
+    )
+
+
+def _study_content(summary: RunSummary) -> _Content:
+    params = {"study": summary.study}
+    if summary.setting is not None:
+        setting = summary.setting
+        params |= {
+            "model": setting.model[-500:],
+            "text_encoder": setting.text_encoder[-500:],
+            "frames": str(setting.frames),
+            "scoring": setting.scoring,
+        }
+        if setting.model_revision is not None:
+            params["model_revision"] = setting.model_revision
+    metrics = {
+        "trials": float(len(summary.trials)),
+        "refused": float(summary.refused),
+        "evaluated_answers": float(summary.evaluated_answers),
+        "shared_answers": float(summary.shared_answers),
+    }
+    for part, accuracy in summary.baseline.items():
+        metrics |= _with_interval(f"baseline_{part}_accuracy", accuracy)
+    metrics |= _held_out_metrics(summary.best_held_out)
+    # What another search of the same study changes is a tag: parameters are for ever.
+    tags = {
+        "budget": f"{summary.budget:g}",
+        "seed": str(summary.seed),
+        "best_trial": "none" if summary.best is None else str(summary.best.number),
+        "mlflow.note.content": _note(summary),
+    }
+    return _Content(params, _finite(metrics), tags)
+
+
+def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
+    return _finite(
+        {
+            one.name: float(getattr(outcome, one.name))
+            for one in fields(outcome)
+            if one.name not in ("part", "questions", "videos")
+        }
+    )
+
+
+def _held_out_metrics(held_out: HeldOut | None) -> dict[str, float]:
+    if held_out is None:
+        return {}
+    outcome = held_out.outcome
+    metrics = {
+        "held_out_flops_ratio": outcome.flops_ratio,
+        "held_out_flops_ratio_end_to_end": outcome.flops_ratio_end_to_end,
+        "held_out_regressions": float(outcome.regressions),
+        "held_out_gained": float(outcome.gained),
+        "held_out_logprob_change": outcome.logprob_change,
+    }
+    metrics |= _with_interval("held_out_accuracy", held_out.accuracy)
+    metrics |= _with_interval("held_out_difference", held_out.difference)
+    return _finite(metrics)
+
+
+def _with_interval(name: str, measured: Measured) -> dict[str, float]:
+    values = {name: measured.value}
+    if measured.interval is not None:
+        values |= {f"{name}_low": measured.interval.low, f"{name}_high": measured.interval.high}
+    return values
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Charts stop at what is not a number."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _readable(value: float | str | int) -> str:
+    """Six digits are enough to read and to plot; best.json and our records have them all."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _note(summary: RunSummary) -> str:
+    """The run's description, as Markdown."""
+    accuracy = summary.baseline.get("held_out")
+    lines = [f"Study `{summary.study}`, version `{summary.study_hash[:8]}`, budget {summary.budget:g}."]
+    if accuracy is not None and math.isfinite(accuracy.value):
+        lines.append(f"Unpruned accuracy on held-out videos: {_percent(accuracy)}.")
+    if summary.best is None or summary.best_held_out is None:
+        lines.append("No configuration within the budget is measured yet.")
+    else:
+        outcome = summary.best_held_out.outcome
+        lines.append(
+            f"Best within the budget: trial {summary.best.number}, "
+            f"{_percent(summary.best_held_out.accuracy)} at {100 * outcome.flops_ratio:.1f} % of the prefill "
+            f"FLOPs ({100 * outcome.flops_ratio_end_to_end:.1f} % end to end), "
+            f"{outcome.regressions} regressions."
+        )
+        knobs = summary.best.configuration.parameters
+        lines.append("| knob | value |\n| --- | --- |")
+        lines[-1] += "".join(f"\n| {name} | {_readable(value)} |" for name, value in knobs)
+    lines.append(
+        f"Artifacts: the Pareto front as a page and a picture, and the regressions (`{REGRESSIONS}`)."
+    )
+    return "\n\n".join(lines)
+
+
+def _percent(measured: Measured) -> str:
+    text = f"{100 * measured.value:.1f} %"
+    if measured.interval is not None:
+        text += f" ({100 * measured.interval.low:.1f} to {100 * measured.interval.high:.1f})"
+    return text
+
+
+def _table(rows: Sequence[RegressionRow]) -> str:
+    """The regressions in the form the interface shows as a table: pandas' "split"."""
+    tags = sorted({tag for row in rows for tag in row.tags})
+    columns = [one.name for one in fields(RegressionRow) if one.name != "tags"]
+    data = [
+        [_cell(getattr(row, name)) for name in columns] + [row.tags.get(tag, "") for tag in tags]
+        for row in rows
+    ]
+    return json.dumps(
+        {"columns": [*columns, *(f"tag {tag}" for tag in tags)], "data": data}, ensure_ascii=False
+    )
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return " | ".join(value)
+    return round(value, 4) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _recorded(tracking_uri: str, run: Run) -> Recorded:
+    server = tracking_uri.rstrip("/") if tracking_uri.startswith(("http:", "https:")) else LOCAL_INTERFACE
+    # The interface opens elsewhere by itself, and from there two clicks are needed.
+    return Recorded(
+        run.info.run_id, f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    )
+
+
+def _find_parent(client: MlflowClient, experiment: str, study_hash: str) -> Run | None:
+    wanted = f"tags.`{_KIND}` = 'study' AND tags.`{_STUDY}` = '{study_hash}'"
+    found = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time ASC"])
+    return found[0] if found else None
+
+
+def _children(client: MlflowClient, experiment: str, parent_id: str) -> dict[int, Run]:
+    """Child runs by trial number."""
+    children: dict[int, Run] = {}
+    token: str | None = None
+    while True:
+        wanted = f"tags.`{_PARENT}` = '{parent_id}'"
+        page = client.search_runs([experiment], wanted, max_results=_PAGE, page_token=token)
+        children |= {int(run.data.tags[_TRIAL]): run for run in page if _TRIAL in run.data.tags}
+        token = page.token
+        if not token:
+            return children
+
+
+def _client(tracking_uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    # A client of its own: the process-wide tracking address of whoever calls us stays as it is.
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+@contextmanager
+def _quiet_mlflow() -> Iterator[None]:
+    """The first use of a database tells of each of its many migrations."""
+    # Read when MLflow is imported, which also sets the levels of its loggers.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # By default four minutes for a server that is not there; a study waits a quarter of a minute.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    import mlflow  # noqa: F401
+
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow")]
+    before = [one.level for one in loggers]
+    try:
+        for one in loggers:
+            one.setLevel(logging.WARNING)
+        yield
+    finally:
+        for one, level in zip(loggers, before, strict=True):
+            one.setLevel(level)
+
+
+def _now() -> int:
+    return round(1000 * time.time())

@@ -1,0 +1,115 @@
+"""What a configuration costs on a study and what it asks the model: from stored layouts, without a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.flops import Compute, ModelShape, compute, flops_ratio
+from pipeline.layout import FloatArray, Layout, Layouts
+from pipeline.methods import AdaTP, Method, knobs
+from pipeline.plan import Plan, StudyPlans
+from pipeline.solve import Unreachable, solve_p
+from tuner.records.schema import FINGERPRINT_DIGITS
+from tuner.records.store import StoredQuestion
+from tuner.results import Part
+
+PARTS: tuple[Part, Part] = ("tune", "held_out")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A configuration's FLOPs on each part of the study."""
+
+    compute: dict[Part, Compute]
+
+    @property
+    def binding(self) -> float:
+        """The larger of the parts' FLOPs ratios: the budget must hold on tune and on held-out questions."""
+        return max(part.flops_ratio for part in self.compute.values())
+
+
+def fingerprint(base: str, method: Method | None, plan: Plan | None) -> str:
+    """What was asked of the model for one question, as 32 hexadecimal digits; None: the unpruned model.
+
+    `base` covers model, encoding and scoring (`fingerprint_base`). This is `Runtime.fingerprint`, shortened,
+    for processes that load no model; a test holds the two together.
+    """
+    if method is None or plan is None or plan.keeps_everything:
+        parts = [base, "unpruned"]
+    else:
+        options = ",".join(f"{name}={value}" for name, value in sorted(method.selection_options().items()))
+        parts = [base, method.name, plan.key(), options]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def fingerprint_base(encoding: str, scoring: str, max_new_tokens: int) -> str:
+    """What every fingerprint of a study covers besides the method and its plan."""
+    return f"{encoding}|{scoring}|{max_new_tokens}"
+
+
+class Planner:
+    """Plans, costs and fingerprints for the questions of one study: milliseconds for a thousand of them."""
+
+    def __init__(self, questions: Sequence[StoredQuestion], shape: ModelShape, fingerprint_base: str) -> None:
+        self.questions = tuple(questions)
+        self.shape = shape
+        self._base = fingerprint_base
+        by_part: dict[Part, list[Layout]] = {part: [] for part in PARTS}
+        for question in self.questions:
+            by_part[question.part].append(question.layout)
+        # A part without questions (nothing held out) constrains nothing.
+        self._layouts = {part: Layouts.of(layouts) for part, layouts in by_part.items() if layouts}
+        self._all = Layouts.of([question.layout for question in self.questions])
+
+    def cost(self, method: Method) -> Cost:
+        """Exact ratios per part."""
+        return Cost(
+            {
+                part: compute(StudyPlans.of(method, layouts, self.shape.layers), self.shape)
+                for part, layouts in self._layouts.items()
+            }
+        )
+
+    def binding_ratio(self, method: Method) -> float:
+        """`cost(method).binding` alone: what the budget is compared with."""
+        return max(
+            flops_ratio(StudyPlans.of(method, layouts, self.shape.layers), layouts, self.shape)
+            for layouts in self._layouts.values()
+        )
+
+    def solve(self, method: Method, target: float) -> Method | Unreachable:
+        """The method with the largest keep ratio that stays at or below the target on every part."""
+        solved: list[Method] = []
+        for layouts in self._layouts.values():
+            one = solve_p(method, layouts, self.shape, target)
+            if isinstance(one, Unreachable):
+                return Unreachable(
+                    self.binding_ratio(method.with_ratio(knobs(method)[method.ratio_field].low))
+                )
+            solved.append(one)
+        return min(solved, key=lambda one: one.ratio)
+
+    def boosts(self, method: AdaTP) -> bool:
+        """Whether any segment of the study keeps more because of its relevance."""
+        return bool(method.boosted_ratio > method.p and method.partition(self._all).boosted.any())
+
+    def fingerprints(self, method: Method | None) -> tuple[str, ...]:
+        """One per question, in the study's order."""
+        if method is None:
+            return (fingerprint(self._base, None, None),) * len(self.questions)
+        plans = StudyPlans.of(method, self._all, self.shape.layers)
+        return tuple(fingerprint(self._base, method, plan) for plan in plans.plans())
+
+    @cached_property
+    def similarities(self) -> FloatArray:
+        """Sorted cosines of neighbouring frames over the tune videos: where tau_s can change a plan.
+
+        Held-out videos are left out: nothing of them shapes what is searched.
+        """
+        by_video = {one.video: one.layout.frame_similarity for one in self.questions if one.part == "tune"}
+        return np.sort(np.concatenate(list(by_video.values()))) if by_video else np.zeros(0)

@@ -1,0 +1,239 @@
+"""The tables: what was asked of the model, what it answered, and which configurations were tried.
+
+study     one definition of one study; a changed definition is another row
+video     a video of the study and what its plans need
+question  a question of the study and what its plans need
+search    a budget, a seed, coordinates and how many trials were asked for
+trial     a row of knobs; its answers are found through its fingerprints, one per question
+answer    one per (question, fingerprint): configurations with the same plan share it
+refusal   a proposal over the budget: it cost no model time and is no trial
+selection the trial a search chose on the tune part
+measured  a configuration on the held-out part
+
+An outcome (accuracy, FLOPs ratios, ...) is derived from the answers and the plans and written in the same
+transaction as the last answer it needs, so that SQL and the dashboards need not recompute it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# Raised with every change to the tables that an older version could not read.
+SCHEMA_VERSION = 1
+
+# Hexadecimal digits of a fingerprint: 128 bits of the pipeline's sha256, plenty for millions of answers.
+FINGERPRINT_DIGITS = 32
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of the tables."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        datetime: DateTime(timezone=True),
+    }
+
+
+class SchemaRow(Base):
+    """The version of these tables; one row."""
+
+    __tablename__ = "adatp_schema"
+    version: Mapped[int] = mapped_column(primary_key=True)
+
+
+class StudyRow(Base):
+    """One definition of one study. At most one row per name is in use: the others were archived."""
+
+    __tablename__ = "study"
+    __table_args__ = (
+        Index(
+            "study_in_use",
+            "name",
+            unique=True,
+            sqlite_where=text("archived IS NULL"),
+            postgresql_where=text("archived IS NULL"),
+        ),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    hash: Mapped[str] = mapped_column(String(64))
+    # The described parts the hash covers: what a changed study is compared with.
+    parts: Mapped[dict[str, Any]]
+    # How the model is called and its shape: plans, FLOPs and exports need no model after this.
+    setting: Mapped[dict[str, Any]]
+    shape: Mapped[dict[str, Any]]
+    # What every fingerprint covers besides the method and its plan.
+    fingerprint_base: Mapped[str] = mapped_column(Text)
+    # With the model's identity in `parts`: tells a changed checkpoint without loading it.
+    text_encoder_identity: Mapped[str] = mapped_column(Text)
+    skipped: Mapped[list[Any]]
+    created: Mapped[datetime] = mapped_column(default=_now)
+    archived: Mapped[datetime | None]
+
+
+class VideoRow(Base):
+    """A video, and what the plans of its questions share."""
+
+    __tablename__ = "video"
+    __table_args__ = (UniqueConstraint("study_id", "name"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    name: Mapped[str] = mapped_column(Text)
+    frames: Mapped[int]
+    cells: Mapped[int]
+    trailing: Mapped[int]
+    # float64 (frames - 1,), little-endian
+    frame_similarity: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class QuestionRow(Base):
+    """A question, and what only its own plan needs."""
+
+    __tablename__ = "question"
+    __table_args__ = (UniqueConstraint("study_id", "name"), UniqueConstraint("study_id", "position"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    video_id: Mapped[int] = mapped_column(ForeignKey("video.id"))
+    name: Mapped[str] = mapped_column(Text)
+    position: Mapped[int]
+    part: Mapped[str] = mapped_column(String(8))
+    text_before: Mapped[int]
+    text_after: Mapped[int]
+    # float64 (frames,), little-endian
+    frame_relevance: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class SearchRow(Base):
+    """What `tuner run` was asked for."""
+
+    __tablename__ = "search"
+    __table_args__ = (UniqueConstraint("study_id", "budget", "seed", "coordinates"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    budget: Mapped[float]
+    seed: Mapped[int]
+    coordinates: Mapped[str] = mapped_column(String(16))
+    # The most trials ever asked for.
+    trials: Mapped[int]
+    created: Mapped[datetime] = mapped_column(default=_now)
+    used: Mapped[datetime] = mapped_column(default=_now)
+
+
+class KnobColumns:
+    """AdaTP's five knobs by name; what else the method was told stands in `options`."""
+
+    method: Mapped[str] = mapped_column(String(32))
+    tau_s: Mapped[float | None]
+    tau_t: Mapped[float | None]
+    alpha_boost: Mapped[float | None]
+    gamma_cap: Mapped[float | None]
+    p: Mapped[float | None]
+    options: Mapped[dict[str, Any]]
+
+
+class OutcomeColumns:
+    """`tuner.results.Outcome`; empty until every answer is there."""
+
+    questions: Mapped[int | None]
+    videos: Mapped[int | None]
+    accuracy: Mapped[float | None]
+    flops_ratio: Mapped[float | None]
+    flops_ratio_end_to_end: Mapped[float | None]
+    flops_ratio_visual: Mapped[float | None]
+    flops_ratio_p95: Mapped[float | None]
+    flops_ratio_max: Mapped[float | None]
+    regressions: Mapped[int | None]
+    gained: Mapped[int | None]
+    logprob_change: Mapped[float | None]
+    seconds: Mapped[float | None]
+
+
+class TrialRow(KnobColumns, OutcomeColumns, Base):
+    """A configuration on the tune part; without an outcome it is unfinished."""
+
+    __tablename__ = "trial"
+    __table_args__ = (UniqueConstraint("study_id", "number"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    search_id: Mapped[int] = mapped_column(ForeignKey("search.id"))
+    number: Mapped[int]
+    # One fingerprint per question of the study, in order of position, 16 bytes each.
+    fingerprints: Mapped[bytes] = mapped_column(LargeBinary)
+    # The larger of the tune and the held-out part's FLOPs ratio: what the budget binds.
+    binding_ratio: Mapped[float]
+    created: Mapped[datetime] = mapped_column(default=_now)
+    completed: Mapped[datetime | None]
+
+
+class RefusalRow(KnobColumns, Base):
+    """A proposal over the budget."""
+
+    __tablename__ = "refusal"
+    __table_args__ = (UniqueConstraint("search_id", "number", "attempt"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    search_id: Mapped[int] = mapped_column(ForeignKey("search.id"))
+    # The number the trial would have had, and which attempt at it this was.
+    number: Mapped[int]
+    attempt: Mapped[int]
+    # The sampler's own coordinates: an unreachable target is not a row of knobs.
+    proposed: Mapped[dict[str, Any]]
+    binding_ratio: Mapped[float]
+
+
+class AnswerRow(Base):
+    """What the model said to one question, asked in one way."""
+
+    __tablename__ = "answer"
+    __table_args__ = (UniqueConstraint("question_id", "fingerprint"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    question_id: Mapped[int] = mapped_column(ForeignKey("question.id"))
+    fingerprint: Mapped[str] = mapped_column(String(FINGERPRINT_DIGITS))
+    text: Mapped[str] = mapped_column(Text)
+    option: Mapped[int | None]
+    option_logprobs: Mapped[list[Any] | None]
+    logprob: Mapped[float | None]
+    kept: Mapped[list[Any]]
+    seconds: Mapped[float]
+
+
+class SelectionRow(Base):
+    """What a search chose after so many completed trials of the study."""
+
+    __tablename__ = "selection"
+    __table_args__ = (UniqueConstraint("search_id", "trials"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    search_id: Mapped[int] = mapped_column(ForeignKey("search.id"))
+    trials: Mapped[int]
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trial.id"))
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class MeasuredRow(KnobColumns, OutcomeColumns, Base):
+    """A configuration on the held-out part, all of it answered."""
+
+    __tablename__ = "measured"
+    __table_args__ = (UniqueConstraint("study_id", "configuration"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    # sha256 of the configuration as canonical JSON.
+    configuration: Mapped[str] = mapped_column(String(64))
+    created: Mapped[datetime] = mapped_column(default=_now)

@@ -1,0 +1,663 @@
+"""Reading and writing the records. Only the driver writes; every method is one transaction.
+
+A crash at any instant leaves either all or nothing of a recorded rung, so what is read back is always
+consistent: a trial is complete exactly when its outcome is there, and its answers were written no later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Insert,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    make_url,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from pipeline.layout import Layout
+from pipeline.methods import KNOBS
+from tuner.errors import UserError
+from tuner.records.schema import (
+    FINGERPRINT_DIGITS,
+    SCHEMA_VERSION,
+    AnswerRow,
+    Base,
+    MeasuredRow,
+    QuestionRow,
+    RefusalRow,
+    SchemaRow,
+    SearchRow,
+    SelectionRow,
+    StudyRow,
+    TrialRow,
+    VideoRow,
+)
+from tuner.results import Configuration, Outcome, Part
+
+# SQLite allows 32,766 variables in a statement; two per pair.
+_PAIRS_PER_QUERY = 4000
+
+Pair = tuple[str, str]
+"""(question id, fingerprint): what an answer is known by."""
+
+
+@dataclass(frozen=True)
+class RecordedAnswer:
+    """What the model said, as stored; judged by `tuner.scoring`."""
+
+    question: str
+    text: str
+    option: int | None
+    option_logprobs: tuple[float, ...] | None
+    logprob: float | None
+    kept: tuple[int, ...]
+    seconds: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From plain data as a worker sends it; lists become tuples."""
+        logprobs = values["option_logprobs"]
+        return cls(
+            question=values["question"],
+            text=values["text"],
+            option=values["option"],
+            option_logprobs=None if logprobs is None else tuple(logprobs),
+            logprob=values["logprob"],
+            kept=tuple(values["kept"]),
+            seconds=values["seconds"],
+        )
+
+
+@dataclass(frozen=True)
+class StoredQuestion:
+    """A question with its place in the study and the layout its plans are made from."""
+
+    id: str
+    video: str
+    part: Part
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """All that planning, scoring and exporting need of a study, without its model."""
+
+    name: str
+    hash: str
+    parts: dict[str, Any]
+    setting: dict[str, Any]
+    shape: dict[str, Any]
+    fingerprint_base: str
+    text_encoder_identity: str
+    # Videos left out because they cannot be read: name, reason and content hash of each.
+    skipped: tuple[dict[str, str], ...]
+    questions: tuple[StoredQuestion, ...]
+
+    @property
+    def encoding(self) -> str:
+        """Model, text encoder, frames and number format: what stored layouts and answers depend on."""
+        return str(self.parts["settings"]["encoding"])
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What one search asked for; `id` is the database's."""
+
+    id: int
+    budget: float
+    seed: int
+    coordinates: str
+    trials: int
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A row of knobs; `outcome` is None while answers are missing."""
+
+    number: int
+    search: int
+    configuration: Configuration
+    fingerprints: tuple[str, ...]
+    binding_ratio: float
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True)
+class RefusalRecord:
+    """A proposal over the budget, with the coordinates the sampler proposed it by."""
+
+    search: int
+    number: int
+    attempt: int
+    configuration: Configuration
+    proposed: dict[str, float]
+    binding_ratio: float
+
+
+def default_database(study: str, root: Path = Path(".tuner")) -> str:
+    """The SQLite database a study's records lie in unless told otherwise: `.tuner/<study>/tuner.db`."""
+    return f"sqlite:///{(root / study / 'tuner.db').as_posix()}"
+
+
+class Store:
+    """One study's records in one database. `open` it, then `begin` or `resume` the study."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._study: int | None = None
+        self._question_ids: dict[str, int] = {}
+        self._insert: Callable[[type[Base]], Any] = (
+            sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+        )
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = True) -> Self:
+        """Opens the database at a `sqlite:///` or `postgresql://` URL; an empty one gets its tables.
+
+        Without `create` a database that is not there is a mistake.
+
+        Errors: UserError for a URL that names no such database, one that cannot be reached, or tables that
+        another version wrote.
+        """
+        engine = create_engine(_parsed(url, create=create))
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine)
+        try:
+            with engine.begin() as connection:
+                if not inspect(connection).has_table(SchemaRow.__tablename__):
+                    Base.metadata.create_all(connection)
+                    connection.execute(insert(SchemaRow).values(version=SCHEMA_VERSION))
+                found = connection.execute(select(SchemaRow.version)).scalar_one()
+        except DBAPIError as error:
+            engine.dispose()
+            raise UserError(f"The database {_shown(url)} cannot be opened: {error.orig}") from error
+        if found != SCHEMA_VERSION:
+            engine.dispose()
+            raise UserError(
+                f"The database {_shown(url)} has tables of version {found}, but this tuner writes version "
+                f"{SCHEMA_VERSION}: name another one with --database."
+            )
+        return cls(engine)
+
+    @property
+    def url(self) -> str:
+        """Where the records lie, without a password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    # Studies
+
+    def study_names(self) -> tuple[str, ...]:
+        """Names of the studies in use in this database."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                select(StudyRow.name).where(StudyRow.archived.is_(None)).order_by(StudyRow.name)
+            )
+            return tuple(rows.scalars())
+
+    def find(self, name: str) -> StudyRecord | None:
+        """The study in use under this name, which then is the one this store writes to."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                select(StudyRow.__table__).where(StudyRow.name == name, StudyRow.archived.is_(None))
+            ).first()
+            if row is None:
+                return None
+            questions = connection.execute(
+                select(
+                    QuestionRow.__table__,
+                    VideoRow.name.label("video"),
+                    VideoRow.frames,
+                    VideoRow.cells,
+                    VideoRow.trailing,
+                    VideoRow.frame_similarity,
+                )
+                .join(VideoRow, VideoRow.id == QuestionRow.video_id)
+                .where(QuestionRow.study_id == row.id)
+                .order_by(QuestionRow.position)
+            ).all()
+        self._study = row.id
+        self._question_ids = {question.name: question.id for question in questions}
+        return StudyRecord(
+            name=row.name,
+            hash=row.hash,
+            parts=row.parts,
+            setting=row.setting,
+            shape=row.shape,
+            fingerprint_base=row.fingerprint_base,
+            text_encoder_identity=row.text_encoder_identity,
+            skipped=tuple(row.skipped),
+            questions=tuple(_stored_question(question) for question in questions),
+        )
+
+    def begin(self, study: StudyRecord) -> None:
+        """Writes a study that is not there yet and makes it the one this store writes to."""
+        with self._transaction() as connection:
+            study_id = _inserted(
+                connection,
+                StudyRow,
+                name=study.name,
+                hash=study.hash,
+                parts=study.parts,
+                setting=study.setting,
+                shape=study.shape,
+                fingerprint_base=study.fingerprint_base,
+                text_encoder_identity=study.text_encoder_identity,
+                skipped=list(study.skipped),
+            )
+            videos: dict[str, int] = {}
+            for question in study.questions:
+                if question.video not in videos:
+                    videos[question.video] = _inserted(
+                        connection,
+                        VideoRow,
+                        study_id=study_id,
+                        name=question.video,
+                        frames=question.layout.frames,
+                        cells=question.layout.cells,
+                        trailing=question.layout.trailing,
+                        frame_similarity=_floats(question.layout.frame_similarity),
+                    )
+            rows = [
+                {
+                    "study_id": study_id,
+                    "video_id": videos[question.video],
+                    "name": question.id,
+                    "position": position,
+                    "part": question.part,
+                    "text_before": question.layout.text_before,
+                    "text_after": question.layout.text_after,
+                    "frame_relevance": _floats(question.layout.frame_relevance),
+                }
+                for position, question in enumerate(study.questions)
+            ]
+            connection.execute(insert(QuestionRow), rows)
+        self.find(study.name)
+
+    def archive(self, name: str) -> bool:
+        """Takes the study of this name out of use; its records stay. False when there is none."""
+        with self._transaction() as connection:
+            changed = connection.execute(
+                update(StudyRow)
+                .where(StudyRow.name == name, StudyRow.archived.is_(None))
+                .values(archived=func.now())
+            )
+        self._study = None
+        return bool(changed.rowcount)
+
+    @property
+    def _study_id(self) -> int:
+        if self._study is None:
+            raise RuntimeError("No study was begun or found in this store.")
+        return self._study
+
+    # Searches
+
+    def search(self, budget: float, seed: int, coordinates: str, trials: int) -> SearchRecord:
+        """The search for this budget, seed and coordinates; asking for more trials raises its number."""
+        key = (
+            SearchRow.study_id == self._study_id,
+            SearchRow.budget == budget,
+            SearchRow.seed == seed,
+            SearchRow.coordinates == coordinates,
+        )
+        with self._transaction() as connection:
+            found = connection.execute(select(SearchRow.id, SearchRow.trials).where(*key)).first()
+            if found is None:
+                identifier = _inserted(
+                    connection,
+                    SearchRow,
+                    study_id=self._study_id,
+                    budget=budget,
+                    seed=seed,
+                    coordinates=coordinates,
+                    trials=trials,
+                )
+            else:
+                identifier = found.id
+                values = {"trials": max(trials, found.trials), "used": datetime.now(UTC)}
+                connection.execute(update(SearchRow).where(*key).values(**values))
+        return SearchRecord(identifier, budget, seed, coordinates, trials)
+
+    def searches(self) -> tuple[SearchRecord, ...]:
+        """All searches of the study, the one asked for last at the end."""
+        query = (
+            select(SearchRow.__table__)
+            .where(SearchRow.study_id == self._study_id)
+            .order_by(SearchRow.used, SearchRow.id)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return tuple(SearchRecord(row.id, row.budget, row.seed, row.coordinates, row.trials) for row in rows)
+
+    # Trials and refusals
+
+    def propose(
+        self,
+        search: SearchRecord,
+        number: int,
+        configuration: Configuration,
+        fingerprints: Sequence[str],
+        binding_ratio: float,
+    ) -> None:
+        """Writes a trial without its outcome: a run killed from here on finishes it first."""
+        with self._transaction() as connection:
+            connection.execute(
+                insert(TrialRow).values(
+                    study_id=self._study_id,
+                    search_id=search.id,
+                    number=number,
+                    fingerprints=bytes.fromhex("".join(fingerprints)),
+                    binding_ratio=binding_ratio,
+                    **_knob_columns(configuration),
+                )
+            )
+
+    def refuse(self, refusal: RefusalRecord) -> None:
+        """Writes a proposal over the budget: resumed runs tell the sampler of it again."""
+        with self._transaction() as connection:
+            connection.execute(
+                insert(RefusalRow).values(
+                    search_id=refusal.search,
+                    number=refusal.number,
+                    attempt=refusal.attempt,
+                    proposed=refusal.proposed,
+                    binding_ratio=refusal.binding_ratio,
+                    **_knob_columns(refusal.configuration),
+                )
+            )
+
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """All trials of the study in order of number."""
+        query = (
+            select(TrialRow.__table__).where(TrialRow.study_id == self._study_id).order_by(TrialRow.number)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return tuple(
+            TrialRecord(
+                number=row.number,
+                search=row.search_id,
+                configuration=_configuration(row),
+                fingerprints=_split(row.fingerprints),
+                binding_ratio=row.binding_ratio,
+                outcome=_outcome(row, "tune"),
+            )
+            for row in rows
+        )
+
+    def refusals(self) -> tuple[RefusalRecord, ...]:
+        """All refused proposals of the study, in the order of search, number and attempt."""
+        query = (
+            select(RefusalRow.__table__)
+            .join(SearchRow, SearchRow.id == RefusalRow.search_id)
+            .where(SearchRow.study_id == self._study_id)
+            .order_by(RefusalRow.search_id, RefusalRow.number, RefusalRow.attempt)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return tuple(
+            RefusalRecord(
+                row.search_id, row.number, row.attempt, _configuration(row), row.proposed, row.binding_ratio
+            )
+            for row in rows
+        )
+
+    # Answers
+
+    def answers(self, pairs: Iterable[Pair]) -> dict[Pair, RecordedAnswer]:
+        """The stored answers among those asked for."""
+        wanted = [(self._question_ids[question], fingerprint) for question, fingerprint in pairs]
+        names = {identifier: name for name, identifier in self._question_ids.items()}
+        found: dict[Pair, RecordedAnswer] = {}
+        with self._transaction() as connection:
+            for start in range(0, len(wanted), _PAIRS_PER_QUERY):
+                chunk = wanted[start : start + _PAIRS_PER_QUERY]
+                key: ColumnElement[Any] = tuple_(AnswerRow.question_id, AnswerRow.fingerprint)
+                for row in connection.execute(select(AnswerRow.__table__).where(key.in_(chunk))):
+                    name = names[row.question_id]
+                    found[name, row.fingerprint] = RecordedAnswer(
+                        question=name,
+                        text=row.text,
+                        option=row.option,
+                        option_logprobs=None if row.option_logprobs is None else tuple(row.option_logprobs),
+                        logprob=row.logprob,
+                        kept=tuple(row.kept),
+                        seconds=row.seconds,
+                    )
+        return found
+
+    def record(
+        self,
+        answers: Mapping[Pair, RecordedAnswer],
+        completed: tuple[int, Outcome] | None = None,
+        measured: tuple[Configuration, Outcome] | None = None,
+    ) -> None:
+        """One rung: its answers and, with the last one, the outcome of the trial or held-out measurement.
+
+        Writing the same again changes nothing: the first answer to a (question, fingerprint) stays.
+        """
+        rows = [
+            {
+                "question_id": self._question_ids[question],
+                "fingerprint": fingerprint,
+                "text": answer.text,
+                "option": answer.option,
+                "option_logprobs": None if answer.option_logprobs is None else list(answer.option_logprobs),
+                "logprob": answer.logprob,
+                "kept": list(answer.kept),
+                "seconds": answer.seconds,
+            }
+            for (question, fingerprint), answer in answers.items()
+        ]
+        with self._transaction() as connection:
+            if rows:
+                connection.execute(self._insert(AnswerRow).on_conflict_do_nothing(), rows)
+            if completed is not None:
+                number, outcome = completed
+                connection.execute(
+                    update(TrialRow)
+                    .where(
+                        TrialRow.study_id == self._study_id,
+                        TrialRow.number == number,
+                        TrialRow.completed.is_(None),
+                    )
+                    .values(completed=func.now(), **_outcome_columns(outcome))
+                )
+            if measured is not None:
+                configuration, outcome = measured
+                connection.execute(
+                    self._insert(MeasuredRow)
+                    .values(
+                        study_id=self._study_id,
+                        configuration=_digest(configuration),
+                        **_knob_columns(configuration),
+                        **_outcome_columns(outcome),
+                    )
+                    .on_conflict_do_nothing()
+                )
+
+    def count_answers(self) -> int:
+        """Stored answers of the study."""
+        query = (
+            select(func.count())
+            .select_from(AnswerRow)
+            .join(QuestionRow, QuestionRow.id == AnswerRow.question_id)
+            .where(QuestionRow.study_id == self._study_id)
+        )
+        with self._transaction() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    # Selection and held-out measurements
+
+    def select(self, search: SearchRecord, trials: int, number: int) -> None:
+        """Notes that the search chose trial `number` when the study had so many completed trials."""
+        trial = (
+            select(TrialRow.id)
+            .where(TrialRow.study_id == self._study_id, TrialRow.number == number)
+            .scalar_subquery()
+        )
+        statement: Insert = (
+            self._insert(SelectionRow)
+            .values(search_id=search.id, trials=trials, trial_id=trial)
+            .on_conflict_do_nothing()
+        )
+        with self._transaction() as connection:
+            connection.execute(statement)
+
+    def selections(self) -> tuple[tuple[int, int, int], ...]:
+        """(search id, completed trials then, chosen trial's number) in the order they were made."""
+        query = (
+            select(SelectionRow.search_id, SelectionRow.trials, TrialRow.number)
+            .join(TrialRow, TrialRow.id == SelectionRow.trial_id)
+            .where(TrialRow.study_id == self._study_id)
+            .order_by(SelectionRow.id)
+        )
+        with self._transaction() as connection:
+            return tuple((row[0], row[1], row[2]) for row in connection.execute(query))
+
+    def measured(self) -> dict[Configuration, Outcome]:
+        """The configurations measured on the held-out part."""
+        query = (
+            select(MeasuredRow.__table__)
+            .where(MeasuredRow.study_id == self._study_id)
+            .order_by(MeasuredRow.id)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        outcomes = {_configuration(row): _outcome(row, "held_out") for row in rows}
+        return {configuration: outcome for configuration, outcome in outcomes.items() if outcome is not None}
+
+
+def _parsed(url: str, *, create: bool) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UserError(
+            f"--database is a URL like sqlite:///tuner.db or postgresql://host/name, but got {url!r}."
+        ) from (error)
+    if backend not in ("sqlite", "postgresql"):
+        raise UserError(f"--database is SQLite or PostgreSQL, but got {backend!r}.")
+    if backend == "postgresql" and parsed.drivername == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        file = Path(str(parsed.database))
+        if not create and not file.is_file():
+            raise UserError(f"there are no records at {file}; `tuner run` makes them")
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return parsed
+
+
+def _shown(url: str) -> str:
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _set_pragmas(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        # Readers (`tuner status`, dashboards) never wait for the writer.
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # With WAL a killed process loses nothing; a power cut can undo the last transactions, never tear one.
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA busy_timeout=10000")
+        cursor.close()
+
+
+def _inserted(connection: Connection, table: type[Base], **values: Any) -> int:
+    key = connection.execute(insert(table).values(**values)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _floats(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, dtype="<f8").tobytes()
+
+
+def _stored_question(row: Any) -> StoredQuestion:
+    layout = Layout(
+        frames=row.frames,
+        cells=row.cells,
+        trailing=row.trailing,
+        text_before=row.text_before,
+        text_after=row.text_after,
+        frame_similarity=np.frombuffer(row.frame_similarity, dtype="<f8"),
+        frame_relevance=np.frombuffer(row.frame_relevance, dtype="<f8"),
+    )
+    return StoredQuestion(row.name, row.video, row.part, layout)
+
+
+def _split(fingerprints: bytes) -> tuple[str, ...]:
+    text = fingerprints.hex()
+    return tuple(
+        text[start : start + FINGERPRINT_DIGITS] for start in range(0, len(text), FINGERPRINT_DIGITS)
+    )
+
+
+def _knob_columns(configuration: Configuration) -> dict[str, Any]:
+    parameters = dict(configuration.parameters)
+    knobs = {name: parameters.pop(name, None) for name in KNOBS}
+    return {"method": configuration.method, "options": parameters, **knobs}
+
+
+def _configuration(row: Any) -> Configuration:
+    # The method's own order of fields, so that equal configurations compare equal however they were made.
+    knobs = {name: getattr(row, name) for name in KNOBS if getattr(row, name) is not None}
+    return Configuration.from_method(
+        Configuration.from_dict({"method": row.method, **knobs, **row.options}).build()
+    )
+
+
+def _digest(configuration: Configuration) -> str:
+    return hashlib.sha256(json.dumps(configuration.as_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
+    values = asdict(outcome)
+    del values["part"]
+    return values
+
+
+def _outcome(row: Any, part: Part) -> Outcome | None:
+    if row.accuracy is None:
+        return None
+    return Outcome(
+        part=part, **{one.name: getattr(row, one.name) for one in fields(Outcome) if one.name != "part"}
+    )

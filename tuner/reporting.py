@@ -1,0 +1,355 @@
+"""From the records to what a run reports: nothing here loads a model or evaluates anything.
+
+`tuner run` ends with it, `tuner status` and `tuner export` are it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.flops import ModelShape, VisionShape
+from pipeline.methods import AdaTP
+from tuner import statistics
+from tuner.errors import UserError
+from tuner.loop import choose_best
+from tuner.planning import Planner
+from tuner.records.store import (
+    RecordedAnswer,
+    RefusalRecord,
+    SearchRecord,
+    Store,
+    StudyRecord,
+    TrialRecord,
+    default_database,
+)
+from tuner.results import (
+    Binding,
+    Configuration,
+    HeldOut,
+    Measured,
+    Outcome,
+    Part,
+    QuestionResult,
+    Refusal,
+    RegressionRow,
+    RunSummary,
+    Setting,
+    Trial,
+)
+from tuner.scoring import judge
+from tuner.search.space import TOLERANCE, make_space, smallest_reachable
+from tuner.study import Study, StudyQuestion
+from tuner.study.identity import describe_changes, study_identity
+
+
+@dataclass(frozen=True)
+class SearchStatus:
+    """How far a search has come."""
+
+    budget: float
+    seed: int
+    coordinates: str
+    trials_asked: int
+    trials_completed: int
+    refused: int
+    # The most accurate completed trial within the budget, of this and of all other searches.
+    best: Trial | None
+    # Its outcome on the held-out part; None until it is there.
+    held_out: Outcome | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a study has come; read while a run writes, too."""
+
+    study: str
+    study_hash: str
+    database: str
+    baseline_questions: int
+    baseline_answered: int
+    trials_completed: int
+    trials_unfinished: int
+    answers: int
+    searches: tuple[SearchStatus, ...]
+
+
+class Results:
+    """The judged answers of one study, by configuration."""
+
+    def __init__(self, study: Study, store: Store, planner: Planner) -> None:
+        self._study = study
+        self._store = store
+        self._planner = planner
+        self._baseline = self._answers(None)
+
+    def _answers(self, configuration: Configuration | None) -> dict[str, RecordedAnswer]:
+        method = None if configuration is None else configuration.build()
+        ids = [question.id for question in self._planner.questions]
+        found = self._store.answers(zip(ids, self._planner.fingerprints(method), strict=True))
+        return {question: answer for (question, _), answer in found.items()}
+
+    def answered(self) -> int:
+        """Questions with a baseline answer."""
+        return len(self._baseline)
+
+    def of(self, configuration: Configuration | None, part: Part) -> list[QuestionResult]:
+        """Judged answers in the study's order; None is the baseline. Unanswered questions are left out."""
+        answers = self._baseline if configuration is None else self._answers(configuration)
+        return [
+            judge(question, part, answers[question.id], self._baseline[question.id])
+            for question in self._study.questions_of(part)
+            if question.id in answers and question.id in self._baseline
+        ]
+
+
+def make_planner(record: StudyRecord) -> Planner:
+    """The planner over a study's stored layouts."""
+    return Planner(record.questions, shape_from(record.shape), record.fingerprint_base)
+
+
+def shape_from(values: dict[str, Any]) -> ModelShape:
+    """The model's shape as `dataclasses.asdict` stored it."""
+    vision = values.get("vision")
+    return ModelShape(**{**values, "vision": None if vision is None else VisionShape(**vision)})
+
+
+def setting_from(values: dict[str, Any]) -> Setting | None:
+    """The setting as `dataclasses.asdict` stored it; None where none was."""
+    return Setting(**{**values, "pruning_layers": tuple(values["pruning_layers"])}) if values else None
+
+
+def changes(study: Study, record: StudyRecord, content_hashes: dict[str, str] | None = None) -> list[str]:
+    """What differs between a study and its records, a sentence each, as far as shows without the model.
+
+    Without `content_hashes` the bytes of the videos are taken to be those of the records.
+    """
+    settings = record.parts["settings"]
+    known = record.parts["videos"] if content_hashes is None else content_hashes
+    # A video without a hash counts as itself, so that two new ones are not taken for the same bytes.
+    hashes = {video.name: known.get(video.name, video.name) for video in study.videos}
+    now = study_identity(study, model=settings["model"], encoding=settings["encoding"], content_hashes=hashes)
+    return describe_changes(record.parts, now.parts)
+
+
+def refuse_changes(study: Study, what: Sequence[str]) -> None:
+    """Errors: UserError with what changed and the way on, where something did."""
+    if what:
+        raise UserError(
+            [f"the study {study.name!r} is not the one its records belong to: {one}" for one in what],
+            "`tuner run --fresh` starts anew and keeps the old records in the database, archived; "
+            "or take the change back and go on",
+        )
+
+
+def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRecord) -> RunSummary:
+    """What a search has come to so far. `store` has found `record`."""
+    planner = make_planner(record)
+    results = Results(study, store, planner)
+    trials = [trial for trial in store.trials() if trial.outcome is not None]
+    refusals = [one for one in store.refusals() if one.search == search.id]
+    measured = store.measured()
+    best = choose_best(trials, search.budget)
+    wanted = make_space("budget", planner, study.search, search.budget).defaults().configuration
+    defaults = next((trial for trial in trials if trial.configuration == wanted), None)
+    best_measured = best is not None and best.configuration in measured
+    return RunSummary(
+        study=study.name,
+        study_hash=record.hash,
+        budget=search.budget,
+        seed=search.seed,
+        baseline={part: _accuracy(results.of(None, part)) for part in _parts(study)},
+        trials=tuple(_trial(trial, search.budget) for trial in trials),
+        best=None if best is None else _trial(best, search.budget),
+        best_held_out=_held_out(best, measured, results),
+        defaults=None if defaults is None else _trial(defaults, search.budget),
+        defaults_held_out=_held_out(defaults, measured, results),
+        binds=None if best is None else _binds(best.configuration, planner),
+        regressions=_regressions(study, results, best.configuration)
+        if best is not None and best_measured
+        else (),
+        closest=_closest(trials, refusals) if best is None else None,
+        refused=len(refusals),
+        shared_answers=_shared(trials, planner, study),
+        evaluated_answers=store.count_answers(),
+        skipped_videos=tuple(one["name"] for one in record.skipped),
+        smallest_reachable=smallest_reachable(planner, study.search),
+        setting=setting_from(record.setting),
+    )
+
+
+def load_summary(
+    study: Study, *, budget: float | None = None, seed: int | None = None, database: str | None = None
+) -> RunSummary:
+    """The summary of the study's latest search, or of the latest with this budget and seed.
+
+    Errors: UserError when the study was never run, has no such search, or changed since.
+    """
+    with Store.open(database or default_database(study.name), create=False) as store:
+        record = _found(store, study.name)
+        study = without_skipped(study, record)
+        refuse_changes(study, changes(study, record))
+        searches = [
+            one
+            for one in store.searches()
+            if (budget is None or one.budget == budget) and (seed is None or one.seed == seed)
+        ]
+        if not searches:
+            known = ", ".join(f"budget {one.budget:g} seed {one.seed}" for one in store.searches()) or "none"
+            raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
+        return summarise(study, store, record, searches[-1])
+
+
+def load_status(study_name: str, database: str | None = None) -> Status:
+    """How far a study has come, also while it runs.
+
+    Errors: UserError when it was never run.
+    """
+    with Store.open(database or default_database(study_name), create=False) as store:
+        record = _found(store, study_name)
+        planner = make_planner(record)
+        trials, refusals, measured = store.trials(), store.refusals(), store.measured()
+        completed = [trial for trial in trials if trial.outcome is not None]
+        ids = [question.id for question in record.questions]
+        baseline = store.answers(zip(ids, planner.fingerprints(None), strict=True))
+        searches = []
+        for search in store.searches():
+            best = choose_best(completed, search.budget)
+            searches.append(
+                SearchStatus(
+                    budget=search.budget,
+                    seed=search.seed,
+                    coordinates=search.coordinates,
+                    trials_asked=search.trials,
+                    trials_completed=sum(trial.search == search.id for trial in completed),
+                    refused=sum(one.search == search.id for one in refusals),
+                    best=None if best is None else _trial(best, search.budget),
+                    held_out=None if best is None else measured.get(best.configuration),
+                )
+            )
+        return Status(
+            study=record.name,
+            study_hash=record.hash,
+            database=store.url,
+            baseline_questions=len(ids),
+            baseline_answered=len(baseline),
+            trials_completed=len(completed),
+            trials_unfinished=len(trials) - len(completed),
+            answers=store.count_answers(),
+            searches=tuple(searches),
+        )
+
+
+def without_skipped(study: Study, record: StudyRecord) -> Study:
+    """The study without the videos that its records left out because they could not be read."""
+    gone = {one["name"] for one in record.skipped} & {video.name for video in study.videos}
+    return replace(
+        study,
+        videos=tuple(video for video in study.videos if video.name not in gone),
+        questions=tuple(question for question in study.questions if question.video not in gone),
+        held_out=study.held_out - gone,
+    )
+
+
+def _found(store: Store, name: str) -> StudyRecord:
+    record = store.find(name)
+    if record is None:
+        raise UserError(f"the study {name!r} has no records in {store.url}; `tuner run` makes them")
+    return record
+
+
+def _parts(study: Study) -> tuple[Part, ...]:
+    parts: tuple[Part, Part] = ("tune", "held_out")
+    return tuple(part for part in parts if study.questions_of(part))
+
+
+def _accuracy(results: Sequence[QuestionResult]) -> Measured:
+    if not results:
+        return Measured(float("nan"))
+    return statistics.share([one.correct for one in results], [one.video for one in results])
+
+
+def _trial(trial: TrialRecord, budget: float) -> Trial:
+    assert trial.outcome is not None
+    return Trial(trial.number, trial.configuration, trial.outcome, trial.binding_ratio <= budget + TOLERANCE)
+
+
+def _held_out(
+    trial: TrialRecord | None, measured: dict[Configuration, Outcome], results: Results
+) -> HeldOut | None:
+    if trial is None or trial.configuration not in measured:
+        return None
+    return held_out(trial.configuration, measured[trial.configuration], results)
+
+
+def held_out(configuration: Configuration, outcome: Outcome, results: Results) -> HeldOut:
+    """A configuration's outcome on the held-out part with the intervals that belong beside it."""
+    after, before = results.of(configuration, "held_out"), results.of(None, "held_out")
+    right, right_before = [one.correct for one in after], [one.correct for one in before]
+    videos = [one.video for one in after]
+    lost = [was and not now for was, now in zip(right_before, right, strict=True)]
+    return HeldOut(
+        configuration=configuration,
+        outcome=outcome,
+        accuracy=statistics.share(right, videos),
+        difference=statistics.difference(right, right_before, videos),
+        p_value=statistics.sign_flip_p_value(right, right_before, videos),
+        regression_rate=statistics.share(lost, videos),
+    )
+
+
+def _binds(configuration: Configuration, planner: Planner) -> Binding | None:
+    method = configuration.build()
+    if not isinstance(method, AdaTP):
+        return None
+    return method.binds if planner.boosts(method) else "none"
+
+
+def _regressions(study: Study, results: Results, configuration: Configuration) -> tuple[RegressionRow, ...]:
+    before = {one.question: one for one in results.of(None, "held_out")}
+    return tuple(
+        _regression(study.question(after.question), before[after.question], after)
+        for after in results.of(configuration, "held_out")
+        if before[after.question].correct and not after.correct
+    )
+
+
+def _regression(question: StudyQuestion, before: QuestionResult, after: QuestionResult) -> RegressionRow:
+    return RegressionRow(
+        question=question.id,
+        video=question.video,
+        text=question.text,
+        options=question.options or (),
+        answer=before.text if question.answer is None else question.answer,
+        baseline_text=before.text,
+        baseline_margin=_margin(question, before, before),
+        pruned_text=after.text,
+        pruned_margin=_margin(question, before, after),
+        tags=dict(question.tags),
+    )
+
+
+def _margin(question: StudyQuestion, before: QuestionResult, result: QuestionResult) -> float | None:
+    """How much more probable the right option is than the best other one, in natural logarithms."""
+    if question.options is None or result.option_logprobs is None:
+        return None
+    right = before.option if question.answer is None else question.options.index(question.answer)
+    others = [value for index, value in enumerate(result.option_logprobs) if index != right]
+    return None if right is None else result.option_logprobs[right] - max(others)
+
+
+def _closest(trials: Sequence[TrialRecord], refusals: Iterable[RefusalRecord]) -> Refusal | None:
+    tried = [Refusal(one.configuration, one.binding_ratio) for one in trials]
+    tried += [Refusal(one.configuration, one.binding_ratio) for one in refusals]
+    return min(tried, key=lambda one: one.flops_ratio, default=None)
+
+
+def _shared(trials: Sequence[TrialRecord], planner: Planner, study: Study) -> int:
+    """Answers that trials found instead of asking for them, through plans they share."""
+    tune = [index for index, one in enumerate(planner.questions) if one.part == "tune"]
+    seen = {(index, fingerprint) for index, fingerprint in enumerate(planner.fingerprints(None))}
+    baseline = len(seen)
+    for trial in trials:
+        seen.update((index, trial.fingerprints[index]) for index in tune)
+    return len(trials) * len(tune) - (len(seen) - baseline)

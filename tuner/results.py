@@ -1,0 +1,212 @@
+"""The values a study produces: plain, frozen, without a database, a model or a figure behind them.
+
+The loop and the records fill them; the statistics, the export, the summary, the MLflow mirror and the
+dashboards read them. Ratios are fractions of the unpruned cost (0.3 = 30 %), accuracies are fractions in
+[0, 1], times are seconds, log-probabilities are natural logarithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pipeline.methods.base import Method
+
+Part = Literal["tune", "held_out"]
+Binding = Literal["alpha_boost", "gamma_cap", "none"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A method's name and its parameters: what a trial is a row of; equal rows are equal values."""
+
+    method: str
+    parameters: tuple[tuple[str, float | str | int], ...]
+
+    @classmethod
+    def from_method(cls, method: Method) -> Configuration:
+        """The row that `build` turns back into an equal method."""
+        from pipeline.methods import to_dict
+
+        return cls.from_dict(to_dict(method))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Configuration:
+        """From the flat form `{"method": name, **parameters}`; parameters keep their order."""
+        return cls(str(values["method"]), tuple((k, v) for k, v in values.items() if k != "method"))
+
+    def build(self) -> Method:
+        """A fresh method; two calls share nothing."""
+        from pipeline.methods import from_dict
+
+        return from_dict(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The flat form `{"method": name, **parameters}`, ready for JSON."""
+        return {"method": self.method, **dict(self.parameters)}
+
+    def get(self, name: str) -> float | str | int:
+        """One parameter; an unknown name lists the known ones."""
+        parameters = dict(self.parameters)
+        if name not in parameters:
+            raise KeyError(f"{self.method} has no parameter {name!r}; it has {', '.join(parameters)}")
+        return parameters[name]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval; 95 % unless its maker says otherwise."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"`low <= high` must hold, but got (low={self.low}, high={self.high}).")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured value and, where one is meaningful, its interval."""
+
+    value: float
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class QuestionResult:
+    """One question answered under one configuration, judged."""
+
+    question: str
+    video: str
+    part: Part
+    correct: bool
+    # Of the right option, normalised over the options; label-free: of the baseline's answer. None where
+    # neither exists.
+    logprob_right: float | None
+    text: str
+    option: int | None
+    option_logprobs: tuple[float, ...] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One configuration on one part of the study, all questions answered and set against the baseline."""
+
+    part: Part
+    questions: int
+    videos: int
+    accuracy: float
+    flops_ratio: float
+    flops_ratio_end_to_end: float
+    flops_ratio_visual: float
+    flops_ratio_p95: float
+    flops_ratio_max: float
+    regressions: int
+    gained: int
+    logprob_change: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated configuration; its outcome is the tune part's and so never the headline."""
+
+    number: int
+    configuration: Configuration
+    outcome: Outcome
+    within_budget: bool
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A proposal that the plans showed to be over budget; it cost no model time and is no trial."""
+
+    configuration: Configuration
+    flops_ratio: float
+
+
+@dataclass(frozen=True)
+class RegressionRow:
+    """A question the baseline got right and the pruned model does not, with how sure each was."""
+
+    question: str
+    video: str
+    text: str
+    options: tuple[str, ...]
+    answer: str
+    baseline_text: str
+    # Log-probability of the right answer minus that of the best other option; None for free answers.
+    baseline_margin: float | None
+    pruned_text: str
+    pruned_margin: float | None
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One configuration on the held-out part: the outcome and the intervals that belong beside it."""
+
+    configuration: Configuration
+    outcome: Outcome
+    accuracy: Measured
+    # Accuracy minus the baseline's, paired on the same questions; the video is the unit.
+    difference: Measured
+    # Two-sided p-value of a sign-flip permutation over videos.
+    p_value: float | None = None
+    # Regressions as a share of the part's questions, with an interval.
+    regression_rate: Measured | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a study calls its model: enough for production to call it the same way.
+
+    `model` and `text_encoder` are absolute paths of checkpoint folders, or Hugging Face ids.
+    """
+
+    model: str
+    model_revision: str | None
+    model_identity: str  # the runtime's, by which production knows the model again
+    text_encoder: str
+    text_encoder_revision: str | None
+    frames: int
+    scoring: str
+    max_new_tokens: int
+    pruning_layers: tuple[int, ...]
+    layers: int  # decoder layers of the model
+    labelled: bool = True  # without labels accuracy is agreement with the baseline's answers
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """All that `tuner run` reports at its end, and all that export, mirror and figures are drawn from."""
+
+    study: str
+    study_hash: str
+    budget: float
+    seed: int
+    # Unpruned accuracy per part.
+    baseline: dict[Part, Measured]
+    trials: tuple[Trial, ...]
+    # Best trial within the budget, as the tune part orders them; None when nothing fits.
+    best: Trial | None
+    best_held_out: HeldOut | None
+    # AdaTP's defaults at the budget: the other four knobs at their defaults, p solved for the budget.
+    defaults: Trial | None
+    defaults_held_out: HeldOut | None
+    binds: Binding | None
+    regressions: tuple[RegressionRow, ...] = ()
+    # Closest trial or refused proposal when nothing fits the budget.
+    closest: Refusal | None = None
+    refused: int = 0
+    shared_answers: int = 0
+    evaluated_answers: int = 0
+    seconds: float = 0.0
+    skipped_videos: tuple[str, ...] = ()
+    smallest_reachable: float | None = None
+    # How the model was called: what best.json needs besides the knobs.
+    setting: Setting | None = None

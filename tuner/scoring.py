@@ -1,0 +1,96 @@
+"""From answers to results to outcomes: pure functions, one place for what counts as right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.flops import Compute
+from tuner.records.store import RecordedAnswer
+from tuner.results import Outcome, Part, QuestionResult
+from tuner.study import StudyQuestion
+
+
+def judge(
+    question: StudyQuestion, part: Part, answer: RecordedAnswer, baseline: RecordedAnswer | None = None
+) -> QuestionResult:
+    """One answer against the label or, where the study has none, against the baseline's answer.
+
+    Without a label and without `baseline` the answer is the baseline itself, which agrees with itself.
+    """
+    right = _right_option(question, answer if baseline is None else baseline)
+    if right is not None:
+        correct = answer.option == right
+        logprob = None if answer.option_logprobs is None else _log_softmax(answer.option_logprobs)[right]
+    else:
+        from pipeline.answering import matches
+
+        expected = question.answer if question.answer is not None else (baseline or answer).text
+        correct = matches(answer.text, expected)
+        logprob = answer.logprob
+    return QuestionResult(
+        question=question.id,
+        video=question.video,
+        part=part,
+        correct=correct,
+        logprob_right=logprob,
+        text=answer.text,
+        option=answer.option,
+        option_logprobs=answer.option_logprobs,
+        seconds=answer.seconds,
+    )
+
+
+def outcome(
+    part: Part, compute: Compute, results: Sequence[QuestionResult], baseline: Mapping[str, QuestionResult]
+) -> Outcome:
+    """One configuration's results on one part, against the baseline's by question id.
+
+    A regression is a question the baseline had right and this configuration has not; `gained` is the reverse.
+    """
+    if not results:
+        raise ValueError(f"An outcome needs at least one result, but the {part} part has none.")
+    before = [baseline[result.question] for result in results]
+    changes = [
+        after.logprob_right - one.logprob_right
+        for after, one in zip(results, before, strict=True)
+        if after.logprob_right is not None and one.logprob_right is not None
+    ]
+    return Outcome(
+        part=part,
+        questions=len(results),
+        videos=len({result.video for result in results}),
+        accuracy=sum(result.correct for result in results) / len(results),
+        flops_ratio=compute.flops_ratio,
+        flops_ratio_end_to_end=compute.flops_ratio_end_to_end,
+        flops_ratio_visual=compute.flops_ratio_visual,
+        flops_ratio_p95=compute.flops_ratio_p95,
+        flops_ratio_max=compute.flops_ratio_max,
+        regressions=sum(
+            one.correct and not after.correct for after, one in zip(results, before, strict=True)
+        ),
+        gained=sum(after.correct and not one.correct for after, one in zip(results, before, strict=True)),
+        logprob_change=math.fsum(changes) / len(changes) if changes else 0.0,
+        seconds=math.fsum(result.seconds for result in results),
+    )
+
+
+def reference(question: StudyQuestion, baseline: RecordedAnswer | None) -> str | None:
+    """The text whose log-probability a free answer is judged by; None where options are scored instead."""
+    if question.options is not None:
+        return None
+    if question.answer is not None:
+        return question.answer
+    return None if baseline is None else baseline.text
+
+
+def _right_option(question: StudyQuestion, baseline: RecordedAnswer) -> int | None:
+    if question.options is None:
+        return None
+    return question.options.index(question.answer) if question.answer is not None else baseline.option
+
+
+def _log_softmax(logprobs: Sequence[float]) -> list[float]:
+    highest = max(logprobs)
+    total = highest + math.log(math.fsum(math.exp(value - highest) for value in logprobs))
+    return [value - total for value in logprobs]

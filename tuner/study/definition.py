@@ -1,0 +1,132 @@
+"""What a study is, as frozen values: the parsed form of study.yaml, questions.jsonl and the videos folder.
+
+Nothing in here reads a file; `tuner.study.loading` does, and hands these over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.question import Question, Scoring
+from tuner.results import Part
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file of the study; `name` is its path inside the videos folder, with `/`, and identifies it."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class SkippedVideo:
+    """A video left out because it cannot be read, and how many questions went with it."""
+
+    name: str
+    path: Path
+    reason: str
+    questions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyQuestion(Question):
+    """A question of the study; usable wherever the pipeline wants a `Question`."""
+
+    video: str
+    """Name of its `Video`."""
+    answer: str | None = None
+    """The label: one of the options where there are some, else the expected words; None in a study without
+    labels.
+    """
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Free key-value pairs that regressions and sensitivities are broken down by."""
+    line: int = 0
+    """Line of questions.jsonl, counted from 1."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which videos measure and never choose."""
+
+    held_out: float = 0.5
+    """Fraction of the videos held out."""
+    seed: int = 0
+    held_out_videos: tuple[str, ...] | None = None
+    """The held-out videos by name; replaces fraction and seed."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the study says about the search; neither part belongs to the study's identity."""
+
+    fixed: tuple[tuple[str, float], ...] = ()
+    """Knobs that keep one value."""
+    bounds: tuple[tuple[str, tuple[float, float]], ...] = ()
+    """Knobs whose range is narrowed to (low, high)."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One team's question to the tuner: these videos, these questions, this model."""
+
+    name: str
+    folder: Path
+    questions_file: Path
+    model: str
+    """Path of a checkpoint folder, absolute, or a Hugging Face id."""
+    revision: str | None
+    """Of a Hugging Face id: branch, tag or commit."""
+    text_encoder: str
+    """The SigLIP aligned with the model's vision tower: as `model`, a path or an id."""
+    frames: int
+    """Frames sampled from each video."""
+    scoring: Scoring
+    max_new_tokens: int
+    videos: tuple[Video, ...]
+    """In order of name; each has at least one question."""
+    questions: tuple[StudyQuestion, ...]
+    """In order of the file."""
+    held_out: frozenset[str]
+    """Names of the videos that measure and never choose."""
+    split: Split = Split()
+    search: Search = Search()
+    description: str = ""
+    skipped: tuple[SkippedVideo, ...] = ()
+    """Videos left out, with their questions, because they cannot be read."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the questions carry answers; without them the baseline's answers are the reference."""
+        return self.questions[0].answer is not None
+
+    @cached_property
+    def _questions_by_id(self) -> dict[str, StudyQuestion]:
+        return {question.id: question for question in self.questions}
+
+    @cached_property
+    def _videos_by_name(self) -> dict[str, Video]:
+        return {video.name: video for video in self.videos}
+
+    def question(self, question_id: str) -> StudyQuestion:
+        """The question of this id; KeyError when there is none."""
+        return self._questions_by_id[question_id]
+
+    def video_of(self, question: StudyQuestion) -> Video:
+        """The video a question is about."""
+        return self._videos_by_name[question.video]
+
+    def part_of(self, question: StudyQuestion) -> Part:
+        """The part its video belongs to: all questions of a video share one."""
+        return "held_out" if question.video in self.held_out else "tune"
+
+    def questions_of(self, part: Part) -> tuple[StudyQuestion, ...]:
+        """The questions of one part, in order of the file."""
+        return tuple(question for question in self.questions if self.part_of(question) == part)
+
+    def videos_of(self, part: Part) -> tuple[Video, ...]:
+        """The videos of one part, in order of name."""
+        return tuple(video for video in self.videos if (video.name in self.held_out) == (part == "held_out"))

@@ -1,0 +1,81 @@
+"""The keys of study.yaml and of a line of questions.jsonl, and what each may hold.
+
+A field's description completes the sentence "allowed is ..." of its error message.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+# Strings that say something; spaces around them are a mistake nobody sees, so they are taken off.
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Edge(BaseModel):
+    # strict: "16" is no number and `yes` no name; who wrote it meant something else
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SplitKeys(_Edge):
+    """`split:` of study.yaml."""
+
+    held_out: Number = Field(
+        default=0.5, gt=0, lt=1, description="a number between 0 and 1: the fraction of the videos held out"
+    )
+    seed: int = Field(default=0, description="a whole number")
+    held_out_videos: list[Text] | None = Field(
+        default=None, min_length=1, description="a list of video names, instead of held_out and seed"
+    )
+
+
+class SearchKeys(_Edge):
+    """`search:` of study.yaml."""
+
+    fixed: dict[str, Number] = Field(default={}, description="a number for each knob that shall not vary")
+    bounds: dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]] = Field(
+        default={}, description="[lowest, highest] for each knob whose range is narrowed"
+    )
+
+
+class StudyKeys(_Edge):
+    """study.yaml."""
+
+    name: Text | None = Field(
+        default=None, description="a name without '/'; it is the folder's where none is given"
+    )
+    description: str = Field(default="", description="text")
+    model: Text = Field(
+        description="a LLaVA-OneVision checkpoint: a folder, relative to this file, or a Hugging Face id"
+    )
+    revision: Text | None = Field(default=None, description="a branch, tag or commit of a Hugging Face id")
+    text_encoder: Text = Field(
+        description="the SigLIP aligned with the model's vision tower: a folder, relative to this file, or a "
+        "Hugging Face id"
+    )
+    frames: int = Field(ge=2, description="a whole number from 2 on: frames sampled from each video")
+    videos: Text = Field(default="videos", description="a folder, relative to this file")
+    questions: Text = Field(default="questions.jsonl", description="a file, relative to this one")
+    scoring: Literal["letter", "words"] = Field(default="letter", description="'letter' or 'words'")
+    max_new_tokens: int = Field(
+        default=16, ge=1, description="a whole number from 1 on: length of free answers"
+    )
+    split: SplitKeys = Field(
+        default_factory=SplitKeys, description="the keys held_out, seed, held_out_videos"
+    )
+    search: SearchKeys = Field(default_factory=SearchKeys, description="the keys fixed, bounds")
+
+
+class QuestionKeys(_Edge):
+    """A line of questions.jsonl."""
+
+    id: Text = Field(description="text that no other question has as its id")
+    video: Text = Field(description="a file, relative to the videos folder")
+    question: Text = Field(description="the question without its options")
+    options: list[Text] | None = Field(
+        default=None, min_length=2, max_length=26, description="a list of 2 to 26 different texts"
+    )
+    answer: Text | None = Field(default=None, description="text: one of the options where there are some")
+    tags: dict[Text, str] = Field(default={}, description="an object of texts")

@@ -1,0 +1,206 @@
+"""What a study has come to, as tables a person reads at the end of `tuner run` and `tuner export`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.methods import AdaTP, knobs
+from tuner.recording import Recorded
+from tuner.results import HeldOut, Interval, Measured, RunSummary, Trial
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NOTHING = "-"
+_BINDS = {
+    "alpha_boost": "alpha_boost decides the boosted ratio; gamma_cap has no effect here.",
+    "gamma_cap": "gamma_cap decides the boosted ratio; alpha_boost has no effect here.",
+    "none": "No segment is boosted: alpha_boost and gamma_cap have no effect here.",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a value unpruned, at the best configuration and at AdaTP's defaults."""
+
+    name: str
+    unpruned: str
+    best: str
+    defaults: str
+
+
+@dataclass(frozen=True)
+class KnobRow:
+    """One knob: its value at the best configuration and at AdaTP's defaults, and what it does."""
+
+    name: str
+    best: str
+    defaults: str
+    meaning: str
+
+
+def comparison(summary: RunSummary) -> tuple[Row, ...]:
+    """The comparison's lines, held-out numbers first because they are the ones to believe."""
+    agreement = summary.setting is not None and not summary.setting.labelled
+    what = "agreement" if agreement else "accuracy"
+    best, defaults = summary.best_held_out, summary.defaults_held_out
+    return (
+        Row(
+            f"held-out {what}",
+            percent(summary.baseline.get("held_out")),
+            percent(None if best is None else best.accuracy),
+            percent(None if defaults is None else defaults.accuracy),
+        ),
+        Row("  change", NOTHING, _change(best), _change(defaults)),
+        Row("  regressions", NOTHING, _count(best, "regressions"), _count(defaults, "regressions")),
+        Row("  gained", NOTHING, _count(best, "gained"), _count(defaults, "gained")),
+        Row("FLOPs ratio", "1", _ratio(best, "flops_ratio"), _ratio(defaults, "flops_ratio")),
+        Row(
+            "  end to end",
+            "1",
+            _ratio(best, "flops_ratio_end_to_end"),
+            _ratio(defaults, "flops_ratio_end_to_end"),
+        ),
+        Row(
+            f"tune {what}",
+            percent(summary.baseline.get("tune")),
+            _tune(summary.best),
+            _tune(summary.defaults),
+        ),
+    )
+
+
+def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
+    """The five knobs."""
+    return tuple(
+        KnobRow(name, _knob(summary.best, name), _knob(summary.defaults, name), knob.meaning)
+        for name, knob in knobs(AdaTP).items()
+    )
+
+
+def remarks(
+    summary: RunSummary, *, exported: Path | None = None, recorded: Recorded | None = None
+) -> tuple[str, ...]:
+    """Sentences below the tables: what binds, what was left out, what did not fit, and what to type next."""
+    lines = []
+    if summary.best_held_out is not None:
+        outcome = summary.best_held_out.outcome
+        lines.append(
+            f"Held out: {outcome.questions} questions about {outcome.videos} videos; %, 95 % intervals."
+        )
+    if summary.best is None:
+        lines.append(_nothing_fits(summary))
+    elif summary.binds is not None:
+        lines.append(_BINDS[summary.binds])
+    if summary.skipped_videos:
+        lines.append(f"Left out because they cannot be read: {', '.join(summary.skipped_videos)}.")
+    if exported is not None:
+        lines.append(f"Exported to {exported}.")
+    elif summary.best is not None:
+        lines.append(f"To export it: tuner export --study {summary.study} --output best.json")
+    if recorded is not None:
+        local = "type `mlflow ui` and open " if recorded.page.startswith("http://127.0.0.1") else ""
+        lines.append(f"In MLflow: {local}{recorded.page}")
+    return tuple(lines)
+
+
+def headline(summary: RunSummary) -> str:
+    """One line above the tables."""
+    text = f"{summary.study}: budget {summary.budget:g}, {len(summary.trials)} trials"
+    if summary.refused:
+        text += f", {summary.refused} proposals over the budget refused at no cost"
+    if summary.shared_answers:
+        text += f", {summary.shared_answers} answers shared between trials"
+    if summary.seconds >= 1:
+        text += f", {duration(summary.seconds)}"
+    return text
+
+
+def render(
+    summary: RunSummary, *, exported: Path | None = None, recorded: Recorded | None = None
+) -> RenderableType:
+    """Headline, comparison, knobs and remarks, for a rich console of 80 columns or more."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    best = "best" if summary.best is None else f"best: trial {summary.best.number}"
+    table = Table("", "unpruned", best, "AdaTP defaults", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in comparison(summary):
+        # Text: a string in brackets might be taken for markup.
+        table.add_row(row.name, Text(row.unpruned), Text(row.best, style="bold"), Text(row.defaults))
+    settings = Table("knob", best, "AdaTP defaults", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in settings.columns[1:3]:
+        column.justify = "right"
+    for knob in knob_rows(summary):
+        settings.add_row(knob.name, Text(knob.best, style="bold"), knob.defaults, knob.meaning)
+    below = [Text(line, overflow="fold") for line in remarks(summary, exported=exported, recorded=recorded)]
+    return Group(Text(headline(summary), style="bold"), table, settings, *below)
+
+
+def percent(measured: Measured | None) -> str:
+    """A fraction in per cent, with its interval where there is one."""
+    if measured is None or not math.isfinite(measured.value):
+        return NOTHING
+    return f"{100 * measured.value:.1f}{_range(measured.interval, '.1f')}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _range(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" [{100 * interval.low:{form}}, {100 * interval.high:{form}}]"
+
+
+def _change(held_out: HeldOut | None) -> str:
+    if held_out is None:
+        return NOTHING
+    return f"{100 * held_out.difference.value:+.1f}{_range(held_out.difference.interval, '+.1f')}"
+
+
+def _count(held_out: HeldOut | None, name: str) -> str:
+    return NOTHING if held_out is None else str(getattr(held_out.outcome, name))
+
+
+def _ratio(held_out: HeldOut | None, name: str) -> str:
+    return NOTHING if held_out is None else f"{getattr(held_out.outcome, name):.4f}"
+
+
+def _tune(trial: Trial | None) -> str:
+    return NOTHING if trial is None else percent(Measured(trial.outcome.accuracy))
+
+
+def _knob(trial: Trial | None, name: str) -> str:
+    if trial is None or name not in dict(trial.configuration.parameters):
+        return NOTHING
+    return f"{trial.configuration.get(name):.4g}"
+
+
+def _nothing_fits(summary: RunSummary) -> str:
+    text = f"No configuration within the budget {summary.budget:g} was found."
+    if summary.closest is not None:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in _numbers(summary))
+        text += f" The closest needs {summary.closest.flops_ratio:.4f} ({values})."
+    if summary.smallest_reachable is not None:
+        text += f" The smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}."
+    return text
+
+
+def _numbers(summary: RunSummary) -> list[tuple[str, float]]:
+    assert summary.closest is not None
+    return [
+        (name, value) for name, value in summary.closest.configuration.parameters if isinstance(value, float)
+    ]
