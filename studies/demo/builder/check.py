@@ -1,0 +1,82 @@
+"""Measures the demo as shipped, through the product's own pipeline: accuracy, blanked video, where answers move."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from pipeline.clip import Clip
+from pipeline.layout import Layouts
+from pipeline.methods import Method
+from pipeline.methods.base import Counts, Partition
+from pipeline.runtime import Runtime
+from tuner.study.definition import StudyQuestion
+from tuner.study.loading import load_study
+
+if TYPE_CHECKING:
+    from pipeline.ranking import Stage
+
+
+@dataclass(frozen=True)
+class DropAll(Method):
+    """All visual tokens leave before one layer: shows in which layers answers move out of them."""
+
+    layer: int = 0
+
+    name: ClassVar[str] = "drop_all"
+    ratio_field: ClassVar[str] = "layer"
+
+    def __post_init__(self) -> None:
+        return
+
+    def count(self, layouts: Layouts, partition: Partition, num_layers: int) -> Counts:
+        return Counts((self.layer,), np.zeros((1, partition.size.size), dtype=np.int64))
+
+    def select(self, stage: Stage, scores: torch.Tensor | None, tokens: torch.Tensor, seed: str) -> torch.Tensor:
+        return tokens[:0]
+
+
+def _asked(runtime: Runtime, folder: Path, held_out: bool | None) -> Iterator[tuple[StudyQuestion, Clip]]:
+    study = load_study(str(folder))
+    for question in study.questions:
+        if held_out is None or (question.video in study.held_out) == held_out:
+            yield question, runtime.encode(study.video_of(question).path)
+
+
+def accuracy(runtime: Runtime, folder: Path, method: Method | None, held_out: bool | None = True) -> dict[str, float]:
+    """Accuracy over all questions and per type."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for question, clip in _asked(runtime, folder, held_out):
+        correct = runtime.answer(clip, question, method).text == question.answer
+        right["all"].append(correct)
+        right[question.tags["type"]].append(correct)
+    return {name: round(float(np.mean(values)), 4) for name, values in right.items()}
+
+
+def load(folder: Path) -> Runtime:
+    from pipeline.cache import FeatureCache
+
+    cache = FeatureCache(folder / ".work" / "features", 2**30)
+    return Runtime.load(str(folder / "model"), text_encoder=str(folder / "siglip"), frames=16, scoring="words", cache=cache)
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """What build.json records and docs/experiments.md shows."""
+    runtime = load(folder)
+    result = {
+        "held_out_accuracy": accuracy(runtime, folder, None),
+        "tune_accuracy": accuracy(runtime, folder, None, held_out=False),
+        "blanked": accuracy(runtime, folder, DropAll(0)),
+        "drop_before_layer": {
+            str(layer): accuracy(runtime, folder, DropAll(layer)) for layer in range(runtime.shape.layers)
+        },
+    }
+    print(json.dumps(result, indent=2))
+    return result

@@ -1,0 +1,74 @@
+"""The demo's videos and questions as a user would bring them: mp4 files and questions.jsonl."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+
+from .data import make_video
+from .questions import TYPES, Asked, whole
+from .scenes import FPS, SIZE, TOTAL, render
+
+CRF = "27"  # H.264 quality: about 60 kB a video
+
+
+def write_mp4(path: Path, frames: list[np.ndarray]) -> None:
+    """Writes RGB frames of SIZE x SIZE pixels as H.264, reproducibly (one thread)."""
+    partial = path.with_suffix(".partial.mp4")
+    with av.open(str(partial), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": CRF, "preset": "slow", "threads": "1"}
+        for frame in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    partial.replace(path)
+
+
+def _write_video(task: tuple[Path, int, int]) -> None:
+    folder, seed, index = task
+    path = folder / f"{index:03d}.mp4"
+    if not path.exists():
+        video = make_video(seed, index)
+        write_mp4(path, [render(video, frame) for frame in range(TOTAL)])
+
+
+def write_videos(folder: Path, *, seed: int, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(_write_video, [(folder, seed, index) for index in range(count)]))
+
+
+def ask_all(seed: int, index: int, count: int) -> list[Asked]:
+    """Up to `count` different questions about one video, the types in turn."""
+    rng = np.random.default_rng([seed, index, 1])
+    asker = whole(make_video(seed, index), rng)
+    found: dict[str, Asked] = {}
+    order = [TYPES[i] for i in rng.permutation(len(TYPES))]
+    for attempt in range(20 * count):
+        if len(found) == count:
+            break
+        question = asker.ask(order[attempt % len(order)])
+        if question is not None:
+            found.setdefault(question.text, question)
+    return list(found.values())
+
+
+def write_questions(path: Path, *, seed: int, videos: int, per_video: int) -> int:
+    lines = []
+    for index in range(videos):
+        for number, question in enumerate(ask_all(seed, index, per_video)):
+            tags = {"type": question.type, "when": question.when, "size": question.size}
+            lines.append(json.dumps({
+                "id": f"{index:03d}-{number}", "video": f"{index:03d}.mp4", "question": question.text,
+                "options": list(question.options), "answer": question.answer, "tags": tags,
+            }))  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")
+    return len(lines)
