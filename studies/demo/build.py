@@ -3,8 +3,8 @@
     python -m studies.demo.build                 # all stages, about two hours on two cores
     python -m studies.demo.build --stage check   # only measures what is there
 
-Intermediate files live in studies/demo/.work; deleting that folder starts over. Training is bounded by minutes, so its
-result depends on the machine; build.json records seed, hardware, steps and what was measured.
+Intermediate files live in studies/demo/.work; deleting that folder starts over. Training is bounded by
+minutes, so its result depends on the machine; build.json records seed, hardware, steps and what was measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ STAGES = ("material", "train", "check")
 
 
 def build_material(videos: int, per_video: int) -> None:
-    count = material.write_questions(HERE / "questions.jsonl", seed=STUDY_SEED, videos=videos, per_video=per_video)
+    count = material.write_questions(
+        HERE / "questions.jsonl", seed=STUDY_SEED, videos=videos, per_video=per_video
+    )
     material.write_videos(HERE / "videos", seed=STUDY_SEED, count=videos)
     print(f"{videos} videos, {count} questions")
 
@@ -45,7 +47,10 @@ def build_models(encoder_minutes: float, language_minutes: float) -> None:
 
 def record(measured: dict[str, Any], minutes: dict[str, float]) -> None:
     """build.json: what a successor needs to judge or repeat the build."""
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
+        platform.processor(),
+    )
     text = json.dumps(
         {
             "seed": SEED,
@@ -66,10 +71,16 @@ def _cpuinfo() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only these stages (default: all)")
-    parser.add_argument("--encoder-minutes", type=float, default=13.5, help="training time of the SigLIP pair")
-    parser.add_argument("--language-minutes", type=float, default=80.0, help="training time of the language model")
+    parser.add_argument(
+        "--encoder-minutes", type=float, default=13.5, help="training time of the SigLIP pair"
+    )
+    parser.add_argument(
+        "--language-minutes", type=float, default=60.0, help="training time of the language model"
+    )
     parser.add_argument("--videos", type=int, default=160)
     parser.add_argument("--questions-per-video", type=int, default=8)
     arguments = parser.parse_args()

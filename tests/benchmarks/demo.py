@@ -21,7 +21,8 @@ from tuner.study.loading import load_study
 
 @dataclass
 class Demo:
-    """The demo study with its model loaded; answers are kept by fingerprint, so equal plans are asked once."""
+    """The demo study with its model loaded; answers are kept by fingerprint, so equal plans are asked
+    once."""
 
     study: Study
     runtime: Runtime

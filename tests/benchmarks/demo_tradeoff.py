@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.demo_tradeoff --budget 0.3 --configurations 100 --table design.csv
 
-Prints the spread of accuracy over the design, what each knob explains, and random pruning beside it. Tune videos only.
-The table is written row by row: the same command again goes on where it was stopped.
+Prints the spread of accuracy over the design, what each knob explains, and random pruning beside it. Tune
+videos only. The table is written row by row: the same command again goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ from tests.benchmarks.demo import Demo
 COLUMNS = (*KNOBS, "flops_ratio", "accuracy")
 
 
-def draw(rng: np.random.Generator, similarities: np.ndarray) -> AdaTP:
-    """tau_s at a random rank of the similarities there are, the other knobs uniform over their searched range."""
+def draw(rng: np.random.Generator, similarities: np.ndarray, unboosted: float) -> AdaTP:
+    """Uniform over what `tuner run` searches: tau_s by its rank among the study's similarities, gamma_cap
+    from p to 1.
+
+    unboosted: the p that reaches the budget when nothing is boosted.
+    """
     return AdaTP(
         tau_s=float(np.clip(np.quantile(similarities, rng.uniform()), 0.5, 0.999)),
         tau_t=float(rng.uniform(0, 1)),
         alpha_boost=float(rng.uniform(1, 1.5)),
-        gamma_cap=float(rng.uniform(0.2, 1)),
+        gamma_cap=float(rng.uniform(unboosted, 1)),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--configurations", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -47,6 +53,8 @@ def main() -> None:
     asked = demo.questions("tune")
     layouts = demo.layouts(asked)
     similarities = np.concatenate([layout.frame_similarity for layout in layouts.items])
+    flat = solve_p(AdaTP(tau_s=-1.0, alpha_boost=1.0), layouts, shape, arguments.budget)
+    assert not isinstance(flat, Unreachable)
     rng = np.random.default_rng(arguments.seed)
     rows: list[dict[str, float]] = []
     if arguments.table.exists():
@@ -54,7 +62,7 @@ def main() -> None:
             rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
     drawn = 0
     while len(rows) < arguments.configurations or drawn < len(rows):
-        method = solve_p(draw(rng, similarities), layouts, shape, arguments.budget)
+        method = solve_p(draw(rng, similarities, flat.ratio), layouts, shape, arguments.budget)
         if isinstance(method, Unreachable):
             continue
         drawn += 1
@@ -76,14 +84,22 @@ def main() -> None:
     assert not isinstance(random, Unreachable)
     print(f"{len(rows)} configurations at FLOPs ratio {arguments.budget}, {len(asked)} tune questions")
     print(f"unpruned {baseline:.3f}, random pruning {demo.correct(asked, random, 'random').mean():.3f}")
-    print(f"design: min {accuracy.min():.3f} median {np.median(accuracy):.3f} max {accuracy.max():.3f} "
-          f"spread {100 * (accuracy.max() - accuracy.min()):.1f} points")  # fmt: skip
-    print("| knob | rank correlation | lower third | middle third | upper third |\n| --- | --- | --- | --- | --- |")
+    print(
+        f"design: min {accuracy.min():.3f} median {np.median(accuracy):.3f} max {accuracy.max():.3f} "
+        f"spread {100 * (accuracy.max() - accuracy.min()):.1f} points"
+    )
+    print(
+        "| knob | rank correlation | lower third | middle third | upper third |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
     for name in KNOBS:
         values_of = np.array([row[name] for row in rows])
         thirds = np.array_split(accuracy[np.argsort(values_of, kind="stable")], 3)
-        print(f"| {name} | {spearmanr(values_of, accuracy).statistic:+.2f} | "
-              + " | ".join(f"{third.mean():.3f}" for third in thirds) + " |")  # fmt: skip
+        print(
+            f"| {name} | {spearmanr(values_of, accuracy).statistic:+.2f} | "
+            + " | ".join(f"{third.mean():.3f}" for third in thirds)
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.peers --budget 0.3 --best best.json
 
-Each method's ratio is solved for the budget on the held-out questions; AdaTP's other knobs are its defaults, or those of
-the exported configuration.
+Each method's ratio is solved for the budget on the held-out questions; AdaTP's other knobs are its defaults,
+or those of the exported configuration.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from tests.benchmarks.demo import Demo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--best", type=Path, help="a best.json to show beside the others, as exported")
     parser.add_argument("--cache", type=Path, default=Path(".tuner/benchmarks"))
@@ -52,7 +54,9 @@ def main() -> None:
     print("| method | FLOPs ratio | accuracy | lost | gained |\n| --- | --- | --- | --- | --- |")
     print(f"| unpruned | 1.0000 | {baseline.mean():.1%} | | |")
     for name, method in methods.items():
-        ratio = flops_ratio(StudyPlans.of(method, layouts, demo.runtime.shape.layers), layouts, demo.runtime.shape)
+        ratio = flops_ratio(
+            StudyPlans.of(method, layouts, demo.runtime.shape.layers), layouts, demo.runtime.shape
+        )
         right = demo.correct(asked, method, name)
         lost, gained = int((baseline & ~right).sum()), int((~baseline & right).sum())
         print(f"| {name} | {ratio:.4f} | {right.mean():.1%} | {lost} | {gained} |")

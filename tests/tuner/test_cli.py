@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,10 +101,12 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
         "heavy = ('torch', 'ray', 'mlflow', 'optuna', 'numpy', 'sqlalchemy')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    begin = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert finished.stdout.splitlines()[-1] == "[]"
-    assert time.perf_counter() - begin < 5  # a fraction of a second on an idle machine
+    # Of computing, not of waiting: other work on the machine plays no part.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
 @pytest.mark.quick
@@ -251,6 +253,7 @@ def test_status_shows_each_search(call, monkeypatch):
     assert as_json["searches"][0]["best"]["number"] == summary.best.number
 
 
+@pytest.mark.timeout(900)
 def test_run_status_and_export_on_a_real_study(tiny):
     """The whole way, as a newcomer types it."""
     begun = tuner("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", folder=tiny)

@@ -173,11 +173,11 @@ def test_what_a_crash_left_unfinished_is_completed(runs, monkeypatch):
             raise KeyboardInterrupt
         return original(self, run_id, key, value, **options)
 
-    monkeypatch.setattr(MlflowClient, "set_tag", dies_in_the_middle)
-    with pytest.raises(KeyboardInterrupt):
-        MlflowMirror().record(summary)
-    assert len(runs()) < 5
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_tag", dies_in_the_middle)
+        with pytest.raises(KeyboardInterrupt):
+            MlflowMirror().record(summary)
+    assert 1 < len(runs()) < 5
     MlflowMirror().record(summary)
     found = runs()
     assert len(found) == 5
@@ -256,6 +256,7 @@ def test_a_database_of_another_kind_is_a_warning_not_the_end(tmp_path, monkeypat
     assert len(told) == 1
 
 
+@pytest.mark.timeout(900)
 def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder):
     summary = make_summary(4)
     recorded = MlflowMirror().record(summary, tuple(write_pareto(summary, folder / "figures")))
@@ -301,7 +302,7 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder):
         server.wait(30)
 
 
-def _wait_for(url, server, log, seconds=120):
+def _wait_for(url, server, log, seconds=300):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if server.poll() is not None:

@@ -183,6 +183,6 @@ def test_a_clear_loss_is_found():
 
 def test_a_study_of_hundred_videos_takes_less_than_a_second():
     before, after, names, _ = _simulated_study(np.random.default_rng(4), 100, 0.9)
-    begin = time.perf_counter()
+    begin = time.process_time()
     share(before, names), difference(after, before, names), sign_flip_p_value(after, before, names)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0

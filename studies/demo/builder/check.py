@@ -1,4 +1,5 @@
-"""Measures the demo as shipped, through the product's own pipeline: accuracy, blanked video, where answers move."""
+"""Measures the demo as shipped, through the product's own pipeline: accuracy, blanked video, where answers
+move."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,8 +40,16 @@ class DropAll(Method):
     def count(self, layouts: Layouts, partition: Partition, num_layers: int) -> Counts:
         return Counts((self.layer,), np.zeros((1, partition.size.size), dtype=np.int64))
 
-    def select(self, stage: Stage, scores: torch.Tensor | None, tokens: torch.Tensor, seed: str) -> torch.Tensor:
+    def select(
+        self, stage: Stage, scores: torch.Tensor | None, tokens: torch.Tensor, seed: str
+    ) -> torch.Tensor:
         return tokens[:0]
+
+
+class Blanked(DropAll):
+    """The model without its video: text alone, positions renumbered."""
+
+    positions: ClassVar[Literal["original", "compact"]] = "compact"
 
 
 def _asked(runtime: Runtime, folder: Path, held_out: bool | None) -> Iterator[tuple[StudyQuestion, Clip]]:
@@ -50,7 +59,9 @@ def _asked(runtime: Runtime, folder: Path, held_out: bool | None) -> Iterator[tu
             yield question, runtime.encode(study.video_of(question).path)
 
 
-def accuracy(runtime: Runtime, folder: Path, method: Method | None, held_out: bool | None = True) -> dict[str, float]:
+def accuracy(
+    runtime: Runtime, folder: Path, method: Method | None, held_out: bool | None = True
+) -> dict[str, float]:
     """Accuracy over all questions and per type."""
     right: dict[str, list[bool]] = defaultdict(list)
     for question, clip in _asked(runtime, folder, held_out):
@@ -64,7 +75,9 @@ def load(folder: Path) -> Runtime:
     from pipeline.cache import FeatureCache
 
     cache = FeatureCache(folder / ".work" / "features", 2**30)
-    return Runtime.load(str(folder / "model"), text_encoder=str(folder / "siglip"), frames=16, scoring="words", cache=cache)
+    return Runtime.load(
+        str(folder / "model"), text_encoder=str(folder / "siglip"), frames=16, scoring="words", cache=cache
+    )
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -73,9 +86,9 @@ def measure(folder: Path) -> dict[str, Any]:
     result = {
         "held_out_accuracy": accuracy(runtime, folder, None),
         "tune_accuracy": accuracy(runtime, folder, None, held_out=False),
-        "blanked": accuracy(runtime, folder, DropAll(0)),
+        "blanked": accuracy(runtime, folder, Blanked(0)),
         "drop_before_layer": {
-            str(layer): accuracy(runtime, folder, DropAll(layer)) for layer in range(runtime.shape.layers)
+            str(layer): accuracy(runtime, folder, DropAll(layer)) for layer in range(1, runtime.shape.layers)
         },
     }
     print(json.dumps(result, indent=2))

@@ -15,8 +15,10 @@ from .vocabulary import END, PAD, PATTERN, TEXT_LENGTH, vocabulary
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}"
+    "{{ '<video>' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ '\\n' + content['text'] }}{% endfor %}{{'<|im_end|>'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -29,28 +31,43 @@ def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>", "<image>", "<video>"], **options,
-    )  # fmt: skip
+        tokenizer_object=words,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>", "<image>", "<video>"],
+        **options,
+    )
 
 
 def _write_processor(folder: Path, patch: int) -> None:
-    """The processor's files, written out: its own saving needs torchvision, which has no CPU build everywhere."""
+    """The processor's files, written out: its own saving needs torchvision, which has no CPU build
+    everywhere."""
     pictures = {
-        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_grid_pinpoints": [[PIXELS, PIXELS]], "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-        "processor_class": "LlavaOnevisionProcessor", "resample": 3, "rescale_factor": 1 / 255,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_grid_pinpoints": [[PIXELS, PIXELS]],
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "processor_class": "LlavaOnevisionProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
         "size": {"height": PIXELS, "width": PIXELS},
-    }  # fmt: skip
+    }
     files: dict[str, dict[str, Any]] = {
         "processor_config.json": {
-            "image_token": "<image>", "num_image_tokens": (PIXELS // patch) ** 2, "video_token": "<video>",
-            "processor_class": "LlavaOnevisionProcessor", "vision_feature_select_strategy": "full",
+            "image_token": "<image>",
+            "num_image_tokens": (PIXELS // patch) ** 2,
+            "video_token": "<video>",
+            "processor_class": "LlavaOnevisionProcessor",
+            "vision_feature_select_strategy": "full",
         },
         "preprocessor_config.json": pictures | {"image_processor_type": "LlavaOnevisionImageProcessor"},
         "video_preprocessor_config.json": pictures | {"video_processor_type": "LlavaOnevisionVideoProcessor"},
         "chat_template.json": {"chat_template": CHAT_TEMPLATE},
-    }  # fmt: skip
+    }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 

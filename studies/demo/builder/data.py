@@ -18,7 +18,8 @@ PIXELS = 64  # side of the image that the vision tower takes
 
 @dataclass(frozen=True)
 class Labels:
-    """What is in each cell of each sampled frame. Arrays are int8: (videos, SAMPLED) or (videos, SAMPLED, CELLS)."""
+    """What is in each cell of each sampled frame. Arrays are int8: (videos, SAMPLED) or (videos, SAMPLED,
+    CELLS)."""
 
     background: np.ndarray
     shape: np.ndarray  # 0 is nothing, then SHAPES
@@ -59,7 +60,8 @@ def labels_of(videos: list[Video]) -> Labels:
 
 
 def training_set(folder: Path, seed: int, count: int) -> tuple[list[Video], np.ndarray]:
-    """(videos, uint8 pixels of shape (count, SAMPLED, PIXELS, PIXELS, 3)); the pixels are cached in `folder`."""
+    """(videos, uint8 pixels of shape (count, SAMPLED, PIXELS, PIXELS, 3)); the pixels are cached in
+    `folder`."""
     videos = [make_video(seed, i) for i in range(count)]
     path = folder / f"pixels-{seed}-{count}.npy"
     if not path.exists():

@@ -66,9 +66,17 @@ def write_questions(path: Path, *, seed: int, videos: int, per_video: int) -> in
     for index in range(videos):
         for number, question in enumerate(ask_all(seed, index, per_video)):
             tags = {"type": question.type, "when": question.when, "size": question.size}
-            lines.append(json.dumps({
-                "id": f"{index:03d}-{number}", "video": f"{index:03d}.mp4", "question": question.text,
-                "options": list(question.options), "answer": question.answer, "tags": tags,
-            }))  # fmt: skip
+            lines.append(
+                json.dumps(
+                    {
+                        "id": f"{index:03d}-{number}",
+                        "video": f"{index:03d}.mp4",
+                        "question": question.text,
+                        "options": list(question.options),
+                        "answer": question.answer,
+                        "tags": tags,
+                    }
+                )
+            )
     path.write_text("\n".join(lines) + "\n")
     return len(lines)

@@ -1,6 +1,7 @@
 """Questions about a demo video, with the tokens that each reasoning step has to look at.
 
-The wording is fixed and lower case: the demo's language model has a word-level vocabulary. `hops` are known because the
+The wording is fixed and lower case: the demo's language model has a word-level vocabulary. `hops` are known
+because the
 scenes are; the trainer uses them to say where in the network a step should happen, the study never sees them.
 """
 
@@ -16,10 +17,36 @@ CELLS = GRID * GRID
 TYPES = ("color", "shape", "place", "background", "order", "after", "below")
 PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
 WORDS = (
-    "what", "color", "is", "the", "on", "shape", "one", "where", "background", "comes", "after", "before", "in", "scene",
-    "below", "user", "assistant", "system", ",", "?", ".", "a", "video", "which", "and",
-    *BACKGROUNDS, *SHAPES, *COLORS, *PLACES,
-)  # fmt: skip
+    "what",
+    "color",
+    "is",
+    "the",
+    "on",
+    "shape",
+    "one",
+    "where",
+    "background",
+    "comes",
+    "after",
+    "before",
+    "in",
+    "scene",
+    "below",
+    "user",
+    "assistant",
+    "system",
+    ",",
+    "?",
+    ".",
+    "a",
+    "video",
+    "which",
+    "and",
+    *BACKGROUNDS,
+    *SHAPES,
+    *COLORS,
+    *PLACES,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +76,9 @@ class Window:
         return [self.video.shot_at((self.first + i) * STEP) for i in range(self.frames)]
 
 
-def _pick(rng: np.random.Generator, answer: str, likely: list[str], others: tuple[str, ...]) -> tuple[str, ...]:
+def _pick(
+    rng: np.random.Generator, answer: str, likely: list[str], others: tuple[str, ...]
+) -> tuple[str, ...]:
     """Four options in random order; wrong ones are first taken from what the video shows."""
     wrong = [x for x in dict.fromkeys(likely) if x != answer]
     wrong = [wrong[i] for i in rng.permutation(len(wrong))][:3]
@@ -87,7 +116,9 @@ class Asker:
     def _cells(self, thing: Thing, frames: np.ndarray) -> np.ndarray:
         out = np.zeros((self.window.frames, CELLS), dtype=bool)
         for index in np.flatnonzero(frames):
-            out[index, self.video.cell_of(thing, (self.window.first + index) * STEP, self.shots[index])] = True
+            out[index, self.video.cell_of(thing, (self.window.first + index) * STEP, self.shots[index])] = (
+                True
+            )
         return out.reshape(-1)
 
     def _when(self, frames: np.ndarray) -> str:
@@ -105,8 +136,17 @@ class Asker:
         """A question of the given type, or None when the window allows none."""
         return getattr(self, f"_ask_{kind}")()  # type: ignore[no-any-return]
 
-    def _done(self, kind: str, text: str, answer: str, options: tuple[str, ...], hops: list[np.ndarray],
-              anchor: np.ndarray, seen: np.ndarray, thing: Thing | None) -> Asked:  # fmt: skip
+    def _done(
+        self,
+        kind: str,
+        text: str,
+        answer: str,
+        options: tuple[str, ...],
+        hops: list[np.ndarray],
+        anchor: np.ndarray,
+        seen: np.ndarray,
+        thing: Thing | None,
+    ) -> Asked:
         size = "none" if thing is None else "large" if thing.large else "small"
         return Asked(kind, text, answer, options, tuple(hops), anchor, self._when(seen), size)
 
@@ -117,17 +157,31 @@ class Asker:
         scene, frames = self._scene()
         thing = self._thing(scene)
         likely = [t.color for t in scene.things]
-        return self._done("color", f"what color is the {thing.shape} on {scene.background} ?", thing.color,
-                          _pick(self.rng, thing.color, likely, COLORS),
-                          [self._tokens(frames), self._cells(thing, frames)], frames, frames, thing)  # fmt: skip
+        return self._done(
+            "color",
+            f"what color is the {thing.shape} on {scene.background} ?",
+            thing.color,
+            _pick(self.rng, thing.color, likely, COLORS),
+            [self._tokens(frames), self._cells(thing, frames)],
+            frames,
+            frames,
+            thing,
+        )
 
     def _ask_shape(self) -> Asked:
         scene, frames = self._scene()
         thing = self._thing(scene)
         likely = [t.shape for t in scene.things]
-        return self._done("shape", f"what shape is the {thing.color} one on {scene.background} ?", thing.shape,
-                          _pick(self.rng, thing.shape, likely, SHAPES),
-                          [self._tokens(frames), self._cells(thing, frames)], frames, frames, thing)  # fmt: skip
+        return self._done(
+            "shape",
+            f"what shape is the {thing.color} one on {scene.background} ?",
+            thing.shape,
+            _pick(self.rng, thing.shape, likely, SHAPES),
+            [self._tokens(frames), self._cells(thing, frames)],
+            frames,
+            frames,
+            thing,
+        )
 
     def _ask_place(self) -> Asked | None:
         scene, frames = self._scene()
@@ -137,9 +191,16 @@ class Asker:
         thing = still[int(self.rng.integers(len(still)))]
         row, column = divmod(thing.cell, GRID)
         answer = PLACES[2 * (row >= GRID // 2) + (column >= GRID // 2)]
-        return self._done("place", f"where is the {thing.color} {thing.shape} on {scene.background} ?", answer,
-                          _pick(self.rng, answer, list(PLACES), PLACES),
-                          [self._tokens(frames), self._cells(thing, frames)], frames, frames, thing)  # fmt: skip
+        return self._done(
+            "place",
+            f"where is the {thing.color} {thing.shape} on {scene.background} ?",
+            answer,
+            _pick(self.rng, answer, list(PLACES), PLACES),
+            [self._tokens(frames), self._cells(thing, frames)],
+            frames,
+            frames,
+            thing,
+        )
 
     def _ask_background(self) -> Asked | None:
         if len(self.visible) < 2:
@@ -152,8 +213,16 @@ class Asker:
         thing = unique[int(self.rng.integers(len(unique)))]
         likely = [self.video.scenes[i].background for i in self.visible]
         cells = self._cells(thing, frames)
-        return self._done("background", f"on what background is the {thing.color} {thing.shape} ?", scene.background,
-                          _pick(self.rng, scene.background, likely, BACKGROUNDS), [cells, cells], frames, frames, thing)  # fmt: skip
+        return self._done(
+            "background",
+            f"on what background is the {thing.color} {thing.shape} ?",
+            scene.background,
+            _pick(self.rng, scene.background, likely, BACKGROUNDS),
+            [cells, cells],
+            frames,
+            frames,
+            thing,
+        )
 
     def _neighbour(self) -> tuple[str, int, int] | None:
         """(after|before, run named in the question, run asked about)."""
@@ -173,13 +242,22 @@ class Asker:
         word, named, asked = found
         name = self.video.scenes[self.runs[named][0]].background
         answer = self.video.scenes[self.runs[asked][0]].background
-        likely = [self.video.scenes[i].background for i in self.visible if self.video.scenes[i].background != name]
+        likely = [
+            self.video.scenes[i].background for i in self.visible if self.video.scenes[i].background != name
+        ]
         frames = self._run_frames(asked)
         anchor = self._run_frames(named)
         others = tuple(b for b in BACKGROUNDS if b != name)
-        return self._done("order", f"what background comes {word} {name} ?", answer,
-                          _pick(self.rng, answer, likely, others),
-                          [self._tokens(anchor), self._tokens(frames)], anchor, frames, None)  # fmt: skip
+        return self._done(
+            "order",
+            f"what background comes {word} {name} ?",
+            answer,
+            _pick(self.rng, answer, likely, others),
+            [self._tokens(anchor), self._tokens(frames)],
+            anchor,
+            frames,
+            None,
+        )
 
     def _ask_after(self) -> Asked | None:
         found = self._neighbour()
@@ -192,10 +270,26 @@ class Asker:
         frames, anchor = self._run_frames(asked), self._run_frames(named)
         hops = [self._tokens(anchor), self._tokens(frames), self._cells(thing, frames)]
         if self.rng.random() < 0.5:
-            return self._done("after", f"in the scene {word} {name} , what color is the {thing.shape} ?", thing.color,
-                              _pick(self.rng, thing.color, self._all("color"), COLORS), hops, anchor, frames, thing)  # fmt: skip
-        return self._done("after", f"in the scene {word} {name} , what shape is the {thing.color} one ?", thing.shape,
-                          _pick(self.rng, thing.shape, self._all("shape"), SHAPES), hops, anchor, frames, thing)  # fmt: skip
+            return self._done(
+                "after",
+                f"in the scene {word} {name} , what color is the {thing.shape} ?",
+                thing.color,
+                _pick(self.rng, thing.color, self._all("color"), COLORS),
+                hops,
+                anchor,
+                frames,
+                thing,
+            )
+        return self._done(
+            "after",
+            f"in the scene {word} {name} , what shape is the {thing.color} one ?",
+            thing.shape,
+            _pick(self.rng, thing.shape, self._all("shape"), SHAPES),
+            hops,
+            anchor,
+            frames,
+            thing,
+        )
 
     def _ask_below(self) -> Asked | None:
         scene, frames = self._scene()
@@ -206,10 +300,26 @@ class Asker:
         upper, lower = pairs[int(self.rng.integers(len(pairs)))]
         hops = [self._tokens(frames), self._cells(upper, frames), self._cells(lower, frames)]
         if self.rng.random() < 0.5:
-            return self._done("below", f"on {scene.background} , what shape is below the {upper.color} one ?", lower.shape,
-                              _pick(self.rng, lower.shape, [t.shape for t in scene.things], SHAPES), hops, frames, frames, lower)  # fmt: skip
-        return self._done("below", f"on {scene.background} , what color is below the {upper.shape} ?", lower.color,
-                          _pick(self.rng, lower.color, [t.color for t in scene.things], COLORS), hops, frames, frames, lower)  # fmt: skip
+            return self._done(
+                "below",
+                f"on {scene.background} , what shape is below the {upper.color} one ?",
+                lower.shape,
+                _pick(self.rng, lower.shape, [t.shape for t in scene.things], SHAPES),
+                hops,
+                frames,
+                frames,
+                lower,
+            )
+        return self._done(
+            "below",
+            f"on {scene.background} , what color is below the {upper.shape} ?",
+            lower.color,
+            _pick(self.rng, lower.color, [t.color for t in scene.things], COLORS),
+            hops,
+            frames,
+            frames,
+            lower,
+        )
 
 
 def whole(video: Video, rng: np.random.Generator) -> Asker:

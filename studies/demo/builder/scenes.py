@@ -1,7 +1,9 @@
 """The demo's world: short rendered scenes with textured backgrounds and a few small coloured shapes.
 
-A video is a timeline of scenes. Frames are rendered at `SIZE` x `SIZE` pixels; the model sees 4 x 4 cells of a frame as
-one visual token each, so every object sits in a cell of its own and a question about it needs that cell's token.
+A video is a timeline of scenes. Frames are rendered at `SIZE` x `SIZE` pixels; the model sees 4 x 4 cells of
+a frame as
+one visual token each, so every object sits in a cell of its own and a question about it needs that cell's
+token.
 """
 
 from __future__ import annotations
@@ -19,7 +21,20 @@ SAMPLED = 16  # frames that the study samples from each video
 STEP = 8  # video frames between two sampled ones
 TOTAL = (SAMPLED - 1) * STEP + 1  # linspace(0, TOTAL - 1, SAMPLED) then falls on every STEP-th frame
 
-BACKGROUNDS = ("brick", "sea", "sand", "grass", "snow", "wood", "stone", "lava", "night", "cloud", "tiles", "carpet")
+BACKGROUNDS = (
+    "brick",
+    "sea",
+    "sand",
+    "grass",
+    "snow",
+    "wood",
+    "stone",
+    "lava",
+    "night",
+    "cloud",
+    "tiles",
+    "carpet",
+)
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "bar")
 COLORS = ("red", "green", "blue", "yellow", "purple", "white")
 _RGB = {
@@ -60,7 +75,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shot:
-    """A stretch of the timeline in which one scene is shown: frames `start` (inclusive) to `end` (exclusive)."""
+    """A stretch of the timeline in which one scene is shown: frames `start` (inclusive) to `end`
+    (exclusive)."""
 
     scene: int
     start: int
@@ -158,7 +174,9 @@ def random_video(rng: np.random.Generator, *, shots: int | None = None) -> Video
     return Video(tuple(scenes), tuple(shot_list))
 
 
-def _noise(rng: np.random.Generator, size: int, low: float, high: float, stretch: tuple[float, float] = (1, 1)) -> np.ndarray:
+def _noise(
+    rng: np.random.Generator, size: int, low: float, high: float, stretch: tuple[float, float] = (1, 1)
+) -> np.ndarray:
     """Periodic band-limited noise with zero mean and unit deviation. Shape: (size, size)."""
     fy = np.fft.fftfreq(size)[:, None] * size * stretch[0]
     fx = np.fft.fftfreq(size)[None, :] * size * stretch[1]
@@ -175,7 +193,9 @@ def textures() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     y, x = np.mgrid[0:size, 0:size].astype(np.float64)
 
-    def paint(base: tuple[int, int, int], field: np.ndarray, amount: float | tuple[float, float, float]) -> np.ndarray:
+    def paint(
+        base: tuple[int, int, int], field: np.ndarray, amount: float | tuple[float, float, float]
+    ) -> np.ndarray:
         gain = np.broadcast_to(np.asarray(amount, dtype=np.float64), (3,))
         return np.asarray(base, dtype=np.float64) + field[..., None] * gain
 
@@ -192,7 +212,9 @@ def textures() -> dict[str, np.ndarray]:
     tiles["wood"] = paint((125, 82, 42), grain, (20, 15, 9))
     tiles["stone"] = paint((128, 128, 126), _noise(rng, size, 4, 24), 18)
     cracks = np.abs(_noise(rng, size, 2, 10)) < 0.16
-    tiles["lava"] = np.where(cracks[..., None], np.array([255.0, 120, 10]), paint((48, 22, 20), _noise(rng, size, 6, 30), 8))
+    tiles["lava"] = np.where(
+        cracks[..., None], np.array([255.0, 120, 10]), paint((48, 22, 20), _noise(rng, size, 6, 30), 8)
+    )
     stars = rng.random((size, size)) > 0.994
     stars = stars | np.roll(stars, 1, 0) | np.roll(stars, 1, 1)
     tiles["night"] = np.where(stars[..., None], 235.0, paint((14, 16, 48), _noise(rng, size, 1, 6), 5))
@@ -200,7 +222,9 @@ def textures() -> dict[str, np.ndarray]:
     check = (((x // 16) + (y // 16)) % 2)[..., None]
     tiles["tiles"] = check * np.array([40.0, 150, 145]) + (1 - check) * np.array([215.0, 225, 215])
     stripes = np.sign(np.sin(2 * np.pi * (x + y) * 8 / size))
-    tiles["carpet"] = paint((110, 50, 80), stripes, (22, 8, 30)) + paint((0, 0, 0), _noise(rng, size, 30, 120), 5)
+    tiles["carpet"] = paint((110, 50, 80), stripes, (22, 8, 30)) + paint(
+        (0, 0, 0), _noise(rng, size, 30, 120), 5
+    )
     return {name: np.clip(tile, 0, 255).astype(np.float32) for name, tile in tiles.items()}
 
 
@@ -242,7 +266,9 @@ def _render_scene(video: Video, shot: int, frame: int) -> np.ndarray:
         inside = np.clip(0.5 - distance, 0, 1)[..., None]
         patch = image[top:bottom, left:right]
         patch = patch * (1 - outline) + 12.0 * outline
-        image[top:bottom, left:right] = patch * (1 - inside) + np.asarray(_RGB[thing.color], np.float32) * inside
+        image[top:bottom, left:right] = (
+            patch * (1 - inside) + np.asarray(_RGB[thing.color], np.float32) * inside
+        )
     return image
 
 

@@ -1,7 +1,9 @@
 """Trains the demo's SigLIP pair: sigmoid loss over frames and captions, plus "what is in this cell" targets.
 
-A caption is positive for every frame that it is true of. The cell targets are read from the layer that becomes the
-output of the LLaVA tower (SigLIP without its last layer): without them every token of a frame tells everything.
+A caption is positive for every frame that it is true of. The cell targets are read from the layer that
+becomes the
+output of the LLaVA tower (SigLIP without its last layer): without them every token of a frame tells
+everything.
 """
 
 from __future__ import annotations
@@ -23,23 +25,44 @@ LAYERS = 5  # the tower keeps all but the last
 
 
 def siglip_config() -> SiglipConfig:
-    text = dict(vocab_size=len(vocabulary()), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
-                num_attention_heads=4, max_position_embeddings=TEXT_LENGTH, projection_size=128, pad_token_id=PAD,
-                bos_token_id=PAD, eos_token_id=PAD)  # fmt: skip
-    vision = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=LAYERS, num_attention_heads=4,
-                  image_size=PIXELS, patch_size=8)  # fmt: skip
+    text = {
+        "vocab_size": len(vocabulary()),
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TEXT_LENGTH,
+        "projection_size": 128,
+        "pad_token_id": PAD,
+        "bos_token_id": PAD,
+        "eos_token_id": PAD,
+    }
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 320,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "image_size": PIXELS,
+        "patch_size": 8,
+    }
     return SiglipConfig(text_config=text, vision_config=vision)
 
 
-def caption(rng: np.random.Generator, background: int, shape: int, color: int) -> tuple[str, tuple[int, int, int]]:
-    """A text about a frame, and (background, shape, color) that a frame must show for it to be true; -1 is any."""
+def caption(
+    rng: np.random.Generator, background: int, shape: int, color: int
+) -> tuple[str, tuple[int, int, int]]:
+    """A text about a frame, and (background, shape, color) that a frame must show for it to be true; -1 is
+    any."""
     b, s, c = BACKGROUNDS[background], SHAPES[shape - 1], COLORS[color - 1]
     word = "after" if rng.random() < 0.5 else "before"
     forms = (
         (f"{b}", (background, -1, -1)),
         (f"what background comes {word} {b} ?", (background, -1, -1)),
         (f"in the scene {word} {b} , what color is the {SHAPES[rng.integers(6)]} ?", (background, -1, -1)),
-        (f"in the scene {word} {b} , what shape is the {COLORS[rng.integers(6)]} one ?", (background, -1, -1)),
+        (
+            f"in the scene {word} {b} , what shape is the {COLORS[rng.integers(6)]} one ?",
+            (background, -1, -1),
+        ),
         (f"what color is the {s} on {b} ?", (background, shape, -1)),
         (f"what shape is the {c} one on {b} ?", (background, -1, color)),
         (f"on {b} , what shape is below the {c} one ?", (background, -1, color)),
@@ -128,7 +151,9 @@ def train_encoder(work: Path, *, seed: int, videos: int, minutes: float, batch: 
             texts.append(text)
             truths.append(truth)
         tb, ts, tc = np.array(truths).T
-        match = ((ts[:, None, None] < 0) | (s[None] == ts[:, None, None])) & ((tc[:, None, None] < 0) | (c[None] == tc[:, None, None]))
+        match = ((ts[:, None, None] < 0) | (s[None] == ts[:, None, None])) & (
+            (tc[:, None, None] < 0) | (c[None] == tc[:, None, None])
+        )
         positive = ((tb[:, None] < 0) | (b[None] == tb[:, None])) & match.any(-1)
         image = normalise(pixels[which, frame])
         image = image + 0.03 * torch.randn_like(image)
@@ -159,13 +184,28 @@ def train_encoder(work: Path, *, seed: int, videos: int, minutes: float, batch: 
         if step % 25 == 0:
             with torch.no_grad():
                 seen = st > 0
-                right = [(o.argmax(-1) == t)[seen].float().mean().item() for o, t in zip(cells_out[1:3], (st, ct), strict=True)]
-            print(f"siglip step {step} min {spent:.1f} contrast {contrast.item():.3f} dense "
-                  + " ".join(f"{d.item():.3f}" for d in dense) + f" shape {right[0]:.3f} color {right[1]:.3f}", flush=True)  # fmt: skip
+                right = [
+                    (o.argmax(-1) == t)[seen].float().mean().item()
+                    for o, t in zip(cells_out[1:3], (st, ct), strict=True)
+                ]
+            print(
+                f"siglip step {step} min {spent:.1f} contrast {contrast.item():.3f} dense "
+                + " ".join(f"{d.item():.3f}" for d in dense)
+                + f" shape {right[0]:.3f} color {right[1]:.3f}",
+                flush=True,
+            )
         step += 1
         if step % 200 == 0 or (time.monotonic() - start) / 60 >= minutes:
             partial = state.with_suffix(".partial")
-            torch.save(dict(model=model.state_dict(), heads=heads.state_dict(), optimizer=optimizer.state_dict(), step=step,
-                            spent=(time.monotonic() - start) / 60), partial)  # fmt: skip
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "spent": (time.monotonic() - start) / 60,
+                },
+                partial,
+            )
             partial.replace(state)
     return model

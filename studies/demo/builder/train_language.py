@@ -1,17 +1,21 @@
-"""Trains the demo's language model on the frozen tower, and says where in the network each reasoning step happens.
+"""Trains the demo's language model on the frozen tower, and says where in the network each reasoning step
+happens.
 
-The shipped model is the plain architecture; what is unusual is only the training loss. Left alone, a small model moves
-what it needs from the video into the question in its first two layers, before anything is pruned, and no pruning can
-hurt it. So the loss adds
+The shipped model is the plain architecture; what is unusual is only the training loss. Left alone, a small
+model moves what it needs from the video into the question in its first two layers, before anything is
+pruned, and no pruning can hurt it. So the loss adds
 - a penalty on the largest (over heads) attention mass from question to video in the layers `EARLY`;
-- a guide that the attention mass of the prompt's last token lies on the tokens of each reasoning step in a fixed layer
-  (`STEP_LAYERS`), by two of the heads;
-- a weak guide on where the little early attention looks (`HINT_LAYERS`): what the question names, as in large models;
-- read-outs of what a visual token should know of itself and its neighbours (the scene before, the object above), and of
-  the question's words at the prompt's last token.
-The projector starts as a whitening of the tower's states: in the raw ones a frame's background drowns its objects.
+- a guide that the attention mass of the prompt's last token lies on the tokens of each reasoning step in a
+  fixed layer (`STEP_LAYERS`), by two of the heads;
+- a weak guide on where the little early attention looks (`HINT_LAYERS`): what the question names, as in
+  large models;
+- read-outs of what a visual token should know of itself and its neighbours (the scene before, the object
+  above), and of the question's words at the prompt's last token.
+The projector starts as a whitening of the tower's states: in the raw ones a frame's background drowns its
+objects.
 
-Several questions share one copy of their video: `packed_attention` lets a question see the video and itself only.
+Several questions share one copy of their video: `packed_attention` lets a question see the video and itself
+only.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from .data import labels_of, make_video, training_set
+from .data import training_set
 from .questions import CELLS, TYPES, Asked, Asker, Window
 from .scenes import BACKGROUNDS, COLORS, GRID, SAMPLED, SHAPES, STEP, Video
 from .train_encoder import normalise, tower_states
@@ -44,7 +48,10 @@ from .vocabulary import END, PAD, START, vocabulary, words_of
 
 LAYERS = 12
 EARLY = (0, 1, 2)
-HINT_LAYERS = {3: 0.1, 4: 0.05}  # and its weight there; earlier layers stay as vague as they come, so that pruning is hard
+HINT_LAYERS = {
+    3: 0.1,
+    4: 0.05,
+}  # and its weight there; earlier layers stay as vague as they come, so that pruning is hard
 STEP_LAYERS = {1: (5,), 2: (3, 5), 3: (3, 4, 5)}  # layer of each step, by the number of steps
 LENGTH = 20  # tokens of a question block, the answer's word included
 STAGES = (2, 4, 8, 16)  # frames
@@ -54,40 +61,75 @@ PACKED = 14  # questions a video
 
 def language_config(siglip: SiglipModel) -> LlavaOnevisionConfig:
     vision = siglip.config.vision_config.to_dict()
-    vision = {k: vision[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads", "image_size", "patch_size")}
-    tower = SiglipVisionConfig(**vision, num_hidden_layers=siglip.config.vision_config.num_hidden_layers - 1, vision_use_head=False)
-    text = Qwen2Config(vocab_size=len(vocabulary()), hidden_size=160, intermediate_size=320, num_hidden_layers=LAYERS,
-                       num_attention_heads=5, num_key_value_heads=5, max_position_embeddings=1024, tie_word_embeddings=True,
-                       initializer_range=0.07,  # 0.02 suits widths near 1000; here it leaves attention uniform for long
-                       bos_token_id=START, eos_token_id=END, pad_token_id=PAD)  # fmt: skip
+    vision = {
+        k: vision[k]
+        for k in ("hidden_size", "intermediate_size", "num_attention_heads", "image_size", "patch_size")
+    }
+    tower = SiglipVisionConfig(
+        **vision, num_hidden_layers=siglip.config.vision_config.num_hidden_layers - 1, vision_use_head=False
+    )
+    text = Qwen2Config(
+        vocab_size=len(vocabulary()),
+        hidden_size=160,
+        intermediate_size=320,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.07,  # 0.02 suits widths near 1000; here it leaves attention uniform for long
+        bos_token_id=START,
+        eos_token_id=END,
+        pad_token_id=PAD,
+    )
     table = vocabulary()
-    return LlavaOnevisionConfig(vision_config=tower, text_config=text, image_token_index=table["<image>"],
-                                video_token_index=table["<video>"], tie_word_embeddings=True,
-                                image_grid_pinpoints=[[64, 64]])  # fmt: skip
+    return LlavaOnevisionConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=table["<image>"],
+        video_token_index=table["<video>"],
+        tie_word_embeddings=True,
+        image_grid_pinpoints=[[64, 64]],
+    )
 
 
 @dataclass
 class Packed:
-    """One copy of a video followed by its questions: what the attention function has to know, and what it leaves."""
+    """One copy of a video followed by its questions: what the attention function has to know, and what it
+    leaves."""
 
     prefix: int = 0  # text and visual tokens before the questions
     visual: slice = field(default_factory=lambda: slice(0, 0))
     questions: int = 0
     rows: torch.Tensor | None = None  # (B, Q) index of the last prompt token within a block
     early: list[torch.Tensor] = field(default_factory=list)  # mean over rows of the largest mass over heads
-    last_rows: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, H, Q, visual) probabilities
-    hints: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, Q, visual), over visual tokens alone
+    last_rows: dict[int, torch.Tensor] = field(
+        default_factory=dict
+    )  # layer -> (B, H, Q, visual) probabilities
+    hints: dict[int, torch.Tensor] = field(
+        default_factory=dict
+    )  # layer -> (B, Q, visual), over visual tokens alone
     masses: dict[int, float] = field(default_factory=dict)
 
 
 PACK = Packed()
 
 
-def packed_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                     attention_mask: torch.Tensor | None, scaling: float, **_: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Causal over the prefix; a question block sees the prefix and, causally, itself. q, k, v: (B, H, N, d)."""
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal over the prefix; a question block sees the prefix and, causally, itself. q, k, v: (B, H, N,
+    d)."""
     pack, n = PACK, PACK.prefix
-    front = F.scaled_dot_product_attention(query[:, :, :n], key[:, :, :n], value[:, :, :n], is_causal=True, scale=scaling)
+    front = F.scaled_dot_product_attention(
+        query[:, :, :n], key[:, :, :n], value[:, :, :n], is_causal=True, scale=scaling
+    )
     b, h, _total, d = query.shape
     q = query[:, :, n:].reshape(b, h, pack.questions, LENGTH, d)
     k, v = (x[:, :, n:].reshape(b, h, pack.questions, LENGTH, d) for x in (key, value))
@@ -110,7 +152,9 @@ def packed_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, 
         alone = to_prefix[..., pack.visual].gather(3, at).squeeze(3).float().softmax(-1)
         pack.hints[layer] = alone.mean(1)
     p = probabilities.to(value.dtype)
-    back = torch.einsum("bhqln,bhnd->bhqld", p[..., :n], value[:, :, :n]) + torch.einsum("bhqlm,bhqmd->bhqld", p[..., n:], v)
+    back = torch.einsum("bhqln,bhnd->bhqld", p[..., :n], value[:, :, :n]) + torch.einsum(
+        "bhqlm,bhqmd->bhqld", p[..., n:], v
+    )
     out = torch.cat([front, back.reshape(b, h, pack.questions * LENGTH, d)], 2)
     return out.transpose(1, 2), None
 
@@ -128,15 +172,20 @@ class Batch:
     kinds: np.ndarray  # (B, Q) index into TYPES
     steps: dict[int, tuple[torch.Tensor, torch.Tensor]]  # layer -> (weight (B, Q), tokens (B, Q, visual))
     union: torch.Tensor  # (B, Q, visual)
-    known: tuple[torch.Tensor, ...]  # per visual token: scene before, shape and colour above, and its own three
+    known: tuple[
+        torch.Tensor, ...
+    ]  # per visual token: scene before, shape and colour above, and its own three
 
 
 def surroundings(windows: list[Window]) -> tuple[torch.Tensor, ...]:
-    """What a visual token can know of its frame and of the frames and cells before it. Each (B, frames * CELLS)."""
+    """What a visual token can know of its frame and of the frames and cells before it. Each (B, frames *
+    CELLS)."""
     before, above_shape, above_color, own_background, own_shape, own_color = [], [], [], [], [], []
     for window in windows:
         shots = window.shots
-        names = [BACKGROUNDS.index(window.video.scenes[window.video.shots[s].scene].background) for s in shots]
+        names = [
+            BACKGROUNDS.index(window.video.scenes[window.video.shots[s].scene].background) for s in shots
+        ]
         previous, out = len(BACKGROUNDS), []
         for i, name in enumerate(names):
             if i and names[i - 1] != name:
@@ -144,7 +193,10 @@ def surroundings(windows: list[Window]) -> tuple[torch.Tensor, ...]:
             out.append(previous)
         before.append(np.repeat(np.array(out), CELLS))
         own_background.append(np.repeat(np.array(names), CELLS))
-        shape, color = np.zeros((window.frames, GRID, GRID), np.int64), np.zeros((window.frames, GRID, GRID), np.int64)
+        shape, color = (
+            np.zeros((window.frames, GRID, GRID), np.int64),
+            np.zeros((window.frames, GRID, GRID), np.int64),
+        )
         for i, s in enumerate(shots):
             for thing in window.video.scenes[window.video.shots[s].scene].things:
                 row, column = divmod(window.video.cell_of(thing, (window.first + i) * STEP, s), GRID)
@@ -185,11 +237,16 @@ class Source:
             windows.append(window)
             asked.append(mine)
             rows.append(np.arange(first, first + frames))
-        features = torch.stack([self.features[v][torch.as_tensor(r)] for v, r in zip(chosen, rows, strict=True)])
+        features = torch.stack(
+            [self.features[v][torch.as_tensor(r)] for v, r in zip(chosen, rows, strict=True)]
+        )
         table = vocabulary()
         visual = frames * CELLS
         ids = torch.full((count, PACKED, LENGTH), PAD)
-        last, answer = torch.zeros(count, PACKED, dtype=torch.long), torch.zeros(count, PACKED, dtype=torch.long)
+        last, answer = (
+            torch.zeros(count, PACKED, dtype=torch.long),
+            torch.zeros(count, PACKED, dtype=torch.long),
+        )
         options = torch.zeros(count, PACKED, 4, dtype=torch.long)
         union = torch.zeros(count, PACKED, visual)
         weight = {layer: torch.zeros(count, PACKED) for layers in STEP_LAYERS.values() for layer in layers}
@@ -206,7 +263,17 @@ class Source:
                     weight[layer][b, q], steps[layer][b, q] = 1.0, tokens
                     union[b, q] = torch.maximum(union[b, q], tokens)
         kinds = np.array([[TYPES.index(x.type) for x in mine] for mine in asked])
-        return Batch(features, ids, last, answer, options, kinds, {k: (weight[k], steps[k]) for k in weight}, union, surroundings(windows))
+        return Batch(
+            features,
+            ids,
+            last,
+            answer,
+            options,
+            kinds,
+            {k: (weight[k], steps[k]) for k in weight},
+            union,
+            surroundings(windows),
+        )
 
 
 class Reader(nn.Module):
@@ -230,9 +297,17 @@ class Result:
     right: np.ndarray  # (B, Q)
 
 
-def step_forward(model: LlavaOnevisionForConditionalGeneration, reader: Reader, batch: Batch, *, drop_before: int | None = None,
-                 penalty: float = 0.3, guide: float = 1.0) -> Result:  # fmt: skip
-    """One packed forward pass and its loss. `drop_before`: hide all visual tokens from the questions from that layer on."""
+def step_forward(
+    model: LlavaOnevisionForConditionalGeneration,
+    reader: Reader,
+    batch: Batch,
+    *,
+    drop_before: int | None = None,
+    penalty: float = 0.3,
+    guide: float = 1.0,
+) -> Result:
+    """One packed forward pass and its loss. `drop_before`: hide all visual tokens from the questions from
+    that layer on."""
     inner = model.model
     language = inner.language_model
     b, frames = batch.features.shape[:2]
@@ -244,18 +319,33 @@ def step_forward(model: LlavaOnevisionForConditionalGeneration, reader: Reader, 
         words = language.embed_tokens(batch.ids.flatten(1))
         hidden = torch.cat([head, tokens, newline, words], 1).float()
         n = 2 + frames * CELLS + 1
-        PACK.prefix, PACK.visual, PACK.questions, PACK.rows = n, slice(2, n - 1), batch.ids.shape[1], batch.last
+        PACK.prefix, PACK.visual, PACK.questions, PACK.rows = (
+            n,
+            slice(2, n - 1),
+            batch.ids.shape[1],
+            batch.last,
+        )
         PACK.early, PACK.last_rows, PACK.hints = [], {}, {}
-        position = torch.cat([torch.arange(n), n + torch.arange(LENGTH).repeat(batch.ids.shape[1])])[None].expand(b, -1)
+        position = torch.cat([torch.arange(n), n + torch.arange(LENGTH).repeat(batch.ids.shape[1])])[
+            None
+        ].expand(b, -1)
         rope = language.rotary_emb(hidden, position)
         read = None
         for index, layer in enumerate(language.layers[: language.config.num_hidden_layers]):
             if index == 3 and drop_before is None:
                 read = reader(hidden[:, 2 : n - 1])
-                ends = hidden[:, n:].unflatten(1, (-1, LENGTH)).gather(2, batch.last[..., None, None].expand(-1, -1, 1, hidden.shape[-1]))
+                ends = (
+                    hidden[:, n:]
+                    .unflatten(1, (-1, LENGTH))
+                    .gather(2, batch.last[..., None, None].expand(-1, -1, 1, hidden.shape[-1]))
+                )
                 asked = torch.zeros(*batch.last.shape, len(vocabulary())).scatter_(2, batch.ids, 1.0)
-                asked = asked.scatter_(2, batch.answer[..., None], 0.0)  # the block ends with the answer's word
-                words_loss = F.binary_cross_entropy_with_logits(reader.words(ends.squeeze(2)).float(), asked) * 10
+                asked = asked.scatter_(
+                    2, batch.answer[..., None], 0.0
+                )  # the block ends with the answer's word
+                words_loss = (
+                    F.binary_cross_entropy_with_logits(reader.words(ends.squeeze(2)).float(), asked) * 10
+                )
             if drop_before is not None and index == drop_before:
                 hidden = torch.cat([hidden[:, :2], hidden[:, n - 1 :]], 1)
                 rope = tuple(torch.cat([x[:, :2], x[:, n - 1 :]], 1) for x in rope)
@@ -279,14 +369,41 @@ def step_forward(model: LlavaOnevisionForConditionalGeneration, reader: Reader, 
     step_loss = torch.stack(list(step_losses.values())).sum()
     final = batch.steps[max(batch.steps)][1]
     hints = {
-        layer: sum((-((PACK.hints[layer] * tokens_).sum(-1) + 1e-4).log().mean() for tokens_ in (batch.union, final)), torch.zeros(()))
+        layer: sum(
+            (
+                -((PACK.hints[layer] * tokens_).sum(-1) + 1e-4).log().mean()
+                for tokens_ in (batch.union, final)
+            ),
+            torch.zeros(()),
+        )
         for layer in HINT_LAYERS
     }
     hint = torch.stack([hints[layer] * weight for layer, weight in HINT_LAYERS.items()]).sum()
     assert read is not None
-    known = sum((F.cross_entropy(r.float().flatten(0, 1), t.flatten()) for r, t in zip(read, batch.known, strict=True)), torch.zeros(()))
-    loss = answer_loss + 0.02 * end_loss + penalty * early + guide * step_loss / 3 + hint + 0.1 * known + 0.3 * words_loss
-    parts = dict(answer=answer_loss.item(), early=early.item(), **{f"step{i}": x.item() for i, x in sorted(step_losses.items())}, **{f"hint{i}": x.item() for i, x in hints.items()}, known=known.item(), words=words_loss.item())
+    known = sum(
+        (
+            F.cross_entropy(r.float().flatten(0, 1), t.flatten())
+            for r, t in zip(read, batch.known, strict=True)
+        ),
+        torch.zeros(()),
+    )
+    loss = (
+        answer_loss
+        + 0.02 * end_loss
+        + penalty * early
+        + guide * step_loss / 3
+        + hint
+        + 0.1 * known
+        + 0.3 * words_loss
+    )
+    parts = dict(
+        answer=answer_loss.item(),
+        early=early.item(),
+        **{f"step{i}": x.item() for i, x in sorted(step_losses.items())},
+        **{f"hint{i}": x.item() for i, x in hints.items()},
+        known=known.item(),
+        words=words_loss.item(),
+    )
     return Result(logits[:, :, 0], loss, parts, right)
 
 
@@ -296,7 +413,9 @@ def tower_features(siglip: SiglipModel, pixels: np.ndarray) -> torch.Tensor:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for v in range(0, len(pixels), 16):
             chunk = normalise(np.ascontiguousarray(pixels[v : v + 16])).flatten(0, 1)
-            out[v : v + 16] = tower_states(siglip, chunk).to(torch.bfloat16).unflatten(0, (-1, pixels.shape[1]))
+            out[v : v + 16] = (
+                tower_states(siglip, chunk).to(torch.bfloat16).unflatten(0, (-1, pixels.shape[1]))
+            )
     return out
 
 
@@ -317,8 +436,16 @@ def by_type(right: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
     return {t: round(float(right[kinds == i].mean()), 3) for i, t in enumerate(TYPES) if (kinds == i).any()}
 
 
-def train_language(work: Path, siglip: SiglipModel, *, seed: int, videos: int, minutes: float, rate: float = 8e-4,
-                   advance: float = 0.75) -> LlavaOnevisionForConditionalGeneration:  # fmt: skip
+def train_language(
+    work: Path,
+    siglip: SiglipModel,
+    *,
+    seed: int,
+    videos: int,
+    minutes: float,
+    rate: float = 8e-4,
+    advance: float = 0.75,
+) -> LlavaOnevisionForConditionalGeneration:
     """Trains for `minutes` of this and earlier calls together; a checkpoint in `work` is resumed."""
     torch.manual_seed(seed)
     specs, pixels = training_set(work, seed, videos)
@@ -340,7 +467,11 @@ def train_language(work: Path, siglip: SiglipModel, *, seed: int, videos: int, m
         layer.mlp.down_proj.weight.data.mul_(0.5)
     model.model.language_model.config._attn_implementation = "demo-packed"
     reader = Reader(config.text_config.hidden_size)
-    trained = [*model.model.language_model.parameters(), *model.model.multi_modal_projector.parameters(), model.model.image_newline]
+    trained = [
+        *model.model.language_model.parameters(),
+        *model.model.multi_modal_projector.parameters(),
+        model.model.image_newline,
+    ]
     params = [*trained, *reader.parameters()]
     average = [p.detach().clone() for p in trained]
     optimizer = torch.optim.AdamW(params, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
@@ -351,7 +482,9 @@ def train_language(work: Path, siglip: SiglipModel, *, seed: int, videos: int, m
         model.load_state_dict(saved["model"])
         reader.load_state_dict(saved["reader"])
         optimizer.load_state_dict(saved["optimizer"])
-        average, stage, step, spent, running = (saved[k] for k in ("average", "stage", "step", "spent", "running"))
+        average, stage, step, spent, running = (
+            saved[k] for k in ("average", "stage", "step", "spent", "running")
+        )
         source.rng = np.random.default_rng([seed, 2, step])
     start = time.monotonic() - spent * 60
     accuracy = np.full(len(TYPES), 0.25)
@@ -360,7 +493,11 @@ def train_language(work: Path, siglip: SiglipModel, *, seed: int, videos: int, m
         decay = min(1.0, max(0.02, (1 - fraction) / 0.35))  # constant, then linear over the last third
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * decay
-        frames = STAGES[stage] if stage == 0 or source.rng.random() < 0.75 else STAGES[int(source.rng.integers(stage))]
+        frames = (
+            STAGES[stage]
+            if stage == 0 or source.rng.random() < 0.75
+            else STAGES[int(source.rng.integers(stage))]
+        )
         batch = source.batch(frames, BATCH[frames])
         result = step_forward(model, reader, batch)
         optimizer.zero_grad()
@@ -381,12 +518,29 @@ def train_language(work: Path, siglip: SiglipModel, *, seed: int, videos: int, m
                 stage, running = stage + 1, 0.0
         step += 1
         if step % 25 == 0:
-            print(f"language step {step} min {spent:.1f} frames {frames} acc {result.right.mean():.3f} run {running:.3f} norm {float(norm):.1f} "
-                  + " ".join(f"{k} {v:.3f}" for k, v in result.parts.items()) + " " + json.dumps(by_type(result.right, batch.kinds)), flush=True)  # fmt: skip
+            print(
+                f"language step {step} min {spent:.1f} frames {frames} acc {result.right.mean():.3f} "
+                f"run {running:.3f} norm {float(norm):.1f} "
+                + " ".join(f"{k} {v:.3f}" for k, v in result.parts.items())
+                + " "
+                + json.dumps(by_type(result.right, batch.kinds)),
+                flush=True,
+            )
         if step % 200 == 0:
             partial = state.with_suffix(".partial")
-            torch.save(dict(model=model.state_dict(), reader=reader.state_dict(), optimizer=optimizer.state_dict(), average=average,
-                            stage=stage, step=step, spent=spent, running=running), partial)  # fmt: skip
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "reader": reader.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "stage": stage,
+                    "step": step,
+                    "spent": spent,
+                    "running": running,
+                },
+                partial,
+            )
             partial.replace(state)
         if step % 400 == 0:
             live = [p.detach().clone() for p in trained]
@@ -394,9 +548,16 @@ def train_language(work: Path, siglip: SiglipModel, *, seed: int, videos: int, m
                 torch._foreach_copy_(trained, average)
                 result = step_forward(model, reader, fixed)
                 line = {"all": round(float(result.right.mean()), 3), **by_type(result.right, fixed.kinds)}
-                curve = [round(float(step_forward(model, reader, fixed, drop_before=i).right.mean()), 3) for i in (0, 2, 3, 4, 5, 6, 7, 8)]
+                curve = [
+                    round(float(step_forward(model, reader, fixed, drop_before=i).right.mean()), 3)
+                    for i in (0, 2, 3, 4, 5, 6, 7, 8)
+                ]
                 torch._foreach_copy_(trained, live)
-            print(f"CHECK step {step} stage {stage} 16 frames {json.dumps(line)} drop before 0,2..8 {curve} masses {PACK.masses}", flush=True)
+            print(
+                f"CHECK step {step} stage {stage} 16 frames {json.dumps(line)} "
+                f"drop before 0,2..8 {curve} masses {PACK.masses}",
+                flush=True,
+            )
     with torch.no_grad():
         torch._foreach_copy_(trained, average)
     return model
