@@ -222,7 +222,7 @@ def draw_html(points: Sequence[ParetoPoint], summary: RunSummary) -> PlotlyFigur
                 y=100 * one.accuracy,
                 line={"color": _BLACK, "width": 1.2, "dash": "dot" if held_out else "solid"},
                 annotation_text=_baseline_label(one),
-                annotation_position="bottom left" if held_out else "top left",
+                annotation_position="top left" if one is _highest(points) else "bottom left",
                 annotation_font={"size": 12, "color": _BLACK},
             )
     low_x, high_x, low_y, high_y = _limits(points, summary.budget)
@@ -303,7 +303,7 @@ def draw_png(points: Sequence[ParetoPoint], summary: RunSummary) -> MatplotlibFi
             axes.annotate(
                 _baseline_label(one),
                 (low_x, 100 * one.accuracy),
-                xytext=(8, -14 if held_out else 5),
+                xytext=(8, 5 if one is _highest(points) else -14),
                 textcoords="offset points",
                 color=_BLACK,
                 fontsize=9.5,
@@ -449,6 +449,12 @@ def _limits(points: Sequence[ParetoPoint], budget: float) -> tuple[float, float,
         max(0.0, min(heights) - room_y),
         min(101.5, max(heights) + 1.4 * room_y),
     )
+
+
+def _highest(points: Sequence[ParetoPoint]) -> ParetoPoint | None:
+    """The higher baseline: its label goes above its line, the other's below, so that they never meet."""
+    lines = [one for one in points if one.kind == "baseline" and one.accuracy is not None]
+    return max(lines, key=lambda one: one.accuracy or 0.0, default=None)
 
 
 def _baseline_label(point: ParetoPoint) -> str:

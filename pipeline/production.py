@@ -54,11 +54,10 @@ class Deployed:
             device=device,
             dtype=dtype,
         )
-        measured_with = model.get("identity")
-        if measured_with is not None and measured_with != runtime.identity:
-            raise PipelineError(
-                f"{file} was measured with {measured_with}, but {model['id']} is {runtime.identity}."
-            )
+        for part, found in ((model, runtime.identity), (encoder, runtime.encoder_identity)):
+            measured_with = part.get("identity")
+            if measured_with is not None and measured_with != found:
+                raise PipelineError(f"{file} was measured with {measured_with}, but {part['id']} is {found}.")
         fields = {
             "method": exported.get("method", "adatp"),
             **exported["parameters"],

@@ -65,6 +65,7 @@ class Runtime:
             raise ValueError(f"scoring is 'letter' or 'words', but got {scoring!r}.")
         self.family = family
         self.identity = identity
+        self.encoder_identity = encoder_identity
         self.frames = frames
         self.scoring: Scoring = scoring
         self.max_new_tokens = max_new_tokens

@@ -305,6 +305,7 @@ def _encode(
     )
     study = leave_out(study, bad, skip=options.skip_bad_videos)
     identity = study_identity(study, model=runtime.identity, encoding=runtime.encoding, content_hashes=hashes)
+    encoder = _identity(study.text_encoder, None)
     setting = Setting(
         model=study.model,
         model_revision=study.revision,
@@ -316,6 +317,7 @@ def _encode(
         max_new_tokens=study.max_new_tokens,
         pruning_layers=tuple(pruning_layers(runtime.shape.layers)),
         layers=runtime.shape.layers,
+        text_encoder_identity=encoder,
         labelled=study.labelled,
     )
     record = StudyRecord(
@@ -325,7 +327,7 @@ def _encode(
         setting=asdict(setting),
         shape=asdict(runtime.shape),
         fingerprint_base=fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens),
-        text_encoder_identity=_identity(study.text_encoder, None),
+        text_encoder_identity=encoder,
         skipped=tuple(
             {"name": one.name, "reason": one.reason, "content": _hash_or_nothing(one.path)}
             for one in study.skipped

@@ -167,7 +167,9 @@ def describe(summary: RunSummary, folder: Path, *, mlflow_run: str | None = None
         pruning_layers=list(setting.pruning_layers),
         layers=setting.layers,
         model=_checkpoint(setting.model, setting.model_revision, folder, setting.model_identity),
-        text_encoder=_checkpoint(setting.text_encoder, setting.text_encoder_revision, folder),
+        text_encoder=_checkpoint(
+            setting.text_encoder, setting.text_encoder_revision, folder, setting.text_encoder_identity
+        ),
         frames=setting.frames,
         scoring=setting.scoring,
         max_new_tokens=setting.max_new_tokens,

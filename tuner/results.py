@@ -178,6 +178,7 @@ class Setting:
     max_new_tokens: int
     pruning_layers: tuple[int, ...]
     layers: int  # decoder layers of the model
+    text_encoder_identity: str | None = None  # as model_identity
     labelled: bool = True  # without labels accuracy is agreement with the baseline's answers
 
 

@@ -40,8 +40,14 @@ def run(
         typer.Option(help="Seconds after which no further trial begins.", show_default=False),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that evaluate; 1 stays in this process, more use Ray.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that evaluate; 1 stays in this process and makes a search repeatable, more "
+            "use Ray. Otherwise one per GPU, or two where there is none.",
+            show_default=False,
+        ),
+    ] = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(
@@ -85,7 +91,7 @@ def run(
         trials=trials,
         seed=seed,
         timeout=timeout,
-        workers=workers,
+        workers=_default_workers() if workers is None else workers,
         gpus_per_worker=gpus_per_worker,
         address=address,
         database=database,
@@ -100,6 +106,11 @@ def run(
         summary = run_study(loaded, options, progress)
     recorded = _record(summary, tracking_uri, console)
     console.print(render(summary, recorded=recorded))
+
+
+def _default_workers() -> int:
+    """One per GPU; on a CPU two, if it has as many cores: each holds a model of its own."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or min(2, os.cpu_count() or 1)
 
 
 def _quiet_libraries(*, downloads: bool) -> None:

@@ -180,7 +180,13 @@ class Store:
         Errors: UserError for a URL that names no such database, one that cannot be reached, or tables that
         another version wrote.
         """
-        engine = create_engine(_parsed(url, create=create))
+        try:
+            engine = create_engine(_parsed(url, create=create))
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"The database {_shown(url)} needs the package {error.name}: "
+                "pip install 'adatp-tuner[cluster]'"
+            ) from error
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
         try:

@@ -1,8 +1,9 @@
 """Coordinates of the search: what the sampler sees, and the way from there to a configuration and back.
 
 "budget"  the share of frame pairs that are cuts, tau_t, alpha_boost, how far gamma_cap lies above p, and a
-          compute target; p is solved for it on the plans. Every reachable proposal lands on its target, so
-          the sampler spends nothing on finding the budget's border, and compute is an axis of the search.
+          compute target, dense near the budget; p is solved for it on the plans. Every reachable proposal
+          lands on its target, so the sampler spends nothing on finding the budget's border, and compute is an
+          axis of the search.
 "knobs"   the five knobs themselves; a proposal over the budget is refused after its plans are counted.
 
 Ranges derive from the fields of `AdaTP`, narrowed by what the study fixes or bounds.
@@ -171,8 +172,8 @@ class BudgetSpace:
         if self._gamma_fixed is None:
             self.ranges["headroom"] = Range(0.0, 1.0)
         self._points: dict[Configuration, Point | None] = {}
-        lowest = min(smallest_reachable(planner, search), budget)
-        self.ranges["target"] = Range(lowest, budget)
+        self._reachable = Range(min(smallest_reachable(planner, search), budget), budget)
+        self.ranges["compute"] = Range(0.0, 1.0)
 
     def _cuts(self, tau_s: float) -> float:
         """The share of neighbouring frames that are less similar than tau_s."""
@@ -193,6 +194,20 @@ class BudgetSpace:
             float(np.interp(cuts, np.linspace(0, 1, similarities.size), similarities))
         )
 
+    def _target(self, compute: float) -> float:
+        """The FLOPs ratio aimed at: 0 is the smallest reachable, 1 the budget.
+
+        Cubic, so that half of a uniform sample lies in the last eighth below the budget: what is asked for is
+        the best configuration there, and the cheaper end of the front is context.
+        """
+        low, high = self._reachable.low, self._reachable.high
+        return high - (high - low) * (1 - compute) ** 3
+
+    def _compute(self, ratio: float) -> float:
+        """The inverse of `_target`."""
+        low, high = self._reachable.low, self._reachable.high
+        return 1.0 if low == high else 1 - min(max((high - ratio) / (high - low), 0.0), 1.0) ** (1 / 3)
+
     def _unboosted_p(self, target: float) -> float:
         """The p that reaches the target when nothing is boosted: no useful gamma_cap lies below it."""
         solved = self._planner.solve(AdaTP(tau_s=-1.0, alpha_boost=1.0), target)
@@ -200,7 +215,7 @@ class BudgetSpace:
 
     def candidate(self, point: Point) -> Candidate:
         """The largest p that stays at or below the target."""
-        target = point["target"]
+        target = self._target(point["compute"])
         gamma_cap = self._gamma_fixed
         if gamma_cap is None:
             unboosted = self._unboosted_p(target)
@@ -217,13 +232,13 @@ class BudgetSpace:
 
     def _point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
         method = _adatp(configuration)
-        if method is None or binding_ratio not in self.ranges["target"]:
+        if method is None or binding_ratio not in self._reachable:
             return None
         point = {
             "cuts": self._cuts(method.tau_s),
             "tau_t": method.tau_t,
             "alpha_boost": method.alpha_boost,
-            "target": binding_ratio,
+            "compute": self._compute(binding_ratio),
         }
         if self._gamma_fixed is None:
             point["headroom"] = _share(method.gamma_cap, self._unboosted_p(binding_ratio))

@@ -20,7 +20,8 @@ from tuner.records.store import Store
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """URL of an empty database; skipped where PostgreSQL is not installed."""
+    """URL of an empty database; skipped where PostgreSQL or its driver is not installed."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `cluster`)")
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
     # PostgreSQL refuses to run as root.

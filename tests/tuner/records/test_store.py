@@ -216,5 +216,14 @@ def test_a_password_is_never_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_missing_database_driver_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+
+    monkeypatch.setattr("tuner.records.store.create_engine", missing)
+    with pytest.raises(UserError, match=r"needs the package psycopg: pip install 'adatp-tuner\[cluster\]'"):
+        Store.open("postgresql://someone:secret@127.0.0.1:1/none")
+
+
 def test_the_default_database_lies_in_the_working_directory() -> None:
     assert default_database("demo") == "sqlite:///.tuner/demo/tuner.db"
