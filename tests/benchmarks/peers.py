@@ -12,13 +12,18 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.flops import flops_ratio
+from pipeline.flops import compute
 from pipeline.methods import KNOBS, AdaTP, FewerFrames, Method, OneShot, RandomTokens
 from pipeline.plan import StudyPlans
 from pipeline.solve import Unreachable, solve_p
 from tests.benchmarks.demo import Demo
+from tuner import statistics
+from tuner.results import Measured
+
+
+def percent(one: Measured) -> str:
+    bounds = "" if one.interval is None else f" [{one.interval.low:.1%}, {one.interval.high:.1%}]"
+    return f"{one.value:.1%}{bounds}"
 
 
 def main() -> None:
@@ -49,17 +54,19 @@ def main() -> None:
         parameters = json.loads(arguments.best.read_text())["parameters"]
         methods = {"AdaTP, tuned": AdaTP(**{name: parameters[name] for name in KNOBS}), **methods}
     baseline = demo.correct(asked, None, "unpruned")
-    videos = np.array([question.video for question, _ in asked])
+    videos = [question.video for question, _ in asked]
     print(f"{len(asked)} held-out questions of {len(set(videos))} videos")
-    print("| method | FLOPs ratio | accuracy | lost | gained |\n| --- | --- | --- | --- | --- |")
-    print(f"| unpruned | 1.0000 | {baseline.mean():.1%} | | |")
+    print("| | accuracy on held-out videos [95 %] | regressions | gained | FLOPs ratio | end to end |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    print(f"| unpruned | {percent(statistics.share(baseline, videos))} | - | - | 1 | 1 |")
     for name, method in methods.items():
-        ratio = flops_ratio(
-            StudyPlans.of(method, layouts, demo.runtime.shape.layers), layouts, demo.runtime.shape
-        )
+        cost = compute(StudyPlans.of(method, layouts, demo.runtime.shape.layers), demo.runtime.shape)
         right = demo.correct(asked, method, name)
         lost, gained = int((baseline & ~right).sum()), int((~baseline & right).sum())
-        print(f"| {name} | {ratio:.4f} | {right.mean():.1%} | {lost} | {gained} |")
+        print(
+            f"| {name} | {percent(statistics.share(right, videos))} | {lost} | {gained} "
+            f"| {cost.flops_ratio:.4f} | {cost.flops_ratio_end_to_end:.4f} |"
+        )
 
 
 if __name__ == "__main__":
