@@ -1,0 +1,117 @@
+"""The demo that ships: its size, its accuracy, and the pipeline's promises on every one of its questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.cache import FeatureCache
+from pipeline.clip import Clip
+from pipeline.methods import AdaTP
+from pipeline.pruning import pruned
+from pipeline.runtime import Runtime
+from tests.videos import real_clip
+from tuner.study.definition import Study, StudyQuestion
+from tuner.study.loading import load_study
+
+DEMO = Path(__file__).parents[1] / "studies" / "demo"
+# A configuration with segments, boosts and strong pruning.
+PRUNED = AdaTP(tau_s=0.98, tau_t=0.8, alpha_boost=1.4, gamma_cap=0.9, p=0.5)
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_study(str(DEMO))
+
+
+@pytest.fixture(scope="module")
+def runtime(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cache = FeatureCache(tmp_path_factory.mktemp("features"), 2**30)
+    yield Runtime.load(
+        study.model, text_encoder=study.text_encoder, frames=study.frames, scoring=study.scoring, cache=cache
+    )
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def asked(study: Study, runtime: Runtime) -> list[tuple[StudyQuestion, Clip]]:
+    return [(question, runtime.encode(study.video_of(question).path)) for question in study.questions]
+
+
+def test_models_and_videos_together_are_at_most_25_mb() -> None:
+    parts = ("model", "siglip", "videos", "questions.jsonl", "study.yaml")
+    files = [file for part in parts for file in [DEMO / part, *(DEMO / part).rglob("*")] if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 25e6
+
+
+def test_at_least_160_videos_and_1200_questions_with_four_options_and_tags(study: Study) -> None:
+    assert len(study.videos) >= 160
+    assert len(study.questions) >= 1200
+    assert len(study.held_out) == len(study.videos) // 2
+    for question in study.questions:
+        assert question.options is not None
+        assert len(question.options) == 4
+        assert set(question.tags) == {"type", "when", "size"}
+
+
+def test_the_unpruned_model_is_right_on_nine_of_ten_held_out_questions(
+    study: Study, runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]]
+) -> None:
+    held_out = [(q, clip) for q, clip in asked if q.video in study.held_out][::3]
+    right = [runtime.answer(clip, question, None).text == question.answer for question, clip in held_out]
+    assert np.mean(right) >= 0.9
+
+
+def test_kept_tokens_are_the_planned_ones_at_every_layer_on_every_question(
+    runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]]
+) -> None:
+    for question, clip in asked:
+        plan = PRUNED.plan(runtime.layout(clip, question), runtime.shape.layers)
+        planned = tuple(plan.total(j) for j in range(len(plan.layers)))
+        assert runtime.answer(clip, question, PRUNED).kept == planned
+
+
+@pytest.mark.parametrize("method", [None, PRUNED], ids=["unpruned", "pruned"])
+def test_split_and_single_pass_prefill_agree(
+    runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]], method: AdaTP | None
+) -> None:
+    """Log-probabilities within 2e-3 in float32; an answer may change only where its gap is below that."""
+    changed = []
+    for question, clip in asked[::16]:
+        inputs = runtime.inputs(clip, question)
+        with torch.inference_mode():
+            if method is None:
+                logits = runtime.model(**inputs).logits
+            else:
+                with pruned(runtime, method, clip, question):
+                    logits = runtime.model(**inputs).logits
+        single = logits[0, -1].log_softmax(-1)
+        split = runtime.answer(clip, question, method)
+        assert question.options is not None
+        assert split.option_logprobs is not None
+        words = [runtime.family.answer_ids(option)[0] for option in question.options]
+        scores = single[torch.tensor(words)].tolist()
+        assert scores == pytest.approx(list(split.option_logprobs), abs=2e-3)
+        best = int(np.argmax(scores))
+        if best != split.option:
+            first, second = sorted(scores, reverse=True)[:2]
+            changed.append((question.id, first - second))
+    assert all(gap < 2e-3 for _, gap in changed), f"changed answers and their score gaps: {changed}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nasa_13013.mp4", "big_buck_bunny_0_30.webm", "decord_unordered.mov", "decord_video_90.mov"],
+)
+def test_real_clips_are_answered(
+    runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]], name: str
+) -> None:
+    question = asked[0][0]
+    answer = runtime.answer(runtime.encode(real_clip(name)), question, PRUNED)
+    assert answer.text in (question.options or ())
