@@ -1,10 +1,10 @@
 # make demo         tunes the demo study within a budget of 0.3 and exports best.json
 # make test         all tests but the soak
-# make check        format, lint, types, import rules
+# make check        format, lint, types, import rules, quick tests
 # make fix          what `check` can repair by itself
-# make demo-model   builds the demo's model and videos again (hours without a GPU; resumable)
+# make demo-model   builds the demo's model and videos again (about 75 minutes on two cores; resumable)
 # make soak         the long tests
-# make bench        time and memory of the demo run on this machine
+# make bench        time and memory of the demo run, and its peers at the same FLOPs
 # make clean        removes what was built, not what was measured
 
 .DELETE_ON_ERROR:
@@ -28,6 +28,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m quick
 
 fix: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -41,6 +42,7 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.run
+	$(BIN)/python -m tests.benchmarks.peers --budget 0.3
 
 # The stamp is written last: an interrupted installation is taken up again.
 $(STAMP): pyproject.toml constraints.txt
