@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,11 @@ def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
 
 
 def remarks(
-    summary: RunSummary, *, exported: Path | None = None, recorded: Recorded | None = None
+    summary: RunSummary,
+    *,
+    exported: Path | None = None,
+    recorded: Recorded | None = None,
+    study: str | None = None,
 ) -> tuple[str, ...]:
     """Sentences below the tables: what binds, what was left out, what did not fit, and what to type next."""
     lines = []
@@ -100,7 +105,9 @@ def remarks(
     if exported is not None:
         lines.append(f"Exported to {exported}.")
     elif summary.best is not None:
-        lines.append(f"To export it: tuner export --study {summary.study} --output best.json")
+        lines.append(
+            f"To export it: tuner export --study {shlex.quote(study or summary.study)} --output best.json"
+        )
     if recorded is not None:
         local = "type `mlflow ui` and open " if recorded.page.startswith("http://127.0.0.1") else ""
         lines.append(f"In MLflow: {local}{recorded.page}")
@@ -120,9 +127,16 @@ def headline(summary: RunSummary) -> str:
 
 
 def render(
-    summary: RunSummary, *, exported: Path | None = None, recorded: Recorded | None = None
+    summary: RunSummary,
+    *,
+    exported: Path | None = None,
+    recorded: Recorded | None = None,
+    study: str | None = None,
 ) -> RenderableType:
-    """Headline, comparison, knobs and remarks, for a rich console of 80 columns or more."""
+    """Headline, comparison, knobs and remarks, for a rich console of 80 columns or more.
+
+    study: as the user named it, for the command to type next.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
@@ -140,7 +154,10 @@ def render(
         column.justify = "right"
     for knob in knob_rows(summary):
         settings.add_row(knob.name, Text(knob.best, style="bold"), knob.defaults, knob.meaning)
-    below = [Text(line, overflow="fold") for line in remarks(summary, exported=exported, recorded=recorded)]
+    below = [
+        Text(line, overflow="fold")
+        for line in remarks(summary, exported=exported, recorded=recorded, study=study)
+    ]
     return Group(Text(headline(summary), style="bold"), table, settings, *below)
 
 

@@ -57,6 +57,7 @@ def test_what_binds_is_said(binds):
 
 def test_the_next_command_is_given_until_there_is_a_file():
     assert "tuner export --study demo --output best.json" in _text(make_summary())
+    assert "tuner export --study ./my/study --output" in _text(make_summary(), study="./my/study")
     exported = _text(make_summary(), exported=Path("out/best.json"))
     assert "Exported to out/best.json." in exported
     assert "To export" not in exported

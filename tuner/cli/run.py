@@ -105,7 +105,7 @@ def run(
     with RichProgress(console) as progress:
         summary = run_study(loaded, options, progress)
     recorded = _record(summary, tracking_uri, console)
-    console.print(render(summary, recorded=recorded))
+    console.print(render(summary, recorded=recorded, study=study))
 
 
 def _default_workers() -> int:
