@@ -90,8 +90,9 @@ def test_a_file_that_is_no_export_is_refused(tmp_path, exported, change, message
         pipeline.load(write(tmp_path, exported | change))
 
 
-def test_another_model_than_the_measured_one_is_refused(tmp_path, exported):
-    exported["model"]["identity"] = "sha256:another"
+@pytest.mark.parametrize("part", ["model", "text_encoder"])
+def test_another_checkpoint_than_the_measured_one_is_refused(tmp_path, exported, part):
+    exported[part]["identity"] = "sha256:another"
     with pytest.raises(PipelineError, match="was measured with sha256:another, but"):
         pipeline.load(write(tmp_path, exported))
 
