@@ -27,6 +27,7 @@ class Answer:
     logprob: float | None  # of `text`; of the reference where one was given
     kept: tuple[int, ...]  # visual tokens that really stayed, per pruning layer; empty for the unpruned model
     seconds: float  # from question to answer, encoding of the video not included
+    peak_bytes: int | None = None  # memory added meanwhile: see pipeline.meter.PeakMemory
 
 
 def normalise(text: str) -> str:

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """When a video's frames were taken: all of a video that a prompt may tell. Hashable."""
+
+    seconds: float  # length of the video
+    times: tuple[float, ...]  # of the frames, seconds after the first frame of the video
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
     """Visual tokens and frame embeddings of a video's sampled frames."""
@@ -26,6 +34,12 @@ class Clip:
     frame_embeddings: torch.Tensor  # (frames, E) float32, SigLIP's global token of each frame
     cells: int  # visual tokens per frame
     trailing: int  # newline tokens at the end
+    seconds: float  # length of the video
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """When the frames were taken."""
+        return Sampling(self.seconds, tuple(self.frame_times.tolist()))
 
     @property
     def frames(self) -> int:

@@ -2,8 +2,9 @@
 
 AdaTP compares a frame's global visual token with a text embedding, so both come from the same SigLIP. LLaVA
 towers lack SigLIP's last layer and pooling head; they are taken from the SigLIP checkpoint and applied to the
-tower's features, which gives what the whole SigLIP gives for that frame. That the global token is the pooling
-head's output is our choice, as FastVID by the same authors does.
+tower's features, which gives what the whole SigLIP gives for that frame where the tower's weights are
+SigLIP's. Published models trained theirs on a little (LLaVA-OneVision's paper), so weights are not compared.
+That the global token is the pooling head's output is our choice, as FastVID by the same authors does.
 """
 
 from __future__ import annotations
@@ -89,16 +90,15 @@ def load_encoder(checkpoint: Checkpoint, family: Family) -> AlignedEncoder:
     siglip, tokenizer = load_pretrained(checkpoint, SiglipModel, dtype=torch.float32)
     vision, tower = siglip.config.vision_config, family.shape.vision
     patches = (vision.image_size // vision.patch_size) ** 2
+    patch_inputs = vision.num_channels * vision.patch_size**2
+    here = (vision.hidden_size, patches, patch_inputs, vision.intermediate_size)
     applied = family.applied_vision_layers
-    if (
-        tower is None
-        or (vision.hidden_size, patches) != (tower.width, tower.patches)
-        or (vision.num_hidden_layers < applied)
-    ):
+    there = (tower.width, tower.patches, tower.patch_inputs, tower.mlp_width) if tower else ()
+    if here != there or vision.num_hidden_layers < applied:
         raise ModelError(
-            f"{checkpoint.name} is not aligned with the model's vision tower: width, patches and layers are "
-            f"{(vision.hidden_size, patches, vision.num_hidden_layers)}, the model's are "
-            f"{(tower.width, tower.patches, applied) if tower else None} (layers may be more, not fewer)."
+            f"{checkpoint.name} is not aligned with the model's vision tower: width, patches, numbers in a "
+            f"patch, MLP width and layers are {(*here, vision.num_hidden_layers)}, the model's are "
+            f"{(*there, applied) if tower else None} (layers may be more, not fewer)."
         )
     encoder = AlignedEncoder(siglip, tokenizer, applied)
     for module in (encoder._text, encoder._norm, encoder._head, *encoder._layers):

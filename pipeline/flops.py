@@ -105,6 +105,16 @@ def layer_flops(shape: ModelShape, tokens: Number) -> Number:
     return tokens * (2 * d * d + 2 * d * k + 3 * d * m) + 2 * tokens * tokens * d
 
 
+def chunk_flops(shape: ModelShape, new: Number, cached: Number) -> Number:
+    """One decoder layer over `new` tokens that attend to `cached` earlier ones and to each other.
+
+    A split pass counts less than the same tokens at once: `layer_flops(n + m)` is `layer_flops(n) +
+    chunk_flops(m, n)` and 2 n m D more, for the n rows' attention to the m tokens after them, which a mask
+    takes out again.
+    """
+    return layer_flops(shape, new) + 2 * new * cached * shape.hidden
+
+
 def encoder_layer_flops(tokens: int, width: int, mlp_width: int) -> int:
     """One ViT-style layer: four square projections, full attention, a two-matrix MLP."""
     return 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * mlp_width

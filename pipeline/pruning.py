@@ -1,9 +1,5 @@
-"""Pruning inside the model, by hooks that are gone afterwards; and the stored prefix that pruning starts
-from.
-
-Two ways in. `pruned(runtime, method, clip, question)` is for calling the model oneself, on a whole prompt in
-a single pass. `attached(...)` with a `Prefix` is what Runtime does: system prompt and video went through the
-layers before the first pruning once, and a question starts from there.
+"""Pruning inside the model, by hooks that are gone afterwards: for calling the model oneself, or its
+generate, on a whole prompt in a single pass. `Runtime.answer` starts from a stored prefix (pipeline.packing).
 
 One visual token's life: its index in the video's sequence never changes; `Pruning.tokens` holds, after each
 pruning, the indices of those that are left. Text, newlines and the rows after them are never dropped.
@@ -13,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from copy import deepcopy
+from functools import partial, wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,72 +30,8 @@ if TYPE_CHECKING:
 
 BACKENDS = ("eager", "sdpa", "flash_attention_2")
 
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """System prompt and video after the first `layers` decoder layers. m tokens, D hidden, H key-value
-    heads.
-    """
-
-    layers: int
-    keys: tuple[torch.Tensor, ...]  # per layer (1, H, m, head)
-    values: tuple[torch.Tensor, ...]
-    hidden: torch.Tensor | None  # (1, m, D) before layer `layers`; None where no layer is left
-    cos: torch.Tensor | None  # (1, m, head) rotary embeddings of the positions
-    sin: torch.Tensor | None
-    tokens: int  # m
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        tensors = [*self.keys, *self.values, self.hidden, self.cos, self.sin]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-    def cache(self, family: Family) -> Any:
-        """A fresh key-value cache that begins with this prefix; the stored tensors are never written to."""
-        cache = new_cache(family)
-        for index, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            cache.update(keys, values, index)
-        return cache
-
-
-class _PrefixReady(Exception):  # noqa: N818 -- a signal, not an error
-    """Raised before the layer a prefix ends at, so that the layers after it do not run."""
-
-
-def new_cache(family: Family) -> Any:
-    """An empty cache for the family's decoder."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=family.language_model.config)
-
-
-def build_prefix(family: Family, embeddings: torch.Tensor, layers: int) -> Prefix:
-    """Runs system prompt and video, embeddings (1, m, D), through the first `layers` decoder layers."""
-    cache = new_cache(family)
-    tokens = embeddings.shape[1]
-    call = {"inputs_embeds": embeddings, "past_key_values": cache, "use_cache": True}
-    if layers == len(family.layers):
-        family.language_model(**call)
-        hidden = cos = sin = None
-    else:
-        seen: list[torch.Tensor] = []
-
-        def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.extend((_hidden(args, kwargs), *kwargs["position_embeddings"]))
-            raise _PrefixReady
-
-        hook = family.layers[layers].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            family.language_model(**call)
-        except _PrefixReady:
-            pass
-        finally:
-            hook.remove()
-        hidden, cos, sin = seen
-    filled = cache.layers[:layers]
-    keys, values = tuple(layer.keys for layer in filled), tuple(layer.values for layer in filled)
-    return Prefix(layers, keys, values, hidden, cos, sin, tokens)
+# What generate() is refused with, and what it may be asked instead.
+DECODING = "Inside pruned(...), generate() decodes one sequence, greedily or by sampling, on a dynamic cache"
 
 
 def attention_scores(
@@ -117,14 +50,19 @@ def attention_scores(
     use.
     """
     rows, head = hidden.shape[1], keys.shape[-1]
-    kv_heads, n = keys.shape[1], keys.shape[2]
     cos, sin = position_embeddings
     query = attention.q_proj(hidden).view(rows, -1, head).transpose(0, 1)  # (heads, R, head)
     half = head // 2
     turned = torch.cat((-query[..., half:], query[..., :half]), dim=-1)
     query = query * cos[:, -rows:] + turned * sin[:, -rows:]
+    return row_scores(query[None], keys, attention.scaling, columns)
+
+
+def row_scores(query: torch.Tensor, keys: torch.Tensor, scaling: float, columns: slice) -> torch.Tensor:
+    """As `attention_scores`, from the rotated queries of the last R rows themselves: (1, heads, R, head)."""
+    rows, (kv_heads, n, head) = query.shape[2], keys.shape[1:]
     # Heads that share keys lie side by side: (heads, R, head) -> (H, heads / H * R, head).
-    logits = query.reshape(kv_heads, -1, head) @ keys[0].transpose(1, 2) * attention.scaling
+    logits = query.reshape(kv_heads, -1, head) @ keys[0].transpose(1, 2) * scaling
     logits = logits.view(-1, rows, n)
     if rows > 1:
         later = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu(1)
@@ -137,7 +75,8 @@ class Pruning:
     """One method at work on one question: attached to the decoder's layers, and the record of what it kept.
 
     A call that fills an empty cache is a prefill and starts over; any other call continues it (generated
-    tokens, options, a follow-up turn) and sees the tokens that were chosen then.
+    tokens, options, a follow-up turn) and sees the tokens that were chosen then. What a prefill holds after
+    its video (or after a picture that follows it) is the question.
     """
 
     def __init__(
@@ -147,7 +86,6 @@ class Pruning:
         plan: Plan,
         layout: Layout,
         seed: str,
-        prefix: Prefix | None,
     ) -> None:
         self.plan = plan
         self.layout = layout
@@ -155,13 +93,15 @@ class Pruning:
         self._family = family
         self._method = method
         self._seed = seed
-        self._prefix = prefix
         self._stages: tuple[Stage, ...] = stages(plan, layout, family.device)
         self._stage_at = {layer: j for j, layer in enumerate(plan.layers)}
         self._compact = method.positions == "compact"
         self._handles: list[Any] = []
-        self._started = False  # whether the prefix was used
         self._prefilling = False
+        self._called = self._prefilled = False
+        self._found: tuple[int, int] | None = (
+            None  # where the video begins in a prompt, where the text after it
+        )
         self._start = layout.text_before  # of the visual tokens in the sequence
         self._text_after = layout.text_after
         self._scores: torch.Tensor | None = None
@@ -173,6 +113,11 @@ class Pruning:
         """Visual tokens that really stayed, per pruning layer."""
         return tuple(tokens.shape[0] for tokens in self.tokens)
 
+    @property
+    def ran(self) -> bool:
+        """Whether the model was called since this was attached, and its last prefill pruned to the end."""
+        return self._called and (not self._prefilled or len(self.tokens) == len(self.plan.layers))
+
     def attach(self) -> None:
         """Installs the hooks."""
         decoder, layers = self._family.language_model, self._family.layers
@@ -181,16 +126,16 @@ class Pruning:
             for hook in decoder._forward_pre_hooks.values()
         ):
             raise UnsupportedError("This model is already being pruned: one method at a time.")
-        backend = decoder.config._attn_implementation
-        if backend not in BACKENDS:
-            raise UnsupportedError(f"Pruning works with {', '.join(BACKENDS)}, but the model runs {backend}.")
+        _check_backend(decoder)
+        if any(_is_compiled(module) for module in self._family.model.modules()):
+            raise UnsupportedError("A compiled model passes over the pruning: load it without torch.compile.")
         self._handles.append(decoder.register_forward_pre_hook(self._before_call, with_kwargs=True))
         if not self.plan.layers:
             return
-        if self._prefix is None:
-            self._handles.append(
-                self._family.model.register_forward_pre_hook(self._find_video, with_kwargs=True)
-            )
+        # The model under the head: it is called whether or not somebody wants logits.
+        inner = self._family.model.base_model
+        self._handles.append(inner.register_forward_pre_hook(self._find_video, with_kwargs=True))
+        self._handles.append(_watch_generate(self._family.model, compact=self._compact))
         for j, layer in enumerate(self.plan.layers):
             if self.plan.score_rows != "none" and self.plan.total(j) < self.plan.total(j - 1):
                 scored = partial(self._after_attention, layer - 1)
@@ -209,20 +154,37 @@ class Pruning:
     # -- hooks, in the order in which a call meets them -------------------------------------------------
 
     def _find_video(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Where the video begins in a prompt that somebody else may have written."""
+        """Where the video lies in a prompt that somebody else may have written."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None or ids.shape[0] != 1:
+        if ids is None:
+            if _begins(kwargs.get("past_key_values")):
+                raise UnsupportedError("The video is found by its tokens: pass input_ids, not inputs_embeds.")
+            return
+        if ids.shape[0] != 1:
             return  # a batch is refused in _before_call
-        places = (ids[0] == self._family.video_token_id).nonzero()
+        if not _begins(kwargs.get("past_key_values")):
+            encoded = kwargs.get("mm_encoder_outputs") or {}
+            if encoded.get("video") is not None or kwargs.get("pixel_values_videos") is not None:
+                raise UnsupportedError("A follow-up turn asks about the same video: it cannot bring another.")
+            return
+        places = (ids[0] == self._family.video_token_id).nonzero()[:, 0]
         if len(places) == 0:
-            return  # a continuation
+            raise UnsupportedError("The prompt holds no video, and pruning has nothing else to prune.")
         expected = self.layout.visual + self.layout.trailing
+        videos = 1 + int((places.diff() > 1).sum())
+        if videos > 1:
+            raise UnsupportedError(f"One video per prompt is pruned, but the prompt has {videos}.")
         if len(places) != expected:
             raise UnsupportedError(f"The clip has {expected} video tokens, but the prompt has {len(places)}.")
-        self._start = int(places[0])
+        visual = places
+        if self._family.image_token_id is not None:
+            pictures = (ids[0] == self._family.image_token_id).nonzero()[:, 0]
+            visual = torch.cat((places, pictures))
+        self._found = int(places[0]), int(visual.max()) + 1
 
     def _before_call(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         embeddings, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        found, self._found, self._called = self._found, None, True
         if embeddings is None:
             raise UnsupportedError(
                 "Pruning attaches to the whole model: call that, not its decoder with input_ids."
@@ -232,25 +194,50 @@ class Pruning:
                 f"One sequence at a time is pruned, but got a batch of {embeddings.shape[0]} "
                 "(beam search and several returned sequences make one)."
             )
-        if self._prefix is not None:
-            self._prefilling, self._started = not self._started, True
-        else:
-            self._prefilling = cache is None or cache.get_seq_length() == 0
+        _check_backend(self._family.language_model)
+        _check_cache(cache)
+        _check_mask(kwargs.get("attention_mask"))
+        self._prefilling = _begins(cache)
         if self._prefilling:
+            if self.plan.layers:
+                self._locate(found, embeddings.shape[1])
             self.tokens.clear()
             self._rotary = self._mask = self._scores = None
-            end = self._start + self.layout.visual + self.layout.trailing
-            if self._prefix is None:
-                self._text_after = embeddings.shape[1] - end
-                if self._text_after < 1:
-                    raise UnsupportedError(
-                        "The prompt ends with its video: pruning needs the question along with it."
-                    )
-        elif self._compact and self._prefix is None:
-            # generate() counts on from the prompt it knows; the decoder itself from its cache, which is as
-            # short as the renumbered sequence.
-            kwargs["position_ids"] = None
+            self._prefilled = True
+        else:
+            self._check_lengths(cache)
+            if self._compact:
+                # generate() counts on from the prompt it knows; the decoder itself from its cache, which is
+                # as short as the renumbered sequence.
+                kwargs["position_ids"] = None
         return args, kwargs
+
+    def _locate(self, found: tuple[int, int] | None, tokens: int) -> None:
+        """Where this prompt's video begins, and how many tokens ask about it."""
+        if found is None:
+            # The decoder was called by itself: only the prompt that the layout describes can be followed.
+            if tokens != self.layout.tokens:
+                raise UnsupportedError("Pruning attaches to the whole model: call that, not its decoder.")
+            found = self.layout.text_before, tokens - self.layout.text_after
+        self._start, text = found
+        self._text_after = tokens - text
+        if self._text_after < 1:
+            raise UnsupportedError(
+                "The prompt ends with its video: pruning needs the question along with it."
+            )
+
+    def _check_lengths(self, cache: Any) -> None:
+        """Refuses a cache that is not the pruned prompt's, or from which only some layers were cut back."""
+        if len(self.tokens) < len(self.plan.layers):
+            return  # a conversation that began in another block: its cache says how long each layer is
+        dropped, lengths = 0, set()
+        for index in range(len(self._family.layers)):
+            j = self._stage_at.get(index)
+            if j is not None:
+                dropped = self.layout.visual - self.tokens[j].shape[0]
+            lengths.add(cache.get_seq_length(index) + dropped)
+        if len(lengths) > 1:
+            raise UnsupportedError("This cache is not the one that the pruned prompt filled.")
 
     def _after_attention(
         self, layer: int, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any
@@ -307,14 +294,10 @@ class Pruning:
             chosen = torch.arange(n_visual, device=device)
         self._scores = None
         self.tokens.append(tokens[chosen])
-        joined = j == 0 and self._prefix is not None
-        source = self._prefix.tokens if joined and self._prefix is not None else hidden.shape[1]
-        every = torch.arange(source, device=device)
+        every = torch.arange(hidden.shape[1], device=device)
         rows = torch.cat((every[:start], chosen + start, every[start + n_visual :]))
         if self._rotary is None:  # the first pruning of this call
             self._rotary, self._mask = kwargs["position_embeddings"], kwargs["attention_mask"]
-        if joined:
-            return self._join(rows, hidden)
         assert self._rotary is not None
         places = every[: rows.shape[0]] if self._compact else rows
         cos, sin = self._rotary
@@ -323,33 +306,113 @@ class Pruning:
             self._mask = self._mask.index_select(2, rows).index_select(3, rows)
         return hidden.index_select(1, rows)
 
-    def _join(self, rows: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """The kept rows of the stored prefix, then the question: one sequence from this layer on."""
-        prefix = self._prefix
-        assert prefix is not None
-        assert prefix.hidden is not None
-        assert prefix.cos is not None
-        assert prefix.sin is not None
-        assert self._rotary is not None
-        cos, sin = self._rotary  # of the question's positions
-        if self._compact:
-            kept = rows.shape[0]
-            prefix_cos, prefix_sin = prefix.cos[:, :kept], prefix.sin[:, :kept]
+
+def _begins(cache: Any) -> bool:
+    """Whether a call with this cache is a prefill."""
+    return cache is None or cache.get_seq_length() == 0
+
+
+def _check_backend(decoder: Any) -> None:
+    backend = decoder.config._attn_implementation
+    if backend not in BACKENDS:
+        raise UnsupportedError(f"Pruning works with {', '.join(BACKENDS)}, but the model runs {backend}.")
+
+
+def _check_mask(mask: Any) -> None:
+    """Scores are read from whole rows, and masks are cut on the left: both hold for plain causal masks
+    alone.
+    """
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2 or not bool(mask.all())):
+        raise UnsupportedError(
+            "Pruning takes a prompt without padding: leave attention_mask out, or make it all ones."
+        )
+
+
+def _check_cache(cache: Any) -> None:
+    """Scores are read from the keys in the cache, which other caches pad, compress or move away."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if cache is None:
+        return
+    plain = type(cache) is DynamicCache and not cache.offloading
+    if not plain or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        raise UnsupportedError(
+            f"Pruning needs the dynamic cache that generate() makes by default, but got {_describe(cache)}."
+        )
+
+
+def _describe(cache: Any) -> str:
+    kinds = {type(layer).__name__ for layer in cache.layers}
+    offloaded = ", offloaded" if cache.offloading else ""
+    return f"{type(cache).__name__} ({', '.join(sorted(kinds)) or 'empty'}{offloaded})"
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
+class _Watch:
+    """Stands before a model's generate() and asks first; `remove` takes it away again."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._before = vars(model).get("generate")
+
+    def remove(self) -> None:
+        if self._before is None:
+            del self._model.generate
         else:
-            prefix_cos, prefix_sin = prefix.cos.index_select(1, rows), prefix.sin.index_select(1, rows)
-        self._rotary = (torch.cat((prefix_cos, cos), dim=1), torch.cat((prefix_sin, sin), dim=1))
-        sequence = torch.cat((prefix.hidden.index_select(1, rows), hidden), dim=1)
-        # From here on the cache is empty and the sequence whole: sdpa and FlashAttention are causal by
-        # themselves.
-        eager = self._family.language_model.config._attn_implementation == "eager"
-        self._mask = causal_mask(sequence.shape[1], sequence) if eager else None
-        return sequence
+            self._model.generate = self._before
 
 
-def causal_mask(n: int, like: torch.Tensor) -> torch.Tensor:
-    """(1, 1, n, n) additive mask in the dtype and on the device of `like`."""
-    hidden = torch.full((n, n), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
-    return hidden.triu(1)[None, None]
+def _watch_generate(model: Any, *, compact: bool) -> _Watch:
+    """Refuses, before anything runs, the ways of decoding that hooks on the model cannot tell apart.
+
+    Assisted decoding checks guesses along with the prompt, and a prefill in chunks shows a part of the
+    question: each looks like a question of its own, and other tokens would be kept. compact: whether the
+    method renumbers positions.
+    """
+    watch, generate = _Watch(model), model.generate
+    parameters = signature(generate)
+
+    @wraps(generate)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given = parameters.bind(*args, **kwargs).arguments
+        _check_generation(model, {**given, **given.get("kwargs", {})}, compact=compact)
+        return generate(*args, **kwargs)
+
+    model.generate = watched
+    return watch
+
+
+def _check_generation(model: Any, given: dict[str, Any], *, compact: bool) -> None:
+    """given: the arguments of a call of generate()."""
+    from transformers.generation.configuration_utils import GenerationMode
+
+    config = deepcopy(given.get("generation_config") or model.generation_config)
+    for name in set(given) & set(vars(config)):
+        setattr(config, name, given[name])
+    mode = config.get_generation_mode(given.get("assistant_model"))
+    refused = {
+        f"{mode.value.replace('_', ' ')}": mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
+        "a custom_generate": given.get("custom_generate") is not None,
+        f"{config.num_return_sequences} returned sequences": (config.num_return_sequences or 1) > 1,
+        "a prefill in chunks": config.prefill_chunk_size is not None,
+        f"the cache implementation {config.cache_implementation}": config.cache_implementation
+        not in (None, "dynamic"),
+        "classifier-free guidance": config.guidance_scale not in (None, 1),
+    }
+    wanted = [name for name, asked in refused.items() if asked]
+    if wanted:
+        raise UnsupportedError(f"{DECODING}, but {' and '.join(wanted)} was asked for.")
+    cache = given.get("past_key_values")
+    if compact and cache is not None and cache.get_seq_length() > 0:
+        # generate() takes as many tokens for said as layer 0 holds, and here that layer was pruned.
+        raise UnsupportedError(
+            "A method that renumbers positions cannot go on through generate(): call the model with the new "
+            "tokens and the cache."
+        )
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
@@ -365,22 +428,16 @@ def attached(
     *,
     seed: str = "",
     plan: Plan | None = None,
-    prefix: Prefix | None = None,
 ) -> Iterator[Pruning]:
     """The family's model prunes inside the block and is exactly as before after it.
 
     seed: the question's id, for methods that draw. plan: the method's plan for this layout, where it is at
-    hand. prefix: where it is given, the first call inside the block must be the decoder's, on the question
-    part alone, with the prefix's cache. Errors: UnsupportedError for what cannot be pruned correctly.
+    hand. Errors: UnsupportedError for what cannot be pruned correctly.
     """
     plan = method.plan(layout, len(family.layers)) if plan is None else plan
     if plan.layers and plan.layers[0] == 0 and method.positions != "compact":
         raise UnsupportedError("A method that prunes before layer 0 has to renumber positions.")
-    if prefix is not None and (not plan.layers or prefix.layers != plan.layers[0]):
-        raise ValueError(
-            f"The prefix ends before layer {prefix.layers}, but the plan prunes before {plan.layers}."
-        )
-    pruning = Pruning(family, method, plan, layout, seed, prefix)
+    pruning = Pruning(family, method, plan, layout, seed)
     try:
         pruning.attach()
         yield pruning
@@ -397,7 +454,14 @@ def pruned(runtime: Runtime, method: Method, clip: Clip, question: Question) -> 
             output = runtime.model(**runtime.inputs(clip, question))
         pruning.kept  # visual tokens left at each pruning layer
 
-    A follow-up call on the same cache keeps the tokens that were chosen for the first question.
+    A follow-up call on the same cache keeps the tokens that were chosen for the first question. The prompt's
+    video must be the clip: another video of the same length cannot be told from it, and would be pruned by
+    the clip's plan. Errors: UnsupportedError for what cannot be pruned correctly; also at the end, where the
+    model was not called, as happens when a compiled copy of it was.
     """
     with attached(runtime.family, method, runtime.layout(clip, question), seed=question.id) as pruning:
         yield pruning
+        if not pruning.ran:
+            raise UnsupportedError(
+                "The model was not called inside pruned(...), or a compiled copy was, which is not pruned."
+            )

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.answering import Answer, Continuation
+from pipeline.answering import Answer
 from pipeline.checkpoint import find_checkpoint
 from pipeline.clip import Clip
 from pipeline.encoders import AlignedEncoder, load_encoder
-from pipeline.errors import PipelineError
 from pipeline.families import load_family
 from pipeline.families.base import Family, Prompt
 from pipeline.flops import ModelShape
 from pipeline.layout import Layout
+from pipeline.meter import PeakMemory
 from pipeline.methods.base import Method
-from pipeline.plan import Plan
-from pipeline.pruning import Prefix, Pruning, attached, build_prefix
+from pipeline.packing import Asked, Pack
+from pipeline.prefix import Prefix, build_prefix
 from pipeline.question import Question, Scoring, option_texts, prompt_text
 
 if TYPE_CHECKING:
@@ -35,13 +34,20 @@ if TYPE_CHECKING:
 PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever its size
 
 # Part of every cache key: raise it when encoding changes, so that features stored before are not taken.
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
+
+
+class Request(NamedTuple):
+    """One question to be asked."""
+
+    clip: Clip
+    question: Question
+    method: Method | None  # None: the unpruned model
+    reference: str | None = None  # see `Runtime.answer`
 
 
 class Runtime:
-    """Everything needed to ask a model about videos. One question at a time; not for use from several
-    threads.
-    """
+    """Everything needed to ask a model about videos. Not for use from several threads."""
 
     def __init__(
         self,
@@ -76,7 +82,7 @@ class Runtime:
         self._cache = cache
         self._decode_timeout = decode_timeout
         self._prefixes = _PrefixStore(prefix_bytes)
-        self._prompt = lru_cache(maxsize=4096)(self._make_prompt)
+        self._made_prompt = lru_cache(maxsize=4096)(family.prompt)
         self._option_ids = lru_cache(maxsize=4096)(family.answer_ids)
         self._text_embedding = lru_cache(maxsize=4096)(self._make_text_embedding)
 
@@ -137,26 +143,39 @@ class Runtime:
         key = _digest("clip", self.encoding, digest)
         stored = self._cache.get(key) if self._cache is not None else None
         if stored is None:
-            frames, times = video.read_frames(path, self.frames, self._decode_timeout)
-            stored = self._encode_frames(frames)
-            stored["frame_times"] = torch.from_numpy(np.ascontiguousarray(times, dtype=np.float64))
+            frames, times, seconds = video.read_frames(path, self.frames, self._decode_timeout)
+            stored = self._encode_frames(frames, times, seconds)
             if self._cache is not None:
                 self._cache.put(key, stored, {"kind": "clip", "video": digest, "encoding": self.encoding})
         return self._clip(str(path), digest, stored)
 
     def encode_frames(
-        self, frames: NDArray[np.uint8], times: NDArray[np.floating], name: str = "frames"
+        self,
+        frames: NDArray[np.uint8],
+        times: NDArray[np.floating],
+        name: str = "frames",
+        *,
+        seconds: float | None = None,
     ) -> Clip:
-        """A clip from frames at hand: (n, H, W, 3) RGB, their times in seconds. Nothing is stored on disk."""
-        digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
-        encoded = self._encode_frames(frames)
-        encoded["frame_times"] = torch.from_numpy(np.array(times, dtype=np.float64))
-        return self._clip(name, digest, encoded)
+        """A clip from frames at hand: (n, H, W, 3) RGB, their times in seconds. Nothing is stored on disk.
 
-    def _encode_frames(self, frames: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
+        seconds: length of the video; None for one that ends with the last of these frames.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
+        length = float(times[-1]) if seconds is None else seconds
+        return self._clip(name, digest, self._encode_frames(frames, times, length))
+
+    def _encode_frames(
+        self, frames: NDArray[np.uint8], times: NDArray[np.floating], seconds: float
+    ) -> dict[str, torch.Tensor]:
         encoded = self.family.encode_frames(frames)
         embeddings = self._encoder.embed_frames(encoded.tower_features)
-        return {"features": encoded.features.cpu(), "frame_embeddings": embeddings.cpu()}
+        return {
+            "features": encoded.features.cpu(),
+            "frame_embeddings": embeddings.cpu(),
+            "frame_times": torch.tensor(np.asarray(times, dtype=np.float64)),
+            "seconds": torch.tensor(seconds, dtype=torch.float64),
+        }
 
     def _clip(self, path: str, digest: str, tensors: dict[str, torch.Tensor]) -> Clip:
         return Clip(
@@ -167,6 +186,7 @@ class Runtime:
             frame_embeddings=tensors["frame_embeddings"],
             cells=self.family.cells,
             trailing=self.family.trailing,
+            seconds=float(tensors["seconds"]),
         )
 
     def text_embedding(self, question: Question) -> NDArray[np.float32]:
@@ -187,17 +207,18 @@ class Runtime:
 
     # -- planning ---------------------------------------------------------------------------------------
 
-    def _make_prompt(self, question: Question) -> Prompt:
-        return self.family.prompt(prompt_text(question, self.scoring))
+    def _prompt(self, clip: Clip, question: Question) -> Prompt:
+        # Kept by all that a prompt depends on: two clips of one sampling may share it, two samplings never.
+        return self._made_prompt(prompt_text(question, self.scoring), clip.sampling)
 
     def layout(self, clip: Clip, question: Question) -> Layout:
         """Where the question's tokens sit and how relevant each frame is to it."""
-        prompt = self._prompt(question)
+        prompt = self._prompt(clip, question)
         return clip.layout(self.text_embedding(question), len(prompt.before), len(prompt.after))
 
     def inputs(self, clip: Clip, question: Question) -> dict[str, Any]:
         """Keyword arguments to call `model` on the whole prompt in one pass."""
-        return self.family.video_inputs(self._prompt(question), clip.features)
+        return self.family.video_inputs(self._prompt(clip, question), clip.features)
 
     def fingerprint(self, method: Method | None, layout: Layout) -> str:
         """What, beside the question, was asked of the model: equal fingerprints mean equal answers.
@@ -214,7 +235,6 @@ class Runtime:
 
     # -- answering --------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def answer(
         self, clip: Clip, question: Question, method: Method | None, *, reference: str | None = None
     ) -> Answer:
@@ -225,60 +245,72 @@ class Runtime:
         log-probability is reported instead of that of the generated text. Errors: PipelineError when the
         tokens kept are not the tokens planned, which would make every FLOPs figure wrong.
         """
-        begin = perf_counter()
-        layout = self.layout(clip, question)
-        plan = None if method is None else method.plan(layout, self.shape.layers)
-        if method is None or plan is None or plan.keeps_everything:
-            prefix, plan = self._prefix(clip, self.shape.layers), None
-            context: Any = nullcontext()
-            position = prefix.tokens
-        else:
-            prefix = self._prefix(clip, plan.layers[0])
-            context = attached(self.family, method, layout, seed=question.id, plan=plan, prefix=prefix)
-            compact = method.positions == "compact"
-            position = layout.text_before + plan.total(0) + layout.trailing if compact else prefix.tokens
-        with context as pruning:
-            after = self._prompt(question).after
-            cache = prefix.cache(self.family)
-            hidden = self.family.language_model(
-                inputs_embeds=self.family.embed(after),
-                position_ids=torch.arange(position, position + len(after), device=self.family.device)[None],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            if plan is not None:
-                _check_kept(plan, layout, pruning, cache)
-            said = Continuation(self.family, cache, position + len(after), hidden[:, -1:])
-            kept = pruning.kept if plan is not None else ()
-            return self._read_answer(said, question, reference, kept, begin)
+        return self.answer_many([Request(clip, question, method, reference)])[0]
 
-    def _read_answer(
-        self,
-        said: Continuation,
-        question: Question,
-        reference: str | None,
-        kept: tuple[int, ...],
-        begin: float,
-    ) -> Answer:
-        if question.options is not None:
-            texts = option_texts(question, self.scoring)
-            scores = said.score([self._option_ids(text) for text in texts])
-            best = max(range(len(scores)), key=scores.__getitem__)
-            return Answer(
-                question.id, question.options[best], best, scores, scores[best], kept, perf_counter() - begin
-            )
-        asked = said.mark()
-        ids, logprob = said.greedy(self.max_new_tokens, self.family.end_ids)
-        text = self._decode(ids)
-        scored = self._option_ids(text if reference is None else reference)
-        if scored != ids:
+    @torch.inference_mode()
+    def answer_many(self, requests: Sequence[Request]) -> list[Answer]:
+        """Asks several questions, of one or several videos, in one packed forward without padding.
+
+        Each is pruned by its own plan. The answers are those of `answer` up to rounding, which changes with
+        the shape of the matrices: docs/method.md says how far. Their seconds and their memory are
+        equal shares of the whole. Errors: as `answer`.
+        """
+        if not requests:
+            return []
+        begin = perf_counter()
+        with PeakMemory(self.family.device) as peak:
+            pack = Pack(self.family, [self._asked(request) for request in requests])
+            chosen = {i: one.question for i, one in enumerate(requests) if one.question.options is not None}
+            free = [i for i in range(len(requests)) if i not in chosen]
+            texts = {
+                i: [self._option_ids(text) for text in option_texts(one, self.scoring)]
+                for i, one in chosen.items()
+            }
+            scores = pack.score(texts) if texts else {}
+            said = pack.greedy(free, self.max_new_tokens, self.family.end_ids) if free else {}
+            words = {i: self._decode(ids) for i, (ids, _) in said.items()}
             # A reference; or the model's own text, where going from text back to tokens gives other tokens:
             # baseline and pruned answers are compared by the probability of the same text.
-            said.back_to(asked)
-            logprob = said.score([scored])[0] if scored else 0.0
-        return Answer(
-            question.id, text, None, None, logprob if scored else None, kept, perf_counter() - begin
-        )
+            wanted = {i: self._reference_ids(requests[i].reference, words[i]) for i in free}
+            other = {i: [ids] for i, ids in wanted.items() if ids and ids != said[i][0]}
+            rescored = pack.score(other) if other else {}
+        seconds = (perf_counter() - begin) / len(requests)
+        peak_bytes = None if peak.bytes is None else peak.bytes // len(requests)
+        answers = []
+        for i, request in enumerate(requests):
+            question, kept = request.question, pack.kept(i)
+            if question.options is not None:
+                best = max(range(len(scores[i])), key=scores[i].__getitem__)
+                answers.append(
+                    Answer(
+                        question.id,
+                        question.options[best],
+                        best,
+                        scores[i],
+                        scores[i][best],
+                        kept,
+                        seconds,
+                        peak_bytes,
+                    )
+                )
+            else:
+                known = rescored[i][0] if i in rescored else said[i][1]
+                logprob = known if wanted[i] else None
+                answers.append(Answer(question.id, words[i], None, None, logprob, kept, seconds, peak_bytes))
+        return answers
+
+    def _asked(self, request: Request) -> Asked:
+        clip, question, method, _ = request
+        layout = self.layout(clip, question)
+        plan = None if method is None else method.plan(layout, self.shape.layers)
+        if plan is not None and plan.keeps_everything:
+            plan = None
+        prefix = self._prefix(clip, self.shape.layers if plan is None else plan.layers[0])
+        after = self._prompt(clip, question).after
+        return Asked(layout, after, prefix, None if plan is None else method, plan, seed=question.id)
+
+    def _reference_ids(self, reference: str | None, said: str) -> tuple[int, ...]:
+        return self._option_ids(said if reference is None else reference)
 
     def _decode(self, ids: tuple[int, ...]) -> str:
         text: str = self.family.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -286,27 +318,15 @@ class Runtime:
 
     def _prefix(self, clip: Clip, layers: int) -> Prefix:
         def build() -> Prefix:
-            before = self.family.embed(self._system_ids())
+            before = self.family.embed(self._prompt(clip, Question("", "")).before)
             features = clip.features.to(before.device, before.dtype)
             return build_prefix(self.family, torch.cat((before, features[None]), dim=1), layers)
 
         return self._prefixes.get((clip.content_hash, layers), build)
 
-    def _system_ids(self) -> tuple[int, ...]:
-        """Prompt tokens before the video: the same for every question."""
-        return self._prompt(Question("", "")).before
-
     def forget_prefixes(self) -> None:
         """Frees the stored prefixes."""
         self._prefixes.clear()
-
-
-def _check_kept(plan: Plan, layout: Layout, pruning: Pruning, cache: Any) -> None:
-    """Planned against what is really in the cache, layer by layer."""
-    planned = plan.tokens_per_layer(len(cache.layers), layout)
-    held = tuple(layer.get_seq_length() for layer in cache.layers)
-    if held != planned or pruning.kept != tuple(plan.total(j) for j in range(len(plan.layers))):
-        raise PipelineError(f"The plan keeps {planned} tokens per layer, but the model kept {held}.")
 
 
 class _PrefixStore:

@@ -38,6 +38,7 @@ class DecodedVideo(NamedTuple):
 
     frames: NDArray[np.uint8]  # (n, H, W, 3), RGB, upright
     times: NDArray[np.float64]  # (n,), seconds after the video's first frame
+    seconds: float  # the video's length: its number of frames over its mean frame rate
 
 
 class VideoInfo(NamedTuple):
@@ -95,7 +96,8 @@ class Decoder:
         file = check_file(path)
         with self._lock:
             reason = ""
-            for reader in self._inspect(path, file, timeout)["readers"]:
+            inspected = self._inspect(path, file, timeout)
+            for reader in inspected["readers"]:
                 request = {"do": reader, "path": file, "frames": frames}
                 try:
                     header, pixels = self._ask(request, "be decoded", timeout)
@@ -103,7 +105,8 @@ class Decoder:
                     reason = str(error)
                     continue
                 assert pixels is not None
-                return DecodedVideo(pixels, np.asarray(header["times"], dtype=np.float64))
+                times = np.asarray(header["times"], dtype=np.float64)
+                return DecodedVideo(pixels, times, inspected["seconds"])
             raise _video_error(path, reason)
 
     def probe(self, path: str | Path, timeout: float | None = None) -> VideoInfo:

@@ -4,22 +4,27 @@ The model folder looks like llava-hf/llava-onevision-qwen2-0.5b-ov-hf: LlavaOnev
 with a SigLIP tower that lacks its last layer and its head, a Qwen2 language model with grouped-query
 attention, processor files and chat template. The SigLIP folder looks like google/siglip-so400m-patch14-384:
 the whole SiglipModel, whose first layers are the tower's, with a tokenizer of its own.
+
+`write_llava_video` writes the other family, in the layout of lmms-lab/LLaVA-Video-7B-Qwen2.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
@@ -61,6 +66,9 @@ class Size:
     vision_layers: int = 3  # of the whole SigLIP; the tower has one less
     text_layers: int = 2
     text_length: int = 16
+    vision_heads: int = 4  # of both SigLIP towers
+    vocabulary: int = 0  # the language model's; 0: the tokenizer's own words
+    tied: bool = False  # whether lm_head is the table of token embeddings
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def build_siglip(size: Size, vocabulary: int) -> SiglipModel:
             hidden_size=size.vision_width,
             intermediate_size=size.vision_mlp,
             num_hidden_layers=size.text_layers,
-            num_attention_heads=4,
+            num_attention_heads=size.vision_heads,
             max_position_embeddings=size.text_length,
             pad_token_id=0,
             bos_token_id=None,
@@ -110,7 +118,7 @@ def vision_config(size: Size, layers: int, *, head: bool = True) -> SiglipVision
         hidden_size=size.vision_width,
         intermediate_size=size.vision_mlp,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=size.vision_heads,
         image_size=size.image,
         patch_size=size.patch,
         vision_use_head=head,
@@ -122,7 +130,7 @@ def build_model(
 ) -> LlavaOnevisionForConditionalGeneration:
     """The video model; its tower takes the SigLIP's weights, all but the last layer and the head."""
     text = Qwen2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=size.vocabulary or len(tokenizer),
         hidden_size=size.hidden,
         intermediate_size=size.mlp,
         num_hidden_layers=size.layers,
@@ -130,7 +138,7 @@ def build_model(
         num_key_value_heads=size.kv_heads,
         max_position_embeddings=8192,
         initializer_range=0.15,  # random attention that is far from uniform
-        tie_word_embeddings=False,
+        tie_word_embeddings=size.tied,
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=3,
@@ -214,6 +222,130 @@ def write_checkpoints(
     write_processor(paths.model, size.image, size.patch)
     siglip.save_pretrained(paths.siglip)
     build_tokenizer(words, model_max_length=size.text_length).save_pretrained(paths.siglip)
+    return paths
+
+
+def build_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's kind of tokenizer, without its vocabulary: every byte is a token, so no text is lost."""
+    vocabulary = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], eos_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    return tokenizer
+
+
+def write_llava_video(
+    folder: Path, *, size: Size | None = None, seed: int = 0, settings: Mapping[str, Any] | None = None
+) -> Checkpoints:
+    """Both folders as lmms-lab/LLaVA-Video-7B-Qwen2 and its SigLIP are published. `settings` change the
+    former's config.json; None takes a key away.
+
+    LLaVA-NeXT's names of weights in two files with an index, flat settings, tokenizer files without a chat
+    template, no processor files.
+    """
+    size = size or Size(image=56)  # 7 x 7 patches, an odd grid as the published one
+    paths = Checkpoints(folder / "model", folder / "siglip")
+    tokenizer = build_qwen_tokenizer()
+    text = Qwen2Config(
+        vocab_size=len(tokenizer) + 13,  # padded, as the published vocabulary
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,  # neither this nor the next is the default: whoever drops settings is found out
+        rope_theta=500.0,
+        initializer_range=0.15,
+        tie_word_embeddings=size.tied,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        siglip = build_siglip(size, len(tokenizer))
+        decoder = Qwen2ForCausalLM(text)
+        projector = [
+            torch.nn.Linear(size.vision_width, size.hidden),
+            torch.nn.Linear(size.hidden, size.hidden),
+        ]
+        for layer in projector:
+            layer.weight.data.normal_(std=0.3)
+        weights = dict(decoder.state_dict())
+        for place, layer in zip((0, 2), projector, strict=True):
+            weights |= {f"model.mm_projector.{place}.{name}": one for name, one in layer.state_dict().items()}
+        weights["model.image_newline"] = torch.randn(size.hidden)
+    left_out = ("head.", f"encoder.layers.{size.vision_layers - 1}.")
+    weights |= {
+        f"model.vision_tower.vision_tower.vision_model.{name}": one
+        for name, one in siglip.vision_model.state_dict().items()
+        if not name.startswith(left_out)
+    }
+    paths.model.mkdir(parents=True)
+    names = sorted(weights)
+    shards = {
+        f"model-0000{i + 1}-of-00002.safetensors": {name: weights[name].clone() for name in names[i::2]}
+        for i in range(2)
+    }
+    for file, held in shards.items():
+        save_file(held, paths.model / file, metadata={"format": "pt"})
+    index = {
+        "metadata": {"total_size": sum(one.nbytes for one in weights.values())},
+        "weight_map": {name: file for file, held in shards.items() for name in held},
+    }
+    (paths.model / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    config = {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "add_faster_video": False,
+        "add_time_instruction": True,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "force_sample": True,
+        "hidden_act": "silu",
+        "hidden_size": size.hidden,
+        "image_aspect_ratio": "anyres_max_9",
+        "image_token_index": len(tokenizer),
+        "initializer_range": 0.15,
+        "intermediate_size": size.mlp,
+        "max_position_embeddings": 8192,
+        "max_window_layers": size.layers,
+        "mm_hidden_size": size.vision_width,
+        "mm_newline_position": "grid",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_resampler_type": None,
+        "mm_spatial_pool_mode": "average",
+        "mm_spatial_pool_stride": 2,
+        "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "../siglip",
+        "model_type": "llava",
+        "num_attention_heads": size.heads,
+        "num_hidden_layers": size.layers,
+        "num_key_value_heads": size.kv_heads,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 500.0,
+        "sliding_window": 8192,
+        "tie_word_embeddings": size.tied,
+        "tokenizer_model_max_length": 32768,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.0.dev0",
+        "use_cache": True,
+        "use_mm_proj": True,
+        "use_sliding_window": False,
+        "vocab_size": text.vocab_size,
+    } | dict(settings or {})
+    published = {
+        key: value for key, value in config.items() if key not in (settings or {}) or value is not None
+    }
+    (paths.model / "config.json").write_text(json.dumps(published, indent=2))
+    generation = {"eos_token_id": [tokenizer.eos_token_id], "do_sample": False}
+    (paths.model / "generation_config.json").write_text(json.dumps(generation))
+    tokenizer.save_pretrained(paths.model)
+    siglip.save_pretrained(paths.siglip)
+    tokenizer.save_pretrained(paths.siglip)
     return paths
 
 

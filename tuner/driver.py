@@ -18,20 +18,22 @@ from typing import TYPE_CHECKING
 
 from pipeline.cache import FeatureCache
 from pipeline.checkpoint import find_checkpoint
-from pipeline.errors import ModelError, VideoError
+from pipeline.errors import ModelError, PipelineError, VideoError
 from pipeline.layout import Layout
+from pipeline.meter import machine as machine_name
 from pipeline.plan import pruning_layers
 from pipeline.video import content_hash
 from tuner.errors import UserError
 from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
 from tuner.executors.in_process import InProcessExecutor
-from tuner.loop import Loop
+from tuner.loop import Loop, choose_best
 from tuner.planning import Planner, fingerprint_base
 from tuner.progress import NoProgress, Progress
 from tuner.records.store import Store, StoredQuestion, StudyRecord, default_database
 from tuner.reporting import Results, changes, held_out, make_planner, refuse_changes, summarise
 from tuner.results import Configuration, HeldOut, RunSummary, Setting
 from tuner.search.space import COORDINATES, Coordinates, make_space, smallest_reachable
+from tuner.serving import measure_serving
 from tuner.study import Study, StudyQuestion
 from tuner.study.identity import study_identity
 from tuner.study.videos import leave_out
@@ -67,6 +69,8 @@ class RunOptions:
     cache_bytes: int = CACHE_BYTES
     # Threads of each worker's model on a CPU.
     threads: int = 1
+    # Questions that a worker asks in one packed forward; 1 asks as production does, to the last bit.
+    batch: int = 8
 
 
 class InterruptedRunError(Exception):
@@ -92,6 +96,7 @@ def run(
     with _prepared(study, options, progress or NoProgress()) as session:
         loop = session.loop(options, clock, began)
         session.execute(loop, options)
+        session.measure_serving(options)
         return replace(session.summary(options), seconds=clock() - began)
 
 
@@ -173,6 +178,32 @@ class _Session:
         self.model.release()
         return RayExecutor(self.model.spec, options.workers, _gpus_per_worker(options), options.address)
 
+    def measure_serving(self, options: RunOptions) -> None:
+        """What a server would pay for the best configuration, once for each machine.
+
+        It tells something about the result and changes nothing in it: where it cannot be measured, the run
+        says so and ends as it would have.
+        """
+        best = choose_best(self.store.trials(), options.budget)
+        if best is None:
+            return
+        machine = _machine(self.model.spec)
+        if self.store.serving(best.configuration, machine) is not None:
+            return
+        try:
+            found = measure_serving(
+                self.model.evaluator(), self.planner, best.configuration.build(), self.progress
+            )
+        except (PipelineError, UserError) as error:
+            self.progress.message(f"What a server would pay could not be measured: {error}")
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "Interrupted while measuring what a server would pay. Everything else is there: "
+                "the same command measures it."
+            ) from None
+        else:
+            self.store.record_serving(best.configuration, machine, found)
+
     def summary(self, options: RunOptions) -> RunSummary:
         search = self.store.search(options.budget, options.seed, options.coordinates, options.trials)
         return summarise(self.study, self.store, self.record, search)
@@ -240,15 +271,23 @@ def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
     # Workers without a GPU would encode differently from a driver that sees one.
     in_process = options.workers == 1 and options.address is None
     device = "auto" if in_process or _gpus_per_worker(options) > 0 else "cpu"
-    spec = EvaluatorSpec.of(study, folder, device=device, threads=options.threads)
+    spec = EvaluatorSpec.of(study, folder, device=device, threads=options.threads, batch=options.batch)
     return replace(spec, cache_bytes=options.cache_bytes)
+
+
+def _machine(spec: EvaluatorSpec) -> str:
+    return machine_name(gpu=spec.device == "auto" and _gpus() > 0, threads=spec.threads)
+
+
+def _gpus() -> int:
+    # Counted without torch, whose import takes longer than all else in a run that has nothing to do.
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _gpus_per_worker(options: RunOptions) -> float:
     if options.gpus_per_worker is not None:
         return options.gpus_per_worker
-    # Counted without torch, whose import takes longer than all else in a run that has nothing to do.
-    here = 0 if options.address else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    here = 0 if options.address else _gpus()
     return min(1.0, here / options.workers)
 
 
@@ -257,7 +296,7 @@ def _check(options: RunOptions) -> None:
     problems = []
     if not 0 < options.budget <= 1:
         problems.append(f"the budget is a FLOPs ratio in (0, 1], but got {options.budget:g}")
-    for name, least in (("trials", 0), ("seed", 0), ("workers", 1), ("threads", 1)):
+    for name, least in (("trials", 0), ("seed", 0), ("workers", 1), ("threads", 1), ("batch", 1)):
         if getattr(options, name) < least:
             problems.append(f"{name} is {least} or more, but got {getattr(options, name)}")
     if options.timeout is not None and not options.timeout > 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import tempfile
@@ -17,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.break_even import Serving, break_even
 from tuner.errors import UserError
-from tuner.results import HeldOut, Measured, RunSummary
+from tuner.results import AnswerCost, HeldOut, Measured, RunSummary, ServingCost
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
@@ -47,6 +49,9 @@ class BaselineNumbers(_Strict):
 
     accuracy: float
     intervals: dict[str, Range]
+    seconds_per_answer: float | None = None
+    peak_bytes_mean: float | None = None
+    peak_bytes_max: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,48 @@ class MeasuredNumbers(_Strict):
     logprob_change: float
     intervals: dict[str, Range]
     p_value: float | None
+    seconds_per_answer: float | None = None
+    peak_bytes_mean: float | None = None
+    peak_bytes_max: int | None = None
+
+
+@dataclass(frozen=True)
+class ServingNumbers(_Strict):
+    """What a server pays that keeps videos, once per video and for each question.
+
+    `break_even` is the number of questions per video up to which pruning is cheaper; null: whatever it is.
+    """
+
+    break_even: float | None
+    per_video_baseline: float
+    per_video_best: float
+    per_question_baseline: float
+    per_question_best: float
+
+
+@dataclass(frozen=True)
+class ProfiledNumbers(_Strict):
+    """One held-out question's prefill in multiply-adds: counted by torch.profiler, and planned."""
+
+    question: str
+    counted_baseline: int
+    counted_best: int
+    planned_baseline: int
+    planned_best: int
+
+
+@dataclass(frozen=True)
+class ServingEvidence(_Strict):
+    """When pruning pays: in FLOPs as planned (multiply-adds), in seconds as measured on `device`, in bytes
+    kept per video. What was not measured is null.
+    """
+
+    flops: ServingNumbers
+    seconds: ServingNumbers | None
+    device: str | None
+    stored_bytes_baseline: float | None
+    stored_bytes_best: float | None
+    profiled: ProfiledNumbers | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +148,9 @@ class Provenance(_Strict):
     tune_flops_ratio: float
     mlflow_run: str | None
     versions: dict[str, str]
+    # Answers asked of the model, and those that trials shared through equal plans instead.
+    evaluated_answers: int | None = None
+    shared_answers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +174,7 @@ class Best(_Strict):
     measured: MeasuredNumbers
     baseline: BaselineNumbers
     provenance: Provenance
+    serving: ServingEvidence | None = None
 
 
 def export(summary: RunSummary, path: Path, *, mlflow_run: str | None = None) -> Best:
@@ -176,7 +227,8 @@ def describe(summary: RunSummary, folder: Path, *, mlflow_run: str | None = None
         labelled=setting.labelled,
         budget=summary.budget,
         measured=_measured(held_out),
-        baseline=_baseline(summary.baseline["held_out"]),
+        baseline=_baseline(summary.baseline["held_out"], summary.baseline_cost),
+        serving=None if summary.serving is None else _serving(summary.serving),
         provenance=Provenance(
             study=summary.study,
             study_hash=summary.study_hash,
@@ -187,6 +239,8 @@ def describe(summary: RunSummary, folder: Path, *, mlflow_run: str | None = None
             tune_flops_ratio=trial.outcome.flops_ratio,
             mlflow_run=mlflow_run,
             versions=versions(),
+            evaluated_answers=summary.evaluated_answers,
+            shared_answers=summary.shared_answers,
         ),
     )
 
@@ -254,11 +308,45 @@ def _measured(held_out: HeldOut) -> MeasuredNumbers:
         logprob_change=outcome.logprob_change,
         intervals=intervals,
         p_value=held_out.p_value,
+        **_answer_cost(outcome.per_answer),
     )
 
 
-def _baseline(accuracy: Measured) -> BaselineNumbers:
-    return BaselineNumbers(accuracy.value, _intervals(accuracy=accuracy))
+def _baseline(accuracy: Measured, cost: AnswerCost | None) -> BaselineNumbers:
+    took = {} if cost is None else _answer_cost(cost)
+    return BaselineNumbers(accuracy.value, _intervals(accuracy=accuracy), **took)
+
+
+def _answer_cost(cost: AnswerCost) -> dict[str, Any]:
+    return {
+        "seconds_per_answer": cost.seconds,
+        "peak_bytes_mean": cost.peak_bytes_mean,
+        "peak_bytes_max": cost.peak_bytes_max,
+    }
+
+
+def _serving(serving: ServingCost) -> ServingEvidence:
+    measured, stored = serving.measured, serving.stored_bytes
+    profiled = None if measured is None else measured.profiled
+    return ServingEvidence(
+        flops=_serving_numbers(serving.baseline, serving.best),
+        seconds=None if measured is None else _serving_numbers(measured.baseline, measured.best),
+        device=None if measured is None else measured.device,
+        stored_bytes_baseline=None if stored is None else stored[0],
+        stored_bytes_best=None if stored is None else stored[1],
+        profiled=None if profiled is None else ProfiledNumbers(**dataclasses.asdict(profiled)),
+    )
+
+
+def _serving_numbers(baseline: Serving, best: Serving) -> ServingNumbers:
+    questions = break_even(baseline, best)
+    return ServingNumbers(
+        break_even=questions if math.isfinite(questions) else None,
+        per_video_baseline=baseline.per_video,
+        per_video_best=best.per_video,
+        per_question_baseline=baseline.per_question,
+        per_question_best=best.per_question,
+    )
 
 
 def _intervals(**measured: Measured) -> dict[str, Range]:

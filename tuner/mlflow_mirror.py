@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.recording import Recorded
-from tuner.results import HeldOut, Measured, Outcome, RegressionRow, RunSummary, Trial
+from tuner.results import (
+    AnswerCost,
+    HeldOut,
+    Measured,
+    Outcome,
+    RegressionRow,
+    RunSummary,
+    ServingCost,
+    Trial,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -217,6 +226,10 @@ def _study_content(summary: RunSummary) -> _Content:
     for part, accuracy in summary.baseline.items():
         metrics |= _with_interval(f"baseline_{part}_accuracy", accuracy)
     metrics |= _held_out_metrics(summary.best_held_out)
+    if summary.baseline_cost is not None:
+        metrics |= _cost_metrics("baseline_held_out_", summary.baseline_cost)
+    if summary.serving is not None:
+        metrics |= _serving_metrics(summary.serving)
     # What another search of the same study changes is a tag: parameters are for ever.
     tags = {
         "budget": f"{summary.budget:g}",
@@ -232,9 +245,50 @@ def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
         {
             one.name: float(getattr(outcome, one.name))
             for one in fields(outcome)
-            if one.name not in ("part", "questions", "videos")
+            if one.name not in ("part", "questions", "videos", "peak_bytes_mean", "peak_bytes_max")
         }
+        | _cost_metrics("", outcome.per_answer)
     )
+
+
+def _cost_metrics(prefix: str, cost: AnswerCost) -> dict[str, float]:
+    metrics = {f"{prefix}seconds_per_answer": cost.seconds}
+    if cost.peak_bytes_mean is not None and cost.peak_bytes_max is not None:
+        metrics[f"{prefix}peak_bytes_mean"] = cost.peak_bytes_mean
+        metrics[f"{prefix}peak_bytes_max"] = float(cost.peak_bytes_max)
+    return metrics
+
+
+def _serving_metrics(serving: ServingCost) -> dict[str, float]:
+    """Without a break-even where pruning pays for any number of questions: a chart has no place for it."""
+    metrics = {
+        "break_even_questions_flops": serving.break_even,
+        "flops_per_video_baseline": serving.baseline.per_video,
+        "flops_per_video_best": serving.best.per_video,
+        "flops_per_question_baseline": serving.baseline.per_question,
+        "flops_per_question_best": serving.best.per_question,
+    }
+    measured = serving.measured
+    if measured is not None:
+        metrics |= {
+            "break_even_questions_seconds": measured.break_even,
+            "seconds_per_video_baseline": measured.baseline.per_video,
+            "seconds_per_video_best": measured.best.per_video,
+            "seconds_per_question_baseline": measured.baseline.per_question,
+            "seconds_per_question_best": measured.best.per_question,
+        }
+        if measured.profiled is not None:
+            one = measured.profiled
+            metrics |= {
+                "profiled_flops_baseline": float(one.counted_baseline),
+                "profiled_flops_best": float(one.counted_best),
+                "planned_flops_baseline": float(one.planned_baseline),
+                "planned_flops_best": float(one.planned_best),
+            }
+    if serving.stored_bytes is not None:
+        names = ("stored_bytes_per_video_baseline", "stored_bytes_per_video_best")
+        metrics |= dict(zip(names, serving.stored_bytes, strict=True))
+    return metrics
 
 
 def _held_out_metrics(held_out: HeldOut | None) -> dict[str, float]:
@@ -248,6 +302,7 @@ def _held_out_metrics(held_out: HeldOut | None) -> dict[str, float]:
         "held_out_gained": float(outcome.gained),
         "held_out_logprob_change": outcome.logprob_change,
     }
+    metrics |= _cost_metrics("held_out_", outcome.per_answer)
     metrics |= _with_interval("held_out_accuracy", held_out.accuracy)
     metrics |= _with_interval("held_out_difference", held_out.difference)
     return _finite(metrics)

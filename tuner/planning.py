@@ -9,14 +9,15 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.flops import Compute, ModelShape, compute, flops_ratio
+from pipeline.break_even import serving_flops, stored_numbers
+from pipeline.flops import Compute, ModelShape, compute, flops_ratio, pruned_by_question
 from pipeline.layout import FloatArray, Layout, Layouts
 from pipeline.methods import AdaTP, Method, knobs
 from pipeline.plan import Plan, StudyPlans
 from pipeline.solve import Unreachable, solve_p
 from tuner.records.schema import FINGERPRINT_DIGITS
 from tuner.records.store import StoredQuestion
-from tuner.results import Part
+from tuner.results import MeasuredServing, Part, ServingCost
 
 PARTS: tuple[Part, Part] = ("tune", "held_out")
 
@@ -97,6 +98,33 @@ class Planner:
     def boosts(self, method: AdaTP) -> bool:
         """Whether any segment of the study keeps more because of its relevance."""
         return bool(method.boosted_ratio > method.p and method.partition(self._all).boosted.any())
+
+    def serving(self, method: Method, measured: MeasuredServing | None = None) -> ServingCost:
+        """What a server pays with this method and without, on the held-out questions (the tune part's where
+        nothing is held out); `measured` goes along.
+        """
+        plans = self._plans(method)
+        (baseline, best), stored = serving_flops(plans, self.shape), stored_numbers(plans, self.shape)
+        return ServingCost(baseline, best, *stored, measured)
+
+    def spread(self, method: Method, size: int) -> tuple[StoredQuestion, ...]:
+        """Up to `size` held-out questions, spread evenly over their planned FLOPs.
+
+        Where `size` is odd the one with the median (the upper of two) comes first.
+        """
+        part = self._measured_part
+        questions = [one for one in self.questions if one.part == part]
+        ranked = np.argsort(pruned_by_question(self._plans(method), self.shape), kind="stable")
+        middles = {(2 * bin_ + 1) * len(questions) // (2 * size) for bin_ in range(size)}
+        places = sorted(middles, key=lambda place: (abs(place - len(questions) // 2), place))
+        return tuple(questions[ranked[place]] for place in places)
+
+    @property
+    def _measured_part(self) -> Part:
+        return "held_out" if "held_out" in self._layouts else "tune"
+
+    def _plans(self, method: Method) -> StudyPlans:
+        return StudyPlans.of(method, self._layouts[self._measured_part], self.shape.layers)
 
     def fingerprints(self, method: Method | None) -> tuple[str, ...]:
         """One per question, in the study's order."""

@@ -6,7 +6,9 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Watches a run; never steers it. Phases come one after another: encoding, baseline, trials, held-out."""
+    """Watches a run; never steers it. Phases come one after another: encoding, baseline, trials, held-out,
+    costs.
+    """
 
     def started(self, phase: str, total: int) -> None:
         """A phase begins; `total` counts what is left to do in it (videos, questions or trials)."""

@@ -25,6 +25,7 @@ from tuner.records.store import (
     default_database,
 )
 from tuner.results import (
+    AnswerCost,
     Binding,
     Configuration,
     HeldOut,
@@ -35,10 +36,11 @@ from tuner.results import (
     Refusal,
     RegressionRow,
     RunSummary,
+    ServingCost,
     Setting,
     Trial,
 )
-from tuner.scoring import judge
+from tuner.scoring import answer_cost, judge
 from tuner.search.space import TOLERANCE, make_space, smallest_reachable
 from tuner.study import Study, StudyQuestion
 from tuner.study.identity import describe_changes, study_identity
@@ -176,6 +178,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         skipped_videos=tuple(one["name"] for one in record.skipped),
         smallest_reachable=smallest_reachable(planner, study.search),
         setting=setting_from(record.setting),
+        baseline_cost=_baseline_cost(results),
+        serving=None if best is None else _serving(best.configuration, planner, store),
     )
 
 
@@ -268,6 +272,15 @@ def _accuracy(results: Sequence[QuestionResult]) -> Measured:
     if not results:
         return Measured(float("nan"))
     return statistics.share([one.correct for one in results], [one.video for one in results])
+
+
+def _baseline_cost(results: Results) -> AnswerCost | None:
+    held_out = results.of(None, "held_out")
+    return answer_cost(held_out) if held_out else None
+
+
+def _serving(configuration: Configuration, planner: Planner, store: Store) -> ServingCost:
+    return planner.serving(configuration.build(), store.serving(configuration))
 
 
 def _trial(trial: TrialRecord, budget: float) -> Trial:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.break_even import Serving, break_even
+
 if TYPE_CHECKING:
     from pipeline.methods.base import Method
 
@@ -90,6 +92,18 @@ class QuestionResult:
     option: int | None
     option_logprobs: tuple[float, ...] | None
     seconds: float
+    # As `pipeline.meter.PeakMemory` measures it; None where it could not.
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class AnswerCost:
+    """What answering took: mean seconds of an answer, and the memory answers added (mean, most)."""
+
+    seconds: float
+    # None where an answer's memory is not known: it could not be measured, or an older version answered.
+    peak_bytes_mean: float | None = None
+    peak_bytes_max: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,16 @@ class Outcome:
     regressions: int
     gained: int
     logprob_change: float
+    # Of all answers together.
     seconds: float
+    # As in `AnswerCost`.
+    peak_bytes_mean: float | None = None
+    peak_bytes_max: int | None = None
+
+    @property
+    def per_answer(self) -> AnswerCost:
+        """Seconds and memory of one answer."""
+        return AnswerCost(self.seconds / self.questions, self.peak_bytes_mean, self.peak_bytes_max)
 
 
 @dataclass(frozen=True)
@@ -183,6 +206,69 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Profiled:
+    """One held-out question's prefill in multiply-adds: as torch.profiler counts it, and as planned.
+
+    It is the question with the median planned FLOPs; lm_head is left out of both counts.
+    """
+
+    question: str
+    counted_baseline: int
+    counted_best: int
+    planned_baseline: int
+    planned_best: int
+
+
+@dataclass(frozen=True)
+class MeasuredServing:
+    """Seconds of what a server pays, measured on this device: means over so many held-out questions."""
+
+    device: str
+    questions: int
+    # Bytes of one stored number.
+    value_bytes: int
+    baseline: Serving
+    best: Serving
+    # None where the profiler's pass did not fit into memory.
+    profiled: Profiled | None = None
+
+    @property
+    def break_even(self) -> float:
+        """Questions per video up to which pruning is the faster choice; may be infinite."""
+        return break_even(self.baseline, self.best)
+
+
+@dataclass(frozen=True)
+class ServingCost:
+    """The best configuration against the unpruned model on a server that keeps each video's prefix.
+
+    `pipeline.break_even` says what is counted. Multiply-adds, means over the held-out questions.
+    """
+
+    baseline: Serving
+    best: Serving
+    # Numbers kept per video.
+    stored_baseline: float
+    stored_best: float
+    measured: MeasuredServing | None = None
+
+    @property
+    def break_even(self) -> float:
+        """Questions per video up to which pruning needs fewer FLOPs; may be infinite."""
+        return break_even(self.baseline, self.best)
+
+    @property
+    def stored_bytes(self) -> tuple[float, float] | None:
+        """Memory kept per video, unpruned and pruned; None until the number format is known."""
+        if self.measured is None:
+            return None
+        return (
+            self.stored_baseline * self.measured.value_bytes,
+            self.stored_best * self.measured.value_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """All that `tuner run` reports at its end, and all that export, mirror and figures are drawn from."""
 
@@ -211,3 +297,7 @@ class RunSummary:
     smallest_reachable: float | None = None
     # How the model was called: what best.json needs besides the knobs.
     setting: Setting | None = None
+    # Answers of the unpruned model to the held-out questions.
+    baseline_cost: AnswerCost | None = None
+    # When the best configuration pays; None when nothing fits.
+    serving: ServingCost | None = None

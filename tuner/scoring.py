@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.flops import Compute
 from tuner.records.store import RecordedAnswer
-from tuner.results import Outcome, Part, QuestionResult
+from tuner.results import AnswerCost, Outcome, Part, QuestionResult
 from tuner.study import StudyQuestion
 
 
@@ -38,6 +38,7 @@ def judge(
         option=answer.option,
         option_logprobs=answer.option_logprobs,
         seconds=answer.seconds,
+        peak_bytes=answer.peak_bytes,
     )
 
 
@@ -50,6 +51,7 @@ def outcome(
     """
     if not results:
         raise ValueError(f"An outcome needs at least one result, but the {part} part has none.")
+    took = answer_cost(results)
     before = [baseline[result.question] for result in results]
     changes = [
         after.logprob_right - one.logprob_right
@@ -72,7 +74,23 @@ def outcome(
         gained=sum(after.correct and not one.correct for after, one in zip(results, before, strict=True)),
         logprob_change=math.fsum(changes) / len(changes) if changes else 0.0,
         seconds=math.fsum(result.seconds for result in results),
+        peak_bytes_mean=took.peak_bytes_mean,
+        peak_bytes_max=took.peak_bytes_max,
     )
+
+
+def answer_cost(results: Sequence[QuestionResult]) -> AnswerCost:
+    """Seconds and memory of these answers; memory only where every one of them tells.
+
+    Errors: ValueError for no answers.
+    """
+    if not results:
+        raise ValueError("What an answer costs needs at least one.")
+    seconds = math.fsum(one.seconds for one in results) / len(results)
+    known = [one.peak_bytes for one in results if one.peak_bytes is not None]
+    if len(known) < len(results):
+        return AnswerCost(seconds)
+    return AnswerCost(seconds, sum(known) / len(known), max(known))
 
 
 def reference(question: StudyQuestion, baseline: RecordedAnswer | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.methods import AdaTP, knobs
 from tuner.recording import Recorded
-from tuner.results import HeldOut, Interval, Measured, RunSummary, Trial
+from tuner.results import AnswerCost, HeldOut, Interval, Measured, RunSummary, ServingCost, Trial
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,6 +66,13 @@ def comparison(summary: RunSummary) -> tuple[Row, ...]:
             _ratio(defaults, "flops_ratio_end_to_end"),
         ),
         Row(
+            "seconds an answer",
+            _seconds(summary.baseline_cost),
+            _seconds(_cost(best)),
+            _seconds(_cost(defaults)),
+        ),
+        Row("  MiB added", _memory(summary.baseline_cost), _memory(_cost(best)), _memory(_cost(defaults))),
+        Row(
             f"tune {what}",
             percent(summary.baseline.get("tune")),
             _tune(summary.best),
@@ -100,6 +107,8 @@ def remarks(
         lines.append(_nothing_fits(summary))
     elif summary.binds is not None:
         lines.append(_BINDS[summary.binds])
+    if summary.serving is not None:
+        lines += _serving(summary.serving)
     if summary.skipped_videos:
         lines.append(f"Left out because they cannot be read: {', '.join(summary.skipped_videos)}.")
     if exported is not None:
@@ -194,6 +203,54 @@ def _count(held_out: HeldOut | None, name: str) -> str:
 
 def _ratio(held_out: HeldOut | None, name: str) -> str:
     return NOTHING if held_out is None else f"{getattr(held_out.outcome, name):.4f}"
+
+
+def _cost(held_out: HeldOut | None) -> AnswerCost | None:
+    return None if held_out is None else held_out.outcome.per_answer
+
+
+def _seconds(cost: AnswerCost | None) -> str:
+    return NOTHING if cost is None else f"{cost.seconds:.3g}"
+
+
+def _memory(cost: AnswerCost | None) -> str:
+    if cost is None or cost.peak_bytes_mean is None:
+        return NOTHING
+    mib = cost.peak_bytes_mean / 2**20
+    # Below that the resident pages of a process tell nothing.
+    return f"{mib:.1f}" if mib >= 1 else "< 1"
+
+
+def _serving(serving: ServingCost) -> list[str]:
+    """Up to how many questions per video pruning pays, the memory of either way, and torch's own count."""
+    said, measured = f"{_up_to(serving.break_even)} (FLOPs)", serving.measured
+    numbers = [serving.break_even]
+    if measured is not None:
+        said += f", {_up_to(measured.break_even)} (seconds on {measured.device})"
+        numbers.append(measured.break_even)
+    if max(numbers) == 0:
+        said += "; keep the unpruned prefix"
+    elif min(numbers) < math.inf:
+        said += "; beyond that keep the unpruned prefix"
+    lines = [f"On a server that keeps each video's prefix pruning pays for {said}."]
+    if serving.stored_bytes is not None:
+        full, pruned = (value / 2**20 for value in serving.stored_bytes)
+        lines.append(f"Such a server keeps {full:.3g} MiB per video unpruned, {pruned:.3g} MiB pruned.")
+    if measured is not None and measured.profiled is not None:
+        one = measured.profiled
+        lines.append(
+            f"torch.profiler's multiply-adds over ours, question {one.question}: "
+            f"{one.counted_baseline / one.planned_baseline:.4f} unpruned, "
+            f"{one.counted_best / one.planned_best:.4f} pruned."
+        )
+    return lines
+
+
+def _up_to(questions: float) -> str:
+    """A number of questions per video, as in "pays for ..."."""
+    if questions == math.inf:
+        return "any number of questions per video"
+    return "no question" if questions == 0 else f"up to {questions:.3g} questions per video"
 
 
 def _tune(trial: Trial | None) -> str:

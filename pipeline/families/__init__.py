@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pipeline.checkpoint import Checkpoint, describe
 from pipeline.errors import ModelError
-from pipeline.families import llava_onevision
-from pipeline.families.base import Family
 
 if TYPE_CHECKING:
     import torch
 
-_LOADERS = {"llava_onevision": llava_onevision.load}
+    from pipeline.families.base import Family
+
+# model_type in config.json -> the family's name, and its module here with a function `load`. Modules are
+# imported when a model is loaded: reading a study asks for the names alone, and torch takes seconds.
+FAMILIES = {
+    "llava_onevision": ("LLaVA-OneVision", "llava_onevision"),
+    "llava": ("LLaVA-Video", "llava_video"),
+    "llava_qwen": ("LLaVA-Video", "llava_video"),
+}
+NAMES = " or ".join(dict.fromkeys(name for name, _ in FAMILIES.values()))
 
 
 def load_family(checkpoint: Checkpoint, *, device: str, dtype: str, attention: str) -> Family:
@@ -23,14 +31,18 @@ def load_family(checkpoint: Checkpoint, *, device: str, dtype: str, attention: s
     ModelError when the family is unknown or the files are broken.
     """
     config = checkpoint.read_json("config.json")
-    loader = _LOADERS.get(str(config.get("model_type")))
-    if loader is None:
+    known = FAMILIES.get(str(config.get("model_type")))
+    if known is None:
         raise ModelError(
-            f"{checkpoint.name} is no LLaVA-OneVision checkpoint: its config.json says model_type "
-            f"{describe(config)}, and the families known are {', '.join(_LOADERS)}."
+            f"{checkpoint.name} is no {NAMES} checkpoint: its config.json says model_type "
+            f"{describe(config)}, and those known are {', '.join(FAMILIES)}."
         )
     place = _device(device)
-    return loader(checkpoint, device=place, dtype=_dtype(dtype, place, config), attention=attention)
+    module = import_module(f"pipeline.families.{known[1]}")
+    family: Family = module.load(
+        checkpoint, device=place, dtype=_dtype(dtype, place, config), attention=attention
+    )
+    return family
 
 
 def _device(name: str) -> torch.device:

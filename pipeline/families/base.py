@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.clip import Sampling
 from pipeline.flops import ModelShape
 
 
@@ -24,7 +25,7 @@ class Prompt(NamedTuple):
 class EncodedFrames:
     """What the vision part makes of a video's frames."""
 
-    features: torch.Tensor  # (frames * cells + trailing, hidden) visual tokens, newline tokens last
+    features: torch.Tensor  # (frames * cells + trailing, hidden) as the language model reads them
     tower_features: torch.Tensor  # (frames, patches, width) what the tower handed to the projector
 
 
@@ -41,7 +42,8 @@ class Family(Protocol):
     lm_head: Any
     tokenizer: Any
     video_token_id: int  # stands for every visual token (newline tokens included) in input_ids
-    cells: int  # visual tokens per frame
+    image_token_id: int | None  # stands for every token of a picture; None where there are none
+    cells: int  # visual tokens per frame, newline tokens between its rows included
     trailing: int  # newline tokens after the last frame
     shape: ModelShape  # the aligned encoder's parts not included
 
@@ -60,8 +62,12 @@ class Family(Protocol):
         """Vision layers whose output the projector reads: the aligned encoder goes on from there."""
         ...
 
-    def prompt(self, text: str) -> Prompt:
-        """The chat prompt with a video and this text."""
+    def prompt(self, text: str, sampling: Sampling) -> Prompt:
+        """The chat prompt with a video and this text.
+
+        What stands before the video is the same whatever is asked about whichever video: it is stored with
+        the video. sampling: for families whose prompt says when the frames were taken.
+        """
         ...
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:

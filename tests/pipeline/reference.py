@@ -58,18 +58,26 @@ def prefill(
     *,
     following: Sequence[int] = (),
     forced: Sequence[Sequence[int]] | None = None,
+    pictures: Sequence[torch.Tensor] = (torch.empty(0, 0), torch.empty(0, 0)),
 ) -> Reference:
     """The prompt, then `following` token ids. forced: the tokens to keep at each pruning, whatever the
-    scores.
+    scores. pictures: (tokens, hidden) features right before and right after the video.
     """
     family, layout = runtime.family, runtime.layout(clip, question)
     decoder = family.language_model
-    prompt = family.prompt(prompt_text(question, runtime.scoring))
-    hidden = torch.cat(
-        (family.embed(prompt.before), clip.features[None], family.embed([*prompt.after, *following])), dim=1
+    prompt = family.prompt(prompt_text(question, runtime.scoring), clip.sampling)
+    width = clip.features.shape[1]
+    first, second = (picture.reshape(1, -1, width) for picture in pictures)
+    parts = (
+        family.embed(prompt.before),
+        first,
+        clip.features[None],
+        second,
+        family.embed([*prompt.after, *following]),
     )
+    hidden = torch.cat(parts, dim=1)
     plan = None if method is None else method.plan(layout, len(family.layers))
-    start, tokens, kept_tokens = layout.text_before, list(range(layout.visual)), []
+    start, tokens, kept_tokens = layout.text_before + first.shape[1], list(range(layout.visual)), []
     positions, weights = torch.arange(hidden.shape[1]), []
     for index, layer in enumerate(family.layers):
         if plan is not None and index in plan.layers:

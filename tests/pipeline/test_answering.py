@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pipeline.answering import Continuation, matches, normalise
+from pipeline import packing
+from pipeline.answering import matches, normalise
 from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
 from pipeline.question import Question
 from tests.pipeline import reference
@@ -64,7 +65,8 @@ def test_options_scored_together_or_one_after_another_are_the_same(runtime, clip
         "q", "what color is the ring?", ("red", "dark blue", "top left of the scene", "dark red")
     )
     together = runtime.answer(clip, question, method)
-    monkeypatch.setattr(Continuation, "_takes_masks", False)  # the way FlashAttention has to go
+    # The way FlashAttention has to go.
+    monkeypatch.setattr(packing._ATTENTION["sdpa"], "_splits", True)
     assert runtime.answer(clip, question, method).option_logprobs == pytest.approx(
         together.option_logprobs, abs=5e-5
     )
@@ -72,7 +74,7 @@ def test_options_scored_together_or_one_after_another_are_the_same(runtime, clip
 
 def test_single_token_options_need_one_forward(runtime, clip, question):
     calls = []
-    hook = runtime.family.language_model.register_forward_hook(lambda *_: calls.append(1))
+    hook = runtime.family.layers[0].register_forward_hook(lambda *_: calls.append(1))
     try:
         for scoring, options in (("words", ("red", "blue")), ("letter", ("dark red", "light blue"))):
             runtime.scoring = scoring
@@ -85,7 +87,6 @@ def test_single_token_options_need_one_forward(runtime, clip, question):
     finally:
         hook.remove()
         runtime.scoring = "words"
-        runtime._prompt.cache_clear()
 
 
 @pytest.mark.parametrize("which", ["runtime", "eager"])

@@ -49,3 +49,17 @@ def test_an_id_that_cannot_be_fetched_is_refused(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(ModelError, match=r"owner/model could not be fetched: no network$"):
         find_checkpoint("owner/model")
+
+
+def test_of_an_id_whose_settings_are_wanted_nothing_else_is_fetched(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    wanted = []
+
+    def fetch(name, *, revision, allow_patterns):
+        wanted.append((name, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    find_checkpoint("owner/tower", patterns=("config.json",))
+    assert wanted == [("owner/tower", None, ["config.json"])]

@@ -63,7 +63,7 @@ def test_a_siglip_of_another_shape_is_refused(tmp_path, runtime, change):
     else:
         folder = write_checkpoints(tmp_path, size=size).siglip
     with pytest.raises(
-        ModelError, match="is not aligned with the model's vision tower: width, patches and layers"
+        ModelError, match="is not aligned with the model's vision tower: width, patches, numbers in a patch"
     ):
         load_encoder(find_checkpoint(str(folder)), runtime.family)
 

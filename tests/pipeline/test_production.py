@@ -35,7 +35,7 @@ def file(tmp_path, monkeypatch):
 
     def read_frames(path, frames, timeout):
         decoded.append(path)
-        return scenes(frames), np.arange(frames) / 4
+        return scenes(frames), np.arange(frames) / 4, frames / 4
 
     monkeypatch.setattr(video, "read_frames", read_frames)
     return path, decoded

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import packing, video
 from pipeline import runtime as runtime_module
-from pipeline import video
 from pipeline.cache import FeatureCache
 from pipeline.errors import PipelineError, VideoError
 from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
-from pipeline.pruning import Pruning
 from pipeline.question import Question
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
@@ -40,7 +39,7 @@ def test_keeping_everything_is_the_untouched_model_called_twice_bit_for_bit(requ
     runtime = request.getfixturevalue(which)
     question = Question("q", "what color is the ring?", ("red", "blue", "green"))
     ids = runtime.inputs(clip, question)["input_ids"]
-    cut = ids.shape[1] - len(runtime._prompt(question).after)
+    cut = ids.shape[1] - len(runtime._prompt(clip, question).after)
     with torch.inference_mode():
         video_part = runtime.model(
             **(runtime.inputs(clip, question) | {"input_ids": ids[:, :cut]}), use_cache=True, logits_to_keep=1
@@ -100,7 +99,7 @@ def fake_video(tmp_path, monkeypatch):
 
     def read_frames(path, frames, timeout):
         decoded.append(str(path))
-        return scenes(frames), np.arange(frames) / 4
+        return scenes(frames), np.arange(frames) / 4, frames / 4
 
     monkeypatch.setattr(video, "read_frames", read_frames)
     return path, decoded
@@ -214,14 +213,14 @@ def test_an_answer_says_what_was_really_kept(runtime, clip, question, method):
 
 
 def test_keeping_other_than_planned_is_an_error(runtime, clip, question, monkeypatch):
-    prune = Pruning._prune
+    prune = packing._Sequence.prune
 
-    def lose_one(self, j, hidden, kwargs):
-        stage = self._stages[j]
+    def lose_one(self, j, *part):
+        stage = self.stages[j]
         object.__setattr__(stage, "take", stage.take[:-1])
-        return prune(self, j, hidden, kwargs)
+        return prune(self, j, *part)
 
-    monkeypatch.setattr(Pruning, "_prune", lose_one)
+    monkeypatch.setattr(packing._Sequence, "prune", lose_one)
     with pytest.raises(PipelineError, match=r"The plan keeps .* but the model kept"):
         runtime.answer(clip, question, AdaTP(p=0.5))
 
@@ -296,18 +295,18 @@ def test_a_gpu_keeps_the_planned_tokens(checkpoints, dtype, method):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", [AdaTP(p=0.6), AdaTP(p=0.6, score_query="mean"), OneShot()], ids=repr)
 def test_pruning_never_waits_for_the_gpu(checkpoints, monkeypatch, method):
-    def without_waiting(hook):
+    def without_waiting(function):
         def run(*args):
             torch.cuda.set_sync_debug_mode("error")
             try:
-                return hook(*args)
+                return function(*args)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
         return run
 
-    for name in ("_after_attention", "_before_layer"):
-        monkeypatch.setattr(Pruning, name, without_waiting(getattr(Pruning, name)))
+    for owner, name in ((packing._Sequence, "prune"), (packing._Attention, "_attend")):
+        monkeypatch.setattr(owner, name, without_waiting(getattr(owner, name)))
     runtime = load(checkpoints, device="cuda")
     clip = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
     runtime.answer(clip, Question("q", "what color?", ("red", "blue")), method)

@@ -72,6 +72,7 @@ def test_frames_are_sampled_evenly_from_the_first_to_the_last(decoder: Decoder, 
     assert video.frames.shape == (8, 48, 64, 3)
     assert video.frames.dtype == np.uint8
     assert video.times == pytest.approx(indices / 24)
+    assert video.seconds == pytest.approx(120 / 24)
     assert np.array_equal(video.frames, np.stack(all_frames(whole))[indices])
 
 

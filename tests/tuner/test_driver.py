@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import VideoError
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
 from tests.videos import write_video
@@ -23,7 +24,7 @@ from tuner.loop import Loop
 from tuner.planning import fingerprint, fingerprint_base
 from tuner.records.store import Store, default_database
 from tuner.reporting import load_status, load_summary, make_planner
-from tuner.results import Configuration
+from tuner.results import Configuration, Outcome
 from tuner.study import Search, Study, StudyQuestion, Video
 
 OPTIONS = RunOptions(budget=0.5, trials=4)
@@ -92,9 +93,13 @@ class Recorder:
         pass
 
 
+def unmeasured(outcome: Outcome) -> Outcome:
+    return replace(outcome, seconds=0, peak_bytes_mean=None, peak_bytes_max=None)
+
+
 def comparable(summary: Any) -> Any:
-    """Without times, which no two runs share."""
-    trials = tuple(replace(one, outcome=replace(one.outcome, seconds=0)) for one in summary.trials)
+    """Without times and memory, which no two runs share."""
+    trials = tuple(replace(one, outcome=unmeasured(one.outcome)) for one in summary.trials)
     return [
         trials,
         summary.baseline,
@@ -110,7 +115,7 @@ def test_a_run_ends_with_its_summary_and_the_same_again_loads_no_model(
 ) -> None:
     progress = Recorder()
     summary = run(study, OPTIONS, progress)
-    assert [phase for phase, _ in progress.phases] == ["encoding", "baseline", "trials", "held-out"]
+    assert [phase for phase, _ in progress.phases] == ["encoding", "baseline", "trials", "held-out", "costs"]
     assert dict(progress.phases)["baseline"] == 12
     assert progress.done == sum(total for _, total in progress.phases)
     assert len(summary.trials) == 4
@@ -129,8 +134,62 @@ def test_a_run_ends_with_its_summary_and_the_same_again_loads_no_model(
     assert (Path(".tuner/tiny/tuner.db")).is_file()
 
     monkeypatch.setattr(Runtime, "load", None)
-    assert comparable(run(study, OPTIONS)) == comparable(summary)
+    again = run(study, OPTIONS)
+    assert comparable(again) == comparable(summary)
+    assert again.serving == summary.serving
     assert comparable(load_summary(study)) == comparable(summary)
+
+
+def test_what_answers_and_a_server_cost_is_recorded(study: Study) -> None:
+    summary = run(study, OPTIONS)
+    for cost in (summary.baseline_cost, summary.best_held_out and summary.best_held_out.outcome.per_answer):
+        assert cost is not None
+        assert cost.seconds > 0
+        if sys.platform == "linux":
+            assert cost.peak_bytes_mean is not None
+            assert cost.peak_bytes_max is not None
+            assert 0 <= cost.peak_bytes_mean <= cost.peak_bytes_max
+    assert summary.serving is not None
+    measured = summary.serving.measured
+    assert measured is not None
+    assert (measured.questions, measured.value_bytes) == (5, 4)
+    assert measured.best.prefix < measured.baseline.prefix
+    one = measured.profiled
+    assert one is not None
+    assert one.counted_baseline == one.planned_baseline
+    assert one.counted_best == one.planned_best < one.planned_baseline
+
+
+def test_costs_that_cannot_be_measured_end_no_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any) -> None:
+        raise VideoError("v1.mp4 is gone", "v1.mp4")
+
+    told: list[str] = []
+    progress = Recorder()
+    progress.message = told.append  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.meter.serving_seconds", unreadable)
+        summary = run(study, OPTIONS, progress)
+    assert summary.best_held_out is not None
+    assert summary.serving is not None
+    assert summary.serving.measured is None
+    assert "could not be measured: v1.mp4 is gone" in told[-1]
+    measured_later = run(study, OPTIONS)
+    assert measured_later.serving is not None
+    assert measured_later.serving.measured is not None
+
+
+def test_a_profile_too_large_for_memory_is_left_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> None:
+        import torch
+
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("pipeline.meter.profiled_flops", too_large)
+    summary = run(study, replace(OPTIONS, trials=1))
+    assert summary.serving is not None
+    assert summary.serving.measured is not None
+    assert summary.serving.measured.profiled is None
 
 
 def test_more_trials_and_another_budget_carry_on(study: Study) -> None:
@@ -319,8 +378,9 @@ def test_ray_workers_give_what_this_process_gives(study: Study, monkeypatch: pyt
     shared = run(study, replace(OPTIONS, workers=2, trials=2, database="sqlite:///shared.db"))
     assert shared.trials[0].configuration == alone.trials[0].configuration
     assert comparable(shared)[1] == comparable(alone)[1]
-    one, other = shared.trials[0].outcome, alone.trials[0].outcome
-    assert replace(one, seconds=0) == replace(other, seconds=0)
+    assert unmeasured(shared.trials[0].outcome) == unmeasured(alone.trials[0].outcome)
+    assert shared.serving is not None
+    assert shared.serving.measured is not None
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, from_dict
-from tests.summaries import make_held_out, make_outcome, make_setting, make_summary
+from tests.summaries import make_held_out, make_outcome, make_serving, make_setting, make_summary
 from tuner import export as exporting
 from tuner.errors import UserError
 from tuner.export import SCHEMA, export, json_schema, read
@@ -35,11 +36,48 @@ def test_the_file_holds_the_configuration_and_its_evidence(tmp_path):
     assert measured["flops_ratio_end_to_end"] > measured["flops_ratio"]
     assert measured["intervals"]["accuracy"] == pytest.approx([0.86, 0.915])
     assert measured["intervals"]["regressions"] == pytest.approx([18, 54])
-    assert written["baseline"] == {"accuracy": 0.94, "intervals": {"accuracy": [0.92, 0.958]}}
+    assert measured["seconds_per_answer"] == pytest.approx(0.021)
+    assert measured["peak_bytes_max"] == 9 * 2**20
+    assert written["baseline"] == {
+        "accuracy": 0.94,
+        "intervals": {"accuracy": [0.92, 0.958]},
+        "seconds_per_answer": 0.03,
+        "peak_bytes_mean": 6.5 * 2**20,
+        "peak_bytes_max": 11 * 2**20,
+    }
+    assert (written["provenance"]["evaluated_answers"], written["provenance"]["shared_answers"]) == (
+        22800,
+        1200,
+    )
     assert written["pruning_layers"] == [2, 3, 4, 5, 6, 7]
     assert written["provenance"]["mlflow_run"] == "abc"
     assert written["provenance"]["trial"] == summary.best.number
     assert written["provenance"]["versions"]["torch"]
+
+
+def test_the_file_says_when_pruning_pays(tmp_path):
+    serving = export(make_summary(), tmp_path / "best.json").serving
+    assert serving.flops.break_even == pytest.approx(12.5)
+    assert serving.seconds.break_even == pytest.approx(10)
+    assert (serving.seconds.per_video_baseline, serving.seconds.per_video_best) == (1.0, 0.5)
+    assert serving.device == "Example CPU, 1 thread"
+    assert (serving.stored_bytes_baseline, serving.stored_bytes_best) == (12 * 2**20, 2**20)
+    assert (serving.profiled.counted_best, serving.profiled.planned_best) == (800, 1000)
+
+
+def test_pruning_that_always_pays_and_seconds_that_were_not_measured_are_null(tmp_path):
+    always = make_serving(best=Serving(0, 0, 1, 0, 1), measured=None)
+    serving = export(make_summary(serving=always), tmp_path / "best.json").serving
+    assert serving.flops.break_even is serving.seconds is serving.stored_bytes_best is None
+
+
+def test_a_file_of_an_older_version_is_still_read(tmp_path):
+    path = tmp_path / "best.json"
+    export(make_summary(), path)
+    values = json.loads(path.read_text())
+    del values["serving"], values["provenance"]["shared_answers"], values["baseline"]["peak_bytes_max"]
+    path.write_text(json.dumps(values))
+    assert read(path).serving is None
 
 
 def test_the_parameters_and_selection_build_the_method_that_was_measured(tmp_path):

@@ -113,6 +113,30 @@ def test_the_study_run_tells_the_headline_and_marks_the_best_trial(runs):
     assert found["trial 000"].data.tags["role"] == "defaults"
 
 
+def test_what_answers_and_a_server_cost_stand_beside_flops(runs):
+    summary = make_summary(4)
+    MlflowMirror().record(summary)
+    found = runs()
+    study, trial = found["demo 5f2c9d7b"].data.metrics, found["trial 000"].data.metrics
+    assert trial["seconds_per_answer"] == pytest.approx(0.021)
+    assert (trial["peak_bytes_mean"], trial["peak_bytes_max"]) == (5.25 * 2**20, 9 * 2**20)
+    assert study["baseline_held_out_seconds_per_answer"] == 0.03
+    assert study["held_out_peak_bytes_max"] == 9 * 2**20
+    assert study["shared_answers"] == 1200
+    assert study["break_even_questions_flops"] == pytest.approx(12.5)
+    assert study["break_even_questions_seconds"] == pytest.approx(10)
+    assert (study["profiled_flops_best"], study["planned_flops_best"]) == (800, 1000)
+    assert study["stored_bytes_per_video_best"] == 2**20
+
+
+def test_answers_of_an_older_version_have_no_memory_to_show(runs):
+    summary = make_summary(1)
+    (trial,) = summary.trials
+    old = replace(trial, outcome=replace(trial.outcome, peak_bytes_mean=None, peak_bytes_max=None))
+    MlflowMirror().record(replace(summary, trials=(old,), serving=None, baseline_cost=None))
+    assert "peak_bytes_mean" not in runs()["trial 000"].data.metrics
+
+
 def test_writing_again_changes_nothing(folder):
     summary = make_summary(6)
     files = tuple(write_pareto(summary, folder / "figures"))

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.flops import Compute
 from tuner.records.store import RecordedAnswer
-from tuner.scoring import judge, outcome, reference
+from tuner.results import AnswerCost
+from tuner.scoring import answer_cost, judge, outcome, reference
 from tuner.study import StudyQuestion
 
 QUESTION = StudyQuestion(id="q", text="What?", options=("red", "green"), video="v", answer="green")
@@ -74,6 +75,16 @@ def test_regressions_and_gains_are_counted_apart() -> None:
     assert (made.regressions, made.gained) == (2, 1)
     assert made.logprob_change == pytest.approx((-1.0 + 0.0 + 1.5 - 0.5) / 4)
     assert (made.flops_ratio, made.flops_ratio_p95, made.seconds) == (0.3, 0.32, 2.0)
+
+
+@pytest.mark.quick
+def test_memory_is_told_only_where_every_answer_tells_it() -> None:
+    made = judge(QUESTION, "tune", answer("green", 1, (-1.0, -1.0)))
+    known = [replace(made, peak_bytes=3, seconds=1.0), replace(made, peak_bytes=9, seconds=2.0)]
+    assert answer_cost(known) == AnswerCost(1.5, 6.0, 9)
+    assert answer_cost([*known, replace(made, seconds=6.0)]) == AnswerCost(3.0)
+    with pytest.raises(ValueError, match="at least one"):
+        answer_cost([])
 
 
 @pytest.mark.quick

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.break_even import Serving
 from pipeline.methods import AdaTP
-from tests.summaries import make_setting, make_summary
+from tests.summaries import make_serving, make_setting, make_summary
 from tuner.recording import Recorded
-from tuner.results import Configuration, Measured, Refusal
-from tuner.summary import comparison, duration, headline, knob_rows, percent, remarks, render
+from tuner.results import AnswerCost, Configuration, Measured, Refusal
+from tuner.summary import Row, comparison, duration, headline, knob_rows, percent, remarks, render
 
 pytestmark = pytest.mark.quick
 
@@ -35,6 +36,8 @@ def test_the_comparison_holds_held_out_numbers_with_intervals():
     assert rows["gained"].defaults == "4"
     assert rows["FLOPs ratio"].best == "0.2970"
     assert rows["end to end"].best == "0.4024"
+    assert rows["seconds an answer"] == Row("seconds an answer", "0.03", "0.021", "0.021")
+    assert rows["MiB added"] == Row("  MiB added", "6.5", "5.2", "5.2")
 
 
 def test_the_five_knobs_are_there_with_what_they_mean():
@@ -42,6 +45,36 @@ def test_the_five_knobs_are_there_with_what_they_mean():
     assert [row.name for row in rows] == ["tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"]
     assert all(row.meaning for row in rows)
     assert rows[4].defaults == "0.82"
+
+
+def _said_of_serving(**changes):
+    return " ".join(remarks(make_summary(serving=make_serving(**changes))))
+
+
+def test_when_pruning_pays_is_one_sentence():
+    assert (
+        "On a server that keeps each video's prefix pruning pays for up to 12.5 questions per video (FLOPs), "
+        "up to 10 questions per video (seconds on Example CPU, 1 thread); "
+        "beyond that keep the unpruned prefix."
+    ) in _said_of_serving()
+    assert "keeps 12 MiB per video unpruned, 1 MiB pruned." in _said_of_serving()
+    assert "over ours, question v1-q2: 1.0000 unpruned, 0.8000 pruned." in _said_of_serving()
+
+
+def test_pruning_that_always_or_never_pays_is_said_so():
+    cheap, dear = Serving(0, 0, 10, 0, 1), Serving(0, 0, 20, 0, 9)
+    always = _said_of_serving(baseline=dear, best=cheap, measured=None)
+    assert "pays for any number of questions per video (FLOPs)." in always
+    never = _said_of_serving(baseline=cheap, best=dear, measured=None)
+    assert "pays for no question (FLOPs); keep the unpruned prefix." in never
+    assert "MiB per video" not in never
+
+
+def test_memory_too_small_to_tell_is_said_so_and_unknown_memory_is_a_dash():
+    small = make_summary(baseline_cost=AnswerCost(0.1, 3000.0, 2**20))
+    assert {row.name: row.unpruned for row in comparison(small)}["  MiB added"] == "< 1"
+    unknown = make_summary(baseline_cost=AnswerCost(0.1))
+    assert {row.name: row.unpruned for row in comparison(unknown)}["  MiB added"] == "-"
 
 
 def test_without_labels_accuracy_is_called_agreement():

@@ -57,6 +57,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Questions in one packed forward; their answers are those of 1, which asks as production "
+            "does, up to rounding.",
+        ),
+    ] = 8,
     address: Annotated[
         str | None,
         typer.Option(help="A Ray cluster, for example auto or ray://head:10001.", show_default=False),
@@ -93,6 +101,7 @@ def run(
         timeout=timeout,
         workers=_default_workers() if workers is None else workers,
         gpus_per_worker=gpus_per_worker,
+        batch=batch,
         address=address,
         database=database,
         coordinates=coordinates.value,

@@ -16,8 +16,9 @@ from tuner.loop import Loop
 from tuner.study import Study
 
 if TYPE_CHECKING:
+    from pipeline.answering import Answer
     from pipeline.clip import Clip
-    from pipeline.runtime import Runtime
+    from pipeline.runtime import Request, Runtime
 
 # Features of the clips asked about last stay in memory up to this size; a whole small study fits.
 CLIP_BYTES = 512 * 2**20
@@ -65,9 +66,13 @@ class EvaluatorSpec:
     encoding: str | None = None
     # Threads of the model on a CPU; one makes results independent of how many workers share the machine.
     threads: int = 1
+    # Questions in one packed forward.
+    batch: int = 1
 
     @classmethod
-    def of(cls, study: Study, cache: Path | None, *, device: str = "auto", threads: int = 1) -> EvaluatorSpec:
+    def of(
+        cls, study: Study, cache: Path | None, *, device: str = "auto", threads: int = 1, batch: int = 1
+    ) -> EvaluatorSpec:
         """The specification for a study; `cache` is the folder of vision features."""
         return cls(
             model=study.model,
@@ -81,6 +86,7 @@ class EvaluatorSpec:
             cache=None if cache is None else str(cache.absolute()),
             device=device,
             threads=threads,
+            batch=batch,
         )
 
     def load(self) -> Runtime:
@@ -122,9 +128,10 @@ class PipelineEvaluator:
     """A `Runtime` over the study's questions, with the clips asked about last kept in memory."""
 
     def __init__(self, spec: EvaluatorSpec, runtime: Runtime, clip_bytes: int = CLIP_BYTES) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._questions = {question.id: question for question in spec.questions}
         self._videos = spec.videos
+        self._batch = spec.batch
         self._clip_bytes = clip_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()
 
@@ -136,20 +143,40 @@ class PipelineEvaluator:
         Errors: PipelineError when a video cannot be read or the tokens kept are not those planned.
         """
         from pipeline.methods import from_dict
+        from pipeline.runtime import Request
 
         method = None if configuration is None else from_dict(configuration)
-        return [
-            asdict(
-                self._runtime.answer(
-                    self._clip(self._videos[one]), self._questions[one], method, reference=references.get(one)
-                )
-            )
-            for one in questions
-        ]
+        answers: list[dict[str, Any]] = []
+        while len(answers) < len(questions):
+            some = questions[len(answers) : len(answers) + self._batch]
+            requests = [Request(*self.asked(one), method, references.get(one)) for one in some]
+            answers += map(asdict, self._ask(requests))
+        return answers
+
+    def _ask(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers; where memory does not suffice for so many at once, by halves from then on."""
+        import torch
+
+        try:
+            return self.runtime.answer_many(requests)
+        except torch.OutOfMemoryError:
+            if len(requests) == 1:
+                raise
+        # Out here the failed forward's tensors are gone.
+        torch.cuda.empty_cache()
+        half = self._batch = (len(requests) + 1) // 2
+        return self._ask(requests[:half]) + self._ask(requests[half:])
+
+    def asked(self, question: str) -> tuple[Clip, Question]:
+        """A question by its id, with its encoded video.
+
+        Errors: VideoError when that cannot be read.
+        """
+        return self._clip(self._videos[question]), self._questions[question]
 
     def _clip(self, path: str) -> Clip:
         if path not in self._clips:
-            self._clips[path] = self._runtime.encode(path)
+            self._clips[path] = self.runtime.encode(path)
             while len(self._clips) > 1 and sum(map(_size, self._clips.values())) > self._clip_bytes:
                 self._clips.popitem(last=False)
         self._clips.move_to_end(path)

@@ -9,6 +9,7 @@ answer    one per (question, fingerprint): configurations with the same plan sha
 refusal   a proposal over the budget: it cost no model time and is no trial
 selection the trial a search chose on the tune part
 measured  a configuration on the held-out part
+serving   seconds a server pays for a configuration, measured on one machine
 
 An outcome (accuracy, FLOPs ratios, ...) is derived from the answers and the plans and written in the same
 transaction as the last answer it needs, so that SQL and the dashboards need not recompute it.
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     DateTime,
     ForeignKey,
     Index,
@@ -32,7 +34,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Raised with every change to the tables that an older version could not read.
+# Raised with every change to the tables that an older version could not read. Tables and empty columns that
+# came later are added when a database is opened.
 SCHEMA_VERSION = 1
 
 # Hexadecimal digits of a fingerprint: 128 bits of the pipeline's sha256, plenty for millions of answers.
@@ -165,6 +168,8 @@ class OutcomeColumns:
     gained: Mapped[int | None]
     logprob_change: Mapped[float | None]
     seconds: Mapped[float | None]
+    peak_bytes_mean: Mapped[float | None]
+    peak_bytes_max: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class TrialRow(KnobColumns, OutcomeColumns, Base):
@@ -213,6 +218,7 @@ class AnswerRow(Base):
     logprob: Mapped[float | None]
     kept: Mapped[list[Any]]
     seconds: Mapped[float]
+    peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class SelectionRow(Base):
@@ -236,4 +242,26 @@ class MeasuredRow(KnobColumns, OutcomeColumns, Base):
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
     # sha256 of the configuration as canonical JSON.
     configuration: Mapped[str] = mapped_column(String(64))
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class ServingRow(Base):
+    """What a server pays for a configuration and for the unpruned model beside it, on one machine."""
+
+    __tablename__ = "serving"
+    __table_args__ = (UniqueConstraint("study_id", "configuration", "machine"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    # As in MeasuredRow.
+    configuration: Mapped[str] = mapped_column(String(64))
+    # By `pipeline.meter.machine`, which is told without loading a model; `device` is what the model ran on.
+    machine: Mapped[str] = mapped_column(String(200))
+    device: Mapped[str] = mapped_column(Text)
+    questions: Mapped[int]
+    value_bytes: Mapped[int]
+    # Parts of `pipeline.break_even.Serving` in seconds.
+    baseline: Mapped[dict[str, Any]]
+    best: Mapped[dict[str, Any]]
+    # `tuner.results.Profiled`; empty where the profiler's pass did not fit into memory.
+    profiled: Mapped[dict[str, Any]]
     created: Mapped[datetime] = mapped_column(default=_now)

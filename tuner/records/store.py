@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from sqlalchemy import (
     URL,
+    Column,
     ColumnElement,
     Connection,
     Engine,
@@ -34,7 +35,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.schema import CreateColumn
 
+from pipeline.break_even import Serving
 from pipeline.layout import Layout
 from pipeline.methods import KNOBS
 from tuner.errors import UserError
@@ -49,11 +52,12 @@ from tuner.records.schema import (
     SchemaRow,
     SearchRow,
     SelectionRow,
+    ServingRow,
     StudyRow,
     TrialRow,
     VideoRow,
 )
-from tuner.results import Configuration, Outcome, Part
+from tuner.results import Configuration, MeasuredServing, Outcome, Part, Profiled
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
@@ -73,6 +77,7 @@ class RecordedAnswer:
     logprob: float | None
     kept: tuple[int, ...]
     seconds: float
+    peak_bytes: int | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -86,6 +91,7 @@ class RecordedAnswer:
             logprob=values["logprob"],
             kept=tuple(values["kept"]),
             seconds=values["seconds"],
+            peak_bytes=values.get("peak_bytes"),
         )
 
 
@@ -195,6 +201,8 @@ class Store:
                     Base.metadata.create_all(connection)
                     connection.execute(insert(SchemaRow).values(version=SCHEMA_VERSION))
                 found = connection.execute(select(SchemaRow.version)).scalar_one()
+            if found == SCHEMA_VERSION:
+                _add_what_came_later(engine)
         except DBAPIError as error:
             engine.dispose()
             raise UserError(f"The database {_shown(url)} cannot be opened: {error.orig}") from error
@@ -465,6 +473,7 @@ class Store:
                         logprob=row.logprob,
                         kept=tuple(row.kept),
                         seconds=row.seconds,
+                        peak_bytes=row.peak_bytes,
                     )
         return found
 
@@ -488,6 +497,7 @@ class Store:
                 "logprob": answer.logprob,
                 "kept": list(answer.kept),
                 "seconds": answer.seconds,
+                "peak_bytes": answer.peak_bytes,
             }
             for (question, fingerprint), answer in answers.items()
         ]
@@ -568,6 +578,79 @@ class Store:
             rows = connection.execute(query).all()
         outcomes = {_configuration(row): _outcome(row, "held_out") for row in rows}
         return {configuration: outcome for configuration, outcome in outcomes.items() if outcome is not None}
+
+    # What a server pays
+
+    def record_serving(self, configuration: Configuration, machine: str, found: MeasuredServing) -> None:
+        """Writes what was measured; the first measurement of a configuration on a machine stays."""
+        values = asdict(found)
+        values["profiled"] = values["profiled"] or {}
+        with self._transaction() as connection:
+            connection.execute(
+                self._insert(ServingRow)
+                .values(
+                    study_id=self._study_id,
+                    configuration=_digest(configuration),
+                    machine=machine,
+                    **values,
+                )
+                .on_conflict_do_nothing()
+            )
+
+    def serving(self, configuration: Configuration, machine: str | None = None) -> MeasuredServing | None:
+        """What a server pays for a configuration, measured on this machine, or last on any; None where it was
+        not.
+        """
+        query = (
+            select(ServingRow.__table__)
+            .where(ServingRow.study_id == self._study_id, ServingRow.configuration == _digest(configuration))
+            .order_by(ServingRow.id.desc())
+        )
+        if machine is not None:
+            query = query.where(ServingRow.machine == machine)
+        with self._transaction() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            return None
+        return MeasuredServing(
+            device=row.device,
+            questions=row.questions,
+            value_bytes=row.value_bytes,
+            baseline=Serving(**row.baseline),
+            best=Serving(**row.best),
+            profiled=Profiled(**row.profiled) if row.profiled else None,
+        )
+
+
+def _add_what_came_later(engine: Engine) -> None:
+    """Tables and columns that were added since the database was made; older answers leave them empty."""
+    with engine.begin() as connection:
+        Base.metadata.create_all(connection)
+        missing = _missing_columns(connection)
+    for table, column in missing:
+        definition = CreateColumn(column).compile(dialect=engine.dialect)
+        try:
+            with engine.begin() as connection:
+                connection.exec_driver_sql(f'ALTER TABLE "{table}" ADD COLUMN {definition}')
+        except DBAPIError:
+            # Another process opened the same database and was faster.
+            with engine.begin() as connection:
+                still = [(name, one.name) for name, one in _missing_columns(connection)]
+            if (table, column.name) in still:
+                raise
+
+
+def _missing_columns(connection: Connection) -> list[tuple[str, Column[Any]]]:
+    inspector = inspect(connection)
+    found = {
+        table: {column["name"] for column in inspector.get_columns(table)} for table in Base.metadata.tables
+    }
+    return [
+        (name, column)
+        for name, table in Base.metadata.tables.items()
+        for column in table.columns
+        if column.name not in found[name]
+    ]
 
 
 def _parsed(url: str, *, create: bool) -> URL:

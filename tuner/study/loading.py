@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pipeline.errors import VideoError
+from pipeline.families import FAMILIES, NAMES
 from pipeline.methods import KNOBS, AdaTP, knobs
 from pipeline.video import check_file
 from tuner.errors import UserError
@@ -141,8 +142,8 @@ def _study(parsed: ParsedStudy, keys: StudyKeys, material: _Material, mistakes: 
     """The study with all its videos, the bad ones included; None after a mistake."""
     file = parsed.file
     name = _name(parsed, keys, mistakes)
-    model = _checkpoint(parsed, "model", keys.model, "llava_onevision", "LLaVA-OneVision", mistakes)
-    text_encoder = _checkpoint(parsed, "text_encoder", keys.text_encoder, "siglip", "SigLIP", mistakes)
+    model = _checkpoint(parsed, "model", keys.model, tuple(FAMILIES), NAMES, mistakes)
+    text_encoder = _checkpoint(parsed, "text_encoder", keys.text_encoder, ("siglip",), "SigLIP", mistakes)
     if keys.revision is not None and Path(model).is_absolute():
         mistakes.add(
             file,
@@ -206,7 +207,7 @@ def _name(parsed: ParsedStudy, keys: StudyKeys, mistakes: Mistakes) -> str:
 
 
 def _checkpoint(
-    parsed: ParsedStudy, key: str, value: str, model_type: str, family: str, mistakes: Mistakes
+    parsed: ParsedStudy, key: str, value: str, known: tuple[str, ...], family: str, mistakes: Mistakes
 ) -> str:
     """The absolute path of a checkpoint folder, or the Hugging Face id; a folder's config.json is looked
     into.
@@ -239,12 +240,12 @@ def _checkpoint(
             f"{key} folder {folder} is no {family} checkpoint: its config.json names no model_type",
         )
     else:
-        if found != model_type:
+        if found not in known:
             mistakes.add(
                 parsed.file,
                 line,
                 f"{key} folder {folder} is no {family} checkpoint: its model_type is {found!r}; "
-                f"allowed is {model_type!r}",
+                f"allowed is {', '.join(map(repr, known))}",
             )
     return str(folder.absolute())
 

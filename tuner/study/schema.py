@@ -48,7 +48,8 @@ class StudyKeys(_Edge):
     )
     description: str = Field(default="", description="text")
     model: Text = Field(
-        description="a LLaVA-OneVision checkpoint: a folder, relative to this file, or a Hugging Face id"
+        description="a LLaVA-OneVision or LLaVA-Video checkpoint: a folder, relative to this file, or a "
+        "Hugging Face id"
     )
     revision: Text | None = Field(default=None, description="a branch, tag or commit of a Hugging Face id")
     text_encoder: Text = Field(

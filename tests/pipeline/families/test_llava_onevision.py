@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import find_checkpoint
+from pipeline.clip import Sampling
 from pipeline.errors import ModelError
 from pipeline.families import load_family
 from pipeline.flops import ModelShape
@@ -17,6 +18,8 @@ from pipeline.question import Question
 from pipeline.runtime import Runtime
 from tests.checkpoints import Size, scenes, write_checkpoints
 from tests.pipeline.conftest import FRAMES
+
+SAMPLING = Sampling(2.0, (0.0, 1.0))
 
 
 def load(folder):
@@ -80,7 +83,7 @@ def test_pixels_equal_those_of_the_checkpoints_own_processor(runtime, checkpoint
 
 
 def test_the_prompt_is_the_chat_template_cut_at_the_video(runtime):
-    prompt = runtime.family.prompt("what color?")
+    prompt = runtime.family.prompt("what color?", SAMPLING)
     tokens = runtime.family.tokenizer.convert_ids_to_tokens
     assert tokens(list(prompt.before)) == ["<|im_start|>", "user"]
     assert tokens(list(prompt.after)) == ["what", "color", "?", "<|im_end|>", "<|im_start|>", "assistant"]
@@ -95,7 +98,7 @@ def test_the_chat_template_is_found_wherever_checkpoints_keep_it(copy, where, ru
         (copy / where).write_text(template)
     if where == "tokenizer":
         change_json(copy / "tokenizer_config.json", chat_template=template)
-    assert load(copy).prompt("what color?") == runtime.family.prompt("what color?")
+    assert load(copy).prompt("what color?", SAMPLING) == runtime.family.prompt("what color?", SAMPLING)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,8 @@ def test_depths_are_pruned_where_the_plan_says(tmp_path, layers):
 
 def test_another_kind_of_model_is_refused(checkpoints):
     with pytest.raises(
-        ModelError, match=r"is no LLaVA-OneVision checkpoint: its config\.json says model_type 'siglip'"
+        ModelError,
+        match=r"is no LLaVA-OneVision or LLaVA-Video checkpoint: its config\.json says model_type 'siglip'",
     ):
         load(checkpoints.siglip)
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, OneShot
 from tests.tuner.fakes import make_planner, make_study, open_store
 from tuner.errors import UserError
+from tuner.records import store as records
+from tuner.records.schema import AnswerRow
 from tuner.records.store import RecordedAnswer, RefusalRecord, Store, default_database
-from tuner.results import Configuration, Outcome
+from tuner.results import Configuration, MeasuredServing, Outcome, Profiled
 
 pytestmark = pytest.mark.quick
 
@@ -227,3 +230,57 @@ def test_a_missing_database_driver_is_named_with_the_way_to_get_it(monkeypatch: 
 
 def test_the_default_database_lies_in_the_working_directory() -> None:
     assert default_database("demo") == "sqlite:///.tuner/demo/tuner.db"
+
+
+def test_what_a_server_pays_comes_back_by_configuration_and_machine(tmp_path: Path) -> None:
+    configuration, other = Configuration.from_method(KNOBS), Configuration.from_method(OneShot(0.1))
+    found = MeasuredServing(
+        "a CPU", 5, 4, Serving(1, 0, 3, 0, 1 / 3), Serving(1, 2, 1, 1, 5), Profiled("q", 10, 4, 10, 4)
+    )
+    elsewhere = replace(found, device="a GPU", value_bytes=2, profiled=None)
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        assert store.serving(configuration) is None
+        store.record_serving(configuration, "here", found)
+        store.record_serving(configuration, "here", elsewhere)
+        assert store.serving(configuration) == store.serving(configuration, "here") == found
+        assert store.serving(configuration, "there") is store.serving(other) is None
+        store.record_serving(configuration, "there", elsewhere)
+        assert store.serving(configuration) == elsewhere
+
+
+def test_a_database_made_before_memory_was_recorded_is_brought_up_to_date(tmp_path: Path) -> None:
+    file = tmp_path / "old.db"
+    study = make_study()
+    one, two = (question.id for question in study.questions[:2])
+    with open_store(file, study) as store:
+        store.record({(one, "0" * 32): answer(one)})
+    with sqlite3.connect(file) as old:
+        old.execute("DROP TABLE serving")
+        for table, column in (
+            ("answer", "peak_bytes"),
+            *((table, f"peak_bytes_{what}") for table in ("trial", "measured") for what in ("mean", "max")),
+        ):
+            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    with open_store(file, study) as store:
+        store.record({(two, "0" * 32): replace(answer(two), peak_bytes=2**40)})
+        found = store.answers([(one, "0" * 32), (two, "0" * 32)])
+        assert found[one, "0" * 32] == answer(one)
+        assert found[two, "0" * 32].peak_bytes == 2**40
+        number = propose(store, 0)
+        store.record({}, completed=(0, replace(OUTCOME, peak_bytes_mean=1.5, peak_bytes_max=2**40)))
+        assert store.trials()[0].outcome == replace(OUTCOME, peak_bytes_mean=1.5, peak_bytes_max=2**40)
+        assert store.serving(number) is None
+
+
+def test_two_processes_may_bring_a_database_up_to_date_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "old.db"
+    with open_store(file, make_study()):
+        pass
+    missing = records._missing_columns
+    late = [[("answer", AnswerRow.__table__.c.peak_bytes)]]
+    # What was missing when this process looked, another one has added since.
+    monkeypatch.setattr(records, "_missing_columns", lambda c: late.pop() if late else missing(c))
+    with open_store(file, make_study()) as store:
+        assert store.find("fake") is not None

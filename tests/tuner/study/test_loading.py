@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.families import FAMILIES
 from tests.tuner.study.conftest import YAML, StudyFiles
 from tuner.errors import UserError
 from tuner.study import Search, Split, known_studies, load_study
@@ -226,11 +227,11 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
         (YAML.replace(": model", ": ./a/b"), "1: model is './a/b', and there is no folder studies/mine/a/b"),
         (
             YAML.replace(": model", ": siglip"),
-            "1: model folder studies/mine/siglip is no LLaVA-OneVision checkpoint: ",
+            "1: model folder studies/mine/siglip is no LLaVA-OneVision or LLaVA-Video checkpoint: ",
         ),
         (
             YAML.replace(": model", ": videos"),
-            "1: model folder studies/mine/videos is no LLaVA-OneVision checkpoint: ",
+            "1: model folder studies/mine/videos is no LLaVA-OneVision or LLaVA-Video checkpoint: ",
         ),
         (
             YAML.replace(": siglip", ": model"),
@@ -247,11 +248,18 @@ def test_a_mistake_in_study_yaml_gets_its_line_and_what_is_allowed(
     assert "\n" not in problem
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_model_of_each_family_is_taken(files: StudyFiles, model_type: str) -> None:
+    folder = files.write()
+    (folder / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert load_study(folder).model == str((folder / "model").absolute())
+
+
 def test_a_model_of_another_kind_is_named(files: StudyFiles) -> None:
     folder = files.write()
     (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
     (problem,) = problems(files)
-    assert problem.endswith("its model_type is 'llama'; allowed is 'llava_onevision'")
+    assert problem.endswith("its model_type is 'llama'; allowed is 'llava_onevision', 'llava', 'llava_qwen'")
 
 
 @pytest.mark.parametrize("config", ["", "{", "[]", "{}", "\xff"])
@@ -259,7 +267,7 @@ def test_a_model_folder_with_a_broken_config_is_no_checkpoint(files: StudyFiles,
     folder = files.write()
     (folder / "model" / "config.json").write_text(config, encoding="latin-1")
     (problem,) = problems(files)
-    assert "is no LLaVA-OneVision checkpoint: its config.json names no model_type" in problem
+    assert "is no LLaVA-OneVision or LLaVA-Video checkpoint: its config.json names no model_type" in problem
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""What LLaVA models with a SigLIP tower, a two-layer projector and a Qwen2 decoder share.
+
+No family by itself: families differ in how frames become visual tokens, and in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import UnsupportedError
+from pipeline.families.base import Prompt
+from pipeline.flops import ModelShape, VisionShape
+
+# Frames go through the tower in runs of this many: bounds memory, and never changes the result.
+FRAMES_PER_CALL = 8
+
+
+class LlavaModel:
+    """A loaded LlavaOnevisionForConditionalGeneration, the class in transformers that has these parts.
+
+    processor: image_mean and image_std, and what differs from `resample` 3 (bicubic) and `rescale_factor`
+    1 / 255.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, processor: Mapping[str, Any]) -> None:
+        config = model.config
+        vision = config.vision_config
+        self.model = model
+        self.language_model = model.model.language_model
+        self.layers: Sequence[Any] = self.language_model.layers
+        self.lm_head = model.lm_head
+        self.tokenizer = tokenizer
+        self.video_token_id = int(config.video_token_id)
+        self.image_token_id: int | None = int(config.image_token_id)
+        self._processor = processor
+        self._image_size = int(vision.image_size)
+        self.grid = self._image_size // int(vision.patch_size)  # patches along each side of a frame
+        self.shape = _shape(config, self.grid**2, self.applied_vision_layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def applied_vision_layers(self) -> int:
+        """Vision layers whose output the projector reads (the published towers: all 26 of SigLIP's 27)."""
+        index = self.model.config.vision_feature_layer
+        layers = int(self.model.config.vision_config.num_hidden_layers)
+        return int(index) if index >= 0 else layers + 1 + int(index)
+
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        """(1, len(ids), hidden) token embeddings."""
+        embedded: torch.Tensor = self.model.get_input_embeddings()(
+            torch.tensor([list(ids)], device=self.device)
+        )
+        return embedded
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of an answer as the model would write it."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def video_inputs(self, prompt: Prompt, features: torch.Tensor) -> dict[str, Any]:
+        """Keyword arguments that call `model` on a whole prompt with encoded frames."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        if "mm_encoder_outputs" not in signature(self.model.forward).parameters:
+            # Such a release would pass over the features in silence and answer about placeholders.
+            raise UnsupportedError("Calling the model on encoded frames needs transformers 5.23 or newer.")
+        ids = [*prompt.before, *[self.video_token_id] * features.shape[0], *prompt.after]
+        return {
+            "input_ids": torch.tensor([ids], device=self.device),
+            "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=features[None])},
+        }
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            ids = self.tokenizer.eos_token_id
+        if ids is None:
+            return ()
+        return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+
+    def _runs(self, frames: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
+        """Pixels of a few frames at a time, (up to FRAMES_PER_CALL, 3, S, S)."""
+        for start in range(0, len(frames), FRAMES_PER_CALL):
+            yield self._pixels(frames[start : start + FRAMES_PER_CALL])
+
+    def _pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        """(n, 3, S, S) resized and normalised as the checkpoint's video processor does.
+
+        Written out because transformers' own video processor needs torchvision, which nothing else here does.
+        """
+        processor, size = self._processor, self._image_size
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2).float()
+        if pixels.shape[-2:] != (size, size):
+            pixels = self._resized(pixels)
+        mean = torch.tensor(processor["image_mean"], device=self.device)[:, None, None]
+        std = torch.tensor(processor["image_std"], device=self.device)[:, None, None]
+        scale = float(processor.get("rescale_factor", 1 / 255))
+        return ((pixels - mean / scale) / (std / scale)).to(self.dtype)
+
+    def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels: (n, 3, H, W), 0 to 255. Returns (n, 3, S, S), whole numbers.
+
+        As Pillow, which the published processors call: across, then down, whole numbers in between. In one
+        step, enlarged frames with sharp edges differ from that by up to 25 of 255. Pillow 13 takes portrait
+        frames down first; the models were trained with older ones, which do not.
+        """
+        across = self._scaled(pixels, pixels.shape[-2], self._image_size)
+        return self._scaled(across, self._image_size, self._image_size)
+
+    def _scaled(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        mode = {2: "bilinear", 3: "bicubic"}[self._processor.get("resample", 3)]
+        scaled = torch.nn.functional.interpolate(
+            pixels, (height, width), mode=mode, align_corners=False, antialias=True
+        )
+        return scaled.round().clamp(0, 255)
+
+
+def _shape(config: Any, patches: int, applied_layers: int) -> ModelShape:
+    text, vision = config.text_config, config.vision_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if head * text.num_attention_heads != text.hidden_size:
+        raise UnsupportedError("The FLOPs formulas hold where heads x head size equals the hidden size.")
+    return ModelShape(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        kv_width=text.num_key_value_heads * head,
+        mlp_width=text.intermediate_size,
+        heads=text.num_attention_heads,
+        vision=VisionShape(
+            patches=patches,
+            patch_inputs=vision.num_channels * vision.patch_size**2,
+            width=vision.hidden_size,
+            mlp_width=vision.intermediate_size,
+            layers=applied_layers,
+        ),
+    )

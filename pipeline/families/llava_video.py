@@ -1,0 +1,220 @@
+"""LLaVA-Video as published: LLaVA-NeXT's names of weights and settings, read without a conversion step.
+
+The layout of lmms-lab/LLaVA-Video-7B-Qwen2. A frame of 27 x 27 patches is averaged over 2 x 2 to 13 x 13
+tokens (the odd row and column are dropped), and a newline token ends each row: 182 tokens a frame, none after
+the last. The prompt tells when the frames were taken. Source of every rule here: the authors' code,
+LLaVA-NeXT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.checkpoint import Checkpoint, find_checkpoint, load_pretrained
+from pipeline.clip import Sampling
+from pipeline.errors import ModelError, UnsupportedError
+from pipeline.families.base import EncodedFrames, Family, Prompt
+from pipeline.families.llava import LlavaModel
+
+# Published names of weights -> those of transformers' LLaVA-OneVision, which has the same parts.
+RENAMED = {
+    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
+    r"^model\.layers\.": "model.language_model.layers.",
+    r"^model\.norm\.": "model.language_model.norm.",
+}
+
+# Settings under which the published code computes something else than this file: the values that it may have.
+# None is a key that is not there, where the published code then does what is done here.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "architectures": (["LlavaQwenForCausalLM"],),
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_patch_merge_type": ("spatial_unpad",),
+    "mm_newline_position": ("grid",),
+    # The authors' evaluation sets the mode; the stride is fixed to 2 in their code, whatever the key says.
+    "mm_spatial_pool_mode": ("average", None),
+    "mm_spatial_pool_stride": (2, None),
+    "add_faster_video": (False, None),
+    "mm_use_im_start_end": (False, None),
+}
+
+# Of the flat settings, those of the language model. rope_scaling is left out: the published code sets it to
+# none.
+TEXT_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "use_sliding_window",
+    "sliding_window",
+    "max_window_layers",
+    "tie_word_embeddings",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+# Constants of the published code, which reads no processor file.
+PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3, "rescale_factor": 1 / 255}
+
+# Conversation "qwen_1_5" of the published code, which does not use the tokenizer's chat template.
+BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+AFTER = "\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class LlavaVideo(LlavaModel):
+    """A loaded LLaVA-Video model. tells_times: whether it was trained with the time instruction."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, tells_times: bool) -> None:
+        super().__init__(model, tokenizer, PROCESSOR)
+        self._rows = self.grid // 2
+        self._tells_times = tells_times
+        self.cells = self._rows * (self._rows + 1)
+        self.trailing = 0
+
+    def prompt(self, text: str, sampling: Sampling) -> Prompt:
+        """The chat prompt with a video, the time instruction and this text."""
+        asked = f"{time_instruction(sampling)}\n{text}" if self._tells_times else text
+        # Cut first and tokenized then, as the published code does.
+        return Prompt(self._ids(BEFORE), self._ids(AFTER.format(text=asked)))
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:
+        """Through tower, projector and pooling; a newline token follows each row."""
+        inner = self.model.model
+        tower_features: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
+        for pixels in self._runs(frames):
+            tower = inner.vision_tower(pixels, output_hidden_states=True)
+            patches = tower.hidden_states[self.applied_vision_layers]  # before SigLIP's last norm
+            tower_features.append(patches)
+            features.append(self._with_newlines(inner.multi_modal_projector(patches)))
+        return EncodedFrames(torch.cat(features), torch.cat(tower_features))
+
+    def _with_newlines(self, projected: torch.Tensor) -> torch.Tensor:
+        """projected: (n, patches, hidden). Returns (n * cells, hidden), row after row."""
+        n, _, hidden = projected.shape
+        maps = projected.reshape(n, self.grid, self.grid, hidden).permute(0, 3, 1, 2)
+        rows = torch.nn.functional.avg_pool2d(maps, 2).permute(0, 2, 3, 1)  # (n, rows, rows, hidden)
+        newline = self.model.model.image_newline.to(rows).expand(n, self._rows, 1, hidden)
+        return torch.cat((rows, newline), dim=2).flatten(0, 2)
+
+
+def time_instruction(sampling: Sampling) -> str:
+    """What the model is told of the video's length and its frames' times, in the words of its training."""
+    times = ",".join(f"{time:.2f}s" for time in sampling.times)
+    return (
+        f"The video lasts for {sampling.seconds:.2f} seconds, and {len(sampling.times)} frames are uniformly "
+        f"sampled from it. These frames are located at {times}.Please answer the following questions related "
+        "to this video."
+    )
+
+
+def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> Family:
+    """The model on its device.
+
+    Errors: UnsupportedError naming every setting that is not supported. ModelError when weights, tokenizer or
+    the vision tower's settings are missing, or weights and settings do not fit.
+    """
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    settings = checkpoint.read_json("config.json")
+    _refuse_unsupported(checkpoint, settings)
+    model, tokenizer = load_pretrained(
+        checkpoint,
+        LlavaOnevisionForConditionalGeneration,
+        config=_config(checkpoint, settings),
+        key_mapping=RENAMED,
+        dtype=dtype,
+        attn_implementation=attention,
+    )
+    if max(tokenizer.get_vocab().values()) >= model.config.video_token_id:
+        raise UnsupportedError(
+            f"The tokenizer of {checkpoint.name} uses all {settings['vocab_size']} rows of the embedding, "
+            "but one unused row is needed to stand for visual tokens."
+        )
+    return LlavaVideo(model.to(device), tokenizer, tells_times=bool(settings.get("add_time_instruction")))
+
+
+def _refuse_unsupported(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    wrong = []
+    for key, supported in SUPPORTED.items():
+        value = settings.get(key)
+        if value not in supported:
+            found = f"{key} is {value!r}" if key in settings else f"{key} is not set"
+            wrong.append(f"{found} (supported: {supported[0]!r})")
+    if wrong:
+        raise UnsupportedError(
+            f"{checkpoint.name} is no LLaVA-Video checkpoint of a supported kind: {'; '.join(wrong)}."
+        )
+
+
+def _config(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
+    """The same settings as a configuration of transformers.
+
+    Errors: ModelError when sizes are missing or no numbers, or the vision tower cannot be read.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import LlavaOnevisionConfig
+
+    text = {key: settings[key] for key in TEXT_SETTINGS if settings.get(key) is not None}
+    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    missing = [key for key in (*needed, "mm_vision_tower") if not settings.get(key)]
+    if missing:
+        raise ModelError(f"The config.json of {checkpoint.name} lacks {', '.join(missing)}.")
+    try:
+        return LlavaOnevisionConfig(
+            text_config={"model_type": "qwen2", **text},
+            vision_config=_vision_config(checkpoint, str(settings["mm_vision_tower"])),
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            # The published tokenizer has no token for a visual token: its code puts a number below zero into
+            # the ids and takes it out again. transformers looks the id up in the embedding before it replaces
+            # the result, so the id has to be a row. The last row is one that no token uses (the vocabulary is
+            # padded to a round number), so no text can be mistaken for a visual token.
+            video_token_index=int(settings["vocab_size"]) - 1,
+            image_token_index=int(settings["vocab_size"]) - 2,  # no images are ever given
+        )
+    except StrictDataclassError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"The settings of {checkpoint.name} could not be read: {reason}") from error
+
+
+def _vision_config(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The tower's settings: those of the SigLIP named, without its last layer and its head.
+
+    The published config.json holds no sizes of the tower. A relative path is looked up from the model's
+    folder, then the working directory.
+    """
+    beside = checkpoint.folder / name
+    try:
+        tower = find_checkpoint(str(beside) if beside.is_dir() else name, patterns=("config.json",))
+        config = tower.read_json("config.json")
+    except ModelError as error:
+        raise ModelError(f"The vision tower that {checkpoint.name} names cannot be read: {error}") from error
+    if config.get("model_type") != "siglip" or not isinstance(config.get("vision_config"), dict):
+        raise UnsupportedError(f"{checkpoint.name} names {name} as vision tower; a SigLIP is supported.")
+    vision = dict(config["vision_config"])
+    layers = int(vision.get("num_hidden_layers", 12))  # SigLIP's default, as transformers has it
+    return vision | {
+        "model_type": "siglip_vision_model",
+        "num_hidden_layers": layers - 1,
+        "vision_use_head": False,
+    }

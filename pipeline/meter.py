@@ -1,0 +1,241 @@
+"""What answering takes, measured: memory, the matrix products torch counts, seconds of what a server does.
+
+Nothing here changes an answer. The analytic counterparts are `pipeline.flops` and `pipeline.break_even`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Self
+
+from pipeline.break_even import Serving
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.clip import Clip
+    from pipeline.methods.base import Method
+    from pipeline.question import Question
+    from pipeline.runtime import Runtime
+
+REPEATS = 5  # timed calls, of which the median counts
+PATIENCE = 1.0  # seconds after which a call is not repeated any more
+
+_PROCESS = Path("/proc/self")
+_RESIDENT = re.compile(rb"^VmRSS:\s+(\d+) kB", re.MULTILINE)
+_HIGHEST = re.compile(rb"^VmHWM:\s+(\d+) kB", re.MULTILINE)
+
+# What torch.profiler counts and a decoder layer's cost consists of; a linear layer is one of them.
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+
+class PeakMemory:
+    """Memory that the block added at its highest, over what was held when it began. Not to be nested.
+
+        with PeakMemory(device) as peak:
+            ...
+        peak.bytes  # None where neither measure is there
+
+    On CUDA these are bytes of live tensors (`max_memory_allocated` less `memory_allocated` before): exact.
+    On a CPU under Linux they are resident pages of the whole process, other threads included (the kernel's
+    highest resident set, reset at the beginning, less the resident set then). Allocators keep freed pages, so
+    work like that before it finds its pages resident and adds little or nothing: the CPU figure tells what
+    the process had to grow by, not what a fresh process would need, and single answers compare only roughly.
+    Resetting also lowers what other readers of the process's highest resident set see. 0.1 to 0.3 ms a block.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before: int | None = None
+        self.bytes: int | None = None
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        elif self._device.type == "cpu":
+            self._before = _reset_highest()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            return
+        if self._device.type == "cuda":
+            import torch
+
+            highest: int | None = torch.cuda.max_memory_allocated(self._device)
+        else:
+            highest = _status(_HIGHEST)
+        self.bytes = None if highest is None else max(0, highest - self._before)
+
+
+def _reset_highest() -> int | None:
+    """The resident set now, from where the kernel counts its highest anew; None where it cannot."""
+    try:
+        (_PROCESS / "clear_refs").write_bytes(b"5")
+    except OSError:
+        return None
+    return _status(_RESIDENT)
+
+
+def _status(pattern: re.Pattern[bytes]) -> int | None:
+    """A size of this process in bytes; None where the system does not tell."""
+    try:
+        found = pattern.search((_PROCESS / "status").read_bytes())
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])
+
+
+def machine(*, gpu: bool, threads: int) -> str:
+    """The processor that measured seconds belong to: the first GPU's name, or the CPU's and its threads.
+
+    Told without torch, whose import takes longer than asking whether there is anything to measure.
+    """
+    if gpu:
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+            found = re.search(r"^Model:\s*(.+)$", file.read_text(errors="replace"), re.MULTILINE)
+            if found is not None:
+                return found[1].strip()
+        return "GPU"
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    name = "CPU" if found is None else " ".join(found[1].split())
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def device_name(runtime: Runtime) -> str:
+    """What the model runs on, as a person calls it."""
+    import torch
+
+    device = runtime.family.device
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return machine(gpu=False, threads=torch.get_num_threads()) if device.type == "cpu" else device.type
+
+
+class _BeforeHead(Exception):  # noqa: N818 -- a signal, not an error
+    """Raised before lm_head, which no count of ours includes."""
+
+
+def profiled_flops(runtime: Runtime, clip: Clip, question: Question, method: Method | None) -> int:
+    """Multiply-adds of one prefill in a single pass as torch.profiler counts them, lm_head left out.
+
+    The counterpart of `plan_flops` (None: of `unpruned_flops`): matrix products alone, halved because torch
+    counts two per multiply-add. torch gives fused attention no FLOPs, so it runs as plain matrix products,
+    whose n x n matrix of scores needs memory that answering does not.
+    Errors: torch.OutOfMemoryError where that matrix does not fit.
+    """
+    # Read when the profiler first starts: it would write two lines for every use of it.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.profiler import ProfilerActivity, profile
+
+    from pipeline.pruning import attached
+
+    family = runtime.family
+    inputs = runtime.inputs(clip, question)
+    config = family.language_model.config
+    backend = config._attn_implementation
+
+    def stop(*_: Any) -> None:
+        raise _BeforeHead
+
+    def prefill() -> None:
+        with contextlib.suppress(_BeforeHead):
+            runtime.model(**inputs)
+
+    hook = family.lm_head.register_forward_pre_hook(stop)
+    config._attn_implementation = "sdpa"
+    try:
+        with (
+            torch.inference_mode(),
+            sdpa_kernel(SDPBackend.MATH),
+            profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler,
+        ):
+            if method is None:
+                prefill()
+            else:
+                with attached(family, method, runtime.layout(clip, question), seed=question.id):
+                    prefill()
+    finally:
+        config._attn_implementation = backend
+        hook.remove()
+    counted = sum(int(one.flops or 0) for one in profiler.events() or () if one.name in _PRODUCTS)
+    return counted // 2
+
+
+def serving_seconds(
+    runtime: Runtime, clip: Clip, question: Question, method: Method
+) -> tuple[Serving, Serving]:
+    """Seconds of what a server pays with the unpruned and with the pruned model, for this video and question.
+
+    The clip's file is decoded again (decoding is not counted: both pay it). Each part is the median of up to
+    REPEATS warm calls. `question` is everything from the stored prefix to the answer: planning, the
+    question's prefill, options or generated tokens. Stored prefixes of other clips are forgotten.
+    Errors: VideoError when the file cannot be read any more.
+    """
+    from pipeline.video import read_frames
+
+    frames = read_frames(clip.path, runtime.frames, runtime._decode_timeout).frames
+    family, encoder, device = runtime.family, runtime._encoder, runtime.family.device
+    plan = method.plan(runtime.layout(clip, question), runtime.shape.layers)
+    seen = frames if plan.frames_encoded is None else frames[: plan.frames_encoded]
+    vision = _seconds(device, lambda: family.encode_frames(frames))
+    vision_pruned = vision if seen is frames else _seconds(device, lambda: family.encode_frames(seen))
+    frame_embedding = text_embedding = 0.0
+    if plan.aligned:
+        features = family.encode_frames(seen).tower_features
+        frame_embedding = _seconds(device, lambda: encoder.embed_frames(features))
+        text_embedding = _seconds(device, lambda: encoder.embed_text(question.text))
+    layers = runtime.shape.layers if plan.keeps_everything else plan.layers[0]
+    prefix, asked = _prefix_and_question(runtime, clip, question, None, runtime.shape.layers)
+    prefix_pruned, asked_pruned = _prefix_and_question(runtime, clip, question, method, layers)
+    return (
+        Serving(vision, 0.0, prefix, 0.0, asked),
+        Serving(vision_pruned, frame_embedding, prefix_pruned, text_embedding, asked_pruned),
+    )
+
+
+def _prefix_and_question(
+    runtime: Runtime, clip: Clip, question: Question, method: Method | None, layers: int
+) -> tuple[float, float]:
+    import torch
+
+    def build() -> None:
+        runtime.forget_prefixes()
+        with torch.inference_mode():
+            runtime._prefix(clip, layers)
+
+    prefix = _seconds(runtime.family.device, build)
+    return prefix, _seconds(runtime.family.device, lambda: runtime.answer(clip, question, method))
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """The median of several calls, the first of which warms up and does not count."""
+    import torch
+
+    def once() -> float:
+        begin = perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return perf_counter() - begin
+
+    once()
+    taken = [once()]
+    while len(taken) < REPEATS and sum(taken) < PATIENCE:
+        taken.append(once())
+    return statistics.median(taken)

@@ -1,0 +1,208 @@
+"""One contract for every model family: a new one is tested once its writer of a checkpoint is in WRITERS."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline
+from pipeline.checkpoint import find_checkpoint
+from pipeline.families import FAMILIES
+from pipeline.methods import METHODS, AdaTP, to_dict
+from pipeline.production import SCHEMA
+from pipeline.pruning import pruned
+from pipeline.question import Question
+from pipeline.runtime import Runtime
+from tests.checkpoints import Size, scenes, write_checkpoints, write_llava_video
+from tests.videos import moving_frames, write_video
+
+FRAMES, LAYERS = 8, 6
+WRITERS = {
+    "LLaVA-OneVision": lambda folder: write_checkpoints(folder, layers=LAYERS),
+    "LLaVA-Video": lambda folder: write_llava_video(folder, size=Size(layers=LAYERS, image=56)),
+}
+QUESTION = Question("one", "what color is the ring on brick?", ("red", "dark blue", "yellow"))
+FREE = Question("two", "what is first?")
+
+every_method = pytest.mark.parametrize("method", [METHODS[name]() for name in METHODS], ids=list(METHODS))
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def paths(request, tmp_path_factory):
+    torch.set_num_threads(1)
+    return WRITERS[request.param](tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def runtime(paths):
+    return Runtime.load(str(paths.model), text_encoder=str(paths.siglip), frames=FRAMES, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def family(runtime):
+    return runtime.family
+
+
+@pytest.fixture(scope="module")
+def clips(runtime):
+    return [
+        runtime.encode_frames(scenes(FRAMES, length, seed=length), np.arange(FRAMES) * length)
+        for length in (1, 3)
+    ]
+
+
+@torch.no_grad()
+def next_token(runtime, clip, question=QUESTION):
+    """Log-probabilities after the whole prompt in one pass."""
+    return runtime.model(**runtime.inputs(clip, question), logits_to_keep=1).logits[0, -1].log_softmax(-1)
+
+
+def test_every_family_known_is_in_this_contract():
+    assert {name for name, _ in FAMILIES.values()} == set(WRITERS)
+
+
+# -- visual tokens ------------------------------------------------------------------------------------------
+
+
+def test_frames_become_cells_in_order_and_the_trailing_tokens_come_last(family):
+    frames = scenes(FRAMES)
+    encoded = family.encode_frames(frames)
+    hidden, vision = family.shape.hidden, family.shape.vision
+    assert encoded.features.shape == (FRAMES * family.cells + family.trailing, hidden)
+    assert encoded.tower_features.shape == (FRAMES, vision.patches, vision.width)
+    for i in (0, 5):
+        alone = family.encode_frames(frames[i : i + 1])
+        here = encoded.features[i * family.cells : (i + 1) * family.cells]
+        torch.testing.assert_close(here, alone.features[: family.cells])
+        torch.testing.assert_close(encoded.tower_features[i], alone.tower_features[0])
+
+
+def test_a_frames_cells_do_not_depend_on_its_neighbours(family):
+    """The same frame gives the same cells wherever it stands in the video, and another frame others."""
+    frames = scenes(2, scene_length=1)
+    encoded = family.encode_frames(frames[[0, 1, 0]]).features[: 3 * family.cells]
+    first, other, again = encoded.unflatten(0, (3, family.cells))
+    torch.testing.assert_close(first, again)
+    assert not torch.allclose(first, other, atol=1e-2)
+
+
+# -- the prompt ---------------------------------------------------------------------------------------------
+
+
+def test_what_stands_before_the_video_is_the_same_for_all_videos_and_questions(runtime, clips):
+    prompts = [runtime._prompt(clip, question) for clip in clips for question in (QUESTION, FREE)]
+    assert len({prompt.before for prompt in prompts}) == 1
+    assert all(prompt.before and prompt.after for prompt in prompts)
+    assert prompts[0].after != prompts[1].after
+
+
+def test_the_prompt_depends_on_nothing_but_text_and_sampling(family, clips):
+    first, second = (family.prompt("what?", clips[0].sampling) for _ in range(2))
+    assert first == second
+    assert hash(clips[0].sampling) != hash(clips[1].sampling)
+
+
+def test_one_placeholder_stands_for_each_visual_token_and_nothing_else(runtime, family, clips):
+    clip, prompt = clips[0], runtime._prompt(clips[0], QUESTION)
+    ids = runtime.inputs(clip, QUESTION)["input_ids"][0].tolist()
+    visual = len(clip.features)
+    assert ids == [*prompt.before, *[family.video_token_id] * visual, *prompt.after]
+    assert family.video_token_id not in (*prompt.before, *prompt.after)
+    assert len(ids) == runtime.layout(clip, QUESTION).tokens
+
+
+@torch.no_grad()
+def test_calling_the_model_is_calling_its_decoder_on_the_packed_embeddings(runtime, family, clips):
+    prompt = runtime._prompt(clips[0], QUESTION)
+    packed = torch.cat((family.embed(prompt.before)[0], clips[0].features, family.embed(prompt.after)[0]))
+    hidden = family.language_model(inputs_embeds=packed[None]).last_hidden_state
+    expected = family.lm_head(hidden[0, -1]).log_softmax(-1)
+    torch.testing.assert_close(next_token(runtime, clips[0]), expected)
+
+
+def test_answers_are_tokenized_and_ended(family):
+    assert family.answer_ids("red")
+    assert family.tokenizer.decode(list(family.answer_ids("dark blue"))) == "dark blue"
+    assert family.end_ids
+    assert all(0 <= token < len(family.tokenizer) for token in family.end_ids)
+
+
+# -- pruning ------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_what_is_kept_is_what_was_planned(runtime, clips, method):
+    method = method.with_ratio(0.5)
+    for clip in clips:
+        for question in (QUESTION, FREE):
+            plan = method.plan(runtime.layout(clip, question), LAYERS)
+            kept = runtime.answer(clip, question, method).kept
+            assert kept == tuple(plan.total(j) for j in range(len(plan.layers)))
+            assert kept[-1] < len(clip.features)
+
+
+@every_method
+def test_keeping_everything_is_the_unpruned_model_bit_for_bit(runtime, clips, method):
+    untouched = next_token(runtime, clips[0])
+    with pruned(runtime, method.with_ratio(1.0), clips[0], QUESTION) as pruning:
+        assert next_token(runtime, clips[0]).equal(untouched)
+    assert set(pruning.kept) == {FRAMES * clips[0].cells}
+    for question in (QUESTION, FREE):
+        one, other = (runtime.answer(clips[0], question, m) for m in (None, method.with_ratio(1.0)))
+        assert (one.text, one.option_logprobs, one.logprob) == (
+            other.text,
+            other.option_logprobs,
+            other.logprob,
+        )
+
+
+@every_method
+def test_a_prefill_split_where_the_video_ends_gives_what_one_pass_gives(runtime, family, clips, method):
+    method = method.with_ratio(0.6)
+    with pruned(runtime, method, clips[1], QUESTION) as pruning:
+        one_pass = next_token(runtime, clips[1])
+    answer = runtime.answer(clips[1], QUESTION, method)
+    assert answer.kept == pruning.kept
+    for option, logprob in zip(QUESTION.options, answer.option_logprobs, strict=True):
+        ids = family.answer_ids(option)
+        if len(ids) == 1:
+            assert logprob == pytest.approx(one_pass[ids[0]].item(), abs=1e-4)
+
+
+def test_generating_inside_a_pruned_block_goes_on_from_the_pruned_prompt(runtime, family, clips):
+    inputs = runtime.inputs(clips[1], FREE)
+    with pruned(runtime, AdaTP(p=0.6), clips[1], FREE) as pruning, torch.no_grad():
+        best = runtime.model(**inputs, logits_to_keep=1).logits[0, -1].clone()
+        # A model with random weights may choose any token, the placeholder too.
+        never = [family.video_token_id, *family.end_ids]
+        written = runtime.model.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=never)
+    best[never] = -torch.inf
+    start = inputs["input_ids"].shape[1]
+    assert written.shape[1] == start + 3
+    assert written[0, start] == best.argmax()
+    assert pruning.kept[-1] < len(clips[1].features)
+
+
+# -- loading ------------------------------------------------------------------------------------------------
+
+
+def test_the_identity_is_the_checkpoints_own(runtime, paths):
+    assert runtime.identity == find_checkpoint(str(paths.model)).identity
+
+
+def test_an_exported_configuration_loads_and_answers_about_a_file(runtime, paths, tmp_path):
+    video = write_video(tmp_path / "video.mp4", moving_frames(30))
+    method = AdaTP(p=0.6)
+    exported = {
+        "schema": SCHEMA,
+        "parameters": {name: value for name, value in to_dict(method).items() if name != "method"},
+        "model": {"id": str(paths.model), "identity": runtime.identity},
+        "text_encoder": {"id": str(paths.siglip), "identity": runtime.encoder_identity},
+        "frames": FRAMES,
+        "scoring": "words",
+    }
+    (tmp_path / "best.json").write_text(json.dumps(exported))
+    answer = pipeline.load(tmp_path / "best.json").answer(video, QUESTION.text, QUESTION.options)
+    expected = runtime.answer(runtime.encode(video), QUESTION, method)
+    assert (answer.option_logprobs, answer.kept) == (expected.option_logprobs, expected.kept)

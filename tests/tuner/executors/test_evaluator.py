@@ -1,0 +1,81 @@
+"""Questions go to the model in packs, in order, and in smaller ones where memory does not suffice."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipeline.answering import Answer
+from pipeline.methods import AdaTP, to_dict
+from pipeline.question import Question
+from tuner.executors.evaluator import EvaluatorSpec, PipelineEvaluator
+
+QUESTIONS = tuple(Question(f"q{i}", "what is it?") for i in range(7))
+
+
+class FakeRuntime:
+    """Answers with what it was asked; packs above `room` do not fit."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.room = room
+        self.packs: list[list[str]] = []
+
+    def encode(self, path):
+        return SimpleNamespace(path=path, features=torch.zeros(1), frame_embeddings=torch.zeros(1))
+
+    def answer_many(self, requests):
+        self.packs.append([one.question.id for one in requests])
+        if len(requests) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return [
+            Answer(one.question.id, f"{one.clip.path} {one.reference}", None, None, None, (), 0.0, 0)
+            for one in requests
+        ]
+
+
+def evaluator(runtime, batch):
+    spec = EvaluatorSpec(
+        model="model",
+        revision=None,
+        text_encoder="encoder",
+        frames=8,
+        scoring="words",
+        max_new_tokens=4,
+        questions=QUESTIONS,
+        videos={one.id: f"video {i // 3}" for i, one in enumerate(QUESTIONS)},
+        cache=None,
+        batch=batch,
+    )
+    return PipelineEvaluator(spec, runtime)
+
+
+def ids(answers):
+    return [one["question"] for one in answers]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 7), (3, [3, 3, 1]), (8, [7])])
+def test_questions_are_asked_in_packs_and_in_order(batch, sizes):
+    runtime = FakeRuntime()
+    asked = [one.id for one in QUESTIONS]
+    answers = evaluator(runtime, batch).answer(to_dict(AdaTP()), asked, {"q4": "yes"})
+    assert ids(answers) == asked
+    assert [len(pack) for pack in runtime.packs] == sizes
+    assert [answers[i]["text"] for i in (0, 4)] == ["video 0 None", "video 1 yes"]
+
+
+@pytest.mark.quick
+def test_a_pack_that_does_not_fit_is_halved_from_then_on():
+    runtime = FakeRuntime(room=2)
+    one = evaluator(runtime, 7)
+    asked = [question.id for question in QUESTIONS]
+    assert ids(one.answer(None, asked, {})) == asked
+    runtime.packs.clear()
+    assert ids(one.answer(None, asked, {})) == asked
+    assert [len(pack) for pack in runtime.packs] == [2, 2, 2, 1]
+
+
+@pytest.mark.quick
+def test_a_question_that_does_not_fit_alone_is_an_error():
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluator(FakeRuntime(room=0), 4).answer(None, ["q0", "q1"], {})
