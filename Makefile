@@ -5,10 +5,12 @@
 # make demo-model   builds the demo's model and videos again (about 75 minutes on two cores; resumable)
 # make soak         the long tests
 # make bench        time and memory of the demo run, and its peers at the same FLOPs
+# make bench-speed  a trial, a prefill and their memory against the unpruned model; attention backends. Another
+#                   machine: make bench-speed SPEED="--shape 7b --frames 32 --device cuda" BATCH=8
 # make clean        removes what was built, not what was measured
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check fix demo-model soak bench clean
+.PHONY: demo test check fix demo-model soak bench bench-speed clean
 
 # First interpreter that runs and is new enough; a name on PATH alone may be a shim without a Python behind it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
@@ -43,6 +45,14 @@ soak: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.peers --budget 0.3
+
+SPEED ?= --shape 0.5b --frames 8
+BATCH ?= 1
+bench-speed: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.trial $(SPEED)
+	$(BIN)/python -m tests.benchmarks.prefill $(SPEED) --batch $(BATCH)
+	$(BIN)/python -m tests.benchmarks.memory $(SPEED)
+	$(BIN)/python -m tests.benchmarks.backends
 
 # The stamp is written last: an interrupted installation is taken up again.
 $(STAMP): pyproject.toml constraints.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -13,10 +14,12 @@ from pipeline.cache import FeatureCache
 from pipeline.clip import Clip
 from pipeline.layout import Layouts
 from pipeline.methods import Method
-from pipeline.runtime import Runtime
+from pipeline.runtime import Request, Runtime
 from tuner.results import Part
 from tuner.study.definition import Study, StudyQuestion
 from tuner.study.loading import load_study
+
+PACK = 8  # questions in one forward
 
 
 @dataclass
@@ -29,7 +32,8 @@ class Demo:
     answers: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, cache: Path) -> Demo:
+    def load(cls, cache: Path, **options: Any) -> Demo:
+        """options: for `Runtime.load`, beside what the study says."""
         study = load_study("demo")
         runtime = Runtime.load(
             study.model,
@@ -37,6 +41,7 @@ class Demo:
             frames=study.frames,
             scoring=study.scoring,
             cache=FeatureCache(cache, 2**30),
+            **options,
         )
         return cls(study, runtime)
 
@@ -51,10 +56,16 @@ class Demo:
         self, asked: Sequence[tuple[StudyQuestion, Clip]], method: Method | None, label: str = ""
     ) -> np.ndarray:
         """(questions,) bool: which answers are right."""
-        right = []
-        for question, clip in track(asked, description=label or "asking", transient=True):
-            key = (question.id, self.runtime.fingerprint(method, self.runtime.layout(clip, question)))
-            if key not in self.answers:
-                self.answers[key] = self.runtime.answer(clip, question, method).text
-            right.append(self.answers[key] == question.answer)
-        return np.array(right)
+        keys = [
+            (question.id, self.runtime.fingerprint(method, self.runtime.layout(clip, question)))
+            for question, clip in asked
+        ]
+        missing = [i for i, key in enumerate(keys) if key not in self.answers]
+        for begin in track(range(0, len(missing), PACK), description=label or "asking", transient=True):
+            some = missing[begin : begin + PACK]
+            requests = [Request(clip, question, method) for question, clip in (asked[i] for i in some)]
+            for i, answer in zip(some, self.runtime.answer_many(requests), strict=True):
+                self.answers[keys[i]] = answer.text
+        return np.array(
+            [self.answers[key] == question.answer for key, (question, _) in zip(keys, asked, strict=True)]
+        )
