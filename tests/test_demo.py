@@ -13,7 +13,7 @@ from pipeline.cache import FeatureCache
 from pipeline.clip import Clip
 from pipeline.methods import AdaTP
 from pipeline.pruning import pruned
-from pipeline.runtime import Runtime
+from pipeline.runtime import Request, Runtime
 from tests.videos import real_clip
 from tuner.study.definition import Study, StudyQuestion
 from tuner.study.loading import load_study
@@ -103,6 +103,26 @@ def test_split_and_single_pass_prefill_agree(
             first, second = sorted(scores, reverse=True)[:2]
             changed.append((question.id, first - second))
     assert all(gap < 2e-3 for _, gap in changed), f"changed answers and their score gaps: {changed}"
+
+
+@pytest.mark.parametrize("method", [None, PRUNED], ids=["unpruned", "pruned"])
+def test_packed_answers_are_those_of_each_question_alone(
+    runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]], method: AdaTP | None
+) -> None:
+    """Log-probabilities within 2e-3 in float32; an answer may change only where its gap is below that."""
+    some = asked[:160]
+    packs = [some[i : i + 8] for i in range(0, len(some), 8)]
+    together = [
+        answer
+        for pack in packs
+        for answer in runtime.answer_many([Request(clip, question, method) for question, clip in pack])
+    ]
+    for (question, clip), packed in zip(some, together, strict=True):
+        alone = runtime.answer(clip, question, method)
+        assert packed.option_logprobs == pytest.approx(alone.option_logprobs, abs=2e-3)
+        assert alone.option_logprobs is not None
+        first, second = sorted(alone.option_logprobs, reverse=True)[:2]
+        assert packed.option == alone.option or first - second < 2e-3
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ from pipeline.clip import Clip
 from pipeline.layout import Layouts
 from pipeline.methods import Method
 from pipeline.methods.base import Counts, Partition
-from pipeline.runtime import Runtime
+from pipeline.runtime import Request, Runtime
 from tuner.study.definition import StudyQuestion
 from tuner.study.loading import load_study
 
 if TYPE_CHECKING:
     from pipeline.ranking import Stage
+
+PACK = 8  # questions in one forward
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ def accuracy(
 ) -> dict[str, float]:
     """Accuracy over all questions and per type."""
     right: dict[str, list[bool]] = defaultdict(list)
-    for question, clip in _asked(runtime, folder, held_out):
-        correct = runtime.answer(clip, question, method).text == question.answer
-        right["all"].append(correct)
-        right[question.tags["type"]].append(correct)
+    asked = list(_asked(runtime, folder, held_out))
+    for begin in range(0, len(asked), PACK):
+        some = asked[begin : begin + PACK]
+        answers = runtime.answer_many([Request(clip, question, method) for question, clip in some])
+        for (question, _), answer in zip(some, answers, strict=True):
+            right["all"].append(answer.text == question.answer)
+            right[question.tags["type"]].append(answer.text == question.answer)
     return {name: round(float(np.mean(values)), 4) for name, values in right.items()}
 
 

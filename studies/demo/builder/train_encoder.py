@@ -24,6 +24,12 @@ from .vocabulary import PAD, TEXT_LENGTH, encode_words, vocabulary
 LAYERS = 5  # the tower keeps all but the last
 
 
+def fast() -> torch.autocast:
+    """bfloat16 where the processor computes in it; elsewhere it is emulated, slower than float32."""
+    native = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.autocast("cpu", torch.bfloat16, enabled=native)
+
+
 def siglip_config() -> SiglipConfig:
     text = {
         "vocab_size": len(vocabulary()),
@@ -157,7 +163,7 @@ def train_encoder(work: Path, *, seed: int, videos: int, minutes: float, batch: 
         positive = ((tb[:, None] < 0) | (b[None] == tb[:, None])) & match.any(-1)
         image = normalise(pixels[which, frame])
         image = image + 0.03 * torch.randn_like(image)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast():
             hidden = tower_states(model, image)
             frames = finish_states(model, hidden)
             ids = torch.tensor([encode_words(t, TEXT_LENGTH) for t in texts])

@@ -43,14 +43,14 @@ from transformers import (
 from .data import training_set
 from .questions import CELLS, TYPES, Asked, Asker, Window
 from .scenes import BACKGROUNDS, COLORS, GRID, SAMPLED, SHAPES, STEP, Video
-from .train_encoder import normalise, tower_states
+from .train_encoder import fast, normalise, tower_states
 from .vocabulary import END, PAD, START, vocabulary, words_of
 
 LAYERS = 12
 EARLY = (0, 1, 2)
 HINT_LAYERS = {
-    3: 0.1,
-    4: 0.05,
+    3: 0.05,
+    4: 0.03,
 }  # and its weight there; earlier layers stay as vague as they come, so that pruning is hard
 STEP_LAYERS = {1: (5,), 2: (3, 5), 3: (3, 4, 5)}  # layer of each step, by the number of steps
 LENGTH = 20  # tokens of a question block, the answer's word included
@@ -311,8 +311,8 @@ def step_forward(
     inner = model.model
     language = inner.language_model
     b, frames = batch.features.shape[:2]
-    with torch.autocast("cpu", torch.bfloat16):
-        projected = inner.multi_modal_projector(batch.features.flatten(0, 1).to(torch.bfloat16))
+    with fast():
+        projected = inner.multi_modal_projector(batch.features.flatten(0, 1).float())
         tokens = inner.apply_pooling(projected).reshape(b, frames * CELLS, -1)
         newline = inner.image_newline[None, None].expand(b, 1, -1)
         head = language.embed_tokens(torch.tensor([START, vocabulary()["user"]])).expand(b, 2, -1)
@@ -410,7 +410,7 @@ def step_forward(
 def tower_features(siglip: SiglipModel, pixels: np.ndarray) -> torch.Tensor:
     """Tower outputs of all frames, kept as bfloat16. Shape: (videos, frames, 64, D)."""
     out = torch.empty(*pixels.shape[:2], 64, siglip.config.vision_config.hidden_size, dtype=torch.bfloat16)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), fast():
         for v in range(0, len(pixels), 16):
             chunk = normalise(np.ascontiguousarray(pixels[v : v + 16])).flatten(0, 1)
             out[v : v + 16] = (
@@ -442,11 +442,11 @@ def train_language(
     *,
     seed: int,
     videos: int,
-    minutes: float,
+    steps: int,
     rate: float = 8e-4,
     advance: float = 0.75,
 ) -> LlavaOnevisionForConditionalGeneration:
-    """Trains for `minutes` of this and earlier calls together; a checkpoint in `work` is resumed."""
+    """Trains for `steps` optimizer steps in all; a checkpoint in `work` is resumed."""
     torch.manual_seed(seed)
     specs, pixels = training_set(work, seed, videos)
     stored = work / f"tower-{seed}-{videos}.pt"
@@ -488,8 +488,8 @@ def train_language(
         source.rng = np.random.default_rng([seed, 2, step])
     start = time.monotonic() - spent * 60
     accuracy = np.full(len(TYPES), 0.25)
-    while (spent := (time.monotonic() - start) / 60) < minutes:
-        fraction = spent / minutes
+    while step < steps:
+        fraction = step / steps
         decay = min(1.0, max(0.02, (1 - fraction) / 0.35))  # constant, then linear over the last third
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * decay
@@ -519,14 +519,14 @@ def train_language(
         step += 1
         if step % 25 == 0:
             print(
-                f"language step {step} min {spent:.1f} frames {frames} acc {result.right.mean():.3f} "
-                f"run {running:.3f} norm {float(norm):.1f} "
+                f"language step {step} min {(time.monotonic() - start) / 60:.1f} frames {frames} "
+                f"acc {result.right.mean():.3f} run {running:.3f} norm {float(norm):.1f} "
                 + " ".join(f"{k} {v:.3f}" for k, v in result.parts.items())
                 + " "
                 + json.dumps(by_type(result.right, batch.kinds)),
                 flush=True,
             )
-        if step % 200 == 0:
+        if step % 200 == 0 or step == steps:
             partial = state.with_suffix(".partial")
             torch.save(
                 {
@@ -536,7 +536,7 @@ def train_language(
                     "average": average,
                     "stage": stage,
                     "step": step,
-                    "spent": spent,
+                    "spent": (time.monotonic() - start) / 60,
                     "running": running,
                 },
                 partial,
