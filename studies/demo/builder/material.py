@@ -15,8 +15,8 @@ from .scenes import FPS, SIZE, TOTAL, render
 
 CRF = "27"  # H.264 quality: about 60 kB a video
 
-# How often each type is asked. What AdaTP's knobs decide is whether the tokens of one object survive; the order
-# of scenes and their backgrounds show in so many tokens that no setting loses them, so few ask about those.
+# How often each type is asked. AdaTP's knobs decide whether the tokens of one object survive; the order of
+# scenes and their backgrounds show in so many tokens that no setting loses them, so few ask about those.
 MIX = {"color": 4, "place": 3, "shape": 4, "below": 5, "after": 1, "background": 1, "order": 1}
 
 
