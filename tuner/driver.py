@@ -276,18 +276,18 @@ def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
 
 
 def _machine(spec: EvaluatorSpec) -> str:
-    return machine_name(gpu=spec.device == "auto" and _gpus() > 0, threads=spec.threads)
+    return machine_name(gpu=spec.device == "auto" and gpus_here() > 0, threads=spec.threads)
 
 
-def _gpus() -> int:
-    # Counted without torch, whose import takes longer than all else in a run that has nothing to do.
+def gpus_here() -> int:
+    """GPUs of this machine, counted without torch: its import takes longer than a run with nothing to do."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _gpus_per_worker(options: RunOptions) -> float:
     if options.gpus_per_worker is not None:
         return options.gpus_per_worker
-    here = 0 if options.address else _gpus()
+    here = 0 if options.address else gpus_here()
     return min(1.0, here / options.workers)
 
 

@@ -119,7 +119,9 @@ def run(
 
 def _default_workers() -> int:
     """One per GPU; on a CPU two, if it has as many cores: each holds a model of its own."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or min(2, os.cpu_count() or 1)
+    from tuner.driver import gpus_here
+
+    return gpus_here() or min(2, os.cpu_count() or 1)
 
 
 def _quiet_libraries(*, downloads: bool) -> None:
