@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -232,7 +233,6 @@ class Pack:
         if any(len(ids) == 0 for several in texts.values() for ids in several):
             raise ValueError("Every text to score has at least one token.")
         device = self._logprobs.device
-        place = {index: i for i, index in enumerate(texts)}
         flat = [(index, ids) for index, several in texts.items() for ids in several]
         total = self._logprobs[
             torch.tensor([index for index, _ in flat], device=device),
@@ -254,11 +254,8 @@ class Pack:
             targets = torch.tensor([token for _, _, ids in longer for token in ids[1:]], device=device)
             owner = torch.tensor([i for i, _, ids in longer for _ in ids[1:]], device=device)
             total = total.index_add(0, owner, logprobs.gather(1, targets[:, None])[:, 0])
-        values, scores, begin = total.tolist(), {}, 0
-        for index in place:
-            scores[index] = tuple(values[begin : begin + len(texts[index])])
-            begin += len(texts[index])
-        return scores
+        values = iter(total.tolist())
+        return {index: tuple(islice(values, len(several))) for index, several in texts.items()}
 
     def greedy(
         self, indices: Sequence[int], max_new_tokens: int, end_ids: Sequence[int]

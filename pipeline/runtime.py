@@ -252,8 +252,8 @@ class Runtime:
         """Asks several questions, of one or several videos, in one packed forward without padding.
 
         Each is pruned by its own plan. The answers are those of `answer` up to rounding, which changes with
-        the shape of the matrices: docs/method.md says how far. Their seconds and their memory are
-        equal shares of the whole. Errors: as `answer`.
+        the shape of the matrices: docs/experiments.md says how far. Their seconds and their memory are equal
+        shares of the whole. Errors: as `answer`.
         """
         if not requests:
             return []

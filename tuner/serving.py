@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import meter
 from pipeline.break_even import Serving
+from pipeline.errors import PipelineError
 from pipeline.flops import plan_flops, unpruned_flops
 from pipeline.methods import Method
 from tuner.planning import Planner
@@ -30,8 +31,10 @@ def measure_serving(
     """Seconds of a few held-out questions, spread over their planned FLOPs, and torch's count of the median
     one.
 
-    Errors: PipelineError when a video cannot be read any more.
+    Errors: PipelineError when a video cannot be read any more, or memory does not suffice.
     """
+    import torch
+
     asked = planner.spread(method, QUESTIONS)
     progress.started("costs", len(asked))
     seconds: list[tuple[Serving, Serving]] = []
@@ -40,7 +43,10 @@ def measure_serving(
     for one in asked:
         if not seconds or time.monotonic() - began < PATIENCE:
             clip, question = evaluator.asked(one.id)
-            seconds.append(meter.serving_seconds(evaluator.runtime, clip, question, method))
+            try:
+                seconds.append(meter.serving_seconds(evaluator.runtime, clip, question, method))
+            except torch.OutOfMemoryError as error:
+                raise PipelineError("memory does not suffice.") from error
             if len(seconds) == 1:
                 profiled = _profiled(evaluator.runtime, clip, question, method)
         progress.advanced()

@@ -26,7 +26,7 @@ METHODS = [
 ]
 
 # A row of several questions is multiplied in other blocks than one question alone: what float32
-# log-probabilities of this model may differ by. docs/method.md gives it for the demo model.
+# log-probabilities of this model may differ by. docs/experiments.md gives it for the demo model.
 TOLERANCE = 5e-5
 
 

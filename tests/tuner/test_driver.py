@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,32 +161,56 @@ def test_what_answers_and_a_server_cost_is_recorded(study: Study) -> None:
     assert one.counted_best == one.planned_best < one.planned_baseline
 
 
-def test_costs_that_cannot_be_measured_end_no_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(*_: Any) -> None:
-        raise VideoError("v1.mp4 is gone", "v1.mp4")
+def out_of_memory(*_: Any) -> None:
+    import torch
 
+    raise torch.OutOfMemoryError
+
+
+def unreadable(*_: Any) -> None:
+    raise VideoError("v1.mp4 is gone", "v1.mp4")
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"), [(unreadable, "v1.mp4 is gone"), (out_of_memory, "memory does not suffice")]
+)
+def test_costs_that_cannot_be_measured_end_no_run(
+    study: Study, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., None], reason: str
+) -> None:
     told: list[str] = []
     progress = Recorder()
     progress.message = told.append  # type: ignore[method-assign]
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.meter.serving_seconds", unreadable)
+        patch.setattr("pipeline.meter.serving_seconds", failure)
         summary = run(study, OPTIONS, progress)
     assert summary.best_held_out is not None
     assert summary.serving is not None
     assert summary.serving.measured is None
-    assert "could not be measured: v1.mp4 is gone" in told[-1]
+    assert f"could not be measured: {reason}" in told[-1]
     measured_later = run(study, OPTIONS)
     assert measured_later.serving is not None
     assert measured_later.serving.measured is not None
 
 
+def test_ctrl_c_while_costs_are_measured_loses_nothing_else(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.meter.serving_seconds", stopped)
+        with pytest.raises(InterruptedRunError, match="the same command measures it"):
+            run(study, OPTIONS)
+    progress = Recorder()
+    summary = run(study, OPTIONS, progress)
+    assert summary.serving is not None
+    assert summary.serving.measured is not None
+    assert {phase for phase, _ in progress.phases} == {"costs"}
+
+
 def test_a_profile_too_large_for_memory_is_left_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(*_: Any) -> None:
-        import torch
-
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr("pipeline.meter.profiled_flops", too_large)
+    monkeypatch.setattr("pipeline.meter.profiled_flops", out_of_memory)
     summary = run(study, replace(OPTIONS, trials=1))
     assert summary.serving is not None
     assert summary.serving.measured is not None
