@@ -153,6 +153,20 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """The noise floor: the unpruned model against itself, asked in packs of another size.
+
+    `logprob_mean`, `logprob_max`: size of the change in the right answer's log-probability.
+    """
+
+    questions: int
+    videos: int
+    flips: int
+    logprob_mean: float
+    logprob_max: float
+
+
+@dataclass(frozen=True)
 class RegressionRow:
     """A question the baseline got right and the pruned model does not, with how sure each was."""
 

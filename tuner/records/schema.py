@@ -5,6 +5,8 @@ video     a video of the study and what its plans need
 question  a question of the study and what its plans need
 search    a budget, a seed, coordinates and how many trials were asked for
 trial     a row of knobs; its answers are found through its fingerprints, one per question
+quarantine a question that is left out because it kills its workers
+noise     the unpruned model against itself
 answer    one per (question, fingerprint): configurations with the same plan share it
 refusal   a proposal over the budget: it cost no model time and is no trial
 selection the trial a search chose on the tune part
@@ -36,7 +38,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # Raised with every change to the tables that an older version could not read. Tables and empty columns that
 # came later are added when a database is opened.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Hexadecimal digits of a fingerprint: 128 bits of the pipeline's sha256, plenty for millions of answers.
 FINGERPRINT_DIGITS = 32
@@ -129,12 +131,17 @@ class SearchRow(Base):
     """What `tuner run` was asked for."""
 
     __tablename__ = "search"
-    __table_args__ = (UniqueConstraint("study_id", "budget", "seed", "coordinates"),)
+    __table_args__ = (UniqueConstraint("study_id", "goal", "budget", "seed", "coordinates", "sampler"),)
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    # "budget": the best within it; "max_drop": the cheapest that holds, and then the budget is 1.
+    goal: Mapped[str] = mapped_column(String(16))
     budget: Mapped[float]
     seed: Mapped[int]
     coordinates: Mapped[str] = mapped_column(String(16))
+    sampler: Mapped[str] = mapped_column(String(16))
+    # The margin asked for last, as `tuner.margin.MaxDrop` writes it.
+    max_drop: Mapped[str] = mapped_column(String(32))
     # The most trials ever asked for.
     trials: Mapped[int]
     created: Mapped[datetime] = mapped_column(default=_now)
@@ -185,6 +192,11 @@ class TrialRow(KnobColumns, OutcomeColumns, Base):
     fingerprints: Mapped[bytes] = mapped_column(LargeBinary)
     # The larger of the tune and the held-out part's FLOPs ratio: what the budget binds.
     binding_ratio: Mapped[float]
+    # Why it was asked for: "search", or "above" for a configuration beyond the budget that the front shows.
+    purpose: Mapped[str] = mapped_column(String(16))
+    # A trial that the race stopped: the number of the trial that dominates it, and videos judged until then.
+    stopped_by: Mapped[int | None]
+    stopped_videos: Mapped[int | None]
     created: Mapped[datetime] = mapped_column(default=_now)
     completed: Mapped[datetime | None]
 
@@ -242,6 +254,34 @@ class MeasuredRow(KnobColumns, OutcomeColumns, Base):
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
     # sha256 of the configuration as canonical JSON.
     configuration: Mapped[str] = mapped_column(String(64))
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class NoiseRow(Base):
+    """The unpruned model against itself, asked in packs of another size: what no configuration can beat."""
+
+    __tablename__ = "noise"
+    __table_args__ = (UniqueConstraint("study_id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    questions: Mapped[int]
+    videos: Mapped[int]
+    # Answers that changed.
+    flips: Mapped[int]
+    # Change of the graded signal's log-probability: mean of its size, and the largest.
+    logprob_mean: Mapped[float]
+    logprob_max: Mapped[float]
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class QuarantineRow(Base):
+    """A question that is left out from then on, because asking it killed its worker twice."""
+
+    __tablename__ = "quarantine"
+    __table_args__ = (UniqueConstraint("question_id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    question_id: Mapped[int] = mapped_column(ForeignKey("question.id"))
+    reason: Mapped[str] = mapped_column(Text)
     created: Mapped[datetime] = mapped_column(default=_now)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from sqlalchemy import (
@@ -41,12 +41,14 @@ from pipeline.break_even import Serving
 from pipeline.layout import Layout
 from pipeline.methods import KNOBS
 from tuner.errors import UserError
+from tuner.margin import DEFAULT_MAX_DROP
 from tuner.records.schema import (
     FINGERPRINT_DIGITS,
     SCHEMA_VERSION,
     AnswerRow,
     Base,
     MeasuredRow,
+    NoiseRow,
     QuestionRow,
     RefusalRow,
     SchemaRow,
@@ -57,13 +59,16 @@ from tuner.records.schema import (
     TrialRow,
     VideoRow,
 )
-from tuner.results import Configuration, MeasuredServing, Outcome, Part, Profiled
+from tuner.results import Configuration, MeasuredServing, Noise, Outcome, Part, Profiled
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
 
 Pair = tuple[str, str]
 """(question id, fingerprint): what an answer is known by."""
+
+Goal = Literal["budget", "max_drop"]
+Purpose = Literal["search", "above"]
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,23 @@ class SearchRecord:
     seed: int
     coordinates: str
     trials: int
+    sampler: str = "tpe"
+    goal: Goal = "budget"
+    # As `tuner.margin.MaxDrop` writes it.
+    max_drop: str = DEFAULT_MAX_DROP
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Why the race ended a trial: another one dominates it, seen after so many videos."""
+
+    by: int
+    videos: int
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A row of knobs; `outcome` is None while answers are missing."""
+    """A row of knobs; `outcome` is None while answers are missing, and for ever where the race stopped it."""
 
     number: int
     search: int
@@ -147,6 +164,13 @@ class TrialRecord:
     fingerprints: tuple[str, ...]
     binding_ratio: float
     outcome: Outcome | None
+    purpose: Purpose = "search"
+    stopped: Stopped | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Neither complete nor stopped: a run that goes on finishes it first."""
+        return self.outcome is None and self.stopped is None
 
 
 @dataclass(frozen=True)
@@ -342,13 +366,25 @@ class Store:
 
     # Searches
 
-    def search(self, budget: float, seed: int, coordinates: str, trials: int) -> SearchRecord:
-        """The search for this budget, seed and coordinates; asking for more trials raises its number."""
+    def search(
+        self,
+        budget: float,
+        seed: int,
+        coordinates: str,
+        trials: int,
+        *,
+        sampler: str = "tpe",
+        goal: Goal = "budget",
+        max_drop: str = DEFAULT_MAX_DROP,
+    ) -> SearchRecord:
+        """The search for these; asking for more trials raises its number, another margin replaces its own."""
         key = (
             SearchRow.study_id == self._study_id,
+            SearchRow.goal == goal,
             SearchRow.budget == budget,
             SearchRow.seed == seed,
             SearchRow.coordinates == coordinates,
+            SearchRow.sampler == sampler,
         )
         with self._transaction() as connection:
             found = connection.execute(select(SearchRow.id, SearchRow.trials).where(*key)).first()
@@ -357,16 +393,23 @@ class Store:
                     connection,
                     SearchRow,
                     study_id=self._study_id,
+                    goal=goal,
                     budget=budget,
                     seed=seed,
                     coordinates=coordinates,
+                    sampler=sampler,
+                    max_drop=max_drop,
                     trials=trials,
                 )
             else:
                 identifier = found.id
-                values = {"trials": max(trials, found.trials), "used": datetime.now(UTC)}
+                values = {
+                    "trials": max(trials, found.trials),
+                    "max_drop": max_drop,
+                    "used": datetime.now(UTC),
+                }
                 connection.execute(update(SearchRow).where(*key).values(**values))
-        return SearchRecord(identifier, budget, seed, coordinates, trials)
+        return SearchRecord(identifier, budget, seed, coordinates, trials, sampler, goal, max_drop)
 
     def searches(self) -> tuple[SearchRecord, ...]:
         """All searches of the study, the one asked for last at the end."""
@@ -377,7 +420,19 @@ class Store:
         )
         with self._transaction() as connection:
             rows = connection.execute(query).all()
-        return tuple(SearchRecord(row.id, row.budget, row.seed, row.coordinates, row.trials) for row in rows)
+        return tuple(
+            SearchRecord(
+                row.id,
+                row.budget,
+                row.seed,
+                row.coordinates,
+                row.trials,
+                row.sampler,
+                row.goal,
+                row.max_drop,
+            )
+            for row in rows
+        )
 
     # Trials and refusals
 
@@ -388,6 +443,7 @@ class Store:
         configuration: Configuration,
         fingerprints: Sequence[str],
         binding_ratio: float,
+        purpose: Purpose = "search",
     ) -> None:
         """Writes a trial without its outcome: a run killed from here on finishes it first."""
         with self._transaction() as connection:
@@ -398,6 +454,7 @@ class Store:
                     number=number,
                     fingerprints=bytes.fromhex("".join(fingerprints)),
                     binding_ratio=binding_ratio,
+                    purpose=purpose,
                     **_knob_columns(configuration),
                 )
             )
@@ -431,6 +488,8 @@ class Store:
                 fingerprints=_split(row.fingerprints),
                 binding_ratio=row.binding_ratio,
                 outcome=_outcome(row, "tune"),
+                purpose=row.purpose,
+                stopped=None if row.stopped_by is None else Stopped(row.stopped_by, row.stopped_videos),
             )
             for row in rows
         )
@@ -482,8 +541,10 @@ class Store:
         answers: Mapping[Pair, RecordedAnswer],
         completed: tuple[int, Outcome] | None = None,
         measured: tuple[Configuration, Outcome] | None = None,
+        stopped: tuple[int, Stopped] | None = None,
     ) -> None:
-        """One rung: its answers and, with the last one, the outcome of the trial or held-out measurement.
+        """One rung: its answers and, with the last one, the outcome of the trial or held-out measurement; or
+        that the race stopped the trial (by number) with it.
 
         Writing the same again changes nothing: the first answer to a (question, fingerprint) stays.
         """
@@ -513,7 +574,24 @@ class Store:
                         TrialRow.number == number,
                         TrialRow.completed.is_(None),
                     )
-                    .values(completed=func.now(), **_outcome_columns(outcome))
+                    .values(
+                        completed=func.now(),
+                        # A trial that was stopped once may run to its end after all (`--no-race`).
+                        stopped_by=None,
+                        stopped_videos=None,
+                        **_outcome_columns(outcome),
+                    )
+                )
+            if stopped is not None:
+                number, why = stopped
+                connection.execute(
+                    update(TrialRow)
+                    .where(
+                        TrialRow.study_id == self._study_id,
+                        TrialRow.number == number,
+                        TrialRow.completed.is_(None),
+                    )
+                    .values(stopped_by=why.by, stopped_videos=why.videos)
                 )
             if measured is not None:
                 configuration, outcome = measured
@@ -578,6 +656,26 @@ class Store:
             rows = connection.execute(query).all()
         outcomes = {_configuration(row): _outcome(row, "held_out") for row in rows}
         return {configuration: outcome for configuration, outcome in outcomes.items() if outcome is not None}
+
+    # The noise floor
+
+    def record_noise(self, noise: Noise) -> None:
+        """Writes what was measured; the first measurement stays."""
+        with self._transaction() as connection:
+            connection.execute(
+                self._insert(NoiseRow)
+                .values(study_id=self._study_id, **asdict(noise))
+                .on_conflict_do_nothing()
+            )
+
+    def noise(self) -> Noise | None:
+        """The unpruned model against itself; None where that was not measured."""
+        query = select(NoiseRow.__table__).where(NoiseRow.study_id == self._study_id)
+        with self._transaction() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            return None
+        return Noise(**{one.name: getattr(row, one.name) for one in fields(Noise)})
 
     # What a server pays
 
