@@ -5,12 +5,13 @@
 # make demo-model   builds the demo's model and videos again (one to two hours on two cores; resumable)
 # make soak         the long tests
 # make bench        time and memory of the demo run, and its peers at the same FLOPs
+# make bench-search whole searches over the tabulated demo, by sampler and coordinates (about 20 minutes)
 # make bench-speed  a trial, a prefill and their memory against the unpruned model; attention backends. Another
 #                   machine: make bench-speed SPEED="--shape 7b --frames 32 --device cuda" BATCH=8
 # make clean        removes what was built, not what was measured
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check fix demo-model soak bench bench-speed clean
+.PHONY: demo test check fix demo-model soak bench bench-search bench-speed clean
 
 # First interpreter that runs and is new enough; a name on PATH alone may be a shim without a Python behind it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
@@ -20,7 +21,7 @@ STAMP := .venv/.installed
 
 demo: $(STAMP)
 	$(BIN)/tuner run --study demo --budget 0.3
-	$(BIN)/tuner export --study demo --output best.json
+	$(BIN)/tuner export --study demo --output best.json --accept-regressions
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not soak"
@@ -45,6 +46,9 @@ soak: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.peers --budget 0.3
+
+bench-search: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.search_quality --seeds 10 --out .tuner/search_quality.jsonl
 
 SPEED ?= --shape 0.5b --frames 8
 BATCH ?= 1

@@ -61,12 +61,13 @@ class ParetoPoint:
 def pareto_points(summary: RunSummary) -> tuple[ParetoPoint, ...]:
     """The table: baselines, then trials by number, then held-out rows, then the closest refused proposal."""
     front = front_numbers(
-        (one.number, one.outcome.accuracy, one.outcome.flops_ratio) for one in summary.trials
+        (one.number, one.outcome.accuracy, one.outcome.flops_ratio)
+        for one in (*summary.trials, *summary.above)
     )
     best = None if summary.best is None else summary.best.number
     defaults = None if summary.defaults is None else summary.defaults.number
     rows = [_baseline(part, measured) for part, measured in sorted(summary.baseline.items(), reverse=True)]
-    for trial in summary.trials:
+    for trial in sorted((*summary.trials, *summary.above), key=lambda one: one.number):
         kind: Kind = "best" if trial.number == best else "defaults" if trial.number == defaults else "trial"
         on_front = trial.number in front
         rows.append(

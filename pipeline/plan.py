@@ -4,6 +4,7 @@ runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -55,10 +56,7 @@ class Plan:
 
         Which groups were boosted is left out: only its effect, the counts, reaches the model.
         """
-        rows = ";".join(
-            f"{layer}:{','.join(map(str, kept))}" for layer, kept in zip(self.layers, self.kept, strict=True)
-        )
-        return f"{self.method}|{','.join(map(str, self.groups))}|{rows}|{self.frames_encoded}"
+        return _key(self.method, self.layers, [self.groups, *self.kept], self.frames_encoded)
 
     def tokens_per_layer(self, num_layers: int, layout: Layout) -> tuple[int, ...]:
         """All tokens (text, newlines, kept visual) that each decoder layer sees in a prefill."""
@@ -66,6 +64,15 @@ class Plan:
         for layer, kept in zip(self.layers, self.kept, strict=True):
             tokens[layer:] = [layout.text + sum(kept)] * (num_layers - layer)
         return tuple(tokens)
+
+
+def _key(
+    method: str, layers: Sequence[int], counts: Sequence[Sequence[int]], frames_encoded: int | None
+) -> str:
+    """counts: the groups' tokens, and what is kept of them from each of `layers` on."""
+    groups, *kept = (",".join(map(str, row)) for row in counts)
+    rows = ";".join(f"{layer}:{row}" for layer, row in zip(layers, kept, strict=True))
+    return f"{method}|{groups}|{rows}|{frames_encoded}"
 
 
 def unpruned_plan(layout: Layout) -> Plan:
@@ -136,6 +143,26 @@ class StudyPlans:
             score_rows=self.score_rows,
             aligned=self.aligned,
         )
+
+    def keys(self) -> tuple[str | None, ...]:
+        """`Plan.key` of every plan, None where it keeps everything; written once for equal ones.
+
+        Questions about one video mostly share their segments and often their boosts.
+        """
+        columns = np.concatenate((self.partition.size[None], self.kept)).T.copy()  # (G, J + 1)
+        borders = [*self.partition.first_group.tolist(), len(columns)]
+        encoded = [None] * len(self) if self.frames_encoded is None else self.frames_encoded.tolist()
+        known: dict[tuple[bytes, int | None], str | None] = {}
+        result = []
+        for start, stop, frames in zip(borders[:-1], borders[1:], encoded, strict=True):
+            block = columns[start:stop]
+            same = (block.tobytes(), frames)
+            if same not in known:
+                counts = block.T.tolist()
+                whole = all(kept == counts[0] for kept in counts[1:])
+                known[same] = None if whole else _key(self.method, self.layers, counts, frames)
+            result.append(known[same])
+        return tuple(result)
 
     def plans(self) -> tuple[Plan, ...]:
         """One by one."""

@@ -16,12 +16,15 @@ from tuner.results import (
     Interval,
     Measured,
     MeasuredServing,
+    Noise,
     Outcome,
     Profiled,
     RegressionRow,
     RunSummary,
     ServingCost,
     Setting,
+    TagRow,
+    Tested,
     Trial,
 )
 
@@ -47,6 +50,33 @@ def make_outcome(part="tune", accuracy=0.9, flops_ratio=0.295, **changes: Any) -
     return Outcome(**(values | changes))
 
 
+def make_tags(count=3) -> tuple[TagRow, ...]:
+    return tuple(
+        TagRow(
+            key="type",
+            value=f"kind{index}",
+            questions=200,
+            videos=80,
+            baseline=0.94,
+            accuracy=0.94 - 0.01 * index,
+            difference=Measured(-0.01 * index, Interval(-0.01 * index - 0.02, 0.02)),
+            lost=2 + 2 * index,
+            gained=2,
+        )
+        for index in range(count)
+    )
+
+
+def make_tested(trial=4, difference=-0.05, bound=-0.068, margin=0.08, level=0.04) -> Tested:
+    # Through here: a class of this name in a test module would be taken for a test.
+    return Tested(trial, margin, difference, bound, level, bound >= -margin)
+
+
+def make_trial(number=0, ratio=0.29, accuracy=0.9, budget=0.3) -> Trial:
+    configuration = Configuration.from_method(AdaTP(p=0.7 + 0.001 * number))
+    return Trial(number, configuration, make_outcome("tune", accuracy, ratio), ratio <= budget)
+
+
 def make_held_out(configuration: Configuration, accuracy=0.89, flops_ratio=0.297) -> HeldOut:
     outcome = make_outcome("held_out", accuracy, flops_ratio)
     return HeldOut(
@@ -56,6 +86,9 @@ def make_held_out(configuration: Configuration, accuracy=0.89, flops_ratio=0.297
         difference=Measured(accuracy - 0.94, Interval(accuracy - 0.96, accuracy - 0.92)),
         p_value=0.012,
         regression_rate=Measured(outcome.regressions / 600, Interval(0.03, 0.09)),
+        mcnemar_p=0.0004,
+        divergence=0.031,
+        by_tag=make_tags(),
     )
 
 
@@ -168,5 +201,11 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         setting=make_setting(),
         baseline_cost=AnswerCost(0.03, 6.5 * 2**20, 11 * 2**20),
         serving=make_serving(),
+        verdict="shown",
+        max_drop="0.08",
+        margin=0.08,
+        tested=(make_tested(best.number),) if best else (),
+        provable_drop=0.0285,
+        noise=Noise(questions=600, videos=80, flips=2, logprob_mean=3e-6, logprob_max=1.8e-5),
     )
     return replace(summary, **changes)

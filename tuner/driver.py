@@ -21,19 +21,31 @@ from pipeline.checkpoint import find_checkpoint
 from pipeline.errors import ModelError, PipelineError, VideoError
 from pipeline.layout import Layout
 from pipeline.meter import machine as machine_name
+from pipeline.methods import KNOBS
 from pipeline.plan import pruning_layers
 from pipeline.video import content_hash
-from tuner.errors import UserError
+from tuner.errors import UserError, disk_may_be_full
 from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
 from tuner.executors.in_process import InProcessExecutor
-from tuner.loop import Loop, choose_best
+from tuner.lock import held
+from tuner.loop import Loop
+from tuner.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.planning import Planner, fingerprint_base
 from tuner.progress import NoProgress, Progress
-from tuner.records.store import Store, StoredQuestion, StudyRecord, default_database
-from tuner.reporting import Results, changes, held_out, make_planner, refuse_changes, summarise
+from tuner.records.store import (
+    Goal,
+    SearchRecord,
+    Store,
+    StoredQuestion,
+    StudyRecord,
+    default_database,
+)
+from tuner.reporting import Results, changes, chosen, held_out, make_planner, refuse_changes, summarise
 from tuner.results import Configuration, HeldOut, RunSummary, Setting
-from tuner.search.space import COORDINATES, Coordinates, make_space, smallest_reachable
+from tuner.search.evidence import SAMPLERS, SamplerName
+from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
 from tuner.serving import measure_serving
+from tuner.statistics import provable_drop
 from tuner.study import Study, StudyQuestion
 from tuner.study.identity import study_identity
 from tuner.study.videos import leave_out
@@ -46,8 +58,8 @@ if TYPE_CHECKING:
 class RunOptions:
     """What a run is asked for; nothing here belongs to the study's identity."""
 
-    # FLOPs ratio that binds, in (0, 1].
-    budget: float
+    # FLOPs ratio that binds, in (0, 1]; None: the cheapest configuration that loses no more than `max_drop`.
+    budget: float | None = None
     # Trials this search evaluates in all, those of earlier runs included.
     trials: int = 40
     seed: int = 0
@@ -61,6 +73,13 @@ class RunOptions:
     # URL of the records; None is .tuner/<study>/tuner.db.
     database: str | None = None
     coordinates: Coordinates = "budget"
+    sampler: SamplerName = "tpe"
+    # What held-out accuracy may lose against the unpruned model: "0.01" is one point, "1%" of the baseline's.
+    max_drop: str = DEFAULT_MAX_DROP
+    # Whether trials that another one dominates are stopped early.
+    race: bool = True
+    # Trials in a row that add nothing to the front after which no further one begins.
+    patience: int | None = None
     skip_bad_videos: bool = False
     # Archives the study's records and starts anew.
     fresh: bool = False
@@ -89,12 +108,14 @@ def run(
     """Encodes, answers, searches and measures what is not there yet, and says what came out.
 
     Errors: UserError for options, videos or a model that will not do, a budget nothing can reach, or a study
-    that changed since its records began. InterruptedRunError after Ctrl-C. EvaluationError when the same
-    questions keep killing their workers.
+    that changed since its records began or that another process runs. InterruptedRunError after Ctrl-C.
+    EvaluationError when evaluations keep failing. DiskFullError when there is no room to write.
     """
     began = clock()
     with _prepared(study, options, progress or NoProgress()) as session:
         loop = session.loop(options, clock, began)
+        if not loop.trials:
+            session.say_what_can_be_shown(options)
         session.execute(loop, options)
         session.measure_serving(options)
         return replace(session.summary(options), seconds=clock() - began)
@@ -136,7 +157,8 @@ class _Session:
         began: float | None,
         compare: Sequence[Configuration] = (),
     ) -> Loop:
-        from tuner.search.optuna_sampler import OptunaSampler
+        from tuner.search.design import Designed
+        from tuner.search.optuna_sampler import make_sampler
 
         timeout = options.timeout
         if timeout is not None and began is not None:
@@ -145,13 +167,41 @@ class _Session:
             self.study,
             self.store,
             self.planner,
-            self.store.search(options.budget, options.seed, options.coordinates, options.trials),
-            make_space(options.coordinates, self.planner, self.study.search, options.budget),
-            OptunaSampler(),
+            self.search(options),
+            make_space(
+                options.coordinates, self.planner, self.study.search, _budget(options), _goal(options)
+            ),
+            Designed(make_sampler(options.sampler)),
             compare=compare,
+            race=options.race,
+            patience=options.patience,
             timeout=timeout,
             clock=clock,
             progress=self.progress,
+        )
+
+    def search(self, options: RunOptions) -> SearchRecord:
+        """The search these options ask for, written where there is none."""
+        return self.store.search(
+            _budget(options),
+            options.seed,
+            options.coordinates,
+            options.trials,
+            sampler=options.sampler,
+            goal=_goal(options),
+            max_drop=str(MaxDrop.parse(options.max_drop)),
+        )
+
+    def say_what_can_be_shown(self, options: RunOptions) -> None:
+        """Before any trial: whether the margin is one that so many videos can show at all."""
+        videos = [question.video for question in self.study.questions_of("held_out")]
+        if not videos:
+            return
+        smallest = provable_drop(videos)
+        self.progress.message(
+            f"{len(set(videos))} held-out videos with {len(videos)} questions can show that accuracy drops "
+            f"by no more than {100 * smallest:.1f} points, hardly less; asked for: {options.max_drop} "
+            "(--max-drop)."
         )
 
     def execute(self, loop: Loop, options: RunOptions) -> None:
@@ -184,15 +234,20 @@ class _Session:
         It tells something about the result and changes nothing in it: where it cannot be measured, the run
         says so and ends as it would have.
         """
-        best = choose_best(self.store.trials(), options.budget)
-        if best is None:
+        choice = chosen(self.study, self.store, self.planner, self.search(options))
+        if choice is None:
             return
+        best = choice.trial
         machine = _machine(self.model.spec)
         if self.store.serving(best.configuration, machine) is not None:
             return
         try:
             found = measure_serving(
-                self.model.evaluator(), self.planner, best.configuration.build(), self.progress
+                self.model.evaluator(),
+                self.planner,
+                best.configuration.build(),
+                self.progress,
+                leave_out=self.store.quarantined(),
             )
         except (PipelineError, UserError) as error:
             self.progress.message(f"What a server would pay could not be measured: {error}")
@@ -205,8 +260,7 @@ class _Session:
             self.store.record_serving(best.configuration, machine, found)
 
     def summary(self, options: RunOptions) -> RunSummary:
-        search = self.store.search(options.budget, options.seed, options.coordinates, options.trials)
-        return summarise(self.study, self.store, self.record, search)
+        return summarise(self.study, self.store, self.record, self.search(options))
 
 
 class _Model:
@@ -244,7 +298,7 @@ def _prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator
     _check(options)
     database = options.database or default_database(study.name)
     folder = options.cache or Path(".tuner") / study.name / "features"
-    with Store.open(database) as store:
+    with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
         if options.fresh:
             store.archive(study.name)
         record = store.find(study.name)
@@ -263,8 +317,16 @@ def _prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator
             study = _recorded(study, record, options)
             model = _Model(replace(_spec(study, options, folder), encoding=record.encoding))
         planner = make_planner(record)
-        _check_budget(study, planner, options.budget)
+        _check_budget(study, planner, _budget(options))
         yield _Session(study, store, record, planner, model, progress)
+
+
+def _budget(options: RunOptions) -> float:
+    return 1.0 if options.budget is None else options.budget
+
+
+def _goal(options: RunOptions) -> Goal:
+    return "max_drop" if options.budget is None else "budget"
 
 
 def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
@@ -294,8 +356,12 @@ def _gpus_per_worker(options: RunOptions) -> float:
 def _check(options: RunOptions) -> None:
     """Errors: UserError with everything that is wrong with the options."""
     problems = []
-    if not 0 < options.budget <= 1:
+    if options.budget is not None and not 0 < options.budget <= 1:
         problems.append(f"the budget is a FLOPs ratio in (0, 1], but got {options.budget:g}")
+    try:
+        MaxDrop.parse(options.max_drop)
+    except UserError as error:
+        problems += error.problems
     for name, least in (("trials", 0), ("seed", 0), ("workers", 1), ("threads", 1), ("batch", 1)):
         if getattr(options, name) < least:
             problems.append(f"{name} is {least} or more, but got {getattr(options, name)}")
@@ -303,6 +369,10 @@ def _check(options: RunOptions) -> None:
         problems.append(f"the timeout is a number of seconds above 0, but got {options.timeout:g}")
     if options.gpus_per_worker is not None and options.gpus_per_worker < 0:
         problems.append(f"gpus per worker is 0 or more, but got {options.gpus_per_worker:g}")
+    if options.patience is not None and options.patience < 1:
+        problems.append(f"patience is 1 or more, but got {options.patience}")
+    if options.sampler not in SAMPLERS:
+        problems.append(f"samplers are {', '.join(SAMPLERS)}, but got {options.sampler!r}")
     if options.coordinates not in COORDINATES:
         problems.append(f"coordinates are {' or '.join(COORDINATES)}, but got {options.coordinates!r}")
     if problems:
@@ -312,9 +382,13 @@ def _check(options: RunOptions) -> None:
 def _check_budget(study: Study, planner: Planner, budget: float) -> None:
     smallest = smallest_reachable(planner, study.search)
     if budget < smallest:
+        closest = cheapest(planner, study.search)
+        knobs = ", ".join(
+            f"{name} {value:.4g}" for name, value in closest.configuration.parameters if name in KNOBS
+        )
         raise UserError(
-            f"no configuration of this study fits the budget {budget:g}: the smallest possible FLOPs ratio "
-            f"is {smallest:.4f}, with every knob at its cheapest"
+            f"no configuration of this study fits the budget {budget:g}: the closest needs "
+            f"{smallest:.4f}, the smallest budget that can be reached here ({knobs})"
         )
 
 

@@ -1,11 +1,15 @@
 """Errors of the study side.
 
 UserError        a mistake in what a person supplied: printed without a traceback, exit code 2
+DiskFullError    nothing more can be written: printed without a traceback, exit code 1
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Self
 
 EXIT_CODE = 2
 
@@ -36,3 +40,37 @@ class UserError(Exception):
         if self.hint:
             lines.append(self.hint)
         return "\n".join(lines)
+
+
+class DiskFullError(Exception):
+    """The disk, a quota or a limit of the file system refuses what a run has to write."""
+
+    exit_code: int = 1
+
+    @classmethod
+    def of(cls, what: str, reason: object) -> Self:
+        """`what` could not be written, for `reason`."""
+        return cls(
+            f"There is no room to write {what}: {reason}. Everything recorded is kept: make room, and the "
+            "same command goes on from there."
+        )
+
+
+# EFBIG: the limit of a process or of a file system on one file.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_full(error: OSError) -> bool:
+    """Whether this error says that there is no room left."""
+    return error.errno in _FULL
+
+
+@contextmanager
+def disk_may_be_full() -> Iterator[None]:
+    """Inside, an OSError for want of room becomes a DiskFullError; any other stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise DiskFullError.of(str(error.filename or "a file"), error.strerror) from error

@@ -13,14 +13,14 @@ import math
 import os
 import platform
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.break_even import Serving, break_even
 from tuner.errors import UserError
-from tuner.results import AnswerCost, HeldOut, Measured, RunSummary, ServingCost
+from tuner.results import AnswerCost, HeldOut, Measured, RunSummary, ServingCost, TagRow, Verdict
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
@@ -55,11 +55,52 @@ class BaselineNumbers(_Strict):
 
 
 @dataclass(frozen=True)
+class TagNumbers(_Strict):
+    """The held-out questions with the tag `key`: `value`, unpruned (`baseline`) and at the configuration."""
+
+    key: str
+    value: str
+    questions: int
+    videos: int
+    baseline: float
+    accuracy: float
+    difference: float
+    interval: Range | None
+    lost: int
+    gained: int
+
+
+@dataclass(frozen=True)
+class TestedNumbers(_Strict):
+    """One candidate's test: `bound` is a lower bound of the difference that errs with probability `level`."""
+
+    trial: int
+    margin: float
+    difference: float
+    bound: float
+    level: float
+    shown: bool
+
+
+@dataclass(frozen=True)
+class NoiseNumbers(_Strict):
+    """The unpruned model against itself in packs of another size: answers that flipped, and the size of the
+    change in log-probability.
+    """
+
+    questions: int
+    videos: int
+    flips: int
+    logprob_mean: float
+    logprob_max: float
+
+
+@dataclass(frozen=True)
 class MeasuredNumbers(_Strict):
     """The exported configuration on the held-out part.
 
-    `difference` is accuracy minus the baseline's on the same questions; `regressions` and `gained` count
-    questions; ratios are fractions of the unpruned cost.
+    `difference` is accuracy minus the baseline's on the same questions; `regressions`, `gained` and `flips`
+    count questions; ratios are fractions of the unpruned cost.
     """
 
     part: str
@@ -80,6 +121,10 @@ class MeasuredNumbers(_Strict):
     seconds_per_answer: float | None = None
     peak_bytes_mean: float | None = None
     peak_bytes_max: int | None = None
+    flips: int | None = None
+    mcnemar_p: float | None = None
+    divergence: float | None = None
+    by_tag: list[TagNumbers] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -175,14 +220,29 @@ class Best(_Strict):
     baseline: BaselineNumbers
     provenance: Provenance
     serving: ServingEvidence | None = None
+    # Whether the configuration is shown to lose no more than the margin, and whether it was let through
+    # though it is not. A file of an older version tested nothing.
+    verdict: Verdict = "untested"
+    max_drop: str | None = None
+    margin: float | None = None
+    tested: list[TestedNumbers] = field(default_factory=list)
+    noise_floor: NoiseNumbers | None = None
+    accepted_regressions: bool = False
+    # Questions that no number here counts, because asking them killed their workers: reasons by id.
+    quarantined: dict[str, str] = field(default_factory=dict)
 
 
-def export(summary: RunSummary, path: Path, *, mlflow_run: str | None = None) -> Best:
+def export(
+    summary: RunSummary, path: Path, *, mlflow_run: str | None = None, accept_regressions: bool = False
+) -> Best:
     """Writes best.json for the best trial, whole or not at all; the same summary gives the same file.
 
-    Errors: UserError when no configuration fits the budget, or the file cannot be written there.
+    Errors: UserError when no configuration fits the budget, when the best one is not shown to lose no more
+    than the margin and regressions are not accepted, or when the file cannot be written there.
     """
-    best = describe(summary, path.resolve().parent, mlflow_run=mlflow_run)
+    best = describe(
+        summary, path.resolve().parent, mlflow_run=mlflow_run, accept_regressions=accept_regressions
+    )
     text = json.dumps(dataclasses.asdict(best), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         _write_whole(path, text)
@@ -191,7 +251,9 @@ def export(summary: RunSummary, path: Path, *, mlflow_run: str | None = None) ->
     return best
 
 
-def describe(summary: RunSummary, folder: Path, *, mlflow_run: str | None = None) -> Best:
+def describe(
+    summary: RunSummary, folder: Path, *, mlflow_run: str | None = None, accept_regressions: bool = False
+) -> Best:
     """What `export` writes, for a file in `folder`."""
     trial, held_out, setting = summary.best, summary.best_held_out, summary.setting
     if trial is None:
@@ -205,6 +267,8 @@ def describe(summary: RunSummary, folder: Path, *, mlflow_run: str | None = None
         raise ValueError(
             f"An exported configuration must fit the budget {summary.budget}, but needs {largest}."
         )
+    if summary.verdict != "shown" and not accept_regressions:
+        raise UserError(_not_shown(summary))
     method = trial.configuration.build()
     selection = method.selection_options()
     return Best(
@@ -242,6 +306,13 @@ def describe(summary: RunSummary, folder: Path, *, mlflow_run: str | None = None
             evaluated_answers=summary.evaluated_answers,
             shared_answers=summary.shared_answers,
         ),
+        verdict=summary.verdict,
+        max_drop=summary.max_drop or None,
+        margin=summary.margin,
+        tested=[TestedNumbers(**dataclasses.asdict(one)) for one in summary.tested],
+        noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),
+        accepted_regressions=summary.verdict != "shown",
+        quarantined=dict(summary.quarantined),
     )
 
 
@@ -308,8 +379,19 @@ def _measured(held_out: HeldOut) -> MeasuredNumbers:
         logprob_change=outcome.logprob_change,
         intervals=intervals,
         p_value=held_out.p_value,
+        flips=held_out.flips,
+        mcnemar_p=held_out.mcnemar_p,
+        divergence=held_out.divergence,
+        by_tag=[_tag(row) for row in held_out.by_tag],
         **_answer_cost(outcome.per_answer),
     )
+
+
+def _tag(row: TagRow) -> TagNumbers:
+    values = {one.name: getattr(row, one.name) for one in dataclasses.fields(row)}
+    interval = row.difference.interval
+    values["difference"] = row.difference.value
+    return TagNumbers(**values, interval=None if interval is None else (interval.low, interval.high))
 
 
 def _baseline(accuracy: Measured, cost: AnswerCost | None) -> BaselineNumbers:
@@ -376,6 +458,23 @@ def _nothing_fits(summary: RunSummary) -> str:
             f"; the smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}"
         )
     return message + "."
+
+
+def _not_shown(summary: RunSummary) -> str:
+    if summary.tested and summary.margin is not None:
+        worst = max(summary.tested, key=lambda one: one.bound)
+        found = (
+            f"no configuration is shown to stay within {100 * summary.margin:.3g} points "
+            f"(--max-drop {summary.max_drop}) of the unpruned model on the held-out videos: at trial "
+            f"{worst.trial} the difference is {100 * worst.difference:+.1f} points, and it may be "
+            f"{100 * worst.bound:+.1f}"
+        )
+    else:
+        found = "no configuration was tested against the unpruned model on held-out videos"
+    return (
+        f"study {summary.study}: {found}. `tuner export --accept-regressions` exports the best one all the "
+        "same, and best.json says so; or run again with more videos, a larger --max-drop or a larger budget."
+    )
 
 
 def _write_whole(path: Path, text: str) -> None:

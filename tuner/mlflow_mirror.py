@@ -28,6 +28,8 @@ from tuner.results import (
     RegressionRow,
     RunSummary,
     ServingCost,
+    StoppedTrial,
+    TagRow,
     Trial,
 )
 
@@ -41,6 +43,7 @@ ARTIFACTS = "mlartifacts"
 # Where `mlflow ui` answers unless it is told otherwise.
 LOCAL_INTERFACE = "http://127.0.0.1:5000"
 REGRESSIONS = "regressions.json"
+BY_TAG = "by_tag.json"
 
 _KIND, _STUDY, _TRIAL = "adatp.kind", "adatp.study_hash", "adatp.trial"
 _DIGEST, _FILES = "adatp.digest", "adatp.files"
@@ -74,10 +77,16 @@ class MlflowMirror:
         # Absolute: MLflow keeps one connection per address for the life of the process, whatever its folder.
         self.tracking_uri = tracking_uri or f"sqlite:///{Path(DATABASE).resolve().as_posix()}"
 
-    def record(self, summary: RunSummary, files: Sequence[Path] = ()) -> Recorded:
-        """Makes MLflow hold this summary; files and the regression table are artifacts of the study's run."""
+    def record(
+        self, summary: RunSummary, files: Sequence[Path] = (), *, earlier: Sequence[RunSummary] = ()
+    ) -> Recorded:
+        """Makes MLflow hold this summary; files and tables are artifacts of the study's run.
+
+        earlier: summaries of the study's other searches, whose chosen trials keep what held-out videos say of
+        them. One writing for all of them: one for each would change the study's run back and forth.
+        """
         with _quiet_mlflow():
-            return _Writer(self.tracking_uri, summary).write(files)
+            return _Writer(self.tracking_uri, summary, earlier).write(files)
 
     def find(self, study: str, study_hash: str) -> Recorded | None:
         """Where a study was mirrored before; None where it was not."""
@@ -97,9 +106,13 @@ def experiment_name(study: str) -> str:
 
 
 class _Writer:
-    def __init__(self, tracking_uri: str, summary: RunSummary) -> None:
+    def __init__(self, tracking_uri: str, summary: RunSummary, earlier: Sequence[RunSummary]) -> None:
         self.uri = tracking_uri
         self.summary = summary
+        # What earlier searches measured on held-out videos, by trial number.
+        self.measured = {
+            number: metrics for one in earlier for number, metrics in _held_out_by_trial(one).items()
+        }
         self.client = _client(tracking_uri)
 
     def write(self, files: Sequence[Path]) -> Recorded:
@@ -111,8 +124,21 @@ class _Writer:
             parent = self.client.create_run(experiment, tags=identity, run_name=name)
         parent_id = str(parent.info.run_id)
         known = _children(self.client, experiment, parent_id)
-        for trial in self.summary.trials:
-            self._trial(experiment, parent_id, trial, known.get(trial.number))
+        for trial in (*self.summary.trials, *self.summary.above):
+            content = _trial_content(self.summary, trial, self.measured.get(trial.number, {}))
+            self._trial(
+                experiment,
+                parent_id,
+                trial.number,
+                content,
+                known.get(trial.number),
+                seconds=trial.outcome.seconds,
+            )
+        for stopped in self.summary.stopped:
+            content = _stopped_content(stopped)
+            self._trial(
+                experiment, parent_id, stopped.number, content, known.get(stopped.number), status="KILLED"
+            )
         self._files(parent, files)
         self._update(parent, _study_content(self.summary))
         if parent.info.status == "RUNNING":
@@ -131,21 +157,32 @@ class _Writer:
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _trial(self, experiment: str, parent_id: str, trial: Trial, run: Run | None) -> None:
+    def _trial(
+        self,
+        experiment: str,
+        parent_id: str,
+        number: int,
+        content: _Content,
+        run: Run | None,
+        *,
+        status: str = "FINISHED",
+        seconds: float = 0.0,
+    ) -> None:
         if run is None:
             identity = {
                 _PARENT: parent_id,
                 _KIND: "trial",
                 _STUDY: self.summary.study_hash,
-                _TRIAL: str(trial.number),
+                _TRIAL: str(number),
             }
-            began = _now() - round(1000 * trial.outcome.seconds)
+            began = _now() - round(1000 * seconds)
             run = self.client.create_run(
-                experiment, start_time=began, tags=identity, run_name=f"trial {trial.number:03d}"
+                experiment, start_time=began, tags=identity, run_name=f"trial {number:03d}"
             )
-        self._update(run, _trial_content(self.summary, trial))
-        if run.info.status == "RUNNING":
-            self.client.set_terminated(run.info.run_id)
+        self._update(run, content)
+        # A trial that was stopped may have been finished since.
+        if run.info.status != status:
+            self.client.set_terminated(run.info.run_id, status)
 
     def _update(self, run: Run, content: _Content) -> None:
         """The digest is written last: a run without it, or with another, is written again."""
@@ -172,23 +209,31 @@ class _Writer:
         run_id = run.info.run_id
         known: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
         contents = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
-        table = _table(self.summary.regressions)
-        contents[REGRESSIONS] = hashlib.sha256(table.encode()).hexdigest()[:16]
+        tables = _tables(self.summary)
+        contents |= {name: hashlib.sha256(table.encode()).hexdigest()[:16] for name, table in tables.items()}
         if all(known.get(name) == content for name, content in contents.items()):
             return
         for file in files:
             if known.get(file.name) != contents[file.name]:
                 self.client.log_artifact(run_id, str(file))
-        if known.get(REGRESSIONS) != contents[REGRESSIONS]:
-            # `log_table` would append to the table of an earlier run.
-            self.client.log_text(run_id, table, REGRESSIONS)
-            self.client.set_tag(run_id, _TABLES, json.dumps([{"path": REGRESSIONS, "type": "table"}]))
+        for name, table in tables.items():
+            if known.get(name) != contents[name]:
+                # `log_table` would append to the table of an earlier run.
+                self.client.log_text(run_id, table, name)
+        shown = [{"path": name, "type": "table"} for name in tables]
+        self.client.set_tag(run_id, _TABLES, json.dumps(shown))
         self.client.set_tag(run_id, _FILES, json.dumps(known | contents, sort_keys=True))
 
 
-def _trial_content(summary: RunSummary, trial: Trial) -> _Content:
+def _held_out_by_trial(summary: RunSummary) -> dict[int, dict[str, float]]:
+    chosen = ((summary.best, summary.best_held_out), (summary.defaults, summary.defaults_held_out))
+    return {one.number: _held_out_metrics(held_out) for one, held_out in chosen if one is not None}
+
+
+def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, float]) -> _Content:
+    """measured: metrics of the held-out part that another search asked for."""
     outcome = trial.outcome
-    metrics = _outcome_metrics(outcome)
+    metrics = _outcome_metrics(outcome) | dict(measured)
     roles = []
     for role, one, held_out in (
         ("best", summary.best, summary.best_held_out),
@@ -197,11 +242,24 @@ def _trial_content(summary: RunSummary, trial: Trial) -> _Content:
         if one is not None and one.number == trial.number:
             roles.append(role)
             metrics |= _held_out_metrics(held_out)
+    if any(one.number == trial.number for one in summary.above):
+        roles.append("above")
     return _Content(
         params={"method": trial.configuration.method}
         | {name: _readable(value) for name, value in trial.configuration.parameters},
         metrics=metrics,
         tags={"role": " ".join(roles) or "trial", "within_budget": str(trial.within_budget).lower()},
+    )
+
+
+def _stopped_content(stopped: StoppedTrial) -> _Content:
+    """Of a trial that the race stopped: no accuracy, for it would be one of some videos only."""
+    configuration = stopped.configuration
+    return _Content(
+        params={"method": configuration.method}
+        | {name: _readable(value) for name, value in configuration.parameters},
+        metrics={"flops_ratio": stopped.binding_ratio, "stopped_videos": float(stopped.videos)},
+        tags={"role": "stopped", "stopped_by": f"trial {stopped.by:03d}"},
     )
 
 
@@ -230,14 +288,52 @@ def _study_content(summary: RunSummary) -> _Content:
         metrics |= _cost_metrics("baseline_held_out_", summary.baseline_cost)
     if summary.serving is not None:
         metrics |= _serving_metrics(summary.serving)
+    metrics |= _evidence_metrics(summary)
     # What another search of the same study changes is a tag: parameters are for ever.
     tags = {
         "budget": f"{summary.budget:g}",
         "seed": str(summary.seed),
+        "goal": summary.goal,
+        "sampler": summary.sampler,
+        "max_drop": summary.max_drop or "none",
+        "verdict": summary.verdict,
         "best_trial": "none" if summary.best is None else str(summary.best.number),
         "mlflow.note.content": _note(summary),
     }
     return _Content(params, _finite(metrics), tags)
+
+
+def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
+    """What the verdict rests on: the margin, the last test, and what noise alone does."""
+    metrics = {
+        "stopped_trials": float(len(summary.stopped)),
+        "trials_above": float(len(summary.above)),
+        "quarantined_questions": float(len(summary.quarantined)),
+    }
+    if summary.cost is not None:
+        metrics |= {
+            "study_passes": summary.cost.passes,
+            "study_passes_language": summary.cost.passes_language,
+            "study_passes_naive": summary.cost.naive_passes,
+            "study_raced_share": summary.cost.raced_share,
+            "study_shared_share": summary.cost.shared_share,
+        }
+    if summary.margin is not None:
+        metrics["margin"] = summary.margin
+    if summary.provable_drop is not None:
+        metrics["provable_drop"] = summary.provable_drop
+    if summary.tested:
+        metrics["tested_candidates"] = float(len(summary.tested))
+        metrics["tested_bound"] = summary.tested[-1].bound
+    noise = summary.noise
+    if noise is not None:
+        metrics |= {
+            "noise_flips": float(noise.flips),
+            "noise_questions": float(noise.questions),
+            "noise_logprob_mean": noise.logprob_mean,
+            "noise_logprob_max": noise.logprob_max,
+        }
+    return metrics
 
 
 def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
@@ -245,8 +341,9 @@ def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
         {
             one.name: float(getattr(outcome, one.name))
             for one in fields(outcome)
-            if one.name not in ("part", "questions", "videos", "peak_bytes_mean", "peak_bytes_max")
+            if one.name not in ("part", "questions", "videos", "peak_bytes_mean", "peak_bytes_max", "graded")
         }
+        | ({} if outcome.graded is None else {"graded": outcome.graded})
         | _cost_metrics("", outcome.per_answer)
     )
 
@@ -300,8 +397,13 @@ def _held_out_metrics(held_out: HeldOut | None) -> dict[str, float]:
         "held_out_flops_ratio_end_to_end": outcome.flops_ratio_end_to_end,
         "held_out_regressions": float(outcome.regressions),
         "held_out_gained": float(outcome.gained),
+        "held_out_flips": float(held_out.flips),
         "held_out_logprob_change": outcome.logprob_change,
     }
+    for name in ("p_value", "mcnemar_p", "divergence"):
+        value = getattr(held_out, name)
+        if value is not None:
+            metrics[f"held_out_{name}"] = value
     metrics |= _cost_metrics("held_out_", outcome.per_answer)
     metrics |= _with_interval("held_out_accuracy", held_out.accuracy)
     metrics |= _with_interval("held_out_difference", held_out.difference)
@@ -339,13 +441,15 @@ def _note(summary: RunSummary) -> str:
             f"Best within the budget: trial {summary.best.number}, "
             f"{_percent(summary.best_held_out.accuracy)} at {100 * outcome.flops_ratio:.1f} % of the prefill "
             f"FLOPs ({100 * outcome.flops_ratio_end_to_end:.1f} % end to end), "
-            f"{outcome.regressions} regressions."
+            f"{outcome.regressions} regressions. Within {summary.max_drop or 'any drop'} of the unpruned "
+            f"model: {summary.verdict.replace('_', ' ')}."
         )
         knobs = summary.best.configuration.parameters
         lines.append("| knob | value |\n| --- | --- |")
         lines[-1] += "".join(f"\n| {name} | {_readable(value)} |" for name, value in knobs)
     lines.append(
-        f"Artifacts: the Pareto front as a page and a picture, and the regressions (`{REGRESSIONS}`)."
+        "Artifacts: the Pareto front as a page and a picture, the regressions "
+        f"(`{REGRESSIONS}`), and what pruning changed by tag (`{BY_TAG}`)."
     )
     return "\n\n".join(lines)
 
@@ -357,17 +461,38 @@ def _percent(measured: Measured) -> str:
     return text
 
 
-def _table(rows: Sequence[RegressionRow]) -> str:
-    """The regressions in the form the interface shows as a table: pandas' "split"."""
+def _tables(summary: RunSummary) -> dict[str, str]:
+    """Tables by file name; the one by tag only where questions carry tags."""
+    tables = {REGRESSIONS: _regressions(summary.regressions)}
+    if summary.best_held_out is not None and summary.best_held_out.by_tag:
+        tables[BY_TAG] = _by_tag(summary.best_held_out.by_tag)
+    return tables
+
+
+def _regressions(rows: Sequence[RegressionRow]) -> str:
     tags = sorted({tag for row in rows for tag in row.tags})
     columns = [one.name for one in fields(RegressionRow) if one.name != "tags"]
     data = [
         [_cell(getattr(row, name)) for name in columns] + [row.tags.get(tag, "") for tag in tags]
         for row in rows
     ]
-    return json.dumps(
-        {"columns": [*columns, *(f"tag {tag}" for tag in tags)], "data": data}, ensure_ascii=False
-    )
+    return _table([*columns, *(f"tag {tag}" for tag in tags)], data)
+
+
+def _by_tag(rows: Sequence[TagRow]) -> str:
+    columns = [one.name for one in fields(TagRow)]
+    data = []
+    for row in rows:
+        change = row.difference
+        ends = [None, None] if change.interval is None else [change.interval.low, change.interval.high]
+        values = [change.value if name == "difference" else getattr(row, name) for name in columns]
+        data.append([_cell(value) for value in (*values, *ends)])
+    return _table([*columns, "difference_low", "difference_high"], data)
+
+
+def _table(columns: Sequence[str], data: Sequence[Sequence[Any]]) -> str:
+    """In the form the interface shows as a table: pandas' "split"."""
+    return json.dumps({"columns": columns, "data": data}, ensure_ascii=False)
 
 
 def _cell(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,12 +40,21 @@ def fingerprint(base: str, method: Method | None, plan: Plan | None) -> str:
     `base` covers model, encoding and scoring (`fingerprint_base`). This is `Runtime.fingerprint`, shortened,
     for processes that load no model; a test holds the two together.
     """
-    if method is None or plan is None or plan.keeps_everything:
-        parts = [base, "unpruned"]
-    else:
-        options = ",".join(f"{name}={value}" for name, value in sorted(method.selection_options().items()))
-        parts = [base, method.name, plan.key(), options]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:FINGERPRINT_DIGITS]
+    key = None if plan is None or plan.keeps_everything else plan.key()
+    return _fingerprints(base, method, [key])[0]
+
+
+def _fingerprints(base: str, method: Method | None, keys: Sequence[str | None]) -> tuple[str, ...]:
+    """One per plan's key; None: nothing is dropped."""
+    options = {} if method is None else method.selection_options()
+    written = ",".join(f"{name}={value}" for name, value in sorted(options.items()))
+
+    def digest(key: str | None) -> str:
+        asked = [base, "unpruned"] if method is None or key is None else [base, method.name, key, written]
+        return hashlib.sha256("\0".join(asked).encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+    known = {key: digest(key) for key in set(keys)}
+    return tuple(known[key] for key in keys)
 
 
 def fingerprint_base(encoding: str, scoring: str, max_new_tokens: int) -> str:
@@ -107,17 +116,21 @@ class Planner:
         (baseline, best), stored = serving_flops(plans, self.shape), stored_numbers(plans, self.shape)
         return ServingCost(baseline, best, *stored, measured)
 
-    def spread(self, method: Method, size: int) -> tuple[StoredQuestion, ...]:
-        """Up to `size` held-out questions, spread evenly over their planned FLOPs.
+    def spread(
+        self, method: Method, size: int, leave_out: Collection[str] = ()
+    ) -> tuple[StoredQuestion, ...]:
+        """Up to `size` held-out questions, spread evenly over their planned FLOPs; none of the ids in
+        `leave_out`.
 
         Where `size` is odd the one with the median (the upper of two) comes first.
         """
         part = self._measured_part
         questions = [one for one in self.questions if one.part == part]
-        ranked = np.argsort(pruned_by_question(self._plans(method), self.shape), kind="stable")
-        middles = {(2 * bin_ + 1) * len(questions) // (2 * size) for bin_ in range(size)}
-        places = sorted(middles, key=lambda place: (abs(place - len(questions) // 2), place))
-        return tuple(questions[ranked[place]] for place in places)
+        order = np.argsort(pruned_by_question(self._plans(method), self.shape), kind="stable")
+        ranked = [questions[index] for index in order if questions[index].id not in leave_out]
+        middles = {(2 * bin_ + 1) * len(ranked) // (2 * size) for bin_ in range(size)}
+        places = sorted(middles, key=lambda place: (abs(place - len(ranked) // 2), place))
+        return tuple(ranked[place] for place in places)
 
     @property
     def _measured_part(self) -> Part:
@@ -130,8 +143,7 @@ class Planner:
         """One per question, in the study's order."""
         if method is None:
             return (fingerprint(self._base, None, None),) * len(self.questions)
-        plans = StudyPlans.of(method, self._all, self.shape.layers)
-        return tuple(fingerprint(self._base, method, plan) for plan in plans.plans())
+        return _fingerprints(self._base, method, StudyPlans.of(method, self._all, self.shape.layers).keys())
 
     @cached_property
     def similarities(self) -> FloatArray:

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.flops import ModelShape, VisionShape
 from pipeline.methods import AdaTP
 from tuner import statistics
+from tuner.costs import study_cost
 from tuner.errors import UserError
-from tuner.loop import choose_best
+from tuner.margin import MaxDrop
 from tuner.planning import Planner
 from tuner.records.store import (
     RecordedAnswer,
@@ -38,10 +40,13 @@ from tuner.results import (
     RunSummary,
     ServingCost,
     Setting,
+    StoppedTrial,
+    TagRow,
     Trial,
 )
-from tuner.scoring import answer_cost, judge
+from tuner.scoring import answer_cost, divergence, judge
 from tuner.search.space import TOLERANCE, make_space, smallest_reachable
+from tuner.selection import Choice, choose, choose_best
 from tuner.study import Study, StudyQuestion
 from tuner.study.identity import describe_changes, study_identity
 
@@ -60,6 +65,8 @@ class SearchStatus:
     best: Trial | None
     # Its outcome on the held-out part; None until it is there.
     held_out: Outcome | None
+    # Trials that the race ended.
+    trials_stopped: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,17 @@ class Status:
     trials_unfinished: int
     answers: int
     searches: tuple[SearchStatus, ...]
+    # Trials that the race ended.
+    trials_stopped: int = 0
+    # Questions that are left out: reasons by id.
+    quarantined: dict[str, str] = field(default_factory=dict)
 
 
 class Results:
     """The judged answers of one study, by configuration."""
 
     def __init__(self, study: Study, store: Store, planner: Planner) -> None:
-        self._study = study
+        self._study = study.without(store.quarantined())
         self._store = store
         self._planner = planner
         self._baseline = self._answers(None)
@@ -91,6 +102,11 @@ class Results:
         ids = [question.id for question in self._planner.questions]
         found = self._store.answers(zip(ids, self._planner.fingerprints(method), strict=True))
         return {question: answer for (question, _), answer in found.items()}
+
+    @property
+    def study(self) -> Study:
+        """The study whose questions these are."""
+        return self._study
 
     def answered(self) -> int:
         """Questions with a baseline answer."""
@@ -145,15 +161,45 @@ def refuse_changes(study: Study, what: Sequence[str]) -> None:
         )
 
 
+def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -> Choice | None:
+    """What a search has come to, as far as the held-out part was asked; None where nothing fits."""
+    return _chosen(search, store, Results(study, store, planner))
+
+
+def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | None:
+    measured = store.measured()
+
+    def held_out_of(configuration: Configuration | None) -> list[QuestionResult] | None:
+        if configuration is not None and configuration not in measured:
+            return None
+        return results.of(configuration, "held_out")
+
+    return choose(
+        store.trials(),
+        search.goal,
+        search.budget,
+        MaxDrop.parse(search.max_drop),
+        results.of(None, "tune"),
+        held_out_of,
+    )
+
+
 def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRecord) -> RunSummary:
     """What a search has come to so far. `store` has found `record`."""
     planner = make_planner(record)
     results = Results(study, store, planner)
-    trials = [trial for trial in store.trials() if trial.outcome is not None]
+    quarantined = store.quarantined()
+    recorded = store.trials()
+    completed = [trial for trial in recorded if trial.outcome is not None]
+    # A configuration that another search tried for its front counts here where it fits this budget.
+    above = [one for one in completed if one.purpose == "above" and not _fits(one, search.budget)]
+    trials = [one for one in completed if one not in above]
     refusals = [one for one in store.refusals() if one.search == search.id]
     measured = store.measured()
-    best = choose_best(trials, search.budget)
-    wanted = make_space("budget", planner, study.search, search.budget).defaults().configuration
+    baseline = {part: _accuracy(results.of(None, part)) for part in _parts(study)}
+    choice = _chosen(search, store, results)
+    best = None if choice is None else choice.trial
+    wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
     best_measured = best is not None and best.configuration in measured
     return RunSummary(
@@ -161,7 +207,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         study_hash=record.hash,
         budget=search.budget,
         seed=search.seed,
-        baseline={part: _accuracy(results.of(None, part)) for part in _parts(study)},
+        baseline=baseline,
         trials=tuple(_trial(trial, search.budget) for trial in trials),
         best=None if best is None else _trial(best, search.budget),
         best_held_out=_held_out(best, measured, results),
@@ -173,14 +219,44 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         else (),
         closest=_closest(trials, refusals) if best is None else None,
         refused=len(refusals),
-        shared_answers=_shared(trials, planner, study),
+        shared_answers=_shared(completed, planner, quarantined),
         evaluated_answers=store.count_answers(),
         skipped_videos=tuple(one["name"] for one in record.skipped),
+        quarantined=quarantined,
         smallest_reachable=smallest_reachable(planner, study.search),
         setting=setting_from(record.setting),
         baseline_cost=_baseline_cost(results),
         serving=None if best is None else _serving(best.configuration, planner, store),
+        verdict="untested" if choice is None else choice.verdict,
+        max_drop=search.max_drop,
+        margin=None if choice is None else choice.margin,
+        tested=() if choice is None else choice.tested,
+        provable_drop=_provable_drop(study),
+        noise=store.noise(),
+        stopped=tuple(
+            StoppedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
+            for one in recorded
+            if one.stopped is not None
+        ),
+        above=tuple(_trial(trial, search.budget) for trial in above),
+        goal=search.goal,
+        sampler=search.sampler,
+        cost=study_cost(store, planner),
     )
+
+
+def _paired(
+    configuration: Configuration, results: Results
+) -> tuple[list[QuestionResult], list[QuestionResult]]:
+    """Held-out results of the configuration and of the baseline, question by question."""
+    before = {one.question: one for one in results.of(None, "held_out")}
+    after = results.of(configuration, "held_out")
+    return after, [before[one.question] for one in after]
+
+
+def _provable_drop(study: Study) -> float | None:
+    drop = statistics.provable_drop([one.video for one in study.questions_of("held_out")])
+    return drop if math.isfinite(drop) else None
 
 
 def load_summary(
@@ -190,8 +266,23 @@ def load_summary(
 
     Errors: UserError when the study was never run, has no such search, or changed since.
     """
+    return load_summaries(study, budget=budget, seed=seed, database=database, latest=True)[0]
+
+
+def load_summaries(
+    study: Study,
+    *,
+    budget: float | None = None,
+    seed: int | None = None,
+    database: str | None = None,
+    latest: bool = False,
+) -> tuple[RunSummary, ...]:
+    """The summaries of the study's searches, or of those with this budget and seed, the latest at the end.
+
+    latest: of that one alone. Errors: as `load_summary`.
+    """
     with Store.open(database or default_database(study.name), create=False) as store:
-        record = _found(store, study.name)
+        record = store.require(study.name)
         study = without_skipped(study, record)
         refuse_changes(study, changes(study, record))
         searches = [
@@ -202,7 +293,8 @@ def load_summary(
         if not searches:
             known = ", ".join(f"budget {one.budget:g} seed {one.seed}" for one in store.searches()) or "none"
             raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
-        return summarise(study, store, record, searches[-1])
+        wanted = searches[-1:] if latest else searches
+        return tuple(summarise(study, store, record, one) for one in wanted)
 
 
 def load_status(study_name: str, database: str | None = None) -> Status:
@@ -211,12 +303,14 @@ def load_status(study_name: str, database: str | None = None) -> Status:
     Errors: UserError when it was never run.
     """
     with Store.open(database or default_database(study_name), create=False) as store:
-        record = _found(store, study_name)
+        record = store.require(study_name)
         planner = make_planner(record)
         trials, refusals, measured = store.trials(), store.refusals(), store.measured()
         completed = [trial for trial in trials if trial.outcome is not None]
-        ids = [question.id for question in record.questions]
-        baseline = store.answers(zip(ids, planner.fingerprints(None), strict=True))
+        quarantined = store.quarantined()
+        unpruned = zip(record.questions, planner.fingerprints(None), strict=True)
+        wanted = [(one.id, fingerprint) for one, fingerprint in unpruned if one.id not in quarantined]
+        baseline = store.answers(wanted)
         searches = []
         for search in store.searches():
             best = choose_best(completed, search.budget)
@@ -226,22 +320,29 @@ def load_status(study_name: str, database: str | None = None) -> Status:
                     seed=search.seed,
                     coordinates=search.coordinates,
                     trials_asked=search.trials,
-                    trials_completed=sum(trial.search == search.id for trial in completed),
+                    trials_completed=sum(
+                        trial.search == search.id and trial.purpose == "search" for trial in completed
+                    ),
                     refused=sum(one.search == search.id for one in refusals),
                     best=None if best is None else _trial(best, search.budget),
                     held_out=None if best is None else measured.get(best.configuration),
+                    trials_stopped=sum(
+                        trial.search == search.id and trial.stopped is not None for trial in trials
+                    ),
                 )
             )
         return Status(
             study=record.name,
             study_hash=record.hash,
             database=store.url,
-            baseline_questions=len(ids),
+            baseline_questions=len(wanted),
             baseline_answered=len(baseline),
-            trials_completed=len(completed),
-            trials_unfinished=len(trials) - len(completed),
+            trials_completed=sum(trial.purpose == "search" for trial in completed),
+            trials_unfinished=sum(trial.unfinished for trial in trials),
             answers=store.count_answers(),
             searches=tuple(searches),
+            trials_stopped=sum(trial.stopped is not None for trial in trials),
+            quarantined=quarantined,
         )
 
 
@@ -254,13 +355,6 @@ def without_skipped(study: Study, record: StudyRecord) -> Study:
         questions=tuple(question for question in study.questions if question.video not in gone),
         held_out=study.held_out - gone,
     )
-
-
-def _found(store: Store, name: str) -> StudyRecord:
-    record = store.find(name)
-    if record is None:
-        raise UserError(f"the study {name!r} has no records in {store.url}; `tuner run` makes them")
-    return record
 
 
 def _parts(study: Study) -> tuple[Part, ...]:
@@ -285,7 +379,11 @@ def _serving(configuration: Configuration, planner: Planner, store: Store) -> Se
 
 def _trial(trial: TrialRecord, budget: float) -> Trial:
     assert trial.outcome is not None
-    return Trial(trial.number, trial.configuration, trial.outcome, trial.binding_ratio <= budget + TOLERANCE)
+    return Trial(trial.number, trial.configuration, trial.outcome, _fits(trial, budget))
+
+
+def _fits(trial: TrialRecord, budget: float) -> bool:
+    return trial.binding_ratio <= budget + TOLERANCE
 
 
 def _held_out(
@@ -298,10 +396,15 @@ def _held_out(
 
 def held_out(configuration: Configuration, outcome: Outcome, results: Results) -> HeldOut:
     """A configuration's outcome on the held-out part with the intervals that belong beside it."""
-    after, before = results.of(configuration, "held_out"), results.of(None, "held_out")
+    after, before = _paired(configuration, results)
     right, right_before = [one.correct for one in after], [one.correct for one in before]
     videos = [one.video for one in after]
     lost = [was and not now for was, now in zip(right_before, right, strict=True)]
+    apart = [
+        one
+        for one in (divergence(was, now) for was, now in zip(before, after, strict=True))
+        if one is not None
+    ]
     return HeldOut(
         configuration=configuration,
         outcome=outcome,
@@ -309,7 +412,38 @@ def held_out(configuration: Configuration, outcome: Outcome, results: Results) -
         difference=statistics.difference(right, right_before, videos),
         p_value=statistics.sign_flip_p_value(right, right_before, videos),
         regression_rate=statistics.share(lost, videos),
+        mcnemar_p=statistics.mcnemar_p_value(right, right_before),
+        divergence=math.fsum(apart) / len(apart) if apart else None,
+        by_tag=_by_tag(results.study, after, before),
     )
+
+
+def _by_tag(
+    study: Study, after: Sequence[QuestionResult], before: Sequence[QuestionResult]
+) -> tuple[TagRow, ...]:
+    """A row for each value of each tag that the questions carry."""
+    groups: dict[tuple[str, str], list[tuple[QuestionResult, QuestionResult]]] = {}
+    for pair in zip(after, before, strict=True):
+        for tag in study.question(pair[0].question).tags.items():
+            groups.setdefault(tag, []).append(pair)
+    rows = []
+    for (key, value), pairs in sorted(groups.items()):
+        now, was = [one.correct for one, _ in pairs], [one.correct for _, one in pairs]
+        videos = [one.video for one, _ in pairs]
+        rows.append(
+            TagRow(
+                key=key,
+                value=value,
+                questions=len(pairs),
+                videos=len(set(videos)),
+                baseline=sum(was) / len(pairs),
+                accuracy=sum(now) / len(pairs),
+                difference=statistics.difference(now, was, videos),
+                lost=sum(one and not other for one, other in zip(was, now, strict=True)),
+                gained=sum(other and not one for one, other in zip(was, now, strict=True)),
+            )
+        )
+    return tuple(rows)
 
 
 def _binds(configuration: Configuration, planner: Planner) -> Binding | None:
@@ -358,9 +492,11 @@ def _closest(trials: Sequence[TrialRecord], refusals: Iterable[RefusalRecord]) -
     return min(tried, key=lambda one: one.flops_ratio, default=None)
 
 
-def _shared(trials: Sequence[TrialRecord], planner: Planner, study: Study) -> int:
+def _shared(trials: Sequence[TrialRecord], planner: Planner, left_out: Collection[str]) -> int:
     """Answers that trials found instead of asking for them, through plans they share."""
-    tune = [index for index, one in enumerate(planner.questions) if one.part == "tune"]
+    tune = [
+        index for index, one in enumerate(planner.questions) if one.part == "tune" and one.id not in left_out
+    ]
     seen = {(index, fingerprint) for index, fingerprint in enumerate(planner.fingerprints(None))}
     baseline = len(seen)
     for trial in trials:

@@ -8,16 +8,20 @@ dashboards read them. Ratios are fractions of the unpruned cost (0.3 = 30 %), ac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.break_even import Serving, break_even
 
 if TYPE_CHECKING:
     from pipeline.methods.base import Method
+    from tuner.costs import StudyCost
 
 Part = Literal["tune", "held_out"]
 Binding = Literal["alpha_boost", "gamma_cap", "none"]
+# Whether the chosen configuration loses no more held-out accuracy than the margin: shown; tested and not
+# shown; or never tested, because nothing fits or nothing was measured there.
+Verdict = Literal["shown", "not_shown", "untested"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class QuestionResult:
     video: str
     part: Part
     correct: bool
-    # Of the right option, normalised over the options; label-free: of the baseline's answer. None where
-    # neither exists.
+    # Of the right option, normalised over the options, and of the baseline's option without labels; of the
+    # baseline's whole text for a free answer.
     logprob_right: float | None
     text: str
     option: int | None
@@ -127,6 +131,8 @@ class Outcome:
     # As in `AnswerCost`.
     peak_bytes_mean: float | None = None
     peak_bytes_max: int | None = None
+    # Mean of `tuner.scoring.graded`.
+    graded: float | None = None
 
     @property
     def per_answer(self) -> AnswerCost:
@@ -142,6 +148,32 @@ class Trial:
     configuration: Configuration
     outcome: Outcome
     within_budget: bool
+
+
+@dataclass(frozen=True)
+class StoppedTrial:
+    """A trial that the race ended early: after `videos` videos of the tune part trial `by` dominated it."""
+
+    number: int
+    configuration: Configuration
+    # Its larger FLOPs ratio of the two parts: what the budget binds.
+    binding_ratio: float
+    by: int
+    videos: int
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One candidate's test on the held-out part; the candidates are in the order they were tested in."""
+
+    trial: int
+    # Absolute, as are difference and bound: fractions of the questions.
+    margin: float
+    difference: float
+    # One-sided lower confidence bound of the difference, at 1 - level.
+    bound: float
+    level: float
+    shown: bool
 
 
 @dataclass(frozen=True)
@@ -165,6 +197,11 @@ class Noise:
     logprob_mean: float
     logprob_max: float
 
+    @property
+    def flip_rate(self) -> float:
+        """Share of the answers that changed."""
+        return self.flips / self.questions
+
 
 @dataclass(frozen=True)
 class RegressionRow:
@@ -184,6 +221,22 @@ class RegressionRow:
 
 
 @dataclass(frozen=True)
+class TagRow:
+    """What pruning did to the held-out questions that carry the tag `key`: `value`."""
+
+    key: str
+    value: str
+    questions: int
+    videos: int
+    baseline: float
+    accuracy: float
+    # As in `HeldOut`.
+    difference: Measured
+    lost: int
+    gained: int
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """One configuration on the held-out part: the outcome and the intervals that belong beside it."""
 
@@ -196,6 +249,18 @@ class HeldOut:
     p_value: float | None = None
     # Regressions as a share of the part's questions, with an interval.
     regression_rate: Measured | None = None
+    # McNemar's exact two-sided test, which takes questions as independent.
+    mcnemar_p: float | None = None
+    # Mean KL divergence of the pruned distribution over the options from the baseline's, in natural
+    # logarithms; None without questions that have options.
+    divergence: float | None = None
+    # By tag and value, in the order of their names.
+    by_tag: tuple[TagRow, ...] = ()
+
+    @property
+    def flips(self) -> int:
+        """Questions that are right on one side only: regressions and gains together."""
+        return self.outcome.regressions + self.outcome.gained
 
 
 @dataclass(frozen=True)
@@ -308,6 +373,8 @@ class RunSummary:
     evaluated_answers: int = 0
     seconds: float = 0.0
     skipped_videos: tuple[str, ...] = ()
+    # Questions that are left out because they kill their workers: reasons by id.
+    quarantined: dict[str, str] = field(default_factory=dict)
     smallest_reachable: float | None = None
     # How the model was called: what best.json needs besides the knobs.
     setting: Setting | None = None
@@ -315,3 +382,20 @@ class RunSummary:
     baseline_cost: AnswerCost | None = None
     # When the best configuration pays; None when nothing fits.
     serving: ServingCost | None = None
+    # Whether the best configuration holds on the held-out part, and every test behind that.
+    verdict: Verdict = "untested"
+    # The largest drop as asked for ("0.02", "1%"; empty: nothing was), and as a fraction of the questions.
+    max_drop: str = ""
+    margin: float | None = None
+    tested: tuple[Tested, ...] = ()
+    # The smallest margin the held-out part can show: `tuner.statistics.provable_drop`.
+    provable_drop: float | None = None
+    noise: Noise | None = None
+    stopped: tuple[StoppedTrial, ...] = ()
+    # Trials beyond the budget that only the front shows; not among `trials`.
+    above: tuple[Trial, ...] = ()
+    # Of the whole study so far, all its searches together.
+    cost: StudyCost | None = None
+    # "budget": the best within it; "max_drop": the cheapest that holds.
+    goal: Literal["budget", "max_drop"] = "budget"
+    sampler: str = "tpe"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pipeline import meter
@@ -26,16 +27,21 @@ PATIENCE = 30.0
 
 
 def measure_serving(
-    evaluator: PipelineEvaluator, planner: Planner, method: Method, progress: Progress
+    evaluator: PipelineEvaluator,
+    planner: Planner,
+    method: Method,
+    progress: Progress,
+    *,
+    leave_out: Collection[str] = (),
 ) -> MeasuredServing:
     """Seconds of a few held-out questions, spread over their planned FLOPs, and torch's count of the median
-    one.
+    one. `leave_out`: ids of questions that are not asked.
 
     Errors: PipelineError when a video cannot be read any more, or memory does not suffice.
     """
     import torch
 
-    asked = planner.spread(method, QUESTIONS)
+    asked = planner.spread(method, QUESTIONS, leave_out)
     progress.started("costs", len(asked))
     seconds: list[tuple[Serving, Serving]] = []
     profiled = None

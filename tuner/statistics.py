@@ -1,13 +1,15 @@
 """Intervals and tests over videos: questions of one video answer alike, so the video is the unit.
 
-A mean over questions is treated as the ratio of two sums over videos (right answers, questions). Its
-interval is a studentised bootstrap over videos; a difference is tested by flipping signs of whole videos.
-Everything is seeded: the same answers give the same numbers. docs/statistics.md gives the reasons and the
-simulated coverage.
+A share of questions is the ratio of two sums over videos (questions that are so, questions). Its interval
+comes from a bootstrap over videos on the logit scale; that of a difference is put together from those of
+the answers lost and gained. A difference is tested by flipping signs of whole videos; that a configuration
+loses no more than a margin is shown by a one-sided bound. Everything is seeded: the same answers give the
+same numbers. docs/statistics.md gives the reasons and the simulated coverage.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,74 +26,182 @@ LEVEL = 0.95
 RESAMPLES = 4000
 PERMUTATIONS = 9999
 
-# Weight of each pseudo-video, as a share of the mean video's. See `_interval`.
-_PSEUDO_WEIGHT = 0.25
+FIXED_SEQUENCE = (0.04, 0.005, 0.005)
+"""Error levels of the candidates that are tested on the held-out part, in the tune part's order.
+
+A fixed sequence with weights (Wiens 2003): whichever candidates are too bad, that any of them passes has at
+most the sum of their levels as its probability, so the search may go on after a failure.
+"""
+
+# Weight of each pseudo-video, as a share of the mean video's; see `_share_ends`. An interval describes and
+# should cover 95 times in 100, neither less nor more. A test promises that it errs no more often than its
+# level, on the skewed tail that matters to it, and so takes more.
+_INTERVAL_WEIGHT = 0.09
+_TEST_WEIGHT = 0.2
 # Resamples are drawn in blocks of at most this many counts, so that 10,000 videos do not fill the memory.
 _BLOCK = 4_000_000
 
+# `provable_drop`: studies that are simulated (fewer where there are many videos), resamples of each, and
+# the correlation between two questions of one video as to whether pruning changes their answers.
+_SIMULATED = 1000
+_SIMULATED_COUNTS = 4_000_000
+_SIMULATED_RESAMPLES = 500
+_SIMULATED_CORRELATION = 0.05
+
 
 @dataclass(frozen=True, eq=False)
-class VideoSums:
-    """A per-question quantity summed within videos: one row per video that has questions."""
+class VideoCounts:
+    """Questions of which something holds, counted within videos: one column per video with questions."""
 
-    total: Floats  # (V,) sum of the quantity over the video's questions
-    questions: Floats  # (V,) number of questions
+    counts: Floats  # (K, V): of each of K properties
+    questions: Floats  # (V,)
 
     @classmethod
-    def of(cls, values: ArrayLike, videos: Sequence[str]) -> VideoSums:
-        """Group values, one per question, by video; the order of the videos does not matter."""
-        array = np.asarray(values, dtype=np.float64)
-        if array.shape != (len(videos),):
+    def of(cls, flags: Sequence[ArrayLike], videos: Sequence[str]) -> VideoCounts:
+        """Group K flags (0 or 1, one per question) by video; order and names of the videos do not matter.
+
+        Errors: ValueError for no questions, a flag without a video, or values other than 0 and 1.
+        """
+        arrays = np.asarray(flags, dtype=np.float64)
+        if arrays.ndim != 2 or arrays.shape[1] != len(videos):
             raise ValueError(
-                f"Each value needs its video, but got values {array.shape} and {len(videos)} videos."
+                f"Each value needs its video, but got values {arrays.shape[1:]} and {len(videos)} videos."
             )
-        if not array.size:
+        if not arrays.size:
             raise ValueError("At least one question is needed, but got none.")
-        if not np.isfinite(array).all():
-            raise ValueError("All values must be finite.")
+        if not np.isin(arrays, (0.0, 1.0)).all():
+            raise ValueError("All values must be 0 or 1.")
         names, index = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
-        total = np.bincount(index, weights=array, minlength=names.size).astype(np.float64)
+        counts = np.stack([np.bincount(index, weights=one, minlength=names.size) for one in arrays]).astype(
+            np.float64
+        )
         questions = np.bincount(index, minlength=names.size).astype(np.float64)
         # Sorted by content: renaming videos, which says nothing of the data, must not change an interval.
-        order = np.lexsort((questions, total))
-        return cls(total[order], questions[order])
+        order = np.lexsort((questions, *counts))
+        return cls(counts[:, order], questions[order])
+
+    @classmethod
+    def of_flips(cls, after: ArrayLike, before: ArrayLike, videos: Sequence[str]) -> VideoCounts:
+        """Answers lost and gained, the two rows of `counts`."""
+        now, was = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+        if now.shape != was.shape:
+            raise ValueError(f"Answers are compared in pairs, but got {now.shape} and {was.shape}.")
+        return cls.of([was * (1 - now), now * (1 - was)], videos)
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Whether a configuration is shown to lose no more accuracy than a margin."""
+
+    margin: float  # absolute
+    difference: float  # accuracy after minus before
+    bound: float  # one-sided lower confidence bound of the difference, at 1 - level
+    level: float  # probability of showing what is not so
 
     @property
-    def mean(self) -> float:
-        """The mean over questions."""
-        return float(self.total.sum() / self.questions.sum())
+    def shown(self) -> bool:
+        """Whether the bound excludes a drop larger than the margin."""
+        return self.bound >= -self.margin
 
 
 def share(flags: ArrayLike, videos: Sequence[str], *, seed: int = 0, level: float = LEVEL) -> Measured:
-    """The share of questions that are so (accuracy, agreement, regressions); interval within [0, 1]."""
-    return mean(flags, videos, bounds=(0.0, 1.0), seed=seed, level=level)
+    """The share of questions that are so (accuracy, agreement, regressions), with its interval over videos.
+
+    The interval is None for fewer than two videos, which say nothing of how videos differ.
+    """
+    _check_level(level)
+    found = VideoCounts.of([flags], videos)
+    value = float(found.counts.sum() / found.questions.sum())
+    if found.questions.size < 2:
+        return Measured(value)
+    low, high = _share_ends(
+        found.counts[0], found.questions, (1 - level) / 2, RESAMPLES, seed, _INTERVAL_WEIGHT
+    )
+    return Measured(value, Interval(float(low), float(high)))
 
 
 def difference(
     after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, seed: int = 0, level: float = LEVEL
 ) -> Measured:
-    """Accuracy after minus accuracy before, paired on the same questions; interval within [-1, 1]."""
-    change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    return mean(change, videos, bounds=(-1.0, 1.0), seed=seed, level=level)
+    """Accuracy after minus accuracy before, paired on the same questions; interval as for `share`."""
+    _check_level(level)
+    found = VideoCounts.of_flips(after, before, videos)
+    if found.questions.size < 2:
+        return Measured(_change(found))
+    lost, gained = found.counts
+    low, high = _difference_ends(
+        lost, gained, found.questions, (1 - level) / 2, RESAMPLES, seed, _INTERVAL_WEIGHT
+    )
+    return Measured(_change(found), Interval(float(low), float(high)))
 
 
-def mean(
-    values: ArrayLike,
+def non_inferiority(
+    after: ArrayLike,
+    before: ArrayLike,
     videos: Sequence[str],
+    margin: float,
     *,
-    bounds: tuple[float, float] | None = None,
+    level: float = 0.05,
     seed: int = 0,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-) -> Measured:
-    """The mean over questions with an interval over videos; `bounds` are what a question can take at all.
+) -> NonInferiority:
+    """Tests that accuracy falls by no more than `margin` (absolute), with this probability of error.
 
-    The interval is None for fewer than two videos, which say nothing of how videos differ.
+    The bound is made as the lower end of the two-sided interval at 1 - 2 level, but a little lower, so that
+    the error stays within the level with few videos too. One video shows nothing.
     """
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"The level must be between 0 and 1, but got {level}.")
-    sums = VideoSums.of(values, videos)
-    return Measured(sums.mean, _interval(sums, bounds, level, resamples, np.random.default_rng(seed)))
+    _check_level(level)
+    found = VideoCounts.of_flips(after, before, videos)
+    bound = -1.0
+    if found.questions.size >= 2:
+        lost, gained = found.counts
+        low, _ = _difference_ends(lost, gained, found.questions, level, RESAMPLES, seed, _TEST_WEIGHT)
+        bound = float(low)
+    return NonInferiority(margin, _change(found), bound, level)
+
+
+def provable_drop(
+    videos: Sequence[str], *, flips: float = 0.05, power: float = 0.8, level: float = 0.04, seed: int = 0
+) -> float:
+    """The smallest margin that a configuration which loses nothing shows with this power; inf for one video.
+
+    videos: of each question. Pruning is taken to change a share `flips` of the answers, as many gained as
+    lost, slightly alike within a video; `level` is that of the test. From simulated studies.
+    """
+    if not 0 < flips <= 1 or not 0 < power < 1:
+        raise ValueError(f"`0 < flips <= 1` and `0 < power < 1` must hold, but got {flips} and {power}.")
+    _check_level(level)
+    _, questions = np.unique(np.asarray(videos, dtype=object).astype(str), return_counts=True)
+    if questions.size < 2:
+        return math.inf
+    questions = np.sort(questions)
+    studies = min(_SIMULATED, max(100, _SIMULATED_COUNTS // questions.size))
+    rng = np.random.default_rng(seed)
+    # Dirichlet-multinomial counts of answers lost, gained and kept: alike within a video by the correlation.
+    shares = np.array([flips / 2, flips / 2, 1 - flips]) * (1 / _SIMULATED_CORRELATION - 1)
+    rates = rng.dirichlet(np.maximum(shares, 1e-9), (studies, questions.size))  # (studies, V, 3)
+    flipped = rng.multinomial(questions, rates).astype(np.float64)
+    bounds, _ = _difference_ends(
+        flipped[..., 0],
+        flipped[..., 1],
+        questions.astype(np.float64),
+        level,
+        _SIMULATED_RESAMPLES,
+        seed,
+        _TEST_WEIGHT,
+    )
+    return float(-np.quantile(bounds, 1 - power))
+
+
+def mcnemar_p_value(after: ArrayLike, before: ArrayLike) -> float:
+    """McNemar's exact two-sided test on questions: how often as few are lost or gained, were both alike.
+
+    It takes questions as independent, which those of one video are not: too small where videos matter.
+    """
+    from scipy.stats import binomtest
+
+    now, was = np.asarray(after, dtype=bool), np.asarray(before, dtype=bool)
+    lost, gained = int((was & ~now).sum()), int((now & ~was).sum())
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def sign_flip_p_value(
@@ -108,9 +218,8 @@ def sign_flip_p_value(
     """
     from scipy.stats import permutation_test
 
-    change = VideoSums.of(
-        np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64), videos
-    ).total
+    lost, gained = VideoCounts.of_flips(after, before, videos).counts
+    change = gained - lost
     change = change[change != 0]  # a video without a difference is the same under either sign
     if not change.size:
         return 1.0
@@ -132,57 +241,97 @@ def sign_flip_p_value(
     return float(test.pvalue)
 
 
-def _interval(
-    sums: VideoSums,
-    bounds: tuple[float, float] | None,
-    level: float,
-    resamples: int,
-    rng: np.random.Generator,
-) -> Interval | None:
-    """Studentised bootstrap over videos of the ratio total / questions.
+def _check_level(level: float) -> None:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"The level must be between 0 and 1, but got {level}.")
 
-    Percentile and BCa intervals are too short at 15 and 30 videos (86 to 93 % where 95 % is promised), and
-    a plain studentised one fails where few videos differ, because many resamples then show no variation at
-    all. Two pseudo-videos at the two extremes a question can take, each of a quarter of a mean video's
-    weight, repair that (the idea of Agresti and Coull's interval). Without them a part without any error
-    would get an interval of width zero.
+
+def _change(found: VideoCounts) -> float:
+    lost, gained = found.counts.sum(axis=1)
+    return float((gained - lost) / found.questions.sum())
+
+
+def _share_ends(
+    counts: Floats, questions: Floats, tail: float, resamples: int, seed: int, pseudo_weight: float
+) -> tuple[Floats, Floats]:
+    """Both ends of the interval of sum(counts) / sum(questions); each misses with probability `tail`.
+
+    counts: (..., V); questions: (..., V) or (V,); V >= 2. Leading axes are studies of their own, for
+    simulations. Returns two arrays (...).
+
+    A t interval with the bootstrap's standard error, on the logit scale: a share near 1 is skewed, and at 15
+    and 30 videos percentile, BCa and symmetric intervals are too short (86 to 93 % where 95 % is promised).
+    Two pseudo-videos, one all right and one all wrong, keep a part without any error from getting an interval
+    of width zero (the idea of Agresti and Coull's interval).
     """
-    if sums.total.size < 2:
-        return None
-    estimate = sums.mean
-    total, questions = sums.total, sums.questions
-    if bounds is not None:
-        weight = _PSEUDO_WEIGHT * questions.mean()
-        total = np.append(total, [bounds[0] * weight, bounds[1] * weight])
-        questions = np.append(questions, [weight, weight])
-    products = np.stack([total * total, total * questions, questions * questions], axis=1)  # (V, 3)
-    centre, error = _ratio(total.sum(), questions.sum(), products.sum(axis=0), total.size)
-    if not error > 0:
-        return Interval(estimate, estimate)
-    studentised = []
-    for size in _blocks(resamples, total.size):
-        # (B, V) how often each video is drawn
-        drawn = rng.multinomial(total.size, np.full(total.size, 1.0 / total.size), size).astype(np.float64)
-        moments = (drawn @ products).T  # (3, B)
-        resampled, errors = _ratio(drawn @ total, drawn @ questions, moments, total.size)
-        varied = errors > 0
-        studentised.append((resampled[varied] - centre) / errors[varied])
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(np.concatenate(studentised), [tail, 1.0 - tail])
-    ends = np.array([centre - high * error, centre - low * error])
-    if bounds is not None:
-        ends = np.clip(ends, *bounds)
+    from scipy.special import expit, logit, stdtrit
+
+    questions = np.broadcast_to(questions, counts.shape)
+    weight = pseudo_weight * questions.mean(axis=-1, keepdims=True)
+    numerators = np.concatenate([counts, np.zeros_like(weight), weight], axis=-1)
+    denominators = np.concatenate([questions, weight, weight], axis=-1)
+    centre = numerators.sum(axis=-1) / denominators.sum(axis=-1)
+    error = _bootstrap_error(numerators, denominators, centre, resamples, seed)
+    reach = stdtrit(counts.shape[-1] - 1, 1 - tail) * error / (centre * (1 - centre))
+    estimate = counts.sum(axis=-1) / questions.sum(axis=-1)
     # Where all answers agree the pseudo-videos pull the whole interval away from the estimate.
-    return Interval(float(min(ends[0], estimate)), float(max(ends[1], estimate)))
+    low = np.minimum(expit(logit(centre) - reach), estimate)
+    return low, np.maximum(expit(logit(centre) + reach), estimate)
 
 
-def _ratio(total: Floats, questions: Floats, moments: Floats, videos: int) -> tuple[Floats, Floats]:
-    """The ratio and its linearised standard error, from sums and second moments over videos."""
-    ratio = total / questions
-    squares = moments[0] - 2.0 * ratio * moments[1] + ratio * ratio * moments[2]  # sum of (t - ratio q)^2
-    # Cancellation can leave a tiny remainder, of either sign, of what is exactly zero.
-    squares = np.where(squares > 1e-12 * moments[2], squares, 0.0)
-    return ratio, np.sqrt(videos / (videos - 1) * squares) / questions
+def _bootstrap_error(
+    numerators: Floats, denominators: Floats, centre: Floats, resamples: int, seed: int
+) -> Floats:
+    """Standard error of the ratio of sums over the last axis, by drawing from it with replacement."""
+    rng = np.random.default_rng(seed)
+    size = numerators.shape[-1]
+    first, second = np.zeros_like(centre), np.zeros_like(centre)
+    for block in _blocks(resamples, size):
+        # (V, B): how often each video is drawn.
+        drawn = rng.multinomial(size, np.full(size, 1.0 / size), block).astype(np.float64).T
+        deviations = (numerators @ drawn) / (denominators @ drawn) - centre[..., None]
+        first += deviations.sum(axis=-1)
+        second += (deviations * deviations).sum(axis=-1)
+    variance = second / resamples - (first / resamples) ** 2
+    return np.asarray(np.sqrt(size / (size - 1) * variance))
+
+
+def _difference_ends(
+    lost: Floats,
+    gained: Floats,
+    questions: Floats,
+    tail: float,
+    resamples: int,
+    seed: int,
+    pseudo_weight: float,
+) -> tuple[Floats, Floats]:
+    """Both ends of the interval of (gained - lost) / questions; arguments and returns as of `_share_ends`.
+
+    From the intervals of the two shares, by the square-and-add method for correlated shares (Newcombe 1998;
+    Zou and Donner 2008): flips are rare and their shares skewed, which a symmetric interval of the
+    difference, or a bootstrap of resamples that hold hardly any flip, does not see.
+    """
+    total = np.broadcast_to(questions, lost.shape).sum(axis=-1)
+    losing, gaining = lost.sum(axis=-1) / total, gained.sum(axis=-1) / total
+    (lost_low, gained_low), (lost_high, gained_high) = _share_ends(
+        np.stack([lost, gained]), questions, tail, resamples, seed, pseudo_weight
+    )
+    correlation = _correlation(lost - losing[..., None] * questions, gained - gaining[..., None] * questions)
+    low = _root(gaining - gained_low, lost_high - losing, correlation)
+    high = _root(gained_high - gaining, losing - lost_low, correlation)
+    change = gaining - losing
+    return np.maximum(change - low, -1.0), np.minimum(change + high, 1.0)
+
+
+def _correlation(one: Floats, other: Floats) -> Floats:
+    """Over the last axis, of residuals; 0 where one of them is always 0."""
+    scale = np.sqrt((one * one).sum(axis=-1) * (other * other).sum(axis=-1))
+    return np.asarray((one * other).sum(axis=-1) / np.where(scale > 0, scale, 1.0))
+
+
+def _root(one: Floats, other: Floats, correlation: Floats) -> Floats:
+    """Length of the difference of two vectors with these lengths and this cosine."""
+    return np.sqrt(np.maximum(one * one + other * other - 2 * correlation * one * other, 0.0))
 
 
 def _blocks(resamples: int, videos: int) -> list[int]:

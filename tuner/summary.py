@@ -10,12 +10,26 @@ from typing import TYPE_CHECKING
 
 from pipeline.methods import AdaTP, knobs
 from tuner.recording import Recorded
-from tuner.results import AnswerCost, HeldOut, Interval, Measured, RunSummary, ServingCost, Trial
+from tuner.results import (
+    AnswerCost,
+    HeldOut,
+    Interval,
+    Measured,
+    Noise,
+    RunSummary,
+    ServingCost,
+    TagRow,
+    Trial,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tuner.costs import StudyCost
+
 NOTHING = "-"
+# Rows of the table by tag; best.json has them all.
+MOST_TAGS = 12
 _BINDS = {
     "alpha_boost": "alpha_boost decides the boosted ratio; gamma_cap has no effect here.",
     "gamma_cap": "gamma_cap decides the boosted ratio; alpha_boost has no effect here.",
@@ -45,8 +59,7 @@ class KnobRow:
 
 def comparison(summary: RunSummary) -> tuple[Row, ...]:
     """The comparison's lines, held-out numbers first because they are the ones to believe."""
-    agreement = summary.setting is not None and not summary.setting.labelled
-    what = "agreement" if agreement else "accuracy"
+    what = _what(summary)
     best, defaults = summary.best_held_out, summary.defaults_held_out
     return (
         Row(
@@ -89,6 +102,34 @@ def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
     )
 
 
+def tag_rows(summary: RunSummary) -> tuple[TagRow, ...]:
+    """What pruning did by tag: all values, or those that lost most where there are more than `MOST_TAGS`."""
+    rows = () if summary.best_held_out is None else summary.best_held_out.by_tag
+    most = sorted(rows, key=lambda row: row.difference.value)[:MOST_TAGS]
+    return tuple(row for row in rows if row in most)
+
+
+def provable(drop: float, videos: int) -> str:
+    """Before tuning, and after: what so many held-out videos can show. drop: absolute."""
+    return f"{videos} held-out videos can prove a drop of about {100 * drop:.1f} points at best."
+
+
+def noise_floor(noise: Noise, margin: float | None = None, *, labelled: bool = True) -> str:
+    """Before tuning, and after: what the unpruned model does against itself, and whether the margin is above.
+
+    margin: absolute. Without labels a margin at or below the noise floor shows nothing.
+    """
+    rate = 100 * noise.flip_rate
+    line = (
+        f"Noise floor: asked in packs of another size, the unpruned model changes {noise.flips} of "
+        f"{noise.questions} answers ({rate:.1f} points)."
+    )
+    if labelled or margin is None:
+        return line
+    line += f" Margin {100 * margin:.1f} points, noise floor {rate:.1f} points (flips)"
+    return line + ("." if margin > noise.flip_rate else ": nothing can be shown; take a larger --max-drop.")
+
+
 def remarks(
     summary: RunSummary,
     *,
@@ -103,29 +144,59 @@ def remarks(
         lines.append(
             f"Held out: {outcome.questions} questions about {outcome.videos} videos; %, 95 % intervals."
         )
+        lines += _changed(summary.best_held_out)
+    lines += _verdict(summary)
+    if summary.provable_drop is not None and summary.best_held_out is not None:
+        lines.append(provable(summary.provable_drop, summary.best_held_out.outcome.videos))
+    if summary.noise is not None:
+        lines.append(noise_floor(summary.noise, summary.margin, labelled=_labelled(summary)))
     if summary.best is None:
         lines.append(_nothing_fits(summary))
     elif summary.binds is not None:
         lines.append(_BINDS[summary.binds])
     if summary.serving is not None:
         lines += _serving(summary.serving)
+    if summary.cost is not None:
+        lines.append(_study_cost(summary.cost))
     if summary.skipped_videos:
         lines.append(f"Left out because they cannot be read: {', '.join(summary.skipped_videos)}.")
+    lines += [f"Left out: question {one} ({reason})." for one, reason in summary.quarantined.items()]
     if exported is not None:
         lines.append(f"Exported to {exported}.")
     elif summary.best is not None:
-        lines.append(
-            f"To export it: tuner export --study {shlex.quote(study or summary.study)} --output best.json"
-        )
+        accept = "" if summary.verdict == "shown" else " --accept-regressions"
+        name = shlex.quote(study or summary.study)
+        lines.append(f"To export it: tuner export --study {name} --output best.json{accept}")
     if recorded is not None:
         local = "type `mlflow ui` and open " if recorded.page.startswith("http://127.0.0.1") else ""
         lines.append(f"In MLflow: {local}{recorded.page}")
     return tuple(lines)
 
 
+def _study_cost(cost: StudyCost) -> str:
+    text = (
+        f"This study cost {cost.passes:.1f} baseline passes so far (a pass: every video encoded and every "
+        f"question answered unpruned, once), {cost.passes_language:.1f} of the language model alone"
+    )
+    if cost.seconds is not None:
+        text += f", {duration(cost.seconds)} of model time"
+    return text + (
+        f"; {100 * cost.raced_share:.0f} % of the trials' questions were raced away, "
+        f"{100 * cost.shared_share:.0f} % shared. Done naively: {cost.naive_passes:.0f} passes."
+    )
+
+
 def headline(summary: RunSummary) -> str:
     """One line above the tables."""
-    text = f"{summary.study}: budget {summary.budget:g}, {len(summary.trials)} trials"
+    if summary.goal == "max_drop":
+        asked = f"the cheapest within {summary.max_drop} of the unpruned {_what(summary)}"
+    else:
+        asked = f"budget {summary.budget:g}"
+    text = f"{summary.study}: {asked}, {len(summary.trials)} trials"
+    if summary.stopped:
+        text += f" and {len(summary.stopped)} stopped early"
+    if summary.above:
+        text += f", {len(summary.above)} above the budget for the front"
     if summary.refused:
         text += f", {summary.refused} proposals over the budget refused at no cost"
     if summary.shared_answers:
@@ -158,6 +229,12 @@ def render(
     for row in comparison(summary):
         # Text: a string in brackets might be taken for markup.
         table.add_row(row.name, Text(row.unpruned), Text(row.best, style="bold"), Text(row.defaults))
+    columns = ("by tag", "questions", "unpruned", "pruned", "change", "lost", "gained")
+    tags = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in tags.columns[1:]:
+        column.justify = "right"
+    for row_by_tag in tag_rows(summary):
+        tags.add_row(*(Text(cell) for cell in _tag_cells(row_by_tag)))
     settings = Table("knob", best, "AdaTP defaults", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in settings.columns[1:3]:
         column.justify = "right"
@@ -167,7 +244,8 @@ def render(
         Text(line, overflow="fold")
         for line in remarks(summary, exported=exported, recorded=recorded, study=study)
     ]
-    return Group(Text(headline(summary), style="bold"), table, settings, *below)
+    tables = [table, tags, settings] if tags.rows else [table, settings]
+    return Group(Text(headline(summary), style="bold"), *tables, *below)
 
 
 def percent(measured: Measured | None) -> str:
@@ -192,9 +270,67 @@ def _range(interval: Interval | None, form: str) -> str:
 
 
 def _change(held_out: HeldOut | None) -> str:
-    if held_out is None:
-        return NOTHING
-    return f"{100 * held_out.difference.value:+.1f}{_range(held_out.difference.interval, '+.1f')}"
+    return NOTHING if held_out is None else _signed(held_out.difference)
+
+
+def _signed(change: Measured) -> str:
+    return f"{100 * change.value:+.1f}{_range(change.interval, '+.1f')}"
+
+
+def _tag_cells(row: TagRow) -> tuple[str, ...]:
+    return (
+        f"{row.key}: {row.value}",
+        str(row.questions),
+        f"{100 * row.baseline:.1f}",
+        f"{100 * row.accuracy:.1f}",
+        _signed(row.difference),
+        str(row.lost),
+        str(row.gained),
+    )
+
+
+def _labelled(summary: RunSummary) -> bool:
+    return summary.setting is None or summary.setting.labelled
+
+
+def _what(summary: RunSummary) -> str:
+    return "accuracy" if _labelled(summary) else "agreement"
+
+
+def _changed(best: HeldOut) -> list[str]:
+    """What pruning changed on the held-out part: answers, whether that is chance, and how sure they are."""
+    outcome = best.outcome
+    line = (
+        f"Pruning flipped {best.flips} of {outcome.questions} answers: {outcome.regressions} lost, "
+        f"{outcome.gained} gained"
+    )
+    if best.p_value is not None:
+        line += f"; p {best.p_value:.2g} over videos"
+        line += "" if best.mcnemar_p is None else f" (McNemar {best.mcnemar_p:.2g})"
+    line += f"; log-probability {outcome.logprob_change:+.3f}"
+    line += "" if best.divergence is None else f", KL {best.divergence:.3f}"
+    lines = [f"{line}."]
+    more = len(best.by_tag) - MOST_TAGS
+    return lines if more <= 0 else [*lines, f"By tag: {more} more rows, which lost less, are in best.json."]
+
+
+def _verdict(summary: RunSummary) -> list[str]:
+    """Whether the configuration holds, in a sentence; nothing where no margin was asked for."""
+    if summary.best is None or summary.margin is None:
+        return []
+    within = f"within {100 * summary.margin:.3g} points of the unpruned {_what(summary)}"
+    if summary.max_drop:
+        within += f" (--max-drop {summary.max_drop})"
+    if not summary.tested:
+        return [f"Not tested: {within}."]
+    last = summary.tested[-1] if summary.verdict == "shown" else summary.tested[0]
+    trial = f" of trial {last.trial}" if len(summary.tested) > 1 else ""
+    line = (
+        f"{'Shown' if last.shown else 'Not shown'}: {within}; the held-out difference{trial} is "
+        f"{100 * last.difference:+.1f} points, lower bound {100 * last.bound:+.1f}."
+    )
+    failed = ", ".join(str(one.trial) for one in summary.tested if one is not last)
+    return [line if not failed else f"{line} Not shown for trials tested besides: {failed}."]
 
 
 def _count(held_out: HeldOut | None, name: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,18 @@ from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
 from tuner.executors.evaluator import Executor
 from tuner.executors.in_process import InProcessExecutor
 from tuner.loop import EvaluationError, Loop
+from tuner.progress import NoProgress
 from tuner.records.store import Store
 
 EXECUTORS = ["in_process", "ray_1", "ray_2"]
+
+
+class Unloadable(FakeEvaluator):
+    """As a model too large for its machine: the system kills whoever loads it."""
+
+    def __call__(self) -> FakeEvaluator:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("nobody is left")
 
 
 def make_executor(kind: str, evaluator: FakeEvaluator) -> Executor:
@@ -73,6 +85,44 @@ def test_everything_is_answered_once(kind: str, tmp_path: Path) -> None:
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())
 
 
+@dataclass
+class Meeting(FakeEvaluator):
+    """Answers for a trial only once another process is at one, too."""
+
+    folder: Path = Path()
+
+    def answer(self, configuration: Any, questions: Any, references: Any) -> list[dict[str, Any]]:
+        if configuration is not None:
+            (self.folder / f"{os.getpid()}.met").touch()
+            deadline = time.monotonic() + 60
+            while len(list(self.folder.glob("*.met"))) < 2:
+                if time.monotonic() > deadline:
+                    raise RuntimeError("nobody else came")
+                time.sleep(0.02)
+        return super().answer(configuration, questions, references)
+
+
+class Told(NoProgress):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_two_workers_evaluate_two_trials_at_a_time(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        progress = Told()
+        loop = make_loop(study, store, progress=progress)
+        make_executor("ray_2", Meeting(study, folder=tmp_path)).run(loop)
+        assert all(one.outcome is not None for one in store.trials())
+        # An attempt that waited for nobody would have died and been tried again.
+        assert progress.messages == []
+
+
 @pytest.mark.parametrize("kind", ["in_process", "ray_1"])
 def test_one_worker_is_deterministic(kind: str, tmp_path: Path, undisturbed: list[Any]) -> None:
     study = make_study()
@@ -119,6 +169,86 @@ def test_questions_that_keep_killing_their_worker_end_the_run_with_a_clear_error
         loop = make_loop(study, store)
         with pytest.raises(EvaluationError, match=r"died 3 times .* RuntimeError: no memory left"):
             make_executor("ray_1", FakeEvaluator(study, always="no memory left")).run(loop)
+
+
+def without(path: Path, *questions: str) -> list[Any]:
+    """What an undisturbed run leaves from whose beginning on these questions are left out."""
+    study = make_study()
+    with open_store(path, study) as store:
+        for question in questions:
+            store.quarantine(question, "known before")
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store))
+        return table(store)
+
+
+@pytest.mark.parametrize(
+    ("kind", "question"),
+    [("in_process", "v02.mp4-q1"), ("in_process", "v03.mp4-q0"), ("ray_2", "v03.mp4-q0")],
+)
+def test_a_question_that_runs_out_of_memory_is_left_out(kind: str, question: str, tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        make_executor(kind, FakeEvaluator(study, hungry=question)).run(loop)
+        assert loop.finished
+        assert not loop.interrupted
+        assert list(store.quarantined()) == [question]
+        assert "MemoryError: no room" in store.quarantined()[question]
+        if kind == "in_process":
+            assert table(store) == without(tmp_path / "without.db", question)
+        else:
+            assert [one.outcome.questions for one in store.trials() if one.outcome is not None] == [12] * 6
+
+
+def test_a_question_that_kills_its_process_is_found_by_workers_and_left_out(tmp_path: Path) -> None:
+    """In one process it kills the driver, and nobody is left to count; with a worker, the same study ends."""
+    study = make_study()
+    deadly = FakeEvaluator(study, deadly="v02.mp4-q1")
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_in_process, args=(tmp_path / "t.db", deadly)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9
+    with open_store(tmp_path / "t.db", study) as store:
+        make_executor("ray_1", deadly).run(make_loop(study, store, trials=1))
+        assert "its worker process died" in store.quarantined()["v02.mp4-q1"]
+    run_in_process(tmp_path / "t.db", deadly)
+    with open_store(tmp_path / "t.db", study) as store:
+        assert table(store)[0] == without(tmp_path / "without.db", "v02.mp4-q1")[0]
+
+
+@pytest.mark.parametrize("question", ["v02.mp4-q1", "v03.mp4-q0"], ids=["tune", "held_out"])
+@pytest.mark.parametrize("calls", [7, 9, 13, 17])
+def test_what_was_measured_before_a_quarantine_is_computed_anew(
+    question: str, calls: int, tmp_path: Path
+) -> None:
+    """Every outcome in the records is about the same questions, whenever the question was found."""
+    study = make_study()
+    evaluator = FakeEvaluator(study, hungry=question, harmless_calls=calls)
+    with open_store(tmp_path / "t.db", study) as store:
+        InProcessExecutor(evaluator).run(make_loop(study, store))
+        expected = without(tmp_path / "without.db", *store.quarantined())
+        left = study.without(store.quarantined())
+        for trial in store.trials():
+            assert trial.outcome is not None
+            assert trial.outcome.questions == len(left.questions_of("tune"))
+        for outcome in store.measured().values():
+            assert outcome.questions == len(left.questions_of("held_out"))
+        # Those that were complete by then: later ones were proposed from other evidence.
+        complete = [one for one in store.trials() if one.number < (calls - 4) // 2]
+        for one, other in zip(complete, expected[0], strict=False):
+            assert one.configuration == other.configuration
+            assert one.outcome is not None
+            assert replace(one.outcome, seconds=0) == other.outcome
+
+
+def test_workers_that_cannot_be_started_are_no_questions_fault(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        with pytest.raises(EvaluationError, match=r"No worker could be started 3 times in a row"):
+            make_executor("ray_1", Unloadable(study)).run(make_loop(study, store))
+        assert store.quarantined() == {}
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)

@@ -50,6 +50,17 @@ def test_unpruned_plan_keeps_everything():
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("ratio", [0.3, 0.99, 1.0])
+def test_the_keys_of_a_study_are_those_of_its_plans(name, ratio):
+    random = np.random.default_rng(7)
+    layouts = [random_layout(random, frames) for frames in (1, 8, 8, 16)] * 2
+    plans = StudyPlans.of(METHODS[name]().with_ratio(ratio), Layouts.of(layouts), 28)
+    expected = tuple(None if plan.keeps_everything else plan.key() for plan in plans.plans())
+    assert plans.keys() == expected
+    assert ratio < 1 or set(expected) == {None}
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_planning_a_study_equals_planning_its_questions_one_by_one(name):
     random = np.random.default_rng(1)
     layouts = [random_layout(random) for _ in range(40)]

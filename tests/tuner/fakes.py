@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
 from tuner.loop import Loop
 from tuner.planning import Planner
-from tuner.records.store import SearchRecord, Store, StoredQuestion, StudyRecord
+from tuner.records.store import Goal, SearchRecord, Store, StoredQuestion, StudyRecord
 from tuner.search.evidence import Sampler
 from tuner.search.optuna_sampler import OptunaSampler
 from tuner.search.space import Coordinates, make_space
@@ -100,7 +100,7 @@ def begin(store: Store, study: Study) -> None:
                 hash="hash",
                 parts={"model": study.model},
                 setting={},
-                shape={},
+                shape=asdict(SHAPE),
                 fingerprint_base=BASE,
                 text_encoder_identity="siglip",
                 skipped=(),
@@ -118,14 +118,18 @@ def make_loop(
     seed: int = 0,
     coordinates: Coordinates = "budget",
     sampler: Sampler | None = None,
+    goal: Goal = "budget",
+    max_drop: str = "0.02",
     **options: Any,
 ) -> Loop:
+    """Without race and without configurations above the budget, unless the options say so."""
     planner = make_planner(study)
-    search: SearchRecord = store.search(budget, seed, coordinates, trials)
-    space = make_space(coordinates, planner, study.search, budget)
+    search: SearchRecord = store.search(budget, seed, coordinates, trials, goal=goal, max_drop=max_drop)
+    space = make_space(coordinates, planner, study.search, budget, goal)
+    options = {"race": False, "above_budget": (), "rung_videos": 2, **options}
     # Few random trials, so that short tests reach the model of the sampler.
     chosen = OptunaSampler(startup_trials=3) if sampler is None else sampler
-    return Loop(study, store, planner, search, space, chosen, rung_videos=2, **options)
+    return Loop(study, store, planner, search, space, chosen, **options)
 
 
 @dataclass
@@ -138,6 +142,11 @@ class FakeEvaluator:
     kill_after: int = 0
     # Every call dies this way.
     always: str | None = None
+    # Asking this question kills the process each time; asking that one finds too little memory.
+    deadly: str | None = None
+    hungry: str | None = None
+    # Such questions harm only after this many calls.
+    harmless_calls: int = 0
     calls: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
 
     def __call__(self) -> FakeEvaluator:
@@ -156,6 +165,12 @@ class FakeEvaluator:
             self.kill_marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
+        if len(self.calls) >= self.harmless_calls:
+            if self.deadly in questions:
+                os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(60)
+            if self.hungry in questions:
+                raise MemoryError("no room for so many tokens")
         self.calls.append((None if configuration is None else str(configuration["method"]), tuple(questions)))
         return [self._one(configuration, one) for one in questions]
 

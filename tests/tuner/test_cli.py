@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,8 +17,15 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from pipeline.methods import AdaTP
 from tests.summaries import make_outcome, make_summary
+from tests.tuner import fakes
 from tuner.cli.progress import RichProgress
+from tuner.errors import DiskFullError
+from tuner.executors.in_process import InProcessExecutor
+from tuner.lock import held
+from tuner.records.store import Stopped, Store
+from tuner.results import Configuration
 
 COLORS = ["red", "green", "blue", "yellow"]
 
@@ -110,7 +119,7 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("command", [(), ("run",), ("status",), ("export",)])
+@pytest.mark.parametrize("command", [(), ("run",), ("status",), ("trials",), ("export",), ("sync",)])
 def test_every_command_has_help(call, command):
     finished = call(*command, "--help")
     assert finished.code == 0
@@ -143,6 +152,8 @@ def test_a_budget_out_of_range_is_one_message(call, budget):
         ("run", "--study", "no-such-study", "--budget", "0.3"),
         ("status", "--study", "no-such-study"),
         ("export", "--study", "no-such-study"),
+        ("trials", "--study", "no-such-study"),
+        ("sync", "--study", "no-such-study"),
         ("nonsense",),
     ],
 )
@@ -154,9 +165,10 @@ def test_a_mistake_ends_with_exit_code_two_and_no_traceback(call, arguments):
 
 
 @pytest.mark.quick
-def test_a_study_that_was_never_run_says_what_makes_its_records(call, tiny, monkeypatch, tmp_path):
+@pytest.mark.parametrize("command", ["status", "trials", "export", "sync"])
+def test_a_study_that_was_never_run_says_what_makes_its_records(call, tiny, monkeypatch, tmp_path, command):
     monkeypatch.chdir(tmp_path)
-    finished = call("status", "--study", str(tiny / "studies" / "tiny"))
+    finished = call(command, "--study", str(tiny / "studies" / "tiny"))
     assert finished.code == 2
     assert "tuner run" in finished.err
 
@@ -187,6 +199,128 @@ def test_an_interrupted_run_ends_with_the_code_of_ctrl_c(call, monkeypatch):
     monkeypatch.setattr(tuner.driver, "run", interrupted)
     finished = call("run", "--study", "demo", "--budget", "0.3")
     assert (finished.code, finished.err) == (130, "Interrupted with 3 trials complete.\n")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "figures/pareto.png"),
+        DiskFullError.of("figures/pareto.png", "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_one_message_and_exit_code_one(call, monkeypatch, error):
+    import tuner.driver
+    import tuner.study
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: SimpleNamespace(model="example/model"))
+    monkeypatch.setattr(tuner.driver, "run", full)
+    finished = call("run", "--study", "demo", "--budget", "0.3")
+    assert finished.code == 1
+    assert finished.err == (
+        "There is no room to write figures/pareto.png: No space left on device. Everything recorded is kept: "
+        "make room, and the same command goes on from there.\n"
+    )
+
+
+@pytest.mark.quick
+def test_other_errors_of_the_system_are_our_mistakes(call, monkeypatch):
+    import tuner.study
+
+    def broken(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(tuner.study, "load_study", broken)
+    with pytest.raises(PermissionError):
+        call("status", "--study", "demo")
+
+
+@pytest.mark.quick
+def test_a_second_driver_is_told_who_holds_the_study_and_readers_are_not_refused(
+    call, tiny, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    study, url = str(tiny / "studies" / "tiny"), f"sqlite:///{tmp_path}/x.db"
+    with held(url, "tiny"):
+        finished = call("run", "--study", study, "--budget", "0.5", "--workers", "1", "--database", url)
+        assert finished.code == 2
+        assert f"'tiny' is being run by process {os.getpid()} of " in finished.err
+        assert "Traceback" not in finished.err
+        # There are tables by now, but no study.
+        assert "has no records" in call("status", "--study", study, "--database", url).err
+
+
+@pytest.fixture
+def fake_study(tmp_path, monkeypatch):
+    """A run of a study without a model, with a trial that the race stopped and one that was killed."""
+    import tuner.study
+
+    study = fakes.make_study()
+    with fakes.open_store(tmp_path / "fake.db", study) as store:
+        InProcessExecutor(fakes.FakeEvaluator(study, hungry="v03.mp4-q0")).run(fakes.make_loop(study, store))
+        search = store.searches()[0]
+        for number in (6, 7):
+            method = AdaTP(p=0.8 + number / 100)
+            store.propose(
+                search,
+                number,
+                Configuration.from_method(method),
+                fakes.make_planner(study).fingerprints(method),
+                0.4,
+                "above",
+            )
+        store.record({}, stopped=(6, Stopped(by=2, videos=3)))
+    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: study)
+    return f"sqlite:///{tmp_path}/fake.db"
+
+
+@pytest.mark.quick
+def test_trials_lists_every_trial(call, fake_study):
+    shown = call("trials", "--study", "fake", "--database", fake_study)
+    assert shown.code == 0
+    lines = shown.out.splitlines()
+    for name in ("tau_s", "gamma_", "accuracy", "FLOPs", "end to", "front", "state"):
+        assert name in shown.out
+    assert sum(line.rstrip().endswith("complete") for line in lines) == 6
+    assert "stopped by 2 after 3 videos" in shown.out
+    assert sum("unfinished" in line for line in lines) == 1
+    assert sum("> 0.35" in line for line in lines) == 2
+
+    rows = json.loads(call("trials", "--study", "fake", "--database", fake_study, "--json").out)
+    with Store.open(fake_study) as store:
+        store.find("fake")
+        found = store.trials()
+    assert [row["number"] for row in rows] == list(range(8))
+    assert [row["state"] for row in rows] == ["complete"] * 6 + ["stopped", "unfinished"]
+    for row, trial in zip(rows[:6], found[:6], strict=True):
+        assert row["parameters"] == dict(trial.configuration.parameters)
+        assert row["accuracy"] == trial.outcome.accuracy
+        assert row["logprob_change"] == trial.outcome.logprob_change
+        assert row["flops_ratio_end_to_end"] == trial.outcome.flops_ratio_end_to_end
+        assert (row["regressions"], row["gained"]) == (trial.outcome.regressions, trial.outcome.gained)
+        assert row["within_budget"]
+    assert (rows[6]["stopped_by"], rows[6]["stopped_videos"], rows[6]["accuracy"]) == (2, 3, None)
+    assert (rows[7]["purpose"], rows[7]["within_budget"]) == ("above", False)
+    front = [(row["flops_ratio"], row["accuracy"]) for row in rows if row["on_front"]]
+    assert front
+    assert sorted(front) == sorted(front, key=lambda one: one[1])
+
+
+@pytest.mark.quick
+def test_status_tells_of_stopped_trials_quarantined_questions_and_who_runs_it(call, fake_study):
+    with held(fake_study, "fake"):
+        shown = call("status", "--study", "fake", "--database", fake_study).out
+        as_json = json.loads(call("status", "--study", "fake", "--database", fake_study, "--json").out)
+    text = " ".join(shown.split())
+    assert "baseline 23 of 23 questions, 6 trials complete, 1 begun, 1 stopped early" in text
+    assert "Left out: question v03.mp4-q0 (asked alone for the baseline: MemoryError: no room" in text
+    assert f"Run by process {os.getpid()} of " in text
+    assert as_json["running"]["pid"] == os.getpid()
+    assert (as_json["trials_stopped"], list(as_json["quarantined"])) == (1, ["v03.mp4-q0"])
+    assert "Nobody is running it" in call("status", "--study", "fake", "--database", fake_study).out
 
 
 @pytest.mark.quick
@@ -253,6 +387,16 @@ def test_status_shows_each_search(call, monkeypatch):
     assert as_json["searches"][0]["best"]["number"] == summary.best.number
 
 
+def mirror(folder: Path) -> list[str]:
+    """All that MLflow holds."""
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        return [
+            repr(row)
+            for table in ("runs", "params", "metrics", "tags")
+            for row in database.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+        ]
+
+
 @pytest.mark.timeout(900)
 def test_run_status_and_export_on_a_real_study(tiny):
     """The whole way, as a newcomer types it."""
@@ -272,18 +416,34 @@ def test_run_status_and_export_on_a_real_study(tiny):
     shown = tuner("status", "--study", "tiny", "--json", folder=tiny)
     assert json.loads(shown.out)["trials_completed"] == 3
 
-    written = tuner("export", "--study", "tiny", "--output", "best.json", folder=tiny)
+    export = ("export", "--study", "tiny", "--output", "best.json")
+    refused = tuner(*export, folder=tiny)
+    assert (refused.code, (tiny / "best.json").exists()) == (2, False)
+    assert "no configuration is shown to stay within 2 points" in refused.err
+    # Two held-out videos prove nothing.
+    export = (*export, "--accept-regressions")
+    written = tuner(*export, folder=tiny)
     assert written.code == 0, written.err
     assert "Exported to best.json" in written.out
     best = json.loads((tiny / "best.json").read_text())
     assert best["measured"]["flops_ratio"] <= 0.5
     assert best["model"]["id"] == "studies/tiny/model"
     assert best["provenance"]["mlflow_run"]
+    assert (best["verdict"], best["accepted_regressions"]) == ("not_shown", True)
+
+    listed = tuner("trials", "--study", "tiny", "--json", folder=tiny)
+    assert [row["state"] for row in json.loads(listed.out) if row["purpose"] == "search"] == ["complete"] * 3
+
+    mirrored = mirror(tiny)
+    synced = tuner("sync", "--study", "tiny", folder=tiny)
+    assert synced.code == 0, synced.err
+    assert "3 trials, 1 search" in synced.out
+    assert mirror(tiny) == mirrored
 
     before = (tiny / "best.json").read_bytes()
     again = tuner("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", folder=tiny)
     assert again.code == 0, again.err
-    assert tuner("export", "--study", "tiny", "--output", "best.json", folder=tiny).code == 0
+    assert tuner(*export, folder=tiny).code == 0
     assert (tiny / "best.json").read_bytes() == before
 
     from pipeline import load

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, from_dict
-from tests.summaries import make_held_out, make_outcome, make_serving, make_setting, make_summary
+from tests.summaries import make_held_out, make_outcome, make_serving, make_setting, make_summary, make_tested
 from tuner import export as exporting
 from tuner.errors import UserError
 from tuner.export import SCHEMA, export, json_schema, read
@@ -78,6 +78,80 @@ def test_a_file_of_an_older_version_is_still_read(tmp_path):
     del values["serving"], values["provenance"]["shared_answers"], values["baseline"]["peak_bytes_max"]
     path.write_text(json.dumps(values))
     assert read(path).serving is None
+
+
+def test_a_file_from_before_the_margin_tested_nothing(tmp_path):
+    path = tmp_path / "best.json"
+    export(make_summary(), path)
+    values = json.loads(path.read_text())
+    for name in ("verdict", "max_drop", "margin", "tested", "noise_floor", "accepted_regressions"):
+        del values[name]
+    for name in ("flips", "mcnemar_p", "divergence", "by_tag"):
+        del values["measured"][name]
+    path.write_text(json.dumps(values))
+    old = read(path)
+    assert (old.verdict, old.margin, old.tested, old.accepted_regressions) == ("untested", None, [], False)
+    assert old.measured.by_tag == []
+
+
+def test_the_file_holds_the_verdict_its_test_and_the_noise_floor(tmp_path):
+    summary = make_summary()
+    export(summary, tmp_path / "best.json")
+    written = json.loads((tmp_path / "best.json").read_text())
+    assert (written["verdict"], written["max_drop"], written["margin"]) == ("shown", "0.08", 0.08)
+    assert written["accepted_regressions"] is False
+    assert written["tested"] == [
+        {
+            "trial": summary.best.number,
+            "margin": 0.08,
+            "difference": -0.05,
+            "bound": -0.068,
+            "level": 0.04,
+            "shown": True,
+        }
+    ]
+    assert written["noise_floor"]["flips"] == 2
+    assert (written["measured"]["flips"], written["measured"]["mcnemar_p"]) == (40, 0.0004)
+    assert written["measured"]["divergence"] == 0.031
+    row = written["measured"]["by_tag"][2]
+    assert (row["key"], row["value"], row["questions"], row["lost"]) == ("type", "kind2", 200, 6)
+    assert row["interval"] == pytest.approx([-0.04, 0.02])
+
+
+NOT_SHOWN = {
+    "verdict": "not_shown",
+    "max_drop": "2%",
+    "margin": 0.0188,
+    "tested": (
+        make_tested(7, -0.124, -0.15, margin=0.0188),
+        make_tested(9, -0.11, -0.16, margin=0.0188, level=0.005),
+    ),
+}
+
+
+def test_what_is_not_shown_is_exported_only_where_regressions_are_accepted(tmp_path):
+    summary, path = make_summary(**NOT_SHOWN), tmp_path / "best.json"
+    with pytest.raises(UserError) as caught:
+        export(summary, path)
+    assert not path.exists()
+    said = str(caught.value)
+    assert "within 1.88 points (--max-drop 2%)" in said
+    assert "at trial 7 the difference is -12.4 points, and it may be -15.0" in said
+    assert "--accept-regressions" in said
+    assert "more videos, a larger --max-drop or a larger budget" in said
+    export(summary, path, accept_regressions=True)
+    best = read(path)
+    assert (best.verdict, best.accepted_regressions, len(best.tested)) == ("not_shown", True, 2)
+
+
+def test_accepting_regressions_changes_nothing_where_none_need_be(tmp_path):
+    one = export(make_summary(), tmp_path / "one.json")
+    assert export(make_summary(), tmp_path / "two.json", accept_regressions=True) == one
+
+
+def test_what_was_never_tested_is_not_exported_either(tmp_path):
+    with pytest.raises(UserError, match="no configuration was tested"):
+        export(make_summary(verdict="untested", tested=(), margin=None), tmp_path / "best.json")
 
 
 def test_the_parameters_and_selection_build_the_method_that_was_measured(tmp_path):

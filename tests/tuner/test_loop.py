@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.executors.in_process import InProcessExecutor
-from tuner.loop import MOST_FAILURES, MOST_REFUSALS, EvaluationError, Loop, Work
+from tuner.loop import ABOVE_BUDGET, MOST_FAILURES, MOST_REFUSALS, EvaluationError, Loop, Work
 from tuner.records.store import RecordedAnswer, Store
 from tuner.results import Configuration
-from tuner.search.space import smallest_reachable
+from tuner.search.evidence import Evidence
+from tuner.search.space import Point, smallest_reachable
+from tuner.study import Study
 
 pytestmark = pytest.mark.quick
 
@@ -184,7 +186,7 @@ def test_an_unfinished_trial_keeps_its_knobs_and_comes_first(tmp_path: Path) -> 
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        while (work := loop.propose()) is not None and work.kind == "baseline":
+        while (work := loop.propose()) is not None and work.kind != "trial":
             loop.record(work, 0, answers_to(evaluator, work, 0))
         assert work is not None
         loop.record(work, 0, answers_to(evaluator, work, 0))
@@ -225,7 +227,7 @@ def test_failed_work_is_proposed_again_with_what_is_missing(tmp_path: Path) -> N
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        while (work := loop.propose()) is not None and work.kind == "baseline":
+        while (work := loop.propose()) is not None and work.kind != "trial":
             loop.record(work, 0, answers_to(evaluator, work, 0))
         assert work is not None
         assert loop.record(work, 0, answers_to(evaluator, work, 0)) == "continue"
@@ -246,7 +248,7 @@ def test_the_same_questions_dying_three_times_end_the_run(tmp_path: Path) -> Non
             loop.failed(work, "out of memory")
         work = loop.propose()
         assert work is not None
-        with pytest.raises(EvaluationError, match=r"the baseline died 3 times .*'v00.mp4-q0'.*out of memory"):
+        with pytest.raises(EvaluationError, match=r"the baseline died 3 times .*'v06.mp4-q0'.*out of memory"):
             loop.failed(work, "out of memory")
         assert loop.finished
         assert loop.interrupted
@@ -291,9 +293,11 @@ def test_works_overlap_where_they_do_not_depend_on_each_other(tmp_path: Path) ->
         assert not loop.finished
         for work in baseline:
             loop.record(work, 0, answers_to(evaluator, work, 0))
-        first, second = loop.propose(), loop.propose()
+        noise, first, second = loop.propose(), loop.propose(), loop.propose()
+        assert noise is not None
         assert first is not None
         assert second is not None
+        assert noise.kind == "noise"
         assert (first.trial, second.trial, loop.propose()) == (0, 1, None)
 
 
@@ -323,3 +327,202 @@ def test_answers_that_were_not_asked_for_are_refused(tmp_path: Path) -> None:
         assert work is not None
         with pytest.raises(ValueError, match="those it asked for"):
             loop.record(work, 0, answers_to(evaluator, work, 0)[1:])
+
+
+# The race
+
+
+@dataclass
+class Ranked(FakeEvaluator):
+    """Answers that are better the lower tau_t is, a little in every question, so that the race can tell."""
+
+    asked: int = 0
+
+    def _one(self, configuration: Any, question_id: str) -> dict[str, Any]:
+        answer = super()._one(None, question_id)
+        if configuration is not None:
+            self.asked += 1
+            noise = FakeEvaluator._one(self, configuration, question_id)["option_logprobs"][0] / 100
+            shift = 2 * configuration["tau_t"] + noise
+            right = answer["option"]
+            answer["option_logprobs"] = tuple(
+                -0.2 - shift if index == right else -3.0 for index in range(len(OPTIONS))
+            )
+        return answer
+
+
+@dataclass
+class Given:
+    """Proposes points with these tau_t."""
+
+    tau_t: list[float]
+    told: list[list[Evidence]] = field(default_factory=list)
+
+    def propose(self, ranges: Any, evidence: Any, seed: int, index: int, attempt: int) -> Point:
+        self.told.append(list(evidence))
+        point = {name: (one.low + one.high) / 2 for name, one in ranges.items()}
+        return point | {"tau_t": self.tau_t[index], "compute": ranges["compute"].high}
+
+
+def raced(study: Study, store: Store, sampler: Given, **options: Any) -> tuple[Loop, Ranked]:
+    loop = make_loop(
+        study, store, trials=1 + len(sampler.tau_t), sampler=sampler, **{"race": True, **options}
+    )
+    evaluator = Ranked(study)
+    run(loop, evaluator)
+    return loop, evaluator
+
+
+def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) -> None:
+    study, sampler = make_study(videos=40), Given([0.3, 0.9, 0.1])
+    with open_store(tmp_path / "t.db", study) as store:
+        loop, evaluator = raced(study, store, sampler, rung_videos=5)
+        defaults, good, bad, best = store.trials()
+        assert good.outcome is not None
+        assert best.outcome is not None
+        assert defaults.outcome is not None
+        assert bad.outcome is None
+        assert bad.stopped is not None
+        assert (bad.stopped.by, bad.unfinished) == (good.number, False)
+        assert bad.stopped.videos in (5, 10, 15)
+        assert loop.choice() is not None
+        # The sampler hears of it without a value, and of no partial one.
+        evidence = sampler.told[-1]
+        assert [one.stopped for one in evidence] == [False, False, True]
+        assert [one.values is None for one in evidence] == [False, False, True]
+        saved = 3 * (20 - bad.stopped.videos)
+        held_out = 60 * len(store.measured())
+        assert evaluator.asked == 4 * 60 - saved + held_out
+
+
+def test_a_race_that_was_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    study = make_study(videos=40)
+    with open_store(tmp_path / "whole.db", study) as store:
+        raced(study, store, Given([0.3, 0.9, 0.6, 0.1]), rung_videos=5)
+        undisturbed = table(store)
+        assert any(one.stopped for one in store.trials())
+    for _ in range(200):
+        with open_store(tmp_path / "killed.db", study) as store:
+            loop = make_loop(
+                study, store, trials=5, sampler=Given([0.3, 0.9, 0.6, 0.1]), race=True, rung_videos=5
+            )
+            work = loop.propose()
+            if work is None:
+                break
+            loop.record(work, 0, answers_to(Ranked(study), work, 0))
+    with open_store(tmp_path / "killed.db", study) as store:
+        assert table(store) == undisturbed
+
+
+def test_without_the_race_stopped_trials_run_to_their_end(tmp_path: Path) -> None:
+    study = make_study(videos=40)
+    with open_store(tmp_path / "t.db", study) as store:
+        raced(study, store, Given([0.3, 0.9]), rung_videos=5)
+        assert [one.stopped is None for one in store.trials()] == [True, True, False]
+        raced(study, store, Given([0.3, 0.9]), race=False)
+        assert [one.outcome is None for one in store.trials()] == [False] * 3
+        assert [one.stopped for one in store.trials()] == [None] * 3
+    with open_store(tmp_path / "whole.db", study) as whole:
+        raced(study, whole, Given([0.3, 0.9]), race=False)
+        with open_store(tmp_path / "t.db", study) as store:
+            assert table(store)[0] == table(whole)[0]
+
+
+def test_a_cheaper_trial_is_not_compared_with_dearer_ones(tmp_path: Path) -> None:
+    study = make_study(videos=40)
+
+    @dataclass
+    class Cheaper(Given):
+        def propose(self, ranges: Any, evidence: Any, seed: int, index: int, attempt: int) -> Point:
+            point = super().propose(ranges, evidence, seed, index, attempt)
+            return point | ({"compute": 0.2} if index == 1 else {})
+
+    with open_store(tmp_path / "t.db", study) as store:
+        raced(study, store, Cheaper([0.3, 0.9]), rung_videos=5)
+        cheap = store.trials()[2]
+        assert cheap.binding_ratio < 0.3
+        assert cheap.outcome is not None
+
+
+def test_patience_ends_a_search_that_gains_nothing(tmp_path: Path) -> None:
+    study = make_study(videos=40)
+    with open_store(tmp_path / "t.db", study) as store:
+        sampler = Given([0.1] + [0.9] * 20)
+        raced(study, store, sampler, rung_videos=5, patience=4)
+        assert len(store.trials()) == 2 + 4
+        raced(study, store, sampler, rung_videos=5, patience=4)
+        assert len(store.trials()) == 2 + 4
+
+
+def test_the_best_is_also_solved_for_more_compute_and_never_chosen_there(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        for _ in range(2):
+            loop = make_loop(study, store, budget=0.3, above_budget=ABOVE_BUDGET)
+            run(loop, FakeEvaluator(study))
+        above = [one for one in store.trials() if one.purpose == "above"]
+        assert [round(one.binding_ratio, 1) for one in above] == [0.4, 0.5, 0.6]
+        assert all(one.outcome is not None for one in above)
+        best = loop.best()
+        assert best is not None
+        assert best.purpose == "search"
+        assert len(store.trials()) == 6 + 3
+
+
+def test_the_noise_floor_is_measured_once_and_no_answer_of_it_is_kept(tmp_path: Path) -> None:
+    study = make_study()
+
+    class Restless(FakeEvaluator):
+        """Answers one question differently every other time."""
+
+        def answer(self, configuration: Any, questions: Any, references: Any) -> list[dict[str, Any]]:
+            found = super().answer(configuration, questions, references)
+            if configuration is None and len(self.calls) > 4:
+                for one in found[:1]:
+                    one["option"] = (one["option"] + 1) % 4
+                    one["option_logprobs"] = tuple(value - 0.5 for value in one["option_logprobs"][::-1])
+            return found
+
+    with open_store(tmp_path / "t.db", study) as store:
+        evaluator = Restless(study)
+        run(make_loop(study, store, trials=1), evaluator)
+        noise = store.noise()
+        assert noise is not None
+        # A rung of two videos with three questions each; all of them in another order than before.
+        assert (noise.questions, noise.videos, noise.flips) == (6, 2, 1)
+        assert noise.logprob_max > 0
+        asked = [questions for method, questions in evaluator.calls if method is None]
+        assert len(asked) == 5
+        assert sorted(asked[4]) != list(asked[4])
+        again = Restless(study)
+        run(make_loop(study, store, trials=1), again)
+        assert again.calls == []
+
+
+def test_without_a_budget_the_cheapest_that_holds_is_sought(tmp_path: Path) -> None:
+    study = make_study(videos=60)
+
+    class Sturdy(FakeEvaluator):
+        """Loses nothing above a third of the compute, everything below it."""
+
+        def _one(self, configuration: Any, question_id: str) -> dict[str, Any]:
+            answer = super()._one(configuration, question_id)
+            unpruned = super()._one(None, question_id)
+            enough = not answer["kept"] or answer["kept"][-1] > 60
+            return (
+                answer
+                | ({} if enough else {"option": (unpruned["option"] + 1) % 4})
+                | ({"option": unpruned["option"]} if enough else {})
+            )
+
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, trials=25, budget=1.0, goal="max_drop", max_drop="0.1", rung_videos=10)
+        run(loop, Sturdy(study))
+        choice = loop.choice()
+        assert choice is not None
+        assert choice.verdict == "shown"
+        assert choice.pending is None
+        within = [one.binding_ratio for one in store.trials() if one.outcome and one.outcome.accuracy > 0.85]
+        assert choice.trial.binding_ratio <= min(within) + 0.1
+        assert choice.trial.binding_ratio < 0.9
+        assert store.selections()[-1][2] == choice.trial.number

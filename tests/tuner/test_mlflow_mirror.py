@@ -18,9 +18,9 @@ from dataclasses import replace
 import pytest
 
 from dashboards.pareto import write_pareto
-from tests.summaries import make_regressions, make_summary
+from tests.summaries import make_held_out, make_regressions, make_summary, make_trial
 from tuner.recording import HarmlessRecorder, NoRecorder, Recorded
-from tuner.results import Measured
+from tuner.results import Measured, StoppedTrial
 
 mlflow_mirror = pytest.importorskip("tuner.mlflow_mirror")
 MlflowMirror = mlflow_mirror.MlflowMirror
@@ -150,7 +150,7 @@ def test_artifacts_lie_in_the_working_directory(folder):
     summary = make_summary(3)
     recorded = MlflowMirror().record(summary, tuple(write_pareto(summary, folder / "figures")))
     written = {file.name for file in (folder / "mlartifacts").rglob("*") if file.is_file()}
-    assert written == {"pareto.html", "pareto.png", "pareto.csv", "regressions.json"}
+    assert written == {"pareto.html", "pareto.png", "pareto.csv", "regressions.json", "by_tag.json"}
     assert not (folder / "mlruns").exists()
     assert recorded.page.endswith(f"/runs/{recorded.run}")
 
@@ -177,6 +177,73 @@ def test_a_regression_table_is_replaced_never_appended_to(folder, runs):
     assert list(table["question"]) == ["q0", "q1", "q2"]
     assert table["options"][0] == "red | green | blue | white"
     assert table["tag type"][0] == "order"
+
+
+def test_the_verdict_and_what_it_rests_on_are_mirrored(runs):
+    MlflowMirror().record(make_summary(4))
+    study = runs()["demo 5f2c9d7b"].data
+    assert (study.tags["verdict"], study.tags["max_drop"]) == ("shown", "0.08")
+    assert (study.tags["goal"], study.tags["sampler"]) == ("budget", "tpe")
+    wanted = {
+        "margin": 0.08,
+        "tested_bound": -0.068,
+        "tested_candidates": 1,
+        "provable_drop": 0.0285,
+        "noise_flips": 2,
+        "noise_logprob_max": 1.8e-5,
+        "held_out_flips": 40,
+        "held_out_p_value": 0.012,
+        "held_out_mcnemar_p": 0.0004,
+        "held_out_divergence": 0.031,
+    }
+    assert {name: study.metrics[name] for name in wanted} == pytest.approx(wanted)
+    assert "Within 0.08 of the unpruned model: shown." in study.tags["mlflow.note.content"]
+
+
+def test_without_a_verdict_there_is_nothing_to_chart(runs):
+    held_out = replace(make_held_out(make_trial().configuration), mcnemar_p=None, divergence=None, by_tag=())
+    changes = {"margin": None, "tested": (), "noise": None, "provable_drop": None, "verdict": "untested"}
+    MlflowMirror().record(make_summary(2, best_held_out=held_out, **changes))
+    study = runs()["demo 5f2c9d7b"].data
+    assert study.tags["verdict"] == "untested"
+    assert not {"margin", "tested_bound", "noise_flips", "held_out_mcnemar_p"} & study.metrics.keys()
+
+
+def test_a_trial_above_the_budget_is_a_run_that_says_so(runs):
+    MlflowMirror().record(make_summary(2, above=(make_trial(7, ratio=0.6),)))
+    found = runs()
+    assert found["trial 007"].data.tags["role"] == "above"
+    assert found["demo 5f2c9d7b"].data.metrics["trials"] == 2
+    assert found["demo 5f2c9d7b"].data.metrics["trials_above"] == 1
+
+
+def test_a_stopped_trial_is_a_killed_run_without_an_accuracy_until_it_is_finished(runs):
+    whole = make_summary(3)
+    last = whole.trials[2]
+    stopped = StoppedTrial(last.number, last.configuration, 0.29, by=1, videos=15)
+    MlflowMirror().record(replace(whole, trials=whole.trials[:2], stopped=(stopped,)))
+    run = runs()["trial 002"]
+    assert run.info.status == "KILLED"
+    assert run.data.tags["role"] == "stopped"
+    assert run.data.tags["stopped_by"] == "trial 001"
+    assert run.data.metrics == {"flops_ratio": 0.29, "stopped_videos": 15.0}
+    assert run.data.params.keys() >= KNOBS
+    MlflowMirror().record(whole)
+    run = runs()["trial 002"]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["accuracy"] == last.outcome.accuracy
+    assert run.data.tags["role"] != "stopped"
+
+
+def test_what_pruning_changed_by_tag_is_a_table(runs):
+    from mlflow import MlflowClient
+
+    recorded = MlflowMirror().record(make_summary(2))
+    client = MlflowClient(MlflowMirror().tracking_uri)
+    table = client.load_table(client.get_run(recorded.run).info.experiment_id, "by_tag.json", [recorded.run])
+    assert list(table["value"]) == ["kind0", "kind1", "kind2"]
+    assert list(table["lost"]) == [2, 4, 6]
+    assert list(table["difference_low"]) == pytest.approx([-0.02, -0.03, -0.04])
 
 
 def test_a_study_that_changed_is_another_run_of_the_same_experiment(runs):
@@ -320,7 +387,7 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder):
         assert mirror.find("sent", make_summary().study_hash) == sent
         assert sent.page == f"http://127.0.0.1:{port}/#/experiments/2/runs/{sent.run}"
         listed = _get(f"{base}/artifacts/list?run_id={sent.run}")["files"]
-        assert {one["path"] for one in listed} == {"pareto.png", "regressions.json"}
+        assert {one["path"] for one in listed} == {"pareto.png", "regressions.json", "by_tag.json"}
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -344,3 +411,18 @@ def _get(url, body=None):
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)
+
+
+def test_searches_written_together_keep_what_each_measured_and_again_change_nothing(folder, runs):
+    latest = make_summary(6, budget=0.3)
+    other = next(one for one in latest.trials if one.number not in (latest.best.number, 0))
+    earlier = replace(latest, budget=0.35, best=other, best_held_out=latest.best_held_out)
+    MlflowMirror().record(latest, earlier=[earlier])
+    before = _contents(folder)
+    MlflowMirror().record(latest, earlier=[earlier])
+    assert _contents(folder) == before
+    found = runs()
+    assert found["demo 5f2c9d7b"].data.tags["budget"] == "0.3"
+    beside = found[f"trial {other.number:03d}"].data
+    assert beside.tags["role"] == "trial"
+    assert beside.metrics["held_out_accuracy"] == latest.best_held_out.accuracy.value

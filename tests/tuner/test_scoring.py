@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.flops import Compute
 from tuner.records.store import RecordedAnswer
-from tuner.results import AnswerCost
-from tuner.scoring import answer_cost, judge, outcome, reference
+from tuner.results import AnswerCost, QuestionResult
+from tuner.scoring import answer_cost, divergence, judge, outcome, reference
 from tuner.study import StudyQuestion
 
 QUESTION = StudyQuestion(id="q", text="What?", options=("red", "green"), video="v", answer="green")
@@ -45,11 +45,39 @@ def test_a_free_answer_is_matched_after_normalisation() -> None:
 
 
 @pytest.mark.quick
-def test_a_free_answer_is_judged_by_the_log_probability_of_the_label_or_the_baselines_answer() -> None:
+@pytest.mark.parametrize("label", ["the ring", None])
+def test_a_free_answer_is_judged_by_the_log_probability_of_the_baselines_whole_answer(
+    label: str | None,
+) -> None:
+    free = replace(FREE, answer=label)
+    assert reference(free, answer("a green cube", None, None)) == "a green cube"
+    # The baseline itself is scored on what it said.
+    assert reference(free, None) is None
     assert reference(QUESTION, None) is None
-    assert reference(FREE, answer("cube", None, None)) == "the ring"
-    assert reference(replace(FREE, answer=None), answer("cube", None, None)) == "cube"
-    assert reference(replace(FREE, answer=None), None) is None
+    assert reference(QUESTION, answer("green", 1, (-1.0, -2.0))) is None
+    before = answer("a green cube", None, None, -0.5)
+    judged = judge(free, "tune", answer("a ring", None, None, -3.0), before)
+    assert judged.logprob_right == -3.0
+    assert judged.correct is (label is not None)  # the match is with the label where there is one
+
+
+@pytest.mark.quick
+def test_the_divergence_of_two_distributions_over_the_options() -> None:
+    def judged(*logprobs: float) -> QuestionResult:
+        return judge(QUESTION, "tune", answer("red", 0, logprobs))
+
+    even, sure = judged(math.log(0.1), math.log(0.1)), judged(math.log(0.9), math.log(0.1))
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert divergence(even, sure) == pytest.approx(expected)
+    assert divergence(sure, even) == pytest.approx(0.9 * math.log(1.8) + 0.1 * math.log(0.2))
+    assert divergence(even, judged(-7.0, -7.0)) == 0.0
+    assert divergence(judged(0.0, -math.inf), sure) == pytest.approx(-math.log(0.9))
+
+
+@pytest.mark.quick
+def test_free_answers_have_no_distribution_to_compare() -> None:
+    one = judge(FREE, "tune", answer("ring", None, None))
+    assert divergence(one, one) is None
 
 
 @pytest.mark.quick

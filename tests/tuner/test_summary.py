@@ -11,10 +11,23 @@ from rich.console import Console
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP
-from tests.summaries import make_serving, make_setting, make_summary
+from tests.summaries import make_serving, make_setting, make_summary, make_tags, make_tested, make_trial
 from tuner.recording import Recorded
-from tuner.results import AnswerCost, Configuration, Measured, Refusal
-from tuner.summary import Row, comparison, duration, headline, knob_rows, percent, remarks, render
+from tuner.results import AnswerCost, Configuration, Measured, Noise, Refusal, StoppedTrial
+from tuner.summary import (
+    MOST_TAGS,
+    Row,
+    comparison,
+    duration,
+    headline,
+    knob_rows,
+    noise_floor,
+    percent,
+    provable,
+    remarks,
+    render,
+    tag_rows,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -70,6 +83,89 @@ def test_pruning_that_always_or_never_pays_is_said_so():
     assert "MiB per video" not in never
 
 
+def test_the_verdict_is_one_plain_sentence():
+    shown = remarks(make_summary())
+    assert (
+        "Shown: within 8 points of the unpruned accuracy (--max-drop 0.08); the held-out difference is "
+        "-5.0 points, lower bound -6.8."
+    ) in shown
+    failed = make_tested(4, -0.124, -0.15, margin=0.02)
+    said = remarks(make_summary(verdict="not_shown", max_drop="0.02", margin=0.02, tested=(failed,)))
+    assert (
+        "Not shown: within 2 points of the unpruned accuracy (--max-drop 0.02); the held-out difference is "
+        "-12.4 points, lower bound -15.0."
+    ) in said
+    assert said[-1].endswith("--output best.json --accept-regressions")
+
+
+def test_candidates_that_failed_before_are_named():
+    tested = (
+        make_tested(4, -0.03, -0.04, margin=0.02),
+        make_tested(9, -0.01, -0.03, margin=0.02, level=0.005),
+        make_tested(6, 0.01, -0.01, margin=0.02, level=0.005),
+    )
+    said = " ".join(remarks(make_summary(margin=0.02, max_drop="0.02", tested=tested)))
+    assert "of trial 6 is +1.0 points, lower bound -1.0. Not shown for trials tested besides: 4, 9." in said
+    none = " ".join(remarks(make_summary(margin=0.02, verdict="not_shown", tested=tested[:2])))
+    assert "of trial 4 is -3.0 points, lower bound -4.0. Not shown for trials tested besides: 9." in none
+
+
+def test_without_a_test_nothing_is_claimed():
+    said = " ".join(remarks(make_summary(verdict="untested", tested=())))
+    assert "Not tested: within 8 points of the unpruned accuracy" in said
+    assert "shown" not in " ".join(remarks(make_summary(verdict="untested", tested=(), margin=None))).lower()
+
+
+def test_what_can_be_proven_and_the_noise_floor_are_said():
+    assert provable(0.0209, 80) == "80 held-out videos can prove a drop of about 2.1 points at best."
+    noise = Noise(questions=1000, videos=80, flips=3, logprob_mean=0.0, logprob_max=0.0)
+    labelled = noise_floor(noise, 0.02)
+    assert labelled.endswith("the unpruned model changes 3 of 1000 answers (0.3 points).")
+    assert labelled in noise_floor(noise, 0.02, labelled=False)
+    assert noise_floor(noise, 0.02, labelled=False).endswith(
+        "Margin 2.0 points, noise floor 0.3 points (flips)."
+    )
+    for margin in (0.003, 0.001):
+        assert "nothing can be shown" in noise_floor(noise, margin, labelled=False)
+    both = remarks(make_summary())
+    assert provable(0.0285, 80) in both
+    assert any(line.startswith("Noise floor: ") and "2 of 600" in line for line in both)
+
+
+def test_what_pruning_changed_is_one_line():
+    assert (
+        "Pruning flipped 40 of 600 answers: 36 lost, 4 gained; p 0.012 over videos (McNemar 0.0004); "
+        "log-probability -0.060, KL 0.031."
+    ) in remarks(make_summary())
+    free = replace(make_summary().best_held_out, divergence=None, by_tag=())
+    assert "KL" not in " ".join(remarks(make_summary(best_held_out=free)))
+
+
+def test_the_table_by_tag_keeps_to_the_rows_that_lost_most():
+    summary = make_summary()
+    assert [row.value for row in tag_rows(summary)] == ["kind0", "kind1", "kind2"]
+    assert "type: kind2" in _text(summary)
+    many = make_summary(best_held_out=replace(summary.best_held_out, by_tag=make_tags(MOST_TAGS + 5)))
+    assert [row.value for row in tag_rows(many)] == [f"kind{index}" for index in range(5, MOST_TAGS + 5)]
+    assert "By tag: 5 more rows, which lost less, are in best.json." in remarks(many)
+    assert "by tag" not in _text(make_summary(best_held_out=replace(summary.best_held_out, by_tag=())))
+
+
+def test_trials_that_were_stopped_or_lie_above_the_budget_are_counted_apart():
+    stopped = tuple(
+        StoppedTrial(number, make_trial(number).configuration, 0.29, by=1, videos=10) for number in (30, 31)
+    )
+    summary = make_summary(stopped=stopped, above=(make_trial(32, ratio=0.5),))
+    assert "24 trials and 2 stopped early, 1 above the budget for the front" in headline(summary)
+    cheapest = headline(make_summary(goal="max_drop", budget=1.0, max_drop="1%"))
+    assert cheapest.startswith("demo: the cheapest within 1% of the unpruned accuracy, 24 trials")
+
+
+def test_quarantined_questions_are_named_with_the_reason():
+    said = remarks(make_summary(quarantined=(("q7", "killed its worker twice"),)))
+    assert "Left out because asking them killed their workers: q7 (killed its worker twice)." in said
+
+
 def test_memory_too_small_to_tell_is_said_so_and_unknown_memory_is_a_dash():
     small = make_summary(baseline_cost=AnswerCost(0.1, 3000.0, 2**20))
     assert {row.name: row.unpruned for row in comparison(small)}["  MiB added"] == "< 1"
@@ -80,6 +176,9 @@ def test_memory_too_small_to_tell_is_said_so_and_unknown_memory_is_a_dash():
 def test_without_labels_accuracy_is_called_agreement():
     rows = comparison(make_summary(setting=make_setting(labelled=False)))
     assert rows[0].name == "held-out agreement"
+    said = " ".join(remarks(make_summary(setting=make_setting(labelled=False))))
+    assert "of the unpruned agreement" in said
+    assert "Margin 8.0 points, noise floor 0.3 points (flips)." in said
 
 
 @pytest.mark.parametrize("binds", ["alpha_boost", "gamma_cap", "none"])

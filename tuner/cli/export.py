@@ -27,6 +27,14 @@ def export(
         int | None,
         typer.Option(help="Of the search with this seed; otherwise of the latest.", show_default=False),
     ] = None,
+    accept_regressions: Annotated[
+        bool,
+        typer.Option(
+            "--accept-regressions",
+            help="Export the best configuration even where it is not shown to stay within --max-drop of the "
+            "unpruned model; best.json says so.",
+        ),
+    ] = False,
     database: Database = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -42,7 +50,12 @@ def export(
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
     console = Console()
     recorded = _find(summary, tracking_uri, console)
-    write(summary, output, mlflow_run=None if recorded is None else recorded.run)
+    write(
+        summary,
+        output,
+        mlflow_run=None if recorded is None else recorded.run,
+        accept_regressions=accept_regressions,
+    )
     console.print(render(summary, exported=output, recorded=recorded))
 
 

@@ -11,7 +11,9 @@ from pipeline.errors import PipelineError
 from tuner.cli.export import export
 from tuner.cli.run import run
 from tuner.cli.status import status
-from tuner.errors import EXIT_CODE, UserError
+from tuner.cli.sync import sync
+from tuner.cli.trials import trials
+from tuner.errors import EXIT_CODE, UserError, disk_may_be_full
 
 app = typer.Typer(
     name="tuner",
@@ -24,7 +26,9 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(status)
+app.command()(trials)
 app.command()(export)
+app.command()(sync)
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,11 +51,12 @@ def _root(
 def main() -> None:
     """The console script."""
     try:
-        app()
+        with disk_may_be_full():
+            app()
     except (UserError, PipelineError) as error:
         _fail(f"Error: {error}", getattr(error, "exit_code", EXIT_CODE))
     except Exception as error:
-        # The driver's own ends, such as an interrupted run, carry their exit code; all else is our mistake.
+        # Ends of a run that are nobody's mistake, such as Ctrl-C or a full disk, carry their exit code.
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise

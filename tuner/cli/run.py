@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.options import Database, Study, TrackingUri
+from tuner.errors import UserError
+from tuner.margin import DEFAULT_MAX_DROP
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.recording import Recorded
     from tuner.results import RunSummary
+
+
+class SamplerChoice(StrEnum):
+    """Who proposes."""
+
+    TPE = "tpe"
+    NSGA2 = "nsga2"
+    GP = "gp"
+    RANDOM = "random"
 
 
 class CoordinatesChoice(StrEnum):
@@ -28,17 +39,42 @@ class CoordinatesChoice(StrEnum):
 def run(
     study: Study,
     budget: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Compute allowed: LLM prefill FLOPs over the unpruned model's, above 0 and at most 1."
+            help="Compute allowed: LLM prefill FLOPs over the unpruned model's, above 0 and at most 1. "
+            "Without it: the cheapest configuration that loses no more than --max-drop.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            "--max-drop",
+            help="What held-out accuracy may lose against the unpruned model: 0.01 is one point, 1% is of "
+            f"the unpruned accuracy. {DEFAULT_MAX_DROP} with a budget.",
+            show_default=False,
+        ),
+    ] = None,
     trials: Annotated[int, typer.Option(min=0, help="Trials in all, those of earlier runs included.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     timeout: Annotated[
         float | None,
         typer.Option(help="Seconds after which no further trial begins.", show_default=False),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trials in a row that add nothing to the front after which no further one begins.",
+            show_default=False,
+        ),
+    ] = None,
+    race: Annotated[
+        bool,
+        typer.Option(
+            "--race/--no-race", help="Stop trials that another one confidently beats at no higher cost."
+        ),
+    ] = True,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -81,8 +117,11 @@ def run(
         CoordinatesChoice,
         typer.Option(help="Search with compute as an axis (budget), or over the five knobs (knobs)."),
     ] = CoordinatesChoice.BUDGET,
+    sampler: Annotated[
+        SamplerChoice, typer.Option(help="What proposes trials after AdaTP's defaults and a short design.")
+    ] = SamplerChoice.TPE,
 ) -> None:
-    """Find the AdaTP configuration that answers best within a compute budget.
+    """Find the AdaTP configuration that answers best within a compute budget, or the cheapest that holds.
 
     Running it again carries on: nothing is asked twice, more trials or another budget add to what is there.
     """
@@ -94,6 +133,10 @@ def run(
     from tuner.study import load_study
     from tuner.summary import render
 
+    if budget is None and max_drop is None:
+        raise UserError(
+            "name --budget (the best configuration within it), --max-drop (the cheapest that holds) or both"
+        )
     options = RunOptions(
         budget=budget,
         trials=trials,
@@ -105,6 +148,10 @@ def run(
         address=address,
         database=database,
         coordinates=coordinates.value,
+        sampler=sampler.value,
+        max_drop=max_drop or DEFAULT_MAX_DROP,
+        patience=patience,
+        race=race,
         skip_bad_videos=skip_bad_videos,
         fresh=fresh,
     )
@@ -136,11 +183,9 @@ def _quiet_libraries(*, downloads: bool) -> None:
 
 def _record(summary: RunSummary, tracking_uri: str | None, console: Console) -> Recorded | None:
     """Draws the front and hands it to MLflow with everything else; a failure is one warning."""
-    from dashboards.pareto import write_pareto
+    from tuner.cli.figures import draw
     from tuner.mlflow_mirror import MlflowMirror
     from tuner.recording import HarmlessRecorder
 
-    folder = Path(".tuner") / summary.study / "figures"
-    files = tuple(write_pareto(summary, folder))
     recorder = HarmlessRecorder(MlflowMirror(tracking_uri), lambda text: console.print(text, style="yellow"))
-    return recorder.record(summary, files)
+    return recorder.record(summary, draw(summary))

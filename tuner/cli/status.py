@@ -24,16 +24,24 @@ def status(
     """Show how far a study has come; also while it runs."""
     from rich.console import Console
 
+    from tuner.lock import holder
+    from tuner.records.store import default_database
     from tuner.reporting import load_status
     from tuner.study import load_study
 
-    found = load_status(load_study(study, skip_bad_videos=True).name, database)
+    name = load_study(study, skip_bad_videos=True).name
+    found = load_status(name, database)
+    running = holder(database or default_database(name), name)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        by = None if running is None else dataclasses.asdict(running)
+        typer.echo(json.dumps(dataclasses.asdict(found) | {"running": by}, indent=2))
         return
     console = Console()
     console.print(f"[bold]{found.study}[/bold] {found.study_hash[:8]} in {found.database}", highlight=False)
     console.print(_counts(found), highlight=False)
+    console.print(f"Run by {running}." if running else "Nobody is running it.", highlight=False, markup=False)
+    for question, reason in found.quarantined.items():
+        console.print(f"Left out: question {question} ({reason}).", highlight=False, markup=False)
     if found.searches:
         console.print(_searches(found))
 
@@ -45,6 +53,8 @@ def _counts(found: Status) -> str:
     )
     if found.trials_unfinished:
         text += f", {found.trials_unfinished} begun"
+    if found.trials_stopped:
+        text += f", {found.trials_stopped} stopped early"
     return f"{text}, {found.answers} answers"
 
 
@@ -59,11 +69,16 @@ def _searches(found: Status) -> Table:
         table.add_row(
             f"{search.budget:g}",
             str(search.seed),
-            f"{search.trials_completed} of {search.trials_asked}",
+            _trials(search),
             str(search.refused),
             *_best(search),
         )
     return table
+
+
+def _trials(search: SearchStatus) -> str:
+    stopped = f" + {search.trials_stopped} stopped" if search.trials_stopped else ""
+    return f"{search.trials_completed}{stopped} of {search.trials_asked}"
 
 
 def _best(search: SearchStatus) -> tuple[str, str, str, str]:

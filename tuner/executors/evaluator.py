@@ -5,17 +5,23 @@ Everything that crosses the border to a worker is plain data: a specification th
 
 from __future__ import annotations
 
+import gc
+import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.cache import FeatureCache
 from pipeline.question import Question, Scoring
 from tuner.loop import Loop
 from tuner.study import Study
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.answering import Answer
     from pipeline.clip import Clip
     from pipeline.runtime import Request, Runtime
@@ -96,7 +102,6 @@ class EvaluatorSpec:
         """
         import torch
 
-        from pipeline.cache import FeatureCache
         from pipeline.errors import ModelError
         from pipeline.runtime import Runtime
 
@@ -109,7 +114,7 @@ class EvaluatorSpec:
             scoring=self.scoring,
             max_new_tokens=self.max_new_tokens,
             device=self.device,
-            cache=None if self.cache is None else FeatureCache(self.cache, self.cache_bytes),
+            cache=None if self.cache is None else DispensableCache(self.cache, self.cache_bytes),
         )
         if self.encoding not in (None, runtime.encoding):
             raise ModelError(
@@ -155,15 +160,13 @@ class PipelineEvaluator:
 
     def _ask(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers; where memory does not suffice for so many at once, by halves from then on."""
-        import torch
-
         try:
             return self.runtime.answer_many(requests)
-        except torch.OutOfMemoryError:
-            if len(requests) == 1:
+        except Exception as error:
+            if len(requests) == 1 or not is_out_of_memory(error):
                 raise
         # Out here the failed forward's tensors are gone.
-        torch.cuda.empty_cache()
+        free_memory()
         half = self._batch = (len(requests) + 1) // 2
         return self._ask(requests[:half]) + self._ask(requests[half:])
 
@@ -181,6 +184,44 @@ class PipelineEvaluator:
                 self._clips.popitem(last=False)
         self._clips.move_to_end(path)
         return self._clips[path]
+
+
+class DispensableCache(FeatureCache):
+    """A cache of features that may find no room on its disk: then they are computed when they are needed."""
+
+    _told = False
+
+    def put(
+        self, key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """As `FeatureCache.put`, but a disk that refuses is one warning."""
+        try:
+            super().put(key, tensors, metadata)
+        except OSError as error:
+            if not self._told:
+                logging.getLogger("tuner").warning(
+                    "Vision features cannot be kept in %s, so videos are encoded when they are needed: %s",
+                    self.directory,
+                    error,
+                )
+            self._told = True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of the GPU or of the machine, did not suffice; torch may raise it in three ways."""
+    names = {one.__name__ for one in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def free_memory() -> None:
+    """Gives back what a failed forward left behind."""
+    gc.collect()
+    # Without torch there is nothing to give back, and importing it takes seconds.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _size(clip: Clip) -> int:

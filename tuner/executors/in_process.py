@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from tuner.executors.evaluator import Evaluator, EvaluatorFactory
-from tuner.loop import Loop
+from tuner.executors.evaluator import Evaluator, EvaluatorFactory, free_memory, is_out_of_memory
+from tuner.loop import Loop, Rung
 from tuner.records.store import RecordedAnswer
 
 
@@ -13,7 +15,8 @@ from tuner.records.store import RecordedAnswer
 class InProcessExecutor:
     """Calls the factory once, and only when there is something to evaluate.
 
-    An exception of the evaluator ends the run: in one process the same question would raise it again.
+    Memory that does not suffice for a question is told to the loop. Any other exception of the evaluator ends
+    the run: in one process the same question would raise it again.
     """
 
     factory: EvaluatorFactory
@@ -26,6 +29,24 @@ class InProcessExecutor:
                 evaluator = self.factory()
             configuration = None if work.configuration is None else work.configuration.as_dict()
             for index, rung in enumerate(work.rungs):
-                answers = evaluator.answer(configuration, rung, work.references)
-                if loop.record(work, index, [RecordedAnswer.from_dict(one) for one in answers]) == "stop":
+                answers = _answer(evaluator, configuration, rung, work.references)
+                if isinstance(answers, str):
+                    free_memory()
+                    loop.failed(work, answers, "out_of_memory")
                     break
+                if loop.record(work, index, answers) == "stop":
+                    break
+
+
+def _answer(
+    evaluator: Evaluator, configuration: dict[str, Any] | None, rung: Rung, references: Mapping[str, str]
+) -> list[RecordedAnswer] | str:
+    """The answers or, where memory does not suffice for them, what the error said."""
+    try:
+        answers = evaluator.answer(configuration, rung, references)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Only the text: the error itself holds the tensors of the failed forward.
+        return f"{type(error).__name__}: {error}"
+    return [RecordedAnswer.from_dict(one) for one in answers]

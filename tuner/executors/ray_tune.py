@@ -30,8 +30,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from tuner.errors import UserError
-from tuner.executors.evaluator import Evaluator, EvaluatorFactory
-from tuner.loop import Loop, Work
+from tuner.executors.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
+from tuner.loop import Ending, Loop, Work
 from tuner.records.store import RecordedAnswer
 
 # Read by Ray when it starts and by Tune when it runs.
@@ -83,8 +83,8 @@ class RayExecutor:
     def run(self, loop: Loop) -> None:
         """See `Executor.run`.
 
-        Errors: UserError when the cluster cannot be reached or has no GPU to offer; EvaluationError when the
-        same questions keep killing their workers.
+        Errors: UserError when the cluster cannot be reached or has no GPU to offer; EvaluationError as
+        `Loop.failed`.
         """
         bridge = _Bridge(loop)
         # Ray takes seconds to start: first see whether there is anything to do.
@@ -128,9 +128,14 @@ class _Trainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._work: dict[str, Any] | None = json.loads(new_config["work"])
         self._rung = 0
+        self._ready = False
         return True
 
     def step(self) -> dict[str, Any]:
+        if not self._ready:
+            # Tells a worker that dies before its first question from one that dies of it.
+            self._ready = True
+            return {"rung": None, "answers": []}
         if self._work is None:
             time.sleep(_IDLE)
             return {"rung": None, "answers": []}
@@ -149,6 +154,8 @@ class _Bridge:
         self.loop = loop
         self.first: Work | None = None
         self.works: dict[str, Work] = {}
+        # Tune trials whose worker has its model and begins to answer.
+        self.ready: set[str] = set()
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,6 +165,11 @@ class _Bridge:
     def next(self) -> Work | None:
         work, self.first = self.first, None
         return self.loop.propose() if work is None else work
+
+    def has_work(self) -> bool:
+        """Whether `next` would give some; it is kept for it."""
+        self.first = self.next()
+        return self.first is not None
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -212,9 +224,15 @@ class _Scheduler(TrialScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         work = self._bridge.works.get(trial.trial_id)
         if work is None:
-            # The idle one: on, until the last of the others has ended.
+            # The idle one: on, until there is work for it or the last of the others has ended.
             busy = any(other != trial.trial_id for other in self._bridge.works)
-            return str(TrialScheduler.CONTINUE if busy else TrialScheduler.STOP)
+            idle = False
+            with self._bridge.guarded():
+                idle = busy and not self._bridge.has_work()
+            return str(TrialScheduler.CONTINUE if idle else TrialScheduler.STOP)
+        if result["rung"] is None:
+            self._bridge.ready.add(trial.trial_id)
+            return str(TrialScheduler.CONTINUE)
         decision = "stop"
         with self._bridge.guarded():
             answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
@@ -226,8 +244,11 @@ class _Scheduler(TrialScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         work = self._bridge.works.pop(trial.trial_id, None)
         if work is not None:
+            reason, end = _reason(trial)
+            if end == "killed" and trial.trial_id not in self._bridge.ready:
+                end = "not_started"
             with self._bridge.guarded():
-                self._bridge.loop.failed(work, _reason(trial))
+                self._bridge.loop.failed(work, reason, end)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         pending = (trial for trial in tune_controller.get_trials() if trial.status == Trial.PENDING)
@@ -267,19 +288,28 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
-def _reason(trial: Trial) -> str:
-    """What a person wants to know of a failed attempt: the exception, or that the process is gone."""
+def _reason(trial: Trial) -> tuple[str, Ending]:
+    """What a person wants to know of a failed attempt, and the loop: the exception, or that the process is
+    gone.
+    """
     # Tune's own reading of these files looks in the storage, where they arrive later.
     if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
-        return "the worker could not be started"
+        return "the worker could not be started", "not_started"
     error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
-        return f"{type(cause).__name__}: {cause}"
+        return f"{type(cause).__name__}: {cause}", _end(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "creation task" in lines[0]:
-        return f"the worker could not be started: {lines[-1]}"
-    return "its worker process died (killed, or out of memory)"
+        return f"the worker could not be started: {lines[-1]}", "not_started"
+    return "its worker process died (killed, or out of memory)", "killed"
+
+
+def _end(error: BaseException) -> Ending:
+    if is_out_of_memory(error):
+        return "out_of_memory"
+    # An error of the GPU itself: nothing works any more in that process, so it is as good as dead.
+    return "killed" if type(error).__name__ == "AcceleratorError" else "raised"
 
 
 @contextmanager

@@ -177,6 +177,7 @@ class OutcomeColumns:
     seconds: Mapped[float | None]
     peak_bytes_mean: Mapped[float | None]
     peak_bytes_max: Mapped[int | None] = mapped_column(BigInteger)
+    graded: Mapped[float | None]
 
 
 class TrialRow(KnobColumns, OutcomeColumns, Base):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from sqlalchemy import (
@@ -40,7 +41,7 @@ from sqlalchemy.schema import CreateColumn
 from pipeline.break_even import Serving
 from pipeline.layout import Layout
 from pipeline.methods import KNOBS
-from tuner.errors import UserError
+from tuner.errors import DiskFullError, UserError
 from tuner.margin import DEFAULT_MAX_DROP
 from tuner.records.schema import (
     FINGERPRINT_DIGITS,
@@ -49,6 +50,7 @@ from tuner.records.schema import (
     Base,
     MeasuredRow,
     NoiseRow,
+    QuarantineRow,
     QuestionRow,
     RefusalRow,
     SchemaRow,
@@ -63,6 +65,11 @@ from tuner.results import Configuration, MeasuredServing, Noise, Outcome, Part, 
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
+
+# What SQLite says where there is no room: on a full disk; under a quota; for the file that readers share.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+# The same in PostgreSQL's codes.
+_DISK_FULL = "53100"
 
 Pair = tuple[str, str]
 """(question id, fingerprint): what an answer is known by."""
@@ -98,6 +105,15 @@ class RecordedAnswer:
             seconds=values["seconds"],
             peak_bytes=values.get("peak_bytes"),
         )
+
+
+class StoredAnswer(NamedTuple):
+    """What an answer cost: visual tokens kept at each pruning (none: the unpruned model), and seconds."""
+
+    question: str
+    fingerprint: str
+    kept: tuple[int, ...]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -221,14 +237,21 @@ class Store:
             _prepare_sqlite(engine)
         try:
             with engine.begin() as connection:
-                if not inspect(connection).has_table(SchemaRow.__tablename__):
+                found = None
+                if inspect(connection).has_table(SchemaRow.__tablename__):
+                    found = connection.execute(select(SchemaRow.version)).scalar_one_or_none()
+                if found is None:
+                    # The version comes last. SQLite commits each table by itself: a killed process or a full
+                    # disk may have left some, and then the others are made now.
                     Base.metadata.create_all(connection)
-                    connection.execute(insert(SchemaRow).values(version=SCHEMA_VERSION))
-                found = connection.execute(select(SchemaRow.version)).scalar_one()
+                    found = SCHEMA_VERSION
+                    connection.execute(insert(SchemaRow).values(version=found))
             if found == SCHEMA_VERSION:
                 _add_what_came_later(engine)
         except DBAPIError as error:
             engine.dispose()
+            if _is_full(error):
+                raise DiskFullError.of(f"the database {_shown(url)}", error.orig) from error
             raise UserError(f"The database {_shown(url)} cannot be opened: {error.orig}") from error
         if found != SCHEMA_VERSION:
             engine.dispose()
@@ -255,8 +278,13 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
-            yield connection
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if not _is_full(error):
+                raise
+            raise DiskFullError.of(f"the database {self.url}", error.orig) from error
 
     # Studies
 
@@ -357,6 +385,16 @@ class Store:
             )
         self._study = None
         return bool(changed.rowcount)
+
+    def require(self, name: str) -> StudyRecord:
+        """The study in use under this name.
+
+        Errors: UserError when there is none.
+        """
+        record = self.find(name)
+        if record is None:
+            raise UserError(f"the study {name!r} has no records in {self.url}; `tuner run` makes them")
+        return record
 
     @property
     def _study_id(self) -> int:
@@ -606,6 +644,18 @@ class Store:
                     .on_conflict_do_nothing()
                 )
 
+    def stored_answers(self) -> tuple[StoredAnswer, ...]:
+        """All answers of the study in the order they were written, without what they say."""
+        query = (
+            select(QuestionRow.name, AnswerRow.fingerprint, AnswerRow.kept, AnswerRow.seconds)
+            .join(QuestionRow, QuestionRow.id == AnswerRow.question_id)
+            .where(QuestionRow.study_id == self._study_id)
+            .order_by(AnswerRow.id)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query)
+            return tuple(StoredAnswer(row[0], row[1], tuple(row[2]), row[3]) for row in rows)
+
     def count_answers(self) -> int:
         """Stored answers of the study."""
         query = (
@@ -656,6 +706,57 @@ class Store:
             rows = connection.execute(query).all()
         outcomes = {_configuration(row): _outcome(row, "held_out") for row in rows}
         return {configuration: outcome for configuration, outcome in outcomes.items() if outcome is not None}
+
+    # Quarantine
+
+    def quarantine(
+        self,
+        question: str,
+        reason: str,
+        trials: Mapping[int, Outcome] | None = None,
+        measured: Mapping[Configuration, Outcome] | None = None,
+    ) -> None:
+        """Leaves a question out from now on; the first reason stays.
+
+        `trials` (by number) and `measured`: the outcomes there are already, computed anew without it. All of
+        it is one transaction, so that no two outcomes are ever about different questions.
+        """
+        with self._transaction() as connection:
+            connection.execute(
+                self._insert(QuarantineRow)
+                .values(question_id=self._question_ids[question], reason=reason)
+                .on_conflict_do_nothing()
+            )
+            for number, outcome in (trials or {}).items():
+                connection.execute(
+                    update(TrialRow)
+                    .where(
+                        TrialRow.study_id == self._study_id,
+                        TrialRow.number == number,
+                        TrialRow.completed.is_not(None),
+                    )
+                    .values(**_outcome_columns(outcome))
+                )
+            for configuration, outcome in (measured or {}).items():
+                connection.execute(
+                    update(MeasuredRow)
+                    .where(
+                        MeasuredRow.study_id == self._study_id,
+                        MeasuredRow.configuration == _digest(configuration),
+                    )
+                    .values(**_outcome_columns(outcome))
+                )
+
+    def quarantined(self) -> dict[str, str]:
+        """Why each question that is left out is: reasons by question id, in the order they were found."""
+        query = (
+            select(QuestionRow.name, QuarantineRow.reason)
+            .join(QuestionRow, QuestionRow.id == QuarantineRow.question_id)
+            .where(QuestionRow.study_id == self._study_id)
+            .order_by(QuarantineRow.id)
+        )
+        with self._transaction() as connection:
+            return {row.name: row.reason for row in connection.execute(query)}
 
     # The noise floor
 
@@ -751,7 +852,11 @@ def _missing_columns(connection: Connection) -> list[tuple[str, Column[Any]]]:
     ]
 
 
-def _parsed(url: str, *, create: bool) -> URL:
+def parse_url(url: str) -> URL:
+    """The URL of a database as SQLAlchemy takes it, with the driver that belongs to this package.
+
+    Errors: UserError for one that names neither an SQLite nor a PostgreSQL database.
+    """
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
@@ -763,12 +868,24 @@ def _parsed(url: str, *, create: bool) -> URL:
         raise UserError(f"--database is SQLite or PostgreSQL, but got {backend!r}.")
     if backend == "postgresql" and parsed.drivername == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
-    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+    return parsed
+
+
+def _parsed(url: str, *, create: bool) -> URL:
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
         file = Path(str(parsed.database))
         if not create and not file.is_file():
             raise UserError(f"there are no records at {file}; `tuner run` makes them")
         file.parent.mkdir(parents=True, exist_ok=True)
     return parsed
+
+
+def _is_full(error: DBAPIError) -> bool:
+    return (
+        getattr(error.orig, "sqlite_errorcode", None) in _FULL
+        or getattr(error.orig, "sqlstate", None) == _DISK_FULL
+    )
 
 
 def _shown(url: str) -> str:

@@ -1,9 +1,11 @@
 """Coordinates of the search: what the sampler sees, and the way from there to a configuration and back.
 
-"budget"  the share of frame pairs that are cuts, tau_t, alpha_boost, how far gamma_cap lies above p, and a
-          compute target, dense near the budget; p is solved for it on the plans. Every reachable proposal
-          lands on its target, so the sampler spends nothing on finding the budget's border, and compute is an
-          axis of the search.
+"budget"  segments  tau_s, half by its value and half by its effect: see `BudgetSpace`
+          tau_t     as it is
+          boost     what a relevant segment keeps over an ordinary one, on a log scale
+          compute   a FLOPs target; p is solved for it on the plans. Every reachable proposal lands on its
+                    target, so the sampler spends nothing on finding the budget's border, and compute is an
+                    axis of the search.
 "knobs"   the five knobs themselves; a proposal over the budget is refused after its plans are counted.
 
 Ranges derive from the fields of `AdaTP`, narrowed by what the study fixes or bounds.
@@ -11,16 +13,20 @@ Ranges derive from the fields of `AdaTP`, narrowed by what the study fixes or bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from pipeline.layout import FloatArray
 from pipeline.methods import KNOBS, AdaTP, knobs
 from pipeline.solve import Unreachable
 from tuner.errors import UserError
 from tuner.planning import Planner
+from tuner.records.store import Goal
 from tuner.results import Configuration
 from tuner.study import Search
 
@@ -31,6 +37,13 @@ Point = dict[str, float]
 
 # How far above the budget a ratio may lie without being over it: the noise of floating point.
 TOLERANCE = 1e-9
+
+# What a target may gain on its way through the coordinates and back. The smallest step of a ratio, one token
+# at one layer of a study of a thousand questions, is thousands of times larger.
+_SLACK = 1e-12
+
+# A gamma_cap above its default is a multiple of one in so many.
+_CAP_STEPS = 1e6
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,15 @@ class Space(Protocol):
         """The point of a configuration that was evaluated; None when it lies outside this space."""
 
     def defaults(self) -> Candidate:
-        """AdaTP's defaults at the budget: what the study leaves open at its default, p solved."""
+        """AdaTP's defaults at the budget: what the study leaves open at its default, p solved.
+
+        Where no budget is given (goal "max_drop") p is at its default too.
+        """
+
+    def above(self, configuration: Configuration, target: float) -> Candidate:
+        """This configuration of AdaTP with p solved for another FLOPs ratio in (0, 1], its other knobs as
+        they are; as it stands where the study fixes p.
+        """
 
 
 def knob_ranges(search: Search, similarities: np.ndarray) -> dict[str, Range]:
@@ -105,24 +126,62 @@ def knob_ranges(search: Search, similarities: np.ndarray) -> dict[str, Range]:
     return ranges
 
 
-def smallest_reachable(planner: Planner, search: Search) -> float:
-    """The smallest FLOPs ratio of any configuration searched in this study.
+def cheapest(planner: Planner, search: Search) -> Candidate:
+    """The configuration with the smallest FLOPs ratio of all that this study searches.
 
     p and the boost at their lowest; and the fewest segments, because every segment's tokens are rounded up.
     """
     ranges = knob_ranges(search, planner.similarities)
     low = {name: one.low for name, one in ranges.items()}
-    return planner.binding_ratio(_with(AdaTP(), low | {"tau_t": ranges["tau_t"].high}))
+    # Below p a cap does nothing but look wrong.
+    low |= {"tau_t": ranges["tau_t"].high, "gamma_cap": ranges["gamma_cap"].clip(low["p"])}
+    return _candidate(planner, _with(AdaTP(), low))
 
 
-class KnobSpace:
-    """The five knobs, gamma_cap as the share of the way from p to 1 so that every point is meaningful."""
+def smallest_reachable(planner: Planner, search: Search) -> float:
+    """The smallest FLOPs ratio of any configuration searched in this study, that of `cheapest`."""
+    return cheapest(planner, search).binding_ratio
 
-    def __init__(self, planner: Planner, search: Search, budget: float) -> None:
+
+class _Space:
+    """What all coordinates share: a study's knobs, and p solved on its plans."""
+
+    def __init__(self, planner: Planner, search: Search, budget: float, goal: Goal = "budget") -> None:
         self._planner = planner
         self._search = search
         self._budget = budget
+        self._goal = goal
         self._knobs = knob_ranges(search, planner.similarities)
+
+    def defaults(self) -> Candidate:
+        """See `Space.defaults`."""
+        method = _defaults(self._search)
+        if self._goal == "budget":
+            method = self._solved(method, self._budget)
+        return _candidate(self._planner, method)
+
+    def above(self, configuration: Configuration, target: float) -> Candidate:
+        """See `Space.above`."""
+        method = configuration.build()
+        if not isinstance(method, AdaTP):
+            raise TypeError(f"a configuration of AdaTP has a p to solve, but got one of {method.name}")
+        fixed = _single(self._knobs["p"]) is not None
+        return _candidate(self._planner, method if fixed else self._solved(method, target))
+
+    def _solved(self, method: AdaTP, target: float) -> AdaTP:
+        """With the largest p that stays at or below the target, or the searched p closest to it."""
+        p = self._knobs["p"]
+        if p.low == p.high:
+            return method.with_ratio(p.low)
+        solved = self._planner.solve(method, target)
+        return method.with_ratio(p.low if isinstance(solved, Unreachable) else p.clip(solved.ratio))
+
+
+class KnobSpace(_Space):
+    """The five knobs, gamma_cap as the share of the way from p to 1 so that every point is meaningful."""
+
+    def __init__(self, planner: Planner, search: Search, budget: float, goal: Goal = "budget") -> None:
+        super().__init__(planner, search, budget, goal)
         self._gamma_fixed = _single(self._knobs["gamma_cap"])
         self.ranges: dict[str, Range] = {
             name: self._knobs[name] for name in ("tau_s", "tau_t", "alpha_boost", "p")
@@ -136,8 +195,9 @@ class KnobSpace:
         gamma_cap = self._gamma_fixed
         if gamma_cap is None:
             gamma_cap = self._knobs["gamma_cap"].clip(p + point["headroom"] * (1 - p))
-        method = AdaTP(point["tau_s"], point["tau_t"], point["alpha_boost"], gamma_cap, p)
-        return Candidate(Configuration.from_method(method), self._planner.binding_ratio(method))
+        return _candidate(
+            self._planner, AdaTP(point["tau_s"], point["tau_t"], point["alpha_boost"], gamma_cap, p)
+        )
 
     def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
         """Where `candidate` would have made it."""
@@ -149,113 +209,165 @@ class KnobSpace:
             point["headroom"] = _share(method.gamma_cap, method.p)
         return point if _inside(point, self.ranges) else None
 
-    def defaults(self) -> Candidate:
-        """See `Space.defaults`."""
-        return _defaults_at_budget(self._planner, self._search, self._knobs["p"], self._budget)
 
+class BudgetSpace(_Space):
+    """Compute as a coordinate: p is solved for it, and the other knobs are asked for by their effect.
 
-class BudgetSpace:
-    """Compute as a coordinate: p is solved for it, and tau_s is asked for by its effect."""
+    Of alpha_boost and gamma_cap one binds in a configuration and the other does nothing, so together they are
+    one degree of freedom: the boosted ratio r = max(p, min(alpha_boost p, gamma_cap)). After J prunings a
+    boosted segment keeps (r / p)^J of what an ordinary one keeps, so `boost` is the logarithm of r / p,
+    scaled to [0, 1]. It is realised by alpha_boost, under a gamma_cap that does not bind as far as the study
+    allows; and by a gamma_cap that binds where the study keeps alpha_boost above r / p. Both fixed: no
+    `boost`. p fixed: no `compute`.
 
-    def __init__(self, planner: Planner, search: Search, budget: float) -> None:
-        self._planner = planner
-        self._search = search
-        self._budget = budget
-        self._knobs = knob_ranges(search, planner.similarities)
-        self._gamma_fixed = _single(self._knobs["gamma_cap"])
-        tau_s = self._knobs["tau_s"]
-        self.ranges: dict[str, Range] = {
-            "cuts": Range(self._cuts(tau_s.low), self._cuts(tau_s.high)),
-            "tau_t": self._knobs["tau_t"],
-            "alpha_boost": self._knobs["alpha_boost"],
-        }
-        if self._gamma_fixed is None:
-            self.ranges["headroom"] = Range(0.0, 1.0)
-        self._points: dict[Configuration, Point | None] = {}
+    `compute` runs from the smallest reachable FLOPs ratio to `budget`. For goal "budget" it is dense near the
+    budget, for "max_drop" (whose budget is 1) even on a log scale.
+    """
+
+    def __init__(self, planner: Planner, search: Search, budget: float, goal: Goal = "budget") -> None:
+        super().__init__(planner, search, budget, goal)
+        tau_s, gamma_cap = self._knobs["tau_s"], self._knobs["gamma_cap"]
+        excluding = dict(search.fixed) | dict(search.bounds)
+        self._gamma_open = "gamma_cap" not in excluding
+        # The narrowing to the similarities seen excludes nothing: beyond them nothing changes.
+        self._tau_s_excludes = "tau_s" in excluding
+        # r / p where p and gamma_cap do not cut it. A gamma_cap that can move takes any boost down to 1.
+        self._boosts = Range(
+            self._knobs["alpha_boost"].low if _single(gamma_cap) is not None else 1.0,
+            self._knobs["alpha_boost"].high,
+        )
         self._reachable = Range(min(smallest_reachable(planner, search), budget), budget)
-        self.ranges["compute"] = Range(0.0, 1.0)
+        self.ranges: dict[str, Range] = {
+            "segments": Range(0.0, 0.0 if _single(tau_s) is not None else 1.0),
+            "tau_t": self._knobs["tau_t"],
+        }
+        if _single(self._boosts) is None:
+            self.ranges["boost"] = Range(0.0, 1.0)
+        if _single(self._knobs["p"]) is None:
+            self.ranges["compute"] = Range(0.0, 1.0)
 
-    def _cuts(self, tau_s: float) -> float:
-        """The share of neighbouring frames that are less similar than tau_s."""
+    def candidate(self, point: Point) -> Candidate:
+        """The largest p that stays at or below the target."""
+        boost = self._boost(point.get("boost", 0.0))
+        # Where p is fixed there is nothing to solve, and no target.
+        target = min(1.0, self._target(point.get("compute", 1.0)) + _SLACK)
+        uncapped = AdaTP(
+            self._tau_s(point["segments"]), point["tau_t"], boost, gamma_cap=self._knobs["gamma_cap"].high
+        )
+        method = self._solved(uncapped, target)
+        found = self._boosted(method, boost)
+        if found.boosted_ratio > method.boosted_ratio:  # the study lets gamma_cap go no lower
+            found = self._solved(found, target)
+        return _candidate(self._planner, found)
+
+    def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
+        """The point whose candidate has this configuration's plans, or those closest to them."""
+        method = _adatp(configuration)
+        low, high = self._reachable.low - TOLERANCE, self._reachable.high + TOLERANCE
+        if method is None or not low <= binding_ratio <= high or method.p not in self._knobs["p"]:
+            return None
+        if self._tau_s_excludes and method.tau_s not in self._knobs["tau_s"]:
+            return None
+        boost = self._boosts.clip(
+            method.alpha_boost if method.binds == "alpha_boost" else method.boosted_ratio / method.p
+        )
+        if abs(self._boosted(method, boost).boosted_ratio - method.boosted_ratio) > TOLERANCE:
+            return None
+        point = {
+            "segments": self._segments(method.tau_s),
+            "tau_t": method.tau_t,
+            "boost": self._boost_inverse(boost),
+            "compute": self._compute(binding_ratio),
+        }
+        point = {name: point[name] for name in self.ranges}
+        return point if _inside(point, self.ranges) else None
+
+    @cached_property
+    def _tau_s_scale(self) -> tuple[FloatArray, FloatArray]:
+        """Values of tau_s from its lowest to its highest, and where on [0, 1] each lies.
+
+        Half of the scale is the value itself, half its effect, the share of the study's frame pairs that are
+        less similar. By effect alone a gap between two similarities, in which nothing changes and the best
+        value often lies, has no width; by value alone the similarities near 1, where everything changes, have
+        none.
+        """
+        low, high = self._knobs["tau_s"].low, self._knobs["tau_s"].high
         similarities = self._planner.similarities
-        return (
-            float(np.interp(tau_s, similarities, np.linspace(0, 1, similarities.size)))
-            if similarities.size
-            else 0.0
+        inside = similarities[(similarities > low) & (similarities < high)]
+        values = np.unique(np.concatenate((np.linspace(low, high, 257), inside)))
+        effect = np.searchsorted(inside, values) / max(1, inside.size)
+        return values, (effect + (values - low) / (high - low or 1.0)) / 2 if inside.size else (
+            (values - low) / (high - low or 1.0)
         )
 
-    def _tau_s(self, cuts: float) -> float:
-        similarities = self._planner.similarities
-        if not similarities.size:
-            return knobs(AdaTP)["tau_s"].default
-        if cuts >= self.ranges["cuts"].high:
-            return self._knobs["tau_s"].high
-        return self._knobs["tau_s"].clip(
-            float(np.interp(cuts, np.linspace(0, 1, similarities.size), similarities))
-        )
+    def _segments(self, tau_s: float) -> float:
+        """Where tau_s lies on the scale of `_tau_s_scale`."""
+        return float(np.interp(tau_s, *self._tau_s_scale))
+
+    def _tau_s(self, segments: float) -> float:
+        """The inverse of `_segments`."""
+        values, places = self._tau_s_scale
+        return self._knobs["tau_s"].clip(float(np.interp(segments, places, values)))
+
+    def _boost(self, boost: float) -> float:
+        """What r / p is at this coordinate, where neither 1 nor the study's gamma_cap cuts it."""
+        low, high = self._boosts.low, self._boosts.high
+        return self._boosts.clip(low * (high / low) ** boost)
+
+    def _boost_inverse(self, ratio: float) -> float:
+        """The inverse of `_boost`."""
+        low, high = self._boosts.low, self._boosts.high
+        return 0.0 if low == high else Range(0.0, 1.0).clip(math.log(ratio / low) / math.log(high / low))
+
+    def _boosted(self, method: AdaTP, boost: float) -> AdaTP:
+        """The method with r = boost p, as close as p (never above 1) and the study's gamma_cap allow."""
+        alpha, gamma = self._knobs["alpha_boost"], self._knobs["gamma_cap"]
+        wanted = boost * method.p
+        if boost < alpha.low:
+            gamma_cap = gamma.clip(wanted)
+        elif self._gamma_open:
+            default = knobs(AdaTP)["gamma_cap"].default
+            gamma_cap = default if wanted <= default else min(1.0, _rounded_up(wanted))
+        else:
+            gamma_cap = gamma.high
+        return replace(method, alpha_boost=max(boost, alpha.low), gamma_cap=gamma_cap)
 
     def _target(self, compute: float) -> float:
         """The FLOPs ratio aimed at: 0 is the smallest reachable, 1 the budget.
 
-        Cubic, so that half of a uniform sample lies in the last eighth below the budget: what is asked for is
-        the best configuration there, and the cheaper end of the front is context.
+        Within a budget cubic, so that half of a uniform sample lies in the last eighth below it: what is
+        asked for is the best configuration there, and the cheaper end of the front is context. Where the
+        cheapest configuration that holds is asked for, nobody knows where it lies: even in the logarithm.
         """
         low, high = self._reachable.low, self._reachable.high
-        return high - (high - low) * (1 - compute) ** 3
+        if self._goal == "budget":
+            return high - (high - low) * float((1 - compute) ** 3)
+        return high * float((low / high) ** (1 - compute))
 
     def _compute(self, ratio: float) -> float:
         """The inverse of `_target`."""
         low, high = self._reachable.low, self._reachable.high
-        return 1.0 if low == high else 1 - min(max((high - ratio) / (high - low), 0.0), 1.0) ** (1 / 3)
-
-    def _unboosted_p(self, target: float) -> float:
-        """The p that reaches the target when nothing is boosted: no useful gamma_cap lies below it."""
-        solved = self._planner.solve(AdaTP(tau_s=-1.0, alpha_boost=1.0), target)
-        return self._knobs["p"].low if isinstance(solved, Unreachable) else solved.ratio
-
-    def candidate(self, point: Point) -> Candidate:
-        """The largest p that stays at or below the target."""
-        target = self._target(point["compute"])
-        gamma_cap = self._gamma_fixed
-        if gamma_cap is None:
-            unboosted = self._unboosted_p(target)
-            gamma_cap = self._knobs["gamma_cap"].clip(unboosted + point["headroom"] * (1 - unboosted))
-        method = AdaTP(self._tau_s(point["cuts"]), point["tau_t"], point["alpha_boost"], gamma_cap)
-        return _solved(self._planner, method, self._knobs["p"], target)
-
-    def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
-        """Where `candidate` would have made it."""
-        # Every proposal asks for the points of all trials before it, and each takes a solve.
-        if configuration not in self._points:
-            self._points[configuration] = self._point(configuration, binding_ratio)
-        return self._points[configuration]
-
-    def _point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
-        method = _adatp(configuration)
-        if method is None or binding_ratio not in self._reachable:
-            return None
-        point = {
-            "cuts": self._cuts(method.tau_s),
-            "tau_t": method.tau_t,
-            "alpha_boost": method.alpha_boost,
-            "compute": self._compute(binding_ratio),
-        }
-        if self._gamma_fixed is None:
-            point["headroom"] = _share(method.gamma_cap, self._unboosted_p(binding_ratio))
-        return point if _inside(point, self.ranges) else None
-
-    def defaults(self) -> Candidate:
-        """See `Space.defaults`."""
-        return _defaults_at_budget(self._planner, self._search, self._knobs["p"], self._budget)
+        if low == high:
+            return 1.0
+        ratio = self._reachable.clip(ratio)
+        if self._goal == "budget":
+            return 1 - float(((high - ratio) / (high - low)) ** (1 / 3))
+        return 1 - math.log(ratio / high) / math.log(low / high)
 
 
-def make_space(coordinates: Coordinates, planner: Planner, search: Search, budget: float) -> Space:
-    """The space of these coordinates over one study; `search` is what its definition fixes and bounds."""
+def make_space(
+    coordinates: Coordinates, planner: Planner, search: Search, budget: float, goal: Goal = "budget"
+) -> Space:
+    """The space of these coordinates over one study; `search` is what its definition fixes and bounds.
+
+    `budget`: the largest FLOPs ratio, in (0, 1]; 1 for goal "max_drop".
+    Errors: UserError for unknown coordinates, and as `knob_ranges`.
+    """
     if coordinates not in COORDINATES:
         raise UserError(
             f"The coordinates of a search are {' or '.join(COORDINATES)}, but got {coordinates!r}."
         )
-    return (BudgetSpace if coordinates == "budget" else KnobSpace)(planner, search, budget)
+    return (BudgetSpace if coordinates == "budget" else KnobSpace)(planner, search, budget, goal)
 
 
 def _with(method: AdaTP, knobs: Mapping[str, float]) -> AdaTP:
@@ -284,28 +396,23 @@ def _adatp(configuration: Configuration) -> AdaTP | None:
     return method if method.selection_options() == AdaTP().selection_options() else None
 
 
-def _solved(planner: Planner, method: AdaTP, p: Range, target: float) -> Candidate:
-    if p.low == p.high:
-        found = method.with_ratio(p.low)
-    else:
-        solved = planner.solve(method, target)
-        found = (
-            method.with_ratio(p.low)
-            if isinstance(solved, Unreachable)
-            else method.with_ratio(p.clip(solved.ratio))
-        )
-    return Candidate(Configuration.from_method(found), planner.binding_ratio(found))
+def _candidate(planner: Planner, method: AdaTP) -> Candidate:
+    return Candidate(Configuration.from_method(method), planner.binding_ratio(method))
 
 
-def _defaults_at_budget(planner: Planner, search: Search, p: Range, budget: float) -> Candidate:
+def _rounded_up(value: float) -> float:
+    # The division can end just below.
+    return max(value, math.ceil(value * _CAP_STEPS) / _CAP_STEPS)
+
+
+def _defaults(search: Search) -> AdaTP:
     """AdaTP's defaults as far as the study's own fixed values and bounds allow.
 
     The narrowing of tau_s to the similarities seen is not the study's wish and leaves its default alone.
     """
     method = AdaTP()
-    changed = {name: value for name, value in search.fixed if name != "p"} | {
-        name: Range(low, high).clip(float(getattr(method, name)))
-        for name, (low, high) in search.bounds
-        if name != "p"
-    }
-    return _solved(planner, _with(method, changed), p, budget)
+    return _with(
+        method,
+        dict(search.fixed)
+        | {name: Range(low, high).clip(float(getattr(method, name))) for name, (low, high) in search.bounds},
+    )

@@ -5,8 +5,8 @@ Nothing in here reads a file; `tuner.study.loading` does, and hands these over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -114,6 +114,17 @@ class Study:
     def question(self, question_id: str) -> StudyQuestion:
         """The question of this id; KeyError when there is none."""
         return self._questions_by_id[question_id]
+
+    def without(self, questions: Collection[str]) -> Study:
+        """The study without the questions of these ids, and without videos that lose their last one."""
+        kept = tuple(question for question in self.questions if question.id not in questions)
+        asked = {question.video for question in kept}
+        return replace(
+            self,
+            questions=kept,
+            videos=tuple(video for video in self.videos if video.name in asked),
+            held_out=self.held_out & asked,
+        )
 
     def video_of(self, question: StudyQuestion) -> Video:
         """The video a question is about."""

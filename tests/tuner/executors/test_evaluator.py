@@ -1,5 +1,6 @@
 """Questions go to the model in packs, in order, and in smaller ones where memory does not suffice."""
 
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from pipeline.answering import Answer
 from pipeline.methods import AdaTP, to_dict
 from pipeline.question import Question
-from tuner.executors.evaluator import EvaluatorSpec, PipelineEvaluator
+from tuner.executors.evaluator import DispensableCache, EvaluatorSpec, PipelineEvaluator, is_out_of_memory
 
 QUESTIONS = tuple(Question(f"q{i}", "what is it?") for i in range(7))
 
@@ -79,3 +80,40 @@ def test_a_pack_that_does_not_fit_is_halved_from_then_on():
 def test_a_question_that_does_not_fit_alone_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
         evaluator(FakeRuntime(room=0), 4).answer(None, ["q0", "q1"], {})
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shapes do not match"), False),
+        (OSError("Cannot allocate"), False),
+    ],
+)
+def test_want_of_memory_is_known_in_all_its_forms(error, memory):
+    assert is_out_of_memory(error) is memory
+
+
+@pytest.mark.quick
+def test_features_without_room_on_the_disk_are_one_warning(tmp_path, caplog):
+    """The refusal is the kernel's own."""
+    cache = DispensableCache(tmp_path / "features", 10**9)
+    small, large = {"a": torch.zeros(8)}, {"a": torch.zeros(10**6)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        for key, tensors in (("small", small), ("large", large), ("larger", large)):
+            cache.put(key, tensors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert cache.get("small") is not None
+    assert cache.get("large") is None
+    assert [path.name for path in cache.directory.iterdir()] == ["small.safetensors"]
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith(f"Vision features cannot be kept in {cache.directory}, so videos are encoded when")
+    assert told.endswith("File too large")
+    cache.put("large", large)
+    assert cache.get("large") is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
+from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
+from tuner.lock import held, holder
 from tuner.records.store import Store
 
 
@@ -73,3 +76,31 @@ def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path)
     with Store.open(server) as store:
         assert store.archive(study.name)
         assert store.find(study.name) is None
+
+
+def test_the_second_driver_is_told_who_holds_the_study(server: str) -> None:
+    assert holder(server, "demo") is None
+    with held(server, "demo"):
+        found = holder(server, "demo")
+        assert found is not None
+        assert (found.pid, found.host) == (os.getpid(), socket.gethostname())
+        with (
+            pytest.raises(UserError, match=rf"is being run by process {os.getpid()} of "),
+            held(server, "demo"),
+        ):
+            pass
+        with held(server, "another"):
+            pass
+    assert holder(server, "demo") is None
+
+
+def test_a_quarantine_is_one_transaction_there_too(server: str) -> None:
+    study = make_study()
+    with Store.open(server) as store:
+        store.archive(study.name)
+        begin(store, study)
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=2))
+        InProcessExecutor(FakeEvaluator(study, hungry="v00.mp4-q0")).run(make_loop(study, store, trials=4))
+        assert list(store.quarantined()) == ["v00.mp4-q0"]
+        assert [one.outcome.questions for one in store.trials() if one.outcome] == [11] * 4
+        store.archive(study.name)

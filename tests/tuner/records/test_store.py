@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, OneShot
-from tests.tuner.fakes import make_planner, make_study, open_store
-from tuner.errors import UserError
+from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tuner.errors import DiskFullError, UserError
+from tuner.executors.in_process import InProcessExecutor
 from tuner.records import store as records
 from tuner.records.schema import AnswerRow
 from tuner.records.store import RecordedAnswer, RefusalRecord, Store, default_database
@@ -284,3 +286,88 @@ def test_two_processes_may_bring_a_database_up_to_date_at_once(
     monkeypatch.setattr(records, "_missing_columns", lambda c: late.pop() if late else missing(c))
     with open_store(file, make_study()) as store:
         assert store.find("fake") is not None
+
+
+def test_a_quarantined_question_keeps_its_first_reason(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        store.quarantine("v02.mp4-q1", "died twice")
+        store.quarantine("v00.mp4-q0", "out of memory")
+        store.quarantine("v02.mp4-q1", "again")
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        assert store.quarantined() == {"v02.mp4-q1": "died twice", "v00.mp4-q0": "out of memory"}
+        assert list(store.quarantined()) == ["v02.mp4-q1", "v00.mp4-q0"]
+
+
+def test_a_quarantine_replaces_outcomes_that_are_there_and_makes_none(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        done, _ = propose(store, 0), propose(store, 1)
+        store.record({}, completed=(0, OUTCOME))
+        held_out = replace(OUTCOME, part="held_out")
+        store.record({}, measured=(done, held_out))
+        less = replace(OUTCOME, questions=11, accuracy=0.5)
+        store.quarantine(
+            "v02.mp4-q1", "died", {0: less, 1: less}, {done: replace(less, part="held_out", questions=10)}
+        )
+        assert [one.outcome for one in store.trials()] == [less, None]
+        assert store.measured() == {done: replace(less, part="held_out", questions=10)}
+
+
+@pytest.mark.parametrize("pages", [2, 5, 20])
+def test_tables_that_were_half_made_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int
+) -> None:
+    """A disk that is full, or a process that is killed, while an empty database gets its tables."""
+    prepare = records._prepare_sqlite
+
+    def prepare_small(engine: Any) -> None:
+        prepare(engine)
+
+        @event.listens_for(engine, "connect")
+        def _limit(connection: Any, _: object) -> None:
+            connection.execute(f"PRAGMA max_page_count={pages}")
+
+    with monkeypatch.context() as small:
+        small.setattr(records, "_prepare_sqlite", prepare_small)
+        with pytest.raises(DiskFullError):
+            Store.open(f"sqlite:///{tmp_path}/t.db")
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        assert store.study_names() == ("fake",)
+
+
+def test_a_full_disk_is_one_message_and_the_same_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself says so: the database may not grow beyond what it has after the first answers."""
+    study = make_study()
+
+    def run(path: Path) -> list[object]:
+        with open_store(path, study) as store:
+            InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store))
+            return [
+                [(one.configuration, one.outcome and one.outcome.accuracy) for one in store.trials()],
+                list(store.measured()),
+                store.count_answers(),
+            ]
+
+    path = tmp_path / "t.db"
+    open_store(path, study).close()
+    with sqlite3.connect(path) as database:
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+    prepare = records._prepare_sqlite
+
+    def prepare_small(engine: Any) -> None:
+        prepare(engine)
+
+        @event.listens_for(engine, "connect")
+        def _limit(connection: Any, _: object) -> None:
+            connection.execute(f"PRAGMA max_page_count={pages + 4}")
+
+    with monkeypatch.context() as small:
+        small.setattr(records, "_prepare_sqlite", prepare_small)
+        with pytest.raises(
+            DiskFullError, match=r"t\.db: database or disk is full. Everything recorded is kept"
+        ):
+            run(path)
+        with open_store(path, study) as store:
+            assert 0 < store.count_answers() < 100
+    assert run(path) == run(tmp_path / "undisturbed.db")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,16 @@ from tests.tuner.fakes import make_planner, make_study
 from tuner.errors import UserError
 from tuner.planning import Planner
 from tuner.results import Configuration
-from tuner.search.space import BudgetSpace, KnobSpace, Range, knob_ranges, make_space, smallest_reachable
+from tuner.search.space import (
+    BudgetSpace,
+    Candidate,
+    KnobSpace,
+    Range,
+    cheapest,
+    knob_ranges,
+    make_space,
+    smallest_reachable,
+)
 from tuner.study import Search
 
 pytestmark = pytest.mark.quick
@@ -59,29 +69,202 @@ def test_a_search_that_does_not_fit_adatp_is_the_users_mistake(search: Search, m
         knob_ranges(search, np.zeros(0))
 
 
-def test_every_reachable_proposal_lands_on_its_target(planner: Planner) -> None:
-    space = BudgetSpace(planner, Search(), BUDGET)
-    lowest = smallest_reachable(planner, Search())
-    for point in points(space.ranges, 30):
-        candidate = space.candidate(point)
-        target = BUDGET - (BUDGET - lowest) * (1 - point["compute"]) ** 3
-        if candidate.configuration.get("p") != 0.2:
-            assert target - 0.02 < candidate.binding_ratio <= target
+# What a study may say of the two knobs that share one coordinate, and the coordinates that are left.
+BOOSTS = {
+    "open": Search(),
+    "gamma_cap fixed": Search(fixed=(("gamma_cap", 0.8),)),
+    "gamma_cap bounded": Search(bounds=(("gamma_cap", (0.5, 0.8)), ("alpha_boost", (1.1, 1.4)))),
+    "alpha_boost fixed": Search(fixed=(("alpha_boost", 1.3),)),
+    "alpha_boost bounded": Search(bounds=(("alpha_boost", (1.2, 1.4)),)),
+    "alpha_boost fixed, gamma_cap bounded": Search(
+        fixed=(("alpha_boost", 1.3),), bounds=(("gamma_cap", (0.5, 0.8)),)
+    ),
+    "both fixed": Search(fixed=(("alpha_boost", 1.2), ("gamma_cap", 0.9))),
+    "p bounded": Search(bounds=(("p", (0.3, 0.95)),)),
+}
+each_boost = pytest.mark.parametrize("search", BOOSTS.values(), ids=BOOSTS.keys())
+GOALS: list[tuple[Any, float]] = [("budget", BUDGET), ("max_drop", 1.0)]
+each_goal = pytest.mark.parametrize(("goal", "budget"), GOALS)
 
 
-@pytest.mark.parametrize("kind", [BudgetSpace, KnobSpace])
-def test_a_configuration_finds_back_to_its_point(planner: Planner, kind: Any) -> None:
-    space = kind(planner, Search(), BUDGET)
-    for point in points(space.ranges, 20):
+@pytest.fixture(scope="module")
+def small() -> Planner:
+    return make_planner(make_study(videos=8))
+
+
+def boosted(candidate: Candidate) -> float:
+    method = candidate.configuration.build()
+    assert isinstance(method, AdaTP)
+    return method.boosted_ratio
+
+
+@each_boost
+@each_goal
+def test_every_reachable_proposal_lands_on_its_target(
+    planner: Planner, search: Search, goal: Any, budget: float
+) -> None:
+    space = make_space("budget", planner, search, budget, goal)
+    p = knob_ranges(search, planner.similarities)["p"]
+    lowest = smallest_reachable(planner, search)
+    landed = 0
+    for point in points(space.ranges, 8):
         candidate = space.candidate(point)
+        target = budget - (budget - lowest) * (1 - point["compute"]) ** 3
+        if goal == "max_drop":
+            target = lowest ** (1 - point["compute"])
+        if p.low < float(candidate.configuration.get("p")) < p.high:
+            landed += 1
+            assert target - 0.02 < candidate.binding_ratio <= target + 1e-9
+    assert landed >= 4
+
+
+@each_boost
+@each_goal
+def test_a_proposal_finds_back_to_its_plans(small: Planner, search: Search, goal: Any, budget: float) -> None:
+    space = make_space("budget", small, search, budget, goal)
+    p = knob_ranges(search, small.similarities)["p"]
+    found = 0
+    for point in points(space.ranges, 8):
+        candidate = space.candidate(point)
+        if candidate.binding_ratio > budget or candidate.configuration.get("p") == p.low:
+            continue  # the target could not be reached
+        found += 1
         back = space.point(candidate.configuration, candidate.binding_ratio)
-        if back is not None:
-            again = space.candidate(back)
-            assert again.configuration.get("p") == pytest.approx(candidate.configuration.get("p"), abs=0.02)
-            for name in ("tau_s", "tau_t", "alpha_boost"):
-                assert again.configuration.get(name) == pytest.approx(
-                    candidate.configuration.get(name), abs=1e-6
-                )
+        assert back is not None
+        again = space.candidate(back)
+        assert plans(small, again) == plans(small, candidate)
+        assert again.binding_ratio == candidate.binding_ratio
+        for name in ("tau_s", "tau_t", "p"):
+            assert again.configuration.get(name) == pytest.approx(candidate.configuration.get(name), abs=1e-6)
+    assert found >= 4
+
+
+@each_boost
+def test_a_configuration_of_the_knobs_has_a_point_among_the_coordinates(
+    small: Planner, search: Search
+) -> None:
+    """Also where gamma_cap binds. A p between two steps of the binding part is moved to the upper one."""
+    space = make_space("budget", small, search, 1.0)
+    highest = knob_ranges(search, small.similarities)["gamma_cap"].high
+    bound = 0
+    for point in points(make_space("knobs", small, search, 1.0).ranges, 12):
+        candidate = make_space("knobs", small, search, 1.0).candidate(point)
+        method = candidate.configuration.build()
+        assert isinstance(method, AdaTP)
+        bound += method.binds == "gamma_cap"
+        back = space.point(candidate.configuration, candidate.binding_ratio)
+        assert back is not None
+        again = space.candidate(back)
+        assert again.binding_ratio == candidate.binding_ratio
+        p = float(again.configuration.get("p"))
+        assert method.p - 1e-6 <= p < method.p + 0.02
+        assert boosted(again) == pytest.approx(max(p, min(method.boosted_ratio / method.p * p, highest)))
+    assert bound >= 1
+
+
+def plans(planner: Planner, candidate: Candidate) -> tuple[str, ...]:
+    return planner.fingerprints(candidate.configuration.build())
+
+
+def test_knobs_find_back_to_themselves(planner: Planner) -> None:
+    space = KnobSpace(planner, Search(), BUDGET)
+    for point in points(space.ranges, 10):
+        candidate = space.candidate(point)
+        assert space.point(candidate.configuration, candidate.binding_ratio) == pytest.approx(point)
+
+
+def test_boost_is_the_logarithm_of_what_a_relevant_segment_keeps_more(planner: Planner) -> None:
+    space = BudgetSpace(planner, Search(), BUDGET)
+    assert list(space.ranges) == ["segments", "tau_t", "boost", "compute"]
+    for boost in (0.0, 0.3, 1.0):
+        candidate = space.candidate({"segments": 0.4, "tau_t": 0.5, "boost": boost, "compute": 0.9})
+        p = float(candidate.configuration.get("p"))
+        assert p < 0.6
+        assert math.log(boosted(candidate) / p) == pytest.approx(boost * math.log(1.5))
+        assert candidate.configuration.get("alpha_boost") == pytest.approx(1.5**boost)
+        assert candidate.configuration.get("gamma_cap") == 0.95
+
+
+def test_gamma_cap_does_not_bind_while_the_ratio_is_below_1(planner: Planner) -> None:
+    space = BudgetSpace(planner, Search(), 1.0, "max_drop")
+    raised = 0
+    for point in points(space.ranges | {"compute": Range(0.6, 1.0)}, 30):
+        method = space.candidate(point).configuration.build()
+        assert isinstance(method, AdaTP)
+        if method.alpha_boost * method.p <= 0.95:
+            assert method.gamma_cap == 0.95
+        elif method.alpha_boost * method.p <= 1:
+            raised += 1
+            assert method.binds == "alpha_boost"
+            assert method.gamma_cap - method.alpha_boost * method.p <= 1e-6
+        else:
+            assert method.gamma_cap == 1.0
+    assert raised
+
+
+def test_where_alpha_boost_is_fixed_gamma_cap_moves(planner: Planner) -> None:
+    space = BudgetSpace(planner, Search(fixed=(("alpha_boost", 1.3),)), BUDGET)
+    point = {"segments": 0.4, "tau_t": 0.5, "compute": 0.9}
+    for boost in (0.0, 0.5, 1.0):
+        candidate = space.candidate(point | {"boost": boost})
+        p = float(candidate.configuration.get("p"))
+        assert candidate.configuration.get("alpha_boost") == 1.3
+        assert boosted(candidate) == pytest.approx(1.3**boost * p)
+        assert candidate.configuration.get("gamma_cap") == pytest.approx(
+            1.3**boost * p if boost < 1 else 0.95
+        )
+
+
+@each_boost
+@each_goal
+def test_what_the_study_says_of_the_boost_holds(
+    planner: Planner, search: Search, goal: Any, budget: float
+) -> None:
+    space = make_space("budget", planner, search, budget, goal)
+    allowed = knob_ranges(search, planner.similarities)
+    assert ("boost" in space.ranges) == (search != BOOSTS["both fixed"])
+    for point in points(space.ranges, 6):
+        configuration = space.candidate(point).configuration
+        assert all(float(configuration.get(name)) in allowed[name] for name in KNOBS)
+
+
+def test_a_fixed_p_leaves_no_target(planner: Planner) -> None:
+    space = make_space("budget", planner, Search(fixed=(("p", 0.5),)), BUDGET)
+    assert list(space.ranges) == ["segments", "tau_t", "boost"]
+    for point in points(space.ranges, 5):
+        candidate = space.candidate(point)
+        assert candidate.configuration.get("p") == 0.5
+        if candidate.binding_ratio <= BUDGET:
+            back = space.point(candidate.configuration, candidate.binding_ratio)
+            assert back == pytest.approx(point)
+
+
+def test_without_a_budget_targets_are_even_in_their_logarithm(planner: Planner) -> None:
+    space = BudgetSpace(planner, Search(), 1.0, "max_drop")
+    lowest = smallest_reachable(planner, Search())
+    point = {"segments": 0.4, "tau_t": 0.5, "boost": 0.1}
+    ratios = [space.candidate(point | {"compute": compute}).binding_ratio for compute in (0, 1 / 3, 2 / 3, 1)]
+    assert ratios[-1] == 1.0
+    assert np.log(ratios) == pytest.approx(np.log(lowest) * np.array([1, 2 / 3, 1 / 3, 0]), abs=0.06)
+
+
+@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+def test_more_compute_for_the_same_other_knobs(planner: Planner, coordinates: Any) -> None:
+    space = make_space(coordinates, planner, Search(), BUDGET)
+    best = space.defaults().configuration
+    above = space.above(best, 0.5)
+    assert 0.48 < above.binding_ratio <= 0.5
+    assert above.binding_ratio == planner.binding_ratio(above.configuration.build())  # type: ignore[arg-type]
+    assert {name: best.get(name) for name in KNOBS[:4]} == {
+        name: above.configuration.get(name) for name in KNOBS[:4]
+    }
+    assert space.above(best, 1.0).configuration.get("p") == 1.0
+    fixed = make_space(coordinates, planner, Search(fixed=(("p", 0.5),)), BUDGET)
+    assert fixed.above(best, 0.5).configuration == best
+    capped = make_space(coordinates, planner, Search(bounds=(("p", (0.3, 0.6)),)), BUDGET)
+    assert capped.above(best, 0.9).configuration.get("p") == 0.6
+    with pytest.raises(TypeError, match="one_shot"):
+        space.above(Configuration.from_method(OneShot(0.1)), 0.5)
 
 
 def test_gamma_cap_is_never_below_p(planner: Planner) -> None:
@@ -112,6 +295,14 @@ def test_the_defaults_are_adatps_with_p_solved_for_the_budget(planner: Planner) 
     assert BUDGET - 0.02 < defaults.binding_ratio <= BUDGET
 
 
+def test_without_a_budget_the_defaults_are_adatps_altogether(planner: Planner) -> None:
+    for coordinates in ("budget", "knobs"):
+        space = make_space(coordinates, planner, Search(), 1.0, "max_drop")  # type: ignore[arg-type]
+        assert space.defaults().configuration.build() == AdaTP()
+    narrowed = make_space("budget", planner, Search(bounds=(("p", (0.3, 0.6)),)), 1.0, "max_drop")
+    assert narrowed.defaults().configuration.get("p") == 0.6
+
+
 def test_the_budget_holds_on_both_parts(planner: Planner) -> None:
     method = make_space("budget", planner, Search(), BUDGET).defaults().configuration.build()
     compute = planner.cost(method).compute
@@ -126,12 +317,49 @@ def test_what_lies_outside_of_a_space_has_no_point_in_it(planner: Planner) -> No
     assert space.point(Configuration.from_method(AdaTP(deduplicate="off")), BUDGET) is None
 
 
+def test_what_the_study_excludes_now_has_no_point(planner: Planner) -> None:
+    loose = BudgetSpace(planner, Search(), BUDGET)
+    candidate = loose.candidate({"segments": 0.4, "tau_t": 0.5, "boost": 0.2, "compute": 0.9})
+    for excluding in (
+        Search(fixed=(("alpha_boost", 1.2), ("gamma_cap", 0.9))),
+        Search(bounds=(("alpha_boost", (1.0, 1.05)),)),
+        Search(fixed=(("gamma_cap", 0.8),), bounds=(("alpha_boost", (1.2, 1.3)),)),
+        Search(bounds=(("p", (0.8, 0.9)),)),
+        Search(bounds=(("tau_t", (0.6, 0.9)),)),
+        Search(fixed=(("tau_s", 0.99),)),
+    ):
+        space = make_space("budget", planner, excluding, 1.0)
+        assert space.point(candidate.configuration, candidate.binding_ratio) is None
+
+
+def test_what_the_budget_holds_up_to_floating_point_has_a_point(planner: Planner) -> None:
+    defaults = make_space("budget", planner, Search(), BUDGET).defaults()
+    space = BudgetSpace(planner, Search(), defaults.binding_ratio - 1e-10)
+    point = space.point(defaults.configuration, defaults.binding_ratio)
+    assert point is not None
+    assert point["compute"] == 1.0
+
+
 def test_unknown_coordinates_are_the_users_mistake(planner: Planner) -> None:
     with pytest.raises(UserError, match="budget or knobs, but got 'polar'"):
         make_space("polar", planner, Search(), BUDGET)  # type: ignore[arg-type]
 
 
-def test_the_smallest_reachable_ratio_is_below_that_of_any_proposal(planner: Planner) -> None:
-    space = BudgetSpace(planner, Search(), BUDGET)
-    smallest = smallest_reachable(planner, Search())
-    assert all(space.candidate(point).binding_ratio >= smallest for point in points(space.ranges, 20))
+@each_boost
+def test_the_smallest_reachable_ratio_is_below_that_of_any_proposal(planner: Planner, search: Search) -> None:
+    smallest = cheapest(planner, search)
+    assert smallest.binding_ratio == smallest_reachable(planner, search)
+    assert smallest.binding_ratio == planner.binding_ratio(smallest.configuration.build())  # type: ignore[arg-type]
+    allowed = knob_ranges(search, planner.similarities)
+    assert all(float(smallest.configuration.get(name)) in allowed[name] for name in KNOBS)
+    for coordinates in ("budget", "knobs"):
+        space = make_space(coordinates, planner, search, BUDGET)  # type: ignore[arg-type]
+        assert all(
+            space.candidate(point).binding_ratio >= smallest.binding_ratio
+            for point in points(space.ranges, 6)
+        )
+
+
+def test_the_cheapest_configuration_looks_like_one(planner: Planner) -> None:
+    configuration = cheapest(planner, Search()).configuration
+    assert [configuration.get(name) for name in KNOBS] == [0.5, 1.0, 1.0, 0.2, 0.2]

@@ -1,0 +1,297 @@
+"""How good is the search? Whole searches over the tabulated demo, set against the best of a large design.
+
+    python -m tests.benchmarks.search_quality --seeds 10 --out quality.jsonl
+
+Each run is the tuner's own loop with its records; only the model is replaced by the table of its answers
+(`tests.benchmarks.tabulated`). The reference front is that of every tabulated configuration within the
+budget, plus `--design` random ones. Hypervolume counts completed trials within the budget, relative to the
+reference front's, on the tune and on the held-out part; cost is counted in baseline passes of the language
+model. One line per run is written: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.flops import chunk_flops, layer_flops, pruned_by_question, unpruned_by_question
+from pipeline.layout import Layouts
+from pipeline.methods import AdaTP, from_dict
+from pipeline.plan import StudyPlans
+from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
+from tests.benchmarks.tabulated import Tabulated, TabulatedEvaluator
+from tuner.executors.in_process import InProcessExecutor
+from tuner.loop import Loop
+from tuner.records.store import Store, StudyRecord
+from tuner.search.design import Designed
+from tuner.search.evidence import SamplerName
+from tuner.search.optuna_sampler import make_sampler
+from tuner.search.space import Coordinates, make_space
+from tuner.selection import hypervolume
+
+BUDGET = 0.3
+GOAL = 0.98
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to search."""
+
+    sampler: SamplerName = "tpe"
+    coordinates: Coordinates = "budget"
+    race: bool = True
+    design: int = 8
+    trials: int = 100
+
+
+STRATEGIES = {
+    "ours": Strategy(),
+    "ours, no race": Strategy(race=False),
+    "direct knobs": Strategy(coordinates="knobs"),
+    "GP, no race": Strategy("gp", race=False),
+    "NSGA-II": Strategy("nsga2", race=False),
+    "random": Strategy("random", race=False, design=0, trials=300),
+    "random knobs": Strategy("random", "knobs", race=False, design=0, trials=300),
+}
+
+
+@dataclass
+class _Costs:
+    """Multiply-adds of single answers, by plan."""
+
+    table: Tabulated
+    _made: dict[AdaTP, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.layouts = Layouts.of([one.layout for one in self.table.planner.questions])
+        self.shape = self.table.planner.shape
+        self.baseline = float(unpruned_by_question(self.layouts, self.shape).sum())
+
+    def of(self, method: AdaTP) -> np.ndarray:
+        """(Q,) the question through the stored layers, then the pruned rest."""
+        if method not in self._made:
+            plans = StudyPlans.of(method, self.layouts, self.shape.layers)
+            after = self.layouts.text_after
+            before = self.layouts.visual + self.layouts.text - after
+            stored = plans.layers[0]
+            whole = stored * layer_flops(self.shape, before + after)
+            own = stored * chunk_flops(self.shape, after, before)
+            self._made[method] = pruned_by_question(plans, self.shape) - whole + own
+        return self._made[method]
+
+
+@dataclass
+class _Metered(TabulatedEvaluator):
+    """Counts what is asked."""
+
+    costs: _Costs | None = None
+    spent: float = 0.0
+
+    def __call__(self) -> _Metered:
+        return self
+
+    def answer(
+        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        assert self.costs is not None
+        if configuration is not None:
+            method = from_dict(configuration)
+            assert isinstance(method, AdaTP)
+            costs = self.costs.of(method)
+            self.spent += float(sum(costs[self.table.index[one]] for one in questions))
+        return super().answer(configuration, questions, references)
+
+
+class _Trace:
+    """Progress that notes what was spent whenever a trial ended."""
+
+    def __init__(self, evaluator: _Metered) -> None:
+        self._evaluator = evaluator
+        self._phase = ""
+        self.spent: list[float] = []
+
+    def started(self, phase: str, total: int) -> None:
+        self._phase = phase
+
+    def advanced(self, by: int = 1) -> None:
+        if self._phase == "trials":
+            self.spent.append(self._evaluator.spent)
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> dict[str, Any]:
+    """One search: what each trial cost and whether it was stopped, with accuracies on both parts."""
+    evaluator = _Metered(table, costs=costs)
+    trace = _Trace(evaluator)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/t.db") as store:
+        study, planner = table.study, table.planner
+        store.begin(
+            StudyRecord(
+                name=study.name,
+                hash="",
+                parts={},
+                setting={},
+                shape={},
+                fingerprint_base="",
+                text_encoder_identity="",
+                skipped=(),
+                questions=planner.questions,
+            )
+        )
+        record = store.search(BUDGET, seed, strategy.coordinates, strategy.trials, sampler=strategy.sampler)
+        loop = Loop(
+            study,
+            store,
+            planner,
+            record,
+            make_space(strategy.coordinates, planner, study.search, BUDGET),
+            Designed(make_sampler(strategy.sampler), strategy.design),
+            race=strategy.race,
+            above_budget=(),
+            progress=trace,
+        )
+        InProcessExecutor(evaluator).run(loop)
+        trials = [one for one in store.trials() if one.purpose == "search"]
+        asked = store.count_answers()
+    rows = []
+    for trial in trials:
+        method = trial.configuration.build()
+        assert isinstance(method, AdaTP)
+        correct = table.answers(method).correct
+        rows.append(
+            {
+                "knobs": [method.tau_s, method.tau_t, method.alpha_boost, method.gamma_cap, method.p],
+                "ratio": trial.binding_ratio,
+                "stopped": None if trial.stopped is None else trial.stopped.videos,
+                "tune": float(correct[table.tune].mean()),
+                "held_out": float(correct[~table.tune].mean()),
+            }
+        )
+    return {
+        "trials": rows,
+        "spent": [one / costs.baseline for one in trace.spent],
+        "answers": asked,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The front of a large design, and the point that areas are measured from."""
+
+    accuracy: float
+    area: dict[str, float]
+    size: int
+
+    def share(self, points: Sequence[tuple[float, float]], part: str) -> float:
+        return hypervolume(points, (BUDGET + 1e-9, self.accuracy)) / self.area[part]
+
+
+def reference(table: Tabulated, design: int) -> Reference:
+    """From all lattice points within the budget and `design` random configurations with p solved for targets
+    below it.
+    """
+    rng = np.random.default_rng(0)
+    methods = [method_at(*one) for one in product(TAU_S, TAU_T, ALPHA, P)]
+    space = make_space("budget", table.planner, table.study.search, BUDGET)
+    for _ in range(design):
+        point = {name: float(rng.uniform(one.low, one.high)) for name, one in space.ranges.items()}
+        method = space.candidate(point).configuration.build()
+        assert isinstance(method, AdaTP)
+        methods.append(method)
+    points: dict[str, list[tuple[float, float]]] = {"tune": [], "held_out": []}
+    for method in methods:
+        ratio = table.planner.binding_ratio(method)
+        if ratio <= BUDGET + 1e-9:
+            correct = table.answers(method).correct
+            points["tune"].append((ratio, float(correct[table.tune].mean())))
+            points["held_out"].append((ratio, float(correct[~table.tune].mean())))
+    # The worst accuracy at the budget's end of the design: a search gets nothing for reaching it.
+    near = [accuracy for ratio, accuracy in points["tune"] if ratio > 0.9 * BUDGET]
+    worst = min(near)
+    return Reference(
+        worst,
+        {part: hypervolume(of, (BUDGET + 1e-9, worst)) for part, of in points.items()},
+        len(points["tune"]),
+    )
+
+
+def curve(run: dict[str, Any], found: Reference, part: str) -> Iterator[tuple[float, float]]:
+    """(passes spent, share of the reference hypervolume) after each trial."""
+    points: list[tuple[float, float]] = []
+    for spent, row in zip(run["spent"], run["trials"], strict=False):
+        if row["stopped"] is None and row["ratio"] <= BUDGET + 1e-9:
+            points.append((row["ratio"], row[part]))
+        yield spent, found.share(points, part)
+
+
+def reached(run: dict[str, Any], found: Reference, part: str, goal: float = GOAL) -> float:
+    """Passes until this share of the reference; infinite where a run never gets there."""
+    return next((spent for spent, share in curve(run, found, part) if share >= goal), float("inf"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--design", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
+    arguments = parser.parse_args()
+    table = Tabulated.load()
+    costs = _Costs(table)
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    if arguments.out.exists():
+        for line in arguments.out.read_text().splitlines():
+            run = json.loads(line)
+            runs[run["strategy"], run["seed"]] = run
+    for seed in range(arguments.seeds):
+        for name in arguments.strategies:
+            if (name, seed) not in runs:
+                run = {"strategy": name, "seed": seed, **search(table, costs, STRATEGIES[name], seed)}
+                runs[name, seed] = run
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+                print(f"{name}, seed {seed}: {run['seconds']:.0f} s", flush=True)
+    found = reference(table, arguments.design)
+    print(
+        f"reference: {found.size} configurations within {BUDGET}; areas above an accuracy of "
+        f"{found.accuracy:.3f}: tune {found.area['tune']:.5f}, held out {found.area['held_out']:.5f}"
+    )
+    print(
+        "| strategy | trials | passes | stopped | tune area | held-out area | passes to 98 % (median, seeds "
+        "there) | best tune | held out there |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for name in arguments.strategies:
+        mine = [run for (strategy, _), run in runs.items() if strategy == name]
+        last = {part: [list(curve(run, found, part))[-1][1] for run in mine] for part in found.area}
+        times = [reached(run, found, "tune") for run in mine]
+        best = [
+            max((row for row in run["trials"] if row["stopped"] is None), key=lambda row: row["tune"])
+            for run in mine
+        ]
+        stopped = np.mean([row["stopped"] is not None for run in mine for row in run["trials"]])
+        print(
+            f"| {name} | {STRATEGIES[name].trials} | {np.mean([run['spent'][-1] for run in mine]):.2f} "
+            f"| {100 * stopped:.0f} % | {np.mean(last['tune']):.3f} | {np.mean(last['held_out']):.3f} "
+            f"| {np.median(times):.2f} ({np.isfinite(times).sum()} of {len(mine)}) "
+            f"| {100 * np.mean([row['tune'] for row in best]):.1f} "
+            f"| {100 * np.mean([row['held_out'] for row in best]):.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""What a study cost in baseline passes, what it would cost at the 7B shape, and what the driver adds.
+
+    python -m tests.benchmarks.study_cost --database sqlite:///.tuner/demo/tuner.db --study demo
+
+Counted from the records of a finished study (`tuner.costs`), by plan for LLaVA-OneVision-7B, and naively. The
+7B plan takes the study's own videos, each frame twice, so that 16 become 32: the same segments and relevance.
+tau_s, tau_t, alpha_boost and gamma_cap are each trial's own; p is solved anew for the trial's FLOPs ratio,
+because what p leaves depends on the number of prunings.
+
+Driver time: a search on the study's layouts whose answers are there at once and are made up; counted are
+proposing and recording, not answering.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from time import perf_counter, process_time
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.flops import LLAVA_ONEVISION_7B
+from pipeline.layout import Layout, Layouts
+from pipeline.methods import knobs
+from pipeline.plan import StudyPlans
+from pipeline.solve import Unreachable
+from tests.benchmarks.clock import verdict
+from tuner.costs import StudyCost, Workers, planned_cost, study_cost
+from tuner.loop import Loop, Work
+from tuner.planning import Planner
+from tuner.records.store import RecordedAnswer, Store, StudyRecord, default_database
+from tuner.reporting import make_planner
+from tuner.results import Configuration
+from tuner.search.optuna_sampler import OptunaSampler
+from tuner.search.space import make_space
+from tuner.study import Study, load_study
+
+# Passes for 100 evaluated trials at a budget of 0.3, baseline included.
+TARGET, TARGET_7B = 6.0, 9.0
+
+FRAMES_7B, CELLS_7B = 32, 196
+# Tokens of the published chat template before the video; after it, beside a question of the study's length.
+BEFORE_7B, AFTER_7B = 14, 30
+
+
+def at_7b(planner: Planner) -> Planner:
+    """The study's questions in LLaVA-OneVision-7B: 32 frames of 196 tokens, and longer texts."""
+    return Planner(
+        [replace(one, layout=_stretched(one.layout)) for one in planner.questions], LLAVA_ONEVISION_7B, "7b"
+    )
+
+
+def _stretched(layout: Layout) -> Layout:
+    source = np.arange(FRAMES_7B) * layout.frames // FRAMES_7B
+    similarity = np.ones(FRAMES_7B - 1)  # a frame and itself
+    cuts = np.flatnonzero(np.diff(source))
+    similarity[cuts] = layout.frame_similarity[source[cuts]]
+    return Layout(
+        FRAMES_7B,
+        CELLS_7B,
+        1,
+        BEFORE_7B,
+        layout.text_after + AFTER_7B,
+        similarity,
+        layout.frame_relevance[source],
+    )
+
+
+def solved(trials: Sequence[tuple[Configuration, float]], planner: Planner) -> list[Configuration]:
+    """These configurations with p for the same FLOPs ratio; those that cannot reach it at their lowest p."""
+    result = []
+    for configuration, ratio in trials:
+        method = configuration.build()
+        found = planner.solve(method, ratio)
+        if isinstance(found, Unreachable):
+            found = method.with_ratio(knobs(method)[method.ratio_field].low)
+        result.append(Configuration.from_method(found))
+    return result
+
+
+def show(name: str, cost: StudyCost, target: float | None = None) -> None:
+    """One row of the table."""
+    print(
+        f"| {name} | {cost.trials + cost.stopped} | {cost.passes:.2f}{verdict(cost.passes, target)} | "
+        f"{cost.passes_language:.2f} | {100 * cost.shared_share:.1f} % | {100 * cost.raced_share:.1f} % | "
+        f"{cost.naive_passes:.1f} | {cost.naive_passes_language:.1f} |"
+    )
+
+
+def report_costs(store: Store, planner: Planner, workers: Workers) -> None:
+    """The study, and its trials at the 7B shape."""
+    trials, measured = store.trials(), tuple(store.measured())
+    found = study_cost(store, planner, workers=workers)
+    count = sum(one.purpose == "search" and not one.unfinished for one in trials)
+    print("| | trials | passes | language model alone | shared | raced away | naive | naive, language |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    show("the study", found, TARGET if count == 100 else None)
+    big = at_7b(planner)
+    asked = solved([(one.configuration, one.binding_ratio) for one in trials], big)
+    compared = solved([(one, planner.binding_ratio(one.build())) for one in measured], big)
+    gpu = replace(workers, value_bytes=2)
+    target = TARGET_7B if count == 100 else None
+    for raced in sorted({found.raced_share, 0.0}, reverse=True):
+        name = "7B by plan, raced alike" if raced else "7B by plan, nothing raced"
+        show(name, planned_cost(asked, big, measured=compared, raced=raced, workers=gpu), target)
+    roomy = replace(gpu, prefix_bytes=2**50)
+    show("the same, all prefixes held", planned_cost(asked, big, measured=compared, workers=roomy))
+    per_answer = 1000 * (found.seconds or 0.0) / max(1, found.answers)
+    print(
+        f"\nA pass of the study: {found.pass_flops:.4g} multiply-adds, {found.pass_language:.4g} of them in "
+        f"the language model.\nModel time: {found.seconds:.0f} s for {found.answers} answers, "
+        f"{per_answer:.1f} ms each.\n"
+    )
+
+
+class Instant:
+    """Answers made up from question and plan: the more tokens stay to the end, the more are right."""
+
+    def __init__(self, study: Study, planner: Planner) -> None:
+        self._study = study
+        self._shape = planner.shape
+        self._layouts = Layouts.of([one.layout for one in planner.questions])
+        self._place = {one.id: index for index, one in enumerate(planner.questions)}
+
+    def answers(self, work: Work) -> list[list[RecordedAnswer]]:
+        """One list per rung."""
+        kept: list[tuple[int, ...]] = [()] * len(self._place)
+        if work.configuration is not None:
+            plans = StudyPlans.of(work.configuration.build(), self._layouts, self._shape.layers)
+            kept = list(map(tuple, plans.visual_by_stage[1:].T.tolist()))
+        return [
+            [self._one(question, kept[self._place[question]]) for question in rung] for rung in work.rungs
+        ]
+
+    def _one(self, question: str, kept: tuple[int, ...]) -> RecordedAnswer:
+        options = self._study.question(question).options or ("",)
+        answer = self._study.question(question).answer
+        right = options.index(answer) if answer in options else 0
+        stays = kept[-1] / self._layouts.items[self._place[question]].visual if kept else 1.0
+        drawn = hashlib.sha256(f"{question}{kept}".encode()).digest()[0] / 256
+        logprobs = [-2.0] * len(options)
+        logprobs[right] += 4 * (0.6 + 0.4 * stays**0.25 - drawn)
+        said = max(range(len(options)), key=logprobs.__getitem__)
+        if logprobs[right] < -2.0:
+            said = (right + 1) % len(options)
+        return RecordedAnswer(question, options[said], said, tuple(logprobs), logprobs[said], kept, 0.0)
+
+
+class Spent(NamedTuple):
+    """Seconds by the clock, and of this process's own work; the first includes waiting for a busy machine."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: Spent) -> Spent:  # type: ignore[override]
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
+
+
+def now() -> Spent:
+    return Spent(-perf_counter(), -process_time())
+
+
+def since(begin: Spent) -> Spent:
+    return Spent(perf_counter(), process_time()) + begin
+
+
+def driver_time(
+    study: Study, record: StudyRecord, database: str, *, budget: float, trials: int, seed: int = 0
+) -> list[Spent]:
+    """What the loop spends on each trial: proposing and planning it, writing and judging its answers."""
+    planner = make_planner(record)
+    instant = Instant(study, planner)
+    spent: dict[int, Spent] = {}
+    with Store.open(database) as store:
+        store.begin(record)
+        search = store.search(budget, seed, "budget", trials)
+        space = make_space("budget", planner, study.search, budget)
+        loop = Loop(study, store, planner, search, space, OptunaSampler())
+        while True:
+            begin = now()
+            work = loop.propose()
+            taken = since(begin)
+            if work is None:
+                break
+            for rung, answers in enumerate(instant.answers(work)):
+                begin = now()
+                decision = loop.record(work, rung, answers)
+                taken += since(begin)
+                if decision == "stop":
+                    break
+            # A trial all of whose answers are there is no work, and counts for the one after it.
+            if work.kind == "trial" and work.trial is not None:
+                spent[work.trial] = spent.get(work.trial, Spent(0.0, 0.0)) + taken
+    return [spent[number] for number in sorted(spent)]
+
+
+def show_driver(spent: Sequence[Spent]) -> None:
+    """Driver time where the study has that many trials, and over all."""
+    print("| trials | driver, ms per trial | of which its own work |\n| --- | --- | --- |")
+    parts = {f"{end - 9} to {end}": spent[end - 10 : end] for end in (40, 100, 300) if end <= len(spent)}
+    for name, some in (parts | {f"all {len(spent)}": spent}).items():
+        wall, cpu = (1000 * mean(values) for values in zip(*some, strict=True))
+        print(f"| {name} | {wall:.0f} | {cpu:.0f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--database", default=None, help="by default .tuner/<study>/tuner.db")
+    parser.add_argument("--study", default="demo")
+    parser.add_argument("--workers", type=int, default=1, help="that the study ran on (default: 1)")
+    parser.add_argument("--driver-trials", type=int, default=100, help="0: driver time is not taken")
+    parser.add_argument("--budget", type=float, default=0.3, help="of the driver's search (default: 0.3)")
+    parser.add_argument("--keep", type=Path, help="keep the driver's made-up records in this file")
+    arguments = parser.parse_args()
+    study = load_study(arguments.study)
+    with Store.open(arguments.database or default_database(study.name), create=False) as store:
+        record = store.find(study.name)
+        if record is None:
+            raise SystemExit(f"There are no records of {study.name}.")
+        report_costs(store, make_planner(record), Workers(arguments.workers))
+    if arguments.driver_trials:
+        with tempfile.TemporaryDirectory() as folder:
+            file = arguments.keep or Path(folder) / "driver.db"
+            spent = driver_time(
+                study,
+                record,
+                f"sqlite:///{file}",
+                budget=arguments.budget,
+                trials=arguments.driver_trials,
+            )
+            show_driver(spent)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from scipy.stats import qmc
+
+from tuner.search.design import Designed
+from tuner.search.evidence import Evidence
+from tuner.search.space import Point, Range
+
+pytestmark = pytest.mark.quick
+
+RANGES = {"a": Range(-1.0, 1.0), "fixed": Range(0.5, 0.5), "b": Range(0.0, 0.1), "c": Range(0.0, 1.0)}
+FREE = ("a", "b", "c")
+KNOWN = [Evidence({"a": 0.0, "fixed": 0.5, "b": 0.0, "c": 0.0}, (0.5, 0.5), -0.1)]
+
+
+@dataclass
+class Asked:
+    calls: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def propose(
+        self, ranges: Mapping[str, Range], evidence: Sequence[Evidence], seed: int, index: int, attempt: int
+    ) -> Point:
+        self.calls.append((len(evidence), seed, index, attempt))
+        return {name: one.low for name, one in ranges.items()}
+
+
+def unit(designed: Designed, keys: Sequence[tuple[int, int]], seed: int = 0) -> np.ndarray:
+    points = [designed.propose(RANGES, [], seed, index, attempt) for index, attempt in keys]
+    assert all(one.keys() == RANGES.keys() and one["fixed"] == 0.5 for one in points)
+    assert all(one[name] in RANGES[name] for one in points for name in RANGES)
+    return np.array(
+        [
+            [(one[name] - RANGES[name].low) / (RANGES[name].high - RANGES[name].low) for name in FREE]
+            for one in points
+        ]
+    )
+
+
+def test_the_first_trials_fill_the_space_and_the_rest_is_the_samplers() -> None:
+    sampler = Asked()
+    designed = Designed(sampler, trials=8)
+    points = unit(designed, [(index, 0) for index in range(8)])
+    assert sampler.calls == []
+    # What makes a Sobol sequence one: in every coordinate each eighth holds one of eight points.
+    for column in points.T:
+        assert sorted(np.floor(8 * column).astype(int)) == list(range(8))
+    random = np.random.default_rng(0)
+    assert qmc.discrepancy(points) < np.median([qmc.discrepancy(random.random((8, 3))) for _ in range(50)])
+    designed.propose(RANGES, KNOWN, 3, 8, 2)
+    assert sampler.calls == [(1, 3, 8, 2)]
+
+
+def test_seed_index_and_attempt_decide_and_the_evidence_does_not() -> None:
+    designed = Designed(Asked())
+    keys = [(index, attempt) for index in range(8) for attempt in range(25)]
+    points = unit(designed, keys)
+    assert len({tuple(one) for one in points}) == len(keys)
+    assert not np.isin(points, unit(designed, keys, seed=1)).any()
+    assert designed.propose(RANGES, KNOWN, 0, 5, 3) == designed.propose(RANGES, [], 0, 5, 3)
+
+
+def test_where_nothing_is_free_the_point_is_what_is_left() -> None:
+    assert Designed(Asked()).propose({"fixed": Range(0.5, 0.5)}, [], 0, 0, 0) == {"fixed": 0.5}

@@ -1,0 +1,140 @@
+"""`tuner trials`: every trial of a study, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuner.cli.options import Database, Study
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
+    from tuner.records.store import SearchRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial; what its answers tell is None until all are there. Ratios and accuracies are fractions."""
+
+    number: int
+    # complete, stopped (the race ended it: `stopped_by` is the trial that beats it) or unfinished
+    state: str
+    stopped_by: int | None
+    stopped_videos: int | None
+    purpose: str
+    # Budget and seed of the search that asked for it.
+    budget: float
+    seed: int
+    method: str
+    parameters: dict[str, Any]
+    # The larger of both parts' ratios: what the budget binds.
+    binding_ratio: float
+    within_budget: bool
+    accuracy: float | None = None
+    logprob_change: float | None = None
+    flops_ratio: float | None = None
+    flops_ratio_end_to_end: float | None = None
+    regressions: int | None = None
+    gained: int | None = None
+    questions: int | None = None
+    # Of the complete trials none is both cheaper and at least as accurate.
+    on_front: bool = False
+
+
+def trials(
+    study: Study,
+    database: Database = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
+) -> None:
+    """List all trials with their knobs and what they reach on tune videos; also while a run goes on."""
+    from rich.console import Console
+
+    from tuner.records.store import Store, default_database
+    from tuner.study import load_study
+
+    name = load_study(study, skip_bad_videos=True).name
+    with Store.open(database or default_database(name), create=False) as store:
+        store.require(name)
+        found = rows(store.trials(), {one.id: one for one in store.searches()})
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in found], indent=2))
+    else:
+        table = _table(found)
+        # As wide as it needs to be: a number cut short is none.
+        width = Console(width=1000).measure(table).maximum
+        Console(width=max(width, Console().width)).print(table)
+
+
+def rows(found: tuple[TrialRecord, ...], searches: Mapping[int, SearchRecord]) -> list[Row]:
+    """The trials in order of number; `searches` by id."""
+    from dashboards.pareto import front_numbers
+    from tuner.search.space import TOLERANCE
+
+    front = front_numbers(
+        (one.number, one.outcome.accuracy, one.outcome.flops_ratio)
+        for one in found
+        if one.outcome is not None
+    )
+    result = []
+    for trial in found:
+        search, outcome = searches[trial.search], trial.outcome
+        row = Row(
+            number=trial.number,
+            state="complete" if outcome is not None else "unfinished" if trial.unfinished else "stopped",
+            stopped_by=None if trial.stopped is None else trial.stopped.by,
+            stopped_videos=None if trial.stopped is None else trial.stopped.videos,
+            purpose=trial.purpose,
+            budget=search.budget,
+            seed=search.seed,
+            method=trial.configuration.method,
+            parameters=dict(trial.configuration.parameters),
+            binding_ratio=trial.binding_ratio,
+            within_budget=trial.binding_ratio <= search.budget + TOLERANCE,
+            on_front=trial.number in front,
+        )
+        if outcome is not None:
+            names = (one for one in row.__dataclass_fields__ if one in outcome.__dataclass_fields__)
+            row = replace(row, **{name: getattr(outcome, name) for name in names})
+        result.append(row)
+    return result
+
+
+def _table(found: list[Row]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from pipeline.methods import KNOBS
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    numbers = ("accuracy", "log-\nprob.", "FLOPs", "end to\nend", "lost", "gained", "budget")
+    for name in ("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS), *numbers):
+        table.add_column(name, justify="right")
+    table.add_column("front")
+    table.add_column("state")
+    for row in found:
+        table.add_row(
+            str(row.number),
+            *(_number(row.parameters.get(knob), ".4g") for knob in KNOBS),
+            _number(None if row.accuracy is None else 100 * row.accuracy, ".1f"),
+            _number(row.logprob_change, "+.4f"),
+            _number(row.flops_ratio, ".4f"),
+            _number(row.flops_ratio_end_to_end, ".4f"),
+            _number(row.regressions, "d"),
+            _number(row.gained, "d"),
+            f"{row.budget:g}" if row.within_budget else f"> {row.budget:g}",
+            "yes" if row.on_front else "",
+            f"stopped by {row.stopped_by} after {row.stopped_videos} videos"
+            if row.state == "stopped"
+            else row.state,
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,43 @@
+"""The first proposals of a search: a space-filling design, before a sampler has anything to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import qmc
+
+from tuner.search.evidence import Evidence, Sampler
+from tuner.search.space import Point, Range
+
+
+@dataclass(frozen=True)
+class Designed:
+    """The first `trials` proposals of a search are a scrambled Sobol sequence, the others `sampler`'s.
+
+    A power of two fills the space evenly. Whatever other searches left behind, these proposals depend on the
+    seed alone.
+    """
+
+    sampler: Sampler
+    trials: int = 8
+
+    def propose(
+        self, ranges: Mapping[str, Range], evidence: Sequence[Evidence], seed: int, index: int, attempt: int
+    ) -> Point:
+        """See `Sampler.propose`. After a refusal the design moves on along the sequence."""
+        if index >= self.trials:
+            return self.sampler.propose(ranges, evidence, seed, index, attempt)
+        point = {name: one.low for name, one in ranges.items()}
+        # A dimension for a coordinate that cannot move would only worsen the sequence in the others.
+        free = [name for name, one in ranges.items() if one.low < one.high]
+        if free:
+            sequence = qmc.Sobol(len(free), rng=np.random.default_rng(seed))
+            place = index + self.trials * attempt  # no two share one
+            if place:  # scipy cannot go forward by none
+                sequence.fast_forward(place)
+            for name, share in zip(free, sequence.random(1)[0], strict=True):
+                one = ranges[name]
+                point[name] = one.clip(one.low + float(share) * (one.high - one.low))
+        return point
