@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import delete
 
 from pipeline.flops import LLAVA_ONEVISION_7B, chunk_flops, layer_flops, plan_flops, unpruned_flops
 from pipeline.layout import Layout
@@ -20,6 +21,7 @@ from tuner import costs
 from tuner.costs import Workers, planned_cost, study_cost
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning import Planner
+from tuner.records.schema import NoiseRow
 from tuner.records.store import RecordedAnswer, Stopped, Store, StoredQuestion
 from tuner.results import Configuration, Noise
 
@@ -36,10 +38,17 @@ quick = pytest.mark.quick
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """A search of six trials, run to its end."""
+    """A search of six trials, run to its end; as if its noise floor had not been measured."""
     with open_store(tmp_path / "t.db", STUDY) as store:
         InProcessExecutor(FakeEvaluator(STUDY)).run(make_loop(STUDY, store))
+        forget_noise(store)
         yield store
+
+
+def forget_noise(store: Store) -> None:
+    """Noise is no part of a plan."""
+    with store._engine.begin() as connection:
+        connection.execute(delete(NoiseRow))
 
 
 def prefix_flops(layers: int, layout: Layout = PLANNER.questions[0].layout) -> int:
@@ -254,6 +263,7 @@ def test_a_method_measured_beside_is_counted_from_its_records(tmp_path: Path) ->
     compare = [Configuration.from_method(OneShot(keep_ratio=0.5))]
     with open_store(tmp_path / "t.db", STUDY) as store:
         InProcessExecutor(FakeEvaluator(STUDY)).run(make_loop(STUDY, store, trials=0, compare=compare))
+        forget_noise(store)
         assert replace(study_cost(store, PLANNER), seconds=None) == planned_cost(
             [], PLANNER, measured=compare
         )

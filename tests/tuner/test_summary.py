@@ -162,8 +162,8 @@ def test_trials_that_were_stopped_or_lie_above_the_budget_are_counted_apart():
 
 
 def test_quarantined_questions_are_named_with_the_reason():
-    said = remarks(make_summary(quarantined=(("q7", "killed its worker twice"),)))
-    assert "Left out because asking them killed their workers: q7 (killed its worker twice)." in said
+    said = remarks(make_summary(quarantined={"q7": "killed its worker twice"}))
+    assert "Left out: question q7 (killed its worker twice)." in said
 
 
 def test_memory_too_small_to_tell_is_said_so_and_unknown_memory_is_a_dash():
