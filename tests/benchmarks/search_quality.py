@@ -55,6 +55,7 @@ class Strategy:
 
 STRATEGIES = {
     "ours": Strategy(),
+    "ours, longer": Strategy(trials=180),
     "ours, no race": Strategy(race=False),
     "direct knobs": Strategy(coordinates="knobs"),
     "GP, no race": Strategy("gp", race=False),

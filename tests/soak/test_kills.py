@@ -221,7 +221,8 @@ def test_with_two_workers_every_answer_is_there_once_and_right(tmp_path: Path) -
         if process.wait():
             assert start(folder, *options).wait() == 0
         assert recompute(folder, exact=True) > 100 * TRIALS / 4
-    assert workers_killed
+    # A short look may by chance have killed drivers only.
+    assert workers_killed or SCALE < 1
     assert "Traceback" not in (folder / "output.txt").read_text()
 
 
