@@ -358,7 +358,7 @@ def draw_png(points: Sequence[ParetoPoint], summary: RunSummary) -> MatplotlibFi
     axes.grid(color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -421,7 +421,7 @@ def _side_by_side(points: Sequence[ParetoPoint], budget: float) -> list[tuple[Pa
     Configurations solved for the same budget differ by less than a line's width.
     """
     low, high, _, _ = _limits(points, budget)
-    apart = 0.012 * (high - low)
+    apart = 0.008 * (high - low)
     placed: list[tuple[ParetoPoint, float]] = []
     for one in sorted(_held_out_points(points), key=lambda one: one.kind):  # the best one stays in its place
         at = 100 * one.flops_ratio

@@ -76,7 +76,7 @@ class RunOptions:
     sampler: SamplerName = "tpe"
     # What held-out accuracy may lose against the unpruned model: "0.01" is one point, "1%" of the baseline's.
     max_drop: str = DEFAULT_MAX_DROP
-    # Whether trials that another one dominates are stopped early.
+    # Whether trials that others dominate are stopped early.
     race: bool = True
     # Trials in a row that add nothing to the front after which no further one begins.
     patience: int | None = None

@@ -71,9 +71,7 @@ def run(
     ] = None,
     race: Annotated[
         bool,
-        typer.Option(
-            "--race/--no-race", help="Stop trials that another one confidently beats at no higher cost."
-        ),
+        typer.Option("--race/--no-race", help="Stop trials that others confidently beat at the same cost."),
     ] = True,
     workers: Annotated[
         int | None,
@@ -118,7 +116,11 @@ def run(
         typer.Option(help="Search with compute as an axis (budget), or over the five knobs (knobs)."),
     ] = CoordinatesChoice.BUDGET,
     sampler: Annotated[
-        SamplerChoice, typer.Option(help="What proposes trials after AdaTP's defaults and a short design.")
+        SamplerChoice,
+        typer.Option(
+            help="What proposes trials after AdaTP's defaults and a short design; gp wants --no-race, for it "
+            "learns from complete trials alone."
+        ),
     ] = SamplerChoice.TPE,
 ) -> None:
     """Find the AdaTP configuration that answers best within a compute budget, or the cheapest that holds.
