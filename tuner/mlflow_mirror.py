@@ -324,7 +324,7 @@ def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
         metrics["provable_drop"] = summary.provable_drop
     if summary.tested:
         metrics["tested_candidates"] = float(len(summary.tested))
-        metrics["tested_bound"] = summary.tested[-1].bound
+        metrics["tested_bound"] = (summary.test_of_best or summary.tested[0]).bound
     noise = summary.noise
     if noise is not None:
         metrics |= {

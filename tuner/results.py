@@ -396,6 +396,14 @@ class RunSummary:
     above: tuple[Trial, ...] = ()
     # Of the whole study so far, all its searches together.
     cost: StudyCost | None = None
+
+    @property
+    def test_of_best(self) -> Tested | None:
+        """The held-out test of the chosen trial; None where it was not tested."""
+        return next(
+            (one for one in self.tested if self.best is not None and one.trial == self.best.number), None
+        )
+
     # "budget": the best within it; "max_drop": the cheapest that holds.
     goal: Literal["budget", "max_drop"] = "budget"
     sampler: str = "tpe"

@@ -323,14 +323,17 @@ def _verdict(summary: RunSummary) -> list[str]:
         within += f" (--max-drop {summary.max_drop})"
     if not summary.tested:
         return [f"Not tested: {within}."]
-    last = summary.tested[-1] if summary.verdict == "shown" else summary.tested[0]
-    trial = f" of trial {last.trial}" if len(summary.tested) > 1 else ""
+    chosen = summary.test_of_best or summary.tested[0]
+    trial = f" of trial {chosen.trial}" if len(summary.tested) > 1 else ""
     line = (
-        f"{'Shown' if last.shown else 'Not shown'}: {within}; the held-out difference{trial} is "
-        f"{100 * last.difference:+.1f} points, lower bound {100 * last.bound:+.1f}."
+        f"{'Shown' if chosen.shown else 'Not shown'}: {within}; the held-out difference{trial} is "
+        f"{100 * chosen.difference:+.1f} points, lower bound {100 * chosen.bound:+.1f}."
     )
-    failed = ", ".join(str(one.trial) for one in summary.tested if one is not last)
-    return [line if not failed else f"{line} Not shown for trials tested besides: {failed}."]
+    for shown, said in ((True, "Shown"), (False, "Not shown")):
+        others = [str(one.trial) for one in summary.tested if one is not chosen and one.shown is shown]
+        if others:
+            line += f" {said} for trials tested besides: {', '.join(others)}."
+    return [line]
 
 
 def _count(held_out: HeldOut | None, name: str) -> str:

@@ -104,8 +104,15 @@ def test_candidates_that_failed_before_are_named():
         make_tested(9, -0.01, -0.03, margin=0.02, level=0.005),
         make_tested(6, 0.01, -0.01, margin=0.02, level=0.005),
     )
-    said = " ".join(remarks(make_summary(margin=0.02, max_drop="0.02", tested=tested)))
+    summary = make_summary(margin=0.02, max_drop="0.02", tested=tested)
+    said = " ".join(remarks(replace(summary, best=replace(summary.best, number=6))))
     assert "of trial 6 is +1.0 points, lower bound -1.0. Not shown for trials tested besides: 4, 9." in said
+    # The cheapest that holds: dearer ones passed before it, and the next one down did not.
+    down = (tested[2], make_tested(8, 0.0, -0.015, margin=0.02), tested[0])
+    said = " ".join(remarks(replace(summary, tested=down, best=replace(summary.best, number=8))))
+    assert "Shown: within 2 points" in said
+    assert "of trial 8 is +0.0 points, lower bound -1.5. Shown for trials tested besides: 6. " in said
+    assert "Not shown for trials tested besides: 4." in said
     none = " ".join(remarks(make_summary(margin=0.02, verdict="not_shown", tested=tested[:2])))
     assert "of trial 4 is -3.0 points, lower bound -4.0. Not shown for trials tested besides: 9." in none
 
