@@ -28,7 +28,7 @@ from tuner.errors import UserError, disk_may_be_full
 from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
 from tuner.executors.in_process import InProcessExecutor
 from tuner.lock import held
-from tuner.loop import Loop
+from tuner.loop import Ask, Loop
 from tuner.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.planning import Planner, fingerprint_base
 from tuner.progress import NoProgress, Progress
@@ -131,12 +131,20 @@ def measure(
 
     Errors: as `run`.
     """
-    options = replace(options, trials=0)
     with _prepared(study, options, progress or NoProgress()) as session:
-        session.execute(session.loop(options, time.monotonic, None, configurations), options)
+        session.execute(session.beside(options, configurations), options)
         measured = session.store.measured()
         results = Results(session.study, session.store, session.planner)
         return {one: held_out(one, measured[one], results) for one in configurations}
+
+
+def ask(study: Study, options: RunOptions, asks: Sequence[Ask], progress: Progress | None = None) -> None:
+    """These questions with these configurations, beside any search; answers that are there are not asked for.
+
+    Errors: as `run`.
+    """
+    with _prepared(study, options, progress or NoProgress()) as session:
+        session.execute(session.beside(options, asks=asks), options)
 
 
 @dataclass(eq=False)
@@ -154,14 +162,13 @@ class _Session:
         self,
         options: RunOptions,
         clock: Callable[[], float],
-        began: float | None,
-        compare: Sequence[Configuration] = (),
+        began: float,
     ) -> Loop:
         from tuner.search.design import Designed
         from tuner.search.optuna_sampler import make_sampler
 
         timeout = options.timeout
-        if timeout is not None and began is not None:
+        if timeout is not None:
             timeout = max(0.0, timeout - (clock() - began))
         return Loop(
             self.study,
@@ -172,11 +179,29 @@ class _Session:
                 options.coordinates, self.planner, self.study.search, _budget(options), _goal(options)
             ),
             Designed(make_sampler(options.sampler)),
-            compare=compare,
             race=options.race,
             patience=options.patience,
             timeout=timeout,
             clock=clock,
+            progress=self.progress,
+        )
+
+    def beside(
+        self, options: RunOptions, compare: Sequence[Configuration] = (), asks: Sequence[Ask] = ()
+    ) -> Loop:
+        """Work beside the searches: it writes none of them, and chooses nothing."""
+        from tuner.search.design import Designed
+        from tuner.search.optuna_sampler import make_sampler
+
+        return Loop(
+            self.study,
+            self.store,
+            self.planner,
+            SearchRecord(0, _budget(options), options.seed, options.coordinates, 0),
+            make_space("budget", self.planner, self.study.search, _budget(options), _goal(options)),
+            Designed(make_sampler(options.sampler)),
+            compare=compare,
+            asks=asks,
             progress=self.progress,
         )
 

@@ -19,7 +19,8 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,7 +45,7 @@ from tuner.search.space import TOLERANCE, Point, Space
 from tuner.selection import Choice, choose, choose_best, hypervolume, ordered
 from tuner.study import Study, StudyQuestion
 
-Kind = Literal["baseline", "noise", "trial", "held_out"]
+Kind = Literal["baseline", "noise", "trial", "held_out", "asked"]
 Decision = Literal["continue", "stop"]
 
 # Proposals over the budget in a row before a search gives up.
@@ -92,6 +93,35 @@ class Work:
     rungs: tuple[Rung, ...]
     # Text whose log-probability judges a free answer, by question id; questions with options need none.
     references: Mapping[str, str] = field(default_factory=dict)
+    # Where questions have configurations of their own, by id.
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)
+
+    @property
+    def reshaped(self) -> bool:
+        """Whether the questions are asked in packs of another size than usual."""
+        return self.kind == "noise"
+
+    def calls(self, rung_index: int) -> list[tuple[dict[str, Any] | None, Rung]]:
+        """What answers a rung: configurations as plain data (None: the unpruned model), each with its
+        questions.
+        """
+        groups: dict[Configuration | None, list[str]] = {}
+        for question in self.rungs[rung_index]:
+            groups.setdefault(self.configurations.get(question, self.configuration), []).append(question)
+        return [
+            (None if configuration is None else configuration.as_dict(), tuple(questions))
+            for configuration, questions in groups.items()
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """Questions to be asked beside any search, each with a configuration of its own.
+
+    Their answers join all others in the records; nothing is derived from them here.
+    """
+
+    configurations: Mapping[str, Configuration]  # by question id
 
 
 @dataclass(eq=False)
@@ -103,6 +133,7 @@ class _Job:
     number: int | None
     fingerprints: dict[str, str]  # by question id, in the study's order
     answers: dict[str, RecordedAnswer]  # by question id; complete when it has all of them
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)  # as in `Work`
 
     def missing(self, questions: Iterable[str]) -> Rung:
         return tuple(one for one in questions if one in self.fingerprints and one not in self.answers)
@@ -129,6 +160,7 @@ class Loop:
         sampler: Sampler,
         *,
         compare: Sequence[Configuration] = (),
+        asks: Sequence[Ask] | None = None,
         race: bool = True,
         patience: int | None = None,
         above_budget: Sequence[float] = ABOVE_BUDGET,
@@ -140,7 +172,8 @@ class Loop:
         """Reads what is there already.
 
         `timeout`: seconds from now after which no further trial begins. `compare`: configurations that are
-        measured on the held-out part besides the best trial and AdaTP's defaults. `race`: whether dominated
+        measured on the held-out part besides the best trial and AdaTP's defaults. `asks`: there is no search
+        then, only the baseline, `compare` and these. `race`: whether dominated
         trials are stopped; without it, those that were stopped run to their end. `patience`: trials in a row
         that add no hypervolume after which no further one begins. `above_budget`: multiples of the budget
         that the best configuration is solved for at the end.
@@ -155,6 +188,7 @@ class Loop:
         self._space = space
         self._sampler = sampler
         self._compare = tuple(compare)
+        self._asks = None if asks is None else tuple(asks)
         self._race = race
         self._patience = patience
         self._above_budget = tuple(above_budget)
@@ -265,12 +299,14 @@ class Loop:
         rung = missing[0]
         self._waiting.appendleft((job, missing))
         what = "the baseline" if work.configuration is None else f"trial {work.trial}"
-        if work.configuration is not None and work.trial is None:
+        if work.kind == "asked":
+            what = "what was asked beside the searches"
+        elif work.configuration is not None and work.trial is None:
             what = work.configuration.method
         asked = next(one for one in work.rungs if rung[0] in one)
         if end in ("killed", "out_of_memory") and any(one in self._quarantined for one in asked):
             return  # of a question that another attempt has meanwhile been found to die of
-        key = None if end == "not_started" else (work.configuration, rung)
+        key = None if end == "not_started" else (work.configuration or work.configurations.get(rung[0]), rung)
         self._failures[key] += 1
         again = self._failures[key]
         if end in ("raised", "not_started"):
@@ -399,6 +435,10 @@ class Loop:
     def _schedule(self) -> Iterator[_Job | None]:
         """The jobs in order; None where the next one depends on answers that are in flight."""
         yield from self._baseline_phase()
+        if self._asks is not None:
+            yield from self._held_out_jobs(dict.fromkeys(self._compare))
+            yield from self._asked_phase(self._asks)
+            return
         yield from self._noise_phase()
         yield from self._trial_phase()
         yield from self._above_phase()
@@ -419,7 +459,7 @@ class Loop:
         }
 
     def _noise_phase(self) -> Iterator[_Job | None]:
-        """Some baseline questions again, in another order: other packs, so other shapes of every product."""
+        """Some baseline questions again, in packs of another size: other shapes of every product."""
         if self._store.noise() is not None or not self._questions["tune"]:
             return
         asked = sorted((one for rung in self._rungs_of_part("tune", 1) for one in rung), key=_hashed)
@@ -534,6 +574,14 @@ class Loop:
         while self._busy():
             yield None
 
+    def _asked_phase(self, asks: Sequence[Ask]) -> Iterator[_Job | None]:
+        """What was asked beside any search; jobs are made when they are due, so that they share answers."""
+        self._start("asked", sum(len(self._asked_job(ask).missing(ask.configurations)) for ask in asks))
+        for ask in asks:
+            yield self._asked_job(ask)
+        while self._busy():
+            yield None
+
     def _held_out_results(self, configuration: Configuration | None) -> list[QuestionResult] | None:
         """See `selection.HeldOutResults`."""
         questions = self._study.questions_of("held_out")
@@ -584,12 +632,24 @@ class Loop:
         held_out = {question: fingerprints[question] for question in self._questions["held_out"]}
         return self._job("held_out", configuration, number, held_out)
 
+    def _asked_job(self, ask: Ask) -> _Job:
+        by_configuration: dict[Configuration, list[str]] = {}
+        for question, configuration in ask.configurations.items():
+            if question not in self._quarantined:
+                by_configuration.setdefault(configuration, []).append(question)
+        fingerprints: dict[str, str] = {}
+        for configuration, questions in by_configuration.items():
+            found = self._planner.fingerprints(configuration.build(), questions)
+            fingerprints |= zip(questions, found, strict=True)
+        return self._job("asked", None, None, fingerprints, ask.configurations)
+
     def _job(
         self,
         kind: Kind,
         configuration: Configuration | None,
         number: int | None,
         fingerprints: dict[str, str],
+        configurations: Mapping[str, Configuration] = MappingProxyType({}),
     ) -> _Job:
         found = self._store.answers(fingerprints.items())
         job = _Job(
@@ -598,6 +658,7 @@ class Loop:
             number,
             fingerprints,
             {question: answer for (question, _), answer in found.items()},
+            configurations,
         )
         self._made.add(job)
         return job
@@ -630,7 +691,16 @@ class Loop:
             text = reference(self._study.question(one), self._baseline_answers.get(one))
             if text is not None:
                 references[one] = text
-        work = Work(self._next_id, job.kind, job.number, job.configuration, rungs, references)
+        asked = {one for rung in rungs for one in rung}
+        work = Work(
+            self._next_id,
+            job.kind,
+            job.number,
+            job.configuration,
+            rungs,
+            references,
+            {question: one for question, one in job.configurations.items() if question in asked},
+        )
         self._next_id += 1
         self._in_flight[work.id] = (job, work)
         return work
@@ -639,7 +709,7 @@ class Loop:
         """The last answers of a job, written together with the outcome they complete."""
         if job.kind == "noise":
             self._store.record_noise(self._noise(job))
-        elif job.configuration is None:
+        elif job.kind in ("baseline", "asked"):
             if pairs:
                 self._store.record(pairs)
         elif job.kind == "trial":
@@ -649,6 +719,7 @@ class Loop:
             self._trials[job.number] = replace(self._trials[job.number], outcome=result, stopped=None)
             self._progress.advanced(1)
         else:
+            assert job.configuration is not None
             result = self._outcome(job, "held_out")
             self._store.record(pairs, measured=(job.configuration, result))
             self._measured[job.configuration] = result

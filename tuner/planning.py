@@ -139,11 +139,19 @@ class Planner:
     def _plans(self, method: Method) -> StudyPlans:
         return StudyPlans.of(method, self._layouts[self._measured_part], self.shape.layers)
 
-    def fingerprints(self, method: Method | None) -> tuple[str, ...]:
-        """One per question, in the study's order."""
+    def fingerprints(self, method: Method | None, questions: Sequence[str] | None = None) -> tuple[str, ...]:
+        """One per question, in the study's order, or for these question ids, in theirs."""
         if method is None:
-            return (fingerprint(self._base, None, None),) * len(self.questions)
-        return _fingerprints(self._base, method, StudyPlans.of(method, self._all, self.shape.layers).keys())
+            count = len(self.questions) if questions is None else len(questions)
+            return (fingerprint(self._base, None, None),) * count
+        layouts = self._all
+        if questions is not None:
+            layouts = Layouts.of([self._by_id[question].layout for question in questions])
+        return _fingerprints(self._base, method, StudyPlans.of(method, layouts, self.shape.layers).keys())
+
+    @cached_property
+    def _by_id(self) -> dict[str, StoredQuestion]:
+        return {one.id: one for one in self.questions}
 
     @cached_property
     def similarities(self) -> FloatArray:

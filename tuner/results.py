@@ -407,3 +407,30 @@ class RunSummary:
     # "budget": the best within it; "max_drop": the cheapest that holds.
     goal: Literal["budget", "max_drop"] = "budget"
     sampler: str = "tpe"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One way to prune, solved for the budget and measured on the held-out part."""
+
+    # As people call it: "FastV", "AdaTP without the boost".
+    name: str
+    held_out: HeldOut
+    # One line: what it is and where it comes from.
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ways to prune side by side at the same FLOPs, the tuned and the default AdaTP among them."""
+
+    study: str
+    study_hash: str
+    budget: float
+    # On the held-out part, unpruned.
+    baseline: Measured
+    baseline_cost: AnswerCost | None
+    rows: tuple[Compared, ...]
+    # Methods that cannot reach the budget, with the smallest FLOPs ratio they can.
+    unreachable: dict[str, float] = field(default_factory=dict)
+    labelled: bool = True

@@ -101,7 +101,12 @@ class _Metered(TabulatedEvaluator):
         return self
 
     def answer(
-        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+        self,
+        configuration: Mapping[str, Any] | None,
+        questions: Sequence[str],
+        references: Mapping[str, str],
+        *,
+        reshaped: bool = False,
     ) -> list[dict[str, Any]]:
         assert self.costs is not None
         if configuration is not None:

@@ -130,7 +130,12 @@ class TabulatedEvaluator:
         return self
 
     def answer(
-        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+        self,
+        configuration: Mapping[str, Any] | None,
+        questions: Sequence[str],
+        references: Mapping[str, str],
+        *,
+        reshaped: bool = False,
     ) -> list[dict[str, Any]]:
         table = self.table
         if configuration is None:

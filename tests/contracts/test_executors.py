@@ -91,7 +91,9 @@ class Meeting(FakeEvaluator):
 
     folder: Path = Path()
 
-    def answer(self, configuration: Any, questions: Any, references: Any) -> list[dict[str, Any]]:
+    def answer(
+        self, configuration: Any, questions: Any, references: Any, *, reshaped: bool = False
+    ) -> list[dict[str, Any]]:
         if configuration is not None:
             (self.folder / f"{os.getpid()}.met").touch()
             deadline = time.monotonic() + 60
@@ -99,7 +101,7 @@ class Meeting(FakeEvaluator):
                 if time.monotonic() > deadline:
                     raise RuntimeError("nobody else came")
                 time.sleep(0.02)
-        return super().answer(configuration, questions, references)
+        return super().answer(configuration, questions, references, reshaped=reshaped)
 
 
 class Told(NoProgress):

@@ -153,7 +153,12 @@ class FakeEvaluator:
         return self
 
     def answer(
-        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+        self,
+        configuration: Mapping[str, Any] | None,
+        questions: Sequence[str],
+        references: Mapping[str, str],
+        *,
+        reshaped: bool = False,
     ) -> list[dict[str, Any]]:
         if self.always is not None:
             raise RuntimeError(self.always)

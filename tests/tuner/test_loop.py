@@ -477,7 +477,9 @@ def test_the_noise_floor_is_measured_once_and_no_answer_of_it_is_kept(tmp_path: 
     class Restless(FakeEvaluator):
         """Answers one question differently every other time."""
 
-        def answer(self, configuration: Any, questions: Any, references: Any) -> list[dict[str, Any]]:
+        def answer(
+            self, configuration: Any, questions: Any, references: Any, *, reshaped: bool = False
+        ) -> list[dict[str, Any]]:
             found = super().answer(configuration, questions, references)
             if configuration is None and len(self.calls) > 4:
                 for one in found[:1]:

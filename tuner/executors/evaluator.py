@@ -33,13 +33,25 @@ CLIP_BYTES = 512 * 2**20
 CACHE_BYTES = 50 * 2**30
 
 
+# The size of packs that stands against packs of one.
+RESHAPED = 4
+
+
 class Evaluator(Protocol):
     """Answers questions; stays alive from rung to rung and from trial to trial."""
 
     def answer(
-        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+        self,
+        configuration: Mapping[str, Any] | None,
+        questions: Sequence[str],
+        references: Mapping[str, str],
+        *,
+        reshaped: bool = False,
     ) -> list[dict[str, Any]]:
-        """The answers to these question ids as plain data; configuration None is the unpruned model."""
+        """The answers to these question ids as plain data; configuration None is the unpruned model.
+
+        reshaped: ask in packs of another size than usual, so that every product has another shape.
+        """
 
 
 EvaluatorFactory = Callable[[], Evaluator]
@@ -141,9 +153,14 @@ class PipelineEvaluator:
         self._clips: OrderedDict[str, Clip] = OrderedDict()
 
     def answer(
-        self, configuration: Mapping[str, Any] | None, questions: Sequence[str], references: Mapping[str, str]
+        self,
+        configuration: Mapping[str, Any] | None,
+        questions: Sequence[str],
+        references: Mapping[str, str],
+        *,
+        reshaped: bool = False,
     ) -> list[dict[str, Any]]:
-        """See `Evaluator.answer`.
+        """See `Evaluator.answer`. The other size is 1, as production asks; where that is usual, `RESHAPED`.
 
         Errors: PipelineError when a video cannot be read or the tokens kept are not those planned.
         """
@@ -153,7 +170,9 @@ class PipelineEvaluator:
         method = None if configuration is None else from_dict(configuration)
         answers: list[dict[str, Any]] = []
         while len(answers) < len(questions):
-            some = questions[len(answers) : len(answers) + self._batch]
+            # It may shrink on the way.
+            batch = (1 if self._batch > 1 else RESHAPED) if reshaped else self._batch
+            some = questions[len(answers) : len(answers) + batch]
             requests = [Request(*self.asked(one), method, references.get(one)) for one in some]
             answers += map(asdict, self._ask(requests))
         return answers
@@ -167,7 +186,8 @@ class PipelineEvaluator:
                 raise
         # Out here the failed forward's tensors are gone.
         free_memory()
-        half = self._batch = (len(requests) + 1) // 2
+        half = (len(requests) + 1) // 2
+        self._batch = min(self._batch, half)
         return self._ask(requests[:half]) + self._ask(requests[half:])
 
     def asked(self, question: str) -> tuple[Clip, Question]:

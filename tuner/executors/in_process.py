@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tuner.executors.evaluator import Evaluator, EvaluatorFactory, free_memory, is_out_of_memory
-from tuner.loop import Loop, Rung
+from tuner.loop import Loop, Work
 from tuner.records.store import RecordedAnswer
 
 
@@ -27,9 +26,8 @@ class InProcessExecutor:
         while (work := loop.propose()) is not None:
             if evaluator is None:
                 evaluator = self.factory()
-            configuration = None if work.configuration is None else work.configuration.as_dict()
-            for index, rung in enumerate(work.rungs):
-                answers = _answer(evaluator, configuration, rung, work.references)
+            for index in range(len(work.rungs)):
+                answers = _answer(evaluator, work, index)
                 if isinstance(answers, str):
                     free_memory()
                     loop.failed(work, answers, "out_of_memory")
@@ -38,12 +36,12 @@ class InProcessExecutor:
                     break
 
 
-def _answer(
-    evaluator: Evaluator, configuration: dict[str, Any] | None, rung: Rung, references: Mapping[str, str]
-) -> list[RecordedAnswer] | str:
+def _answer(evaluator: Evaluator, work: Work, rung: int) -> list[RecordedAnswer] | str:
     """The answers or, where memory does not suffice for them, what the error said."""
+    answers: list[dict[str, Any]] = []
     try:
-        answers = evaluator.answer(configuration, rung, references)
+        for configuration, questions in work.calls(rung):
+            answers += evaluator.answer(configuration, questions, work.references, reshaped=work.reshaped)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

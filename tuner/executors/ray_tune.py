@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,11 @@ class _Trainable(tune.Trainable):
             time.sleep(_IDLE)
             return {"rung": None, "answers": []}
         rung = self._rung
-        answers = self._evaluator.answer(
-            self._work["configuration"], self._work["rungs"][rung], self._work["references"]
-        )
+        answers = []
+        for configuration, questions in self._work["rungs"][rung]:
+            answers += self._evaluator.answer(
+                configuration, questions, self._work["references"], reshaped=self._work["reshaped"]
+            )
         self._rung += 1
         return {"rung": rung, "answers": answers}
 
@@ -195,7 +197,7 @@ class _Searcher(Searcher):
             work = bridge.next()
         if work is not None:
             bridge.works[trial_id] = work
-            return {"work": json.dumps(asdict(work) | {"configuration": _plain(work)})}
+            return {"work": json.dumps(_plain(work))}
         if bridge.error is not None or bridge.loop.finished:
             return str(Searcher.FINISHED)
         # What comes next depends on answers in flight. Tune ends actors that have nothing to do, and with
@@ -280,8 +282,13 @@ class _Stopper(Stopper):
         return self._bridge.error is not None
 
 
-def _plain(work: Work) -> dict[str, Any] | None:
-    return None if work.configuration is None else work.configuration.as_dict()
+def _plain(work: Work) -> dict[str, Any]:
+    """What a worker is told."""
+    return {
+        "rungs": [work.calls(index) for index in range(len(work.rungs))],
+        "references": dict(work.references),
+        "reshaped": work.reshaped,
+    }
 
 
 def _trial_name(trial: Trial) -> str:

@@ -1,0 +1,109 @@
+"""What a figure is here: first a typed table, then drawings of it, and a text for those who see neither.
+
+`write` leaves <name>.html (opens from disk, without a network), <name>.png (a still, where there is one) and
+<name>.csv (the table). `tuner report` puts the same pictures into one page.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+    from plotly.graph_objects import Figure as PlotlyFigure
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+
+# Okabe and Ito's, which people with any kind of colour vision tell apart.
+BLACK, GREY, SKY, BLUE, VERMILION, GREEN, ORANGE, PURPLE = (
+    "#222222",
+    "#8a8f98",
+    "#56b4e9",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#e69f00",
+    "#cc79a7",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One figure, ready to be written or put into the report."""
+
+    # Stem of its files, and its id in a page: lower case, words joined by "-".
+    name: str
+    title: str
+    # One to three sentences: what is to be seen, with the numbers; the text alternative and the caption.
+    description: str
+    # Instances of one frozen dataclass of plain values: the table behind it.
+    table: tuple[Any, ...]
+    # Interactive drawing; its own title is left out, `title` stands above it.
+    plotly: PlotlyFigure | None = None
+    # Or an HTML fragment (tables, cards, inline SVG, images as data: URIs); no scripts, no ids of its own.
+    body: str | None = None
+    # Styles of `body`, every selector beginning with `.<name>`.
+    css: str = ""
+    # A still of it.
+    still: MatplotlibFigure | None = None
+
+
+def to_csv(rows: Sequence[Any]) -> str:
+    """Instances of one dataclass as CSV: a header, then a row for each; nothing known is an empty field."""
+    text = io.StringIO()
+    if rows:
+        names = [one.name for one in fields(rows[0])]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return text.getvalue()
+
+
+def plotly_div(picture: Picture, *, library: bool) -> str:
+    """The interactive drawing as a fragment, the same each time; `library`: with plotly's code in it."""
+    assert picture.plotly is not None
+    return str(
+        picture.plotly.to_html(
+            full_html=False,
+            include_plotlyjs=library,
+            div_id=f"{picture.name}-plot",  # random otherwise
+            default_height="min(620px, 90vh)",
+            config={
+                "displaylogo": False,
+                "responsive": True,
+                "toImageButtonOptions": {"filename": picture.name},
+            },
+        )
+    )
+
+
+def to_html(picture: Picture) -> str:
+    """A whole page with this picture alone."""
+    drawn = picture.body or "" if picture.plotly is None else plotly_div(picture, library=True)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(picture.title)}</title>\n"
+        f"<style>body {{ margin: 1rem; font-family: {FONT}; color: {BLACK}; background: #fff; }} "
+        f"p {{ max-width: 75ch; line-height: 1.45; }}\n{picture.css}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(picture.title)}</h1>\n{drawn}\n<p>{escape(picture.description)}</p>\n</body>\n</html>\n"
+    )
+
+
+def write(picture: Picture, folder: Path) -> tuple[Path, ...]:
+    """Writes the files and returns them, the page first; the same each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{picture.name}.html"]
+    files[0].write_text(to_html(picture), encoding="utf-8")
+    if picture.still is not None:
+        files.append(folder / f"{picture.name}.png")
+        picture.still.savefig(files[-1], metadata={"Software": None})
+    files.append(folder / f"{picture.name}.csv")
+    files[-1].write_text(to_csv(picture.table), encoding="utf-8")
+    return tuple(files)
