@@ -44,6 +44,7 @@ from tuner.reporting import Results, changes, chosen, held_out, make_planner, re
 from tuner.results import Configuration, HeldOut, RunSummary, Setting
 from tuner.search.evidence import SAMPLERS, SamplerName
 from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
+from tuner.sentences import provable
 from tuner.serving import measure_serving
 from tuner.statistics import provable_drop
 from tuner.study import Study, StudyQuestion
@@ -76,7 +77,7 @@ class RunOptions:
     sampler: SamplerName = "tpe"
     # What held-out accuracy may lose against the unpruned model: "0.01" is one point, "1%" of the baseline's.
     max_drop: str = DEFAULT_MAX_DROP
-    # Whether trials that others dominate are stopped early.
+    # Whether trials that others confidently beat at the same cost are stopped early.
     race: bool = True
     # Trials in a row that add nothing to the front after which no further one begins.
     patience: int | None = None
@@ -220,14 +221,11 @@ class _Session:
     def say_what_can_be_shown(self, options: RunOptions) -> None:
         """Before any trial: whether the margin is one that so many videos can show at all."""
         videos = [question.video for question in self.study.questions_of("held_out")]
-        if not videos:
-            return
-        smallest = provable_drop(videos)
-        self.progress.message(
-            f"{len(set(videos))} held-out videos with {len(videos)} questions can show that accuracy drops "
-            f"by no more than {100 * smallest:.1f} points, hardly less; asked for: {options.max_drop} "
-            "(--max-drop)."
-        )
+        if videos:
+            self.progress.message(
+                f"{provable(provable_drop(videos), len(set(videos)))} Asked for: {options.max_drop} "
+                "(--max-drop)."
+            )
 
     def execute(self, loop: Loop, options: RunOptions) -> None:
         try:

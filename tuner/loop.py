@@ -4,7 +4,7 @@ An executor asks `propose()` for work, evaluates its rungs (whole videos with al
 each to `record()`, which writes it in one transaction. The loop knows neither Ray nor Optuna.
 
 Phases: baseline answers of all questions; a few of them again, for the noise floor; trials on the tune part,
-of which the race stops those that another one dominates; a few configurations above the budget; the best
+of which the race stops those that others confidently beat; a few configurations above the budget; the best
 trials, AdaTP's defaults and whatever else is compared on the held-out part. Whatever the database already
 holds is not asked again, so killing everything at any instant loses at most the rungs in flight, and the same
 command carries on: an unfinished trial first, then the next. Trial k is proposed from (seed, k, the trials
@@ -43,6 +43,7 @@ from tuner.scoring import graded, judge, outcome, reference
 from tuner.search.evidence import Evidence, Sampler
 from tuner.search.space import TOLERANCE, Point, Space
 from tuner.selection import Choice, choose, choose_best, hypervolume, ordered
+from tuner.sentences import noise_floor
 from tuner.study import Study, StudyQuestion
 
 Kind = Literal["baseline", "noise", "trial", "held_out", "asked"]
@@ -60,6 +61,9 @@ ABOVE_BUDGET = (4 / 3, 5 / 3, 2.0)
 
 # A trial that lies this close to a target above the budget already answers for it.
 _NEAR = 0.03
+
+# The noise floor is measured on so many rungs of the tune part.
+_NOISE_RUNGS = 2
 
 # Workers that may die of the same questions before these are asked one by one, and of one question before it
 # is quarantined. Dying of want of memory needs no second time: it would come again.
@@ -173,7 +177,7 @@ class Loop:
 
         `timeout`: seconds from now after which no further trial begins. `compare`: configurations that are
         measured on the held-out part besides the best trial and AdaTP's defaults. `asks`: there is no search
-        then, only the baseline, `compare` and these. `race`: whether dominated
+        then, only the baseline, `compare` and these. `race`: whether beaten
         trials are stopped; without it, those that were stopped run to their end. `patience`: trials in a row
         that add no hypervolume after which no further one begins. `above_budget`: multiples of the budget
         that the best configuration is solved for at the end.
@@ -241,7 +245,7 @@ class Loop:
             assert isinstance(job, _Job)
             if job.complete:
                 self._complete(job, {})
-            elif (stopped := self._dominated(job)) is not None:
+            elif (stopped := self._beaten(job)) is not None:
                 # Answers shared with other trials can be enough to tell.
                 self._stop(job, {}, stopped)
             else:
@@ -268,7 +272,7 @@ class Loop:
         stopped = None
         if pairs and job.complete:
             self._complete(job, pairs)
-        elif (stopped := self._dominated(job)) is not None:
+        elif (stopped := self._beaten(job)) is not None:
             self._stop(job, pairs, stopped)
         elif pairs and job.kind != "noise":
             self._store.record(pairs)
@@ -462,7 +466,9 @@ class Loop:
         """Some baseline questions again, in packs of another size: other shapes of every product."""
         if self._store.noise() is not None or not self._questions["tune"]:
             return
-        asked = sorted((one for rung in self._rungs_of_part("tune", 1) for one in rung), key=_hashed)
+        asked = sorted(
+            (one for rung in self._rungs_of_part("tune", _NOISE_RUNGS) for one in rung), key=_hashed
+        )
         fingerprints = dict.fromkeys(asked, "")
         self._start("noise floor", len(asked))
         # Nothing waits for it.
@@ -666,6 +672,9 @@ class Loop:
     def _bundles(self, job: _Job) -> list[tuple[Rung, ...]]:
         """What is handed out at once: a trial as a whole; else single rungs, so that all workers share it."""
         rungs = [rung for rung in map(job.missing, self._rungs(job)) if rung]
+        if job.kind == "noise":
+            # All at once: what is written is what all of them together say.
+            return [(tuple(one for rung in rungs for one in rung),)]
         return [tuple(rungs)] if job.kind == "trial" else [(rung,) for rung in rungs]
 
     def _rungs_of_part(self, part: Part, most: int) -> Iterator[Rung]:
@@ -708,7 +717,9 @@ class Loop:
     def _complete(self, job: _Job, pairs: Mapping[Pair, RecordedAnswer]) -> None:
         """The last answers of a job, written together with the outcome they complete."""
         if job.kind == "noise":
-            self._store.record_noise(self._noise(job))
+            noise = self._noise(job)
+            self._store.record_noise(noise)
+            self._progress.message(noise_floor(noise, labelled=self._study.labelled))
         elif job.kind in ("baseline", "asked"):
             if pairs:
                 self._store.record(pairs)
@@ -757,9 +768,9 @@ class Loop:
 
     # The race
 
-    def _dominated(self, job: _Job) -> Stopped | None:
-        """The completed trials that confidently beat this one at no higher cost, told by their best; None: it
-        goes on.
+    def _beaten(self, job: _Job) -> Stopped | None:
+        """That completed trials confidently beat this one at its cost, told by the one with the largest share
+        in what it was compared with; None: it goes on.
         """
         if not self._race or job.kind != "trial" or job.number is None:
             return None
@@ -795,7 +806,7 @@ class Loop:
             len(self._study.videos_of("tune")),
             self._rung_videos,
         )
-        if found is None or not found.dominated:
+        if found is None or not found.beaten:
             return None
         return Stopped(
             max(rivals, key=lambda one: one[0])[1].number, len({question.video for question in questions})

@@ -40,8 +40,8 @@ FEWEST_VIDEOS = 5
 # A rung is this share of the tune videos, but not fewer than FEWEST_VIDEOS: more looks find little more.
 RUNGS = 16
 
+# Random walks that `boundary` is read from.
 _WALKS = 50_000
-
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +75,7 @@ class Look:
     level: float
 
     @property
-    def dominated(self) -> bool:
+    def beaten(self) -> bool:
         """Whether the trial is stopped."""
         return self.p_value <= self.level
 

@@ -152,7 +152,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class StoppedTrial:
-    """A trial that the race ended early: after `videos` videos of the tune part trial `by` dominated it."""
+    """A trial that the race ended early: after `videos` videos of the tune part others beat it at its cost.
+
+    `by`: the one with the largest share in what it was compared with.
+    """
 
     number: int
     configuration: Configuration

@@ -113,18 +113,6 @@ def choose(
     return Choice(shown or sequence[0], "shown" if shown else "not_shown", margin, tuple(tested))
 
 
-def front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The completed trials that no other one beats in accuracy at the same cost or less, cheapest first."""
-    kept: list[TrialRecord] = []
-    for trial in sorted(
-        (one for one in trials if one.outcome is not None),
-        key=lambda one: (one.binding_ratio, -_accuracy(one), one.number),
-    ):
-        if not kept or _accuracy(trial) > _accuracy(kept[-1]):
-            kept.append(trial)
-    return kept
-
-
 def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
     """The area that (ratio, score) points dominate: ratios below, scores above those of the reference."""
     area, best = 0.0, reference[1]

@@ -11,6 +11,7 @@ from pipeline.break_even import Serving
 from pipeline.errors import PipelineError
 from pipeline.flops import plan_flops, unpruned_flops
 from pipeline.methods import Method
+from tuner.executors.evaluator import is_out_of_memory
 from tuner.planning import Planner
 from tuner.progress import Progress
 from tuner.results import MeasuredServing, Profiled
@@ -39,8 +40,6 @@ def measure_serving(
 
     Errors: PipelineError when a video cannot be read any more, or memory does not suffice.
     """
-    import torch
-
     asked = planner.spread(method, QUESTIONS, leave_out)
     progress.started("costs", len(asked))
     seconds: list[tuple[Serving, Serving]] = []
@@ -51,7 +50,9 @@ def measure_serving(
             clip, question = evaluator.asked(one.id)
             try:
                 seconds.append(meter.serving_seconds(evaluator.runtime, clip, question, method))
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise PipelineError("memory does not suffice.") from error
             if len(seconds) == 1:
                 profiled = _profiled(evaluator.runtime, clip, question, method)
@@ -70,8 +71,6 @@ def measure_serving(
 
 
 def _profiled(runtime: Runtime, clip: Clip, question: Question, method: Method) -> Profiled | None:
-    import torch
-
     layout, shape = runtime.layout(clip, question), runtime.shape
     try:
         return Profiled(
@@ -81,5 +80,7 @@ def _profiled(runtime: Runtime, clip: Clip, question: Question, method: Method) 
             planned_baseline=unpruned_flops(layout, shape),
             planned_best=plan_flops(method.plan(layout, shape.layers), layout, shape),
         )
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return None

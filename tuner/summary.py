@@ -15,12 +15,12 @@ from tuner.results import (
     HeldOut,
     Interval,
     Measured,
-    Noise,
     RunSummary,
     ServingCost,
     TagRow,
     Trial,
 )
+from tuner.sentences import noise_floor, provable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,27 +107,6 @@ def tag_rows(summary: RunSummary) -> tuple[TagRow, ...]:
     rows = () if summary.best_held_out is None else summary.best_held_out.by_tag
     most = sorted(rows, key=lambda row: row.difference.value)[:MOST_TAGS]
     return tuple(row for row in rows if row in most)
-
-
-def provable(drop: float, videos: int) -> str:
-    """Before tuning, and after: what so many held-out videos can show. drop: absolute."""
-    return f"{videos} held-out videos can prove a drop of about {100 * drop:.1f} points at best."
-
-
-def noise_floor(noise: Noise, margin: float | None = None, *, labelled: bool = True) -> str:
-    """Before tuning, and after: what the unpruned model does against itself, and whether the margin is above.
-
-    margin: absolute. Without labels a margin at or below the noise floor shows nothing.
-    """
-    rate = 100 * noise.flip_rate
-    line = (
-        f"Noise floor: asked in packs of another size, the unpruned model changes {noise.flips} of "
-        f"{noise.questions} answers ({rate:.1f} points)."
-    )
-    if labelled or margin is None:
-        return line
-    line += f" Margin {100 * margin:.1f} points, noise floor {rate:.1f} points (flips)"
-    return line + ("." if margin > noise.flip_rate else ": nothing can be shown; take a larger --max-drop.")
 
 
 def remarks(

@@ -35,7 +35,7 @@ def test_all_looks_together_stop_an_equal_trial_as_often_as_promised(total: int,
     for _ in range(studies):
         values = rng.standard_normal(total)
         looks = (look(VideoSums(values[:n], np.ones(n)), total, rung) for n in range(rung, total, rung))
-        stopped += any(one is not None and one.dominated for one in looks)
+        stopped += any(one is not None and one.beaten for one in looks)
     # Three standard errors.
     assert stopped / studies == pytest.approx(LEVEL, abs=0.025)
 
@@ -52,14 +52,14 @@ def test_a_clear_loser_is_seen_and_equals_are_not() -> None:
     rng = np.random.default_rng(0)
     worse = look(changes((rng.normal(-2, 1, 20)).tolist()), 80, 10)
     assert worse is not None
-    assert worse.dominated
+    assert worse.beaten
     assert worse.difference == pytest.approx(-0.5, abs=0.2)
     better = look(changes((rng.normal(2, 1, 20)).tolist()), 80, 10)
     assert better is not None
-    assert not better.dominated
+    assert not better.beaten
     same = look(changes([0.0] * 20), 80, 10)
     assert same == Look(0.0, 1.0, same.level if same else 0.0)
-    assert not same.dominated
+    assert not same.beaten
 
 
 @pytest.mark.quick
@@ -136,7 +136,7 @@ def race(ratio: Floats, graded: Floats, questions: Floats) -> tuple[set[int], in
             change = graded[trial] - weights @ graded[complete]
             for seen in range(RUNG, VIDEOS + 1, RUNG):
                 found = look(VideoSums(change[:seen], questions[:seen]), VIDEOS, RUNG)
-                if found is not None and found.dominated:
+                if found is not None and found.beaten:
                     stopped.add(trial)
                     break
         if trial not in stopped:

@@ -11,7 +11,7 @@ from tuner.errors import UserError
 from tuner.margin import MaxDrop
 from tuner.records.store import TrialRecord
 from tuner.results import Configuration, Outcome, QuestionResult
-from tuner.selection import MOST_CANDIDATES, candidates, choose, choose_best, front, hypervolume
+from tuner.selection import MOST_CANDIDATES, candidates, choose, choose_best, hypervolume
 
 pytestmark = pytest.mark.quick
 
@@ -171,15 +171,7 @@ def test_the_margin_of_the_choice_is_in_held_out_accuracy() -> None:
     assert chosen.margin == pytest.approx(0.08)
 
 
-def test_front_and_hypervolume() -> None:
-    trials = [
-        trial(0, 0.3, 0.9),
-        trial(1, 0.2, 0.8),
-        trial(2, 0.25, 0.7),
-        trial(3, 0.1, 0.5),
-        trial(4, 0.3, None),
-    ]
-    assert [one.number for one in front(trials)] == [3, 1, 0]
+def test_hypervolume() -> None:
     points = [(0.1, 0.5), (0.2, 0.8), (0.3, 0.9), (0.25, 0.7)]
     # By hand: (0.4 - 0.1) 0.1 + (0.4 - 0.2) 0.3 + (0.4 - 0.3) 0.1
     assert hypervolume(points, (0.4, 0.4)) == pytest.approx(0.03 + 0.06 + 0.01)

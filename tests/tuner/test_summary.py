@@ -14,6 +14,7 @@ from pipeline.methods import AdaTP
 from tests.summaries import make_serving, make_setting, make_summary, make_tags, make_tested, make_trial
 from tuner.recording import Recorded
 from tuner.results import AnswerCost, Configuration, Measured, Noise, Refusal, StoppedTrial
+from tuner.sentences import noise_floor, provable
 from tuner.summary import (
     MOST_TAGS,
     Row,
@@ -21,9 +22,7 @@ from tuner.summary import (
     duration,
     headline,
     knob_rows,
-    noise_floor,
     percent,
-    provable,
     remarks,
     render,
     tag_rows,
@@ -125,9 +124,10 @@ def test_without_a_test_nothing_is_claimed():
 
 def test_what_can_be_proven_and_the_noise_floor_are_said():
     assert provable(0.0209, 80) == "80 held-out videos can prove a drop of about 2.1 points at best."
-    noise = Noise(questions=1000, videos=80, flips=3, logprob_mean=0.0, logprob_max=0.0)
+    noise = Noise(questions=1000, videos=80, flips=3, logprob_mean=0.0, logprob_max=2.4e-5)
     labelled = noise_floor(noise, 0.02)
-    assert labelled.endswith("the unpruned model changes 3 of 1000 answers (0.3 points).")
+    assert "the unpruned model changes 3 of 1000 answers (0.3 points), " in labelled
+    assert labelled.endswith("log-probabilities by up to 2e-05.")
     assert labelled in noise_floor(noise, 0.02, labelled=False)
     assert noise_floor(noise, 0.02, labelled=False).endswith(
         "Margin 2.0 points, noise floor 0.3 points (flips)."

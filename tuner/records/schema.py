@@ -195,7 +195,8 @@ class TrialRow(KnobColumns, OutcomeColumns, Base):
     binding_ratio: Mapped[float]
     # Why it was asked for: "search", or "above" for a configuration beyond the budget that the front shows.
     purpose: Mapped[str] = mapped_column(String(16))
-    # A trial that the race stopped: the number of the trial that dominates it, and videos judged until then.
+    # A trial that the race stopped: the completed trial with the largest share in what it was compared with
+    # and beaten by, and videos judged until then.
     stopped_by: Mapped[int | None]
     stopped_videos: Mapped[int | None]
     created: Mapped[datetime] = mapped_column(default=_now)

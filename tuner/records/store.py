@@ -24,6 +24,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Insert,
+    Update,
     create_engine,
     event,
     func,
@@ -164,7 +165,10 @@ class SearchRecord:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Why the race ended a trial: another one dominates it, seen after so many videos."""
+    """Why the race ended a trial: completed ones beat it at its cost, seen after so many videos.
+
+    `by`: the one with the largest share in the mixture it was compared with.
+    """
 
     by: int
     videos: int
@@ -605,31 +609,13 @@ class Store:
                 connection.execute(self._insert(AnswerRow).on_conflict_do_nothing(), rows)
             if completed is not None:
                 number, outcome = completed
-                connection.execute(
-                    update(TrialRow)
-                    .where(
-                        TrialRow.study_id == self._study_id,
-                        TrialRow.number == number,
-                        TrialRow.completed.is_(None),
-                    )
-                    .values(
-                        completed=func.now(),
-                        # A trial that was stopped once may run to its end after all (`--no-race`).
-                        stopped_by=None,
-                        stopped_videos=None,
-                        **_outcome_columns(outcome),
-                    )
-                )
+                # A trial that was stopped once may run to its end after all (`--no-race`).
+                values = _outcome_columns(outcome) | {"stopped_by": None, "stopped_videos": None}
+                connection.execute(self._incomplete(number).values(completed=func.now(), **values))
             if stopped is not None:
                 number, why = stopped
                 connection.execute(
-                    update(TrialRow)
-                    .where(
-                        TrialRow.study_id == self._study_id,
-                        TrialRow.number == number,
-                        TrialRow.completed.is_(None),
-                    )
-                    .values(stopped_by=why.by, stopped_videos=why.videos)
+                    self._incomplete(number).values(stopped_by=why.by, stopped_videos=why.videos)
                 )
             if measured is not None:
                 configuration, outcome = measured
@@ -643,6 +629,12 @@ class Store:
                     )
                     .on_conflict_do_nothing()
                 )
+
+    def _incomplete(self, number: int) -> Update:
+        """An update of this trial that does nothing once it is complete."""
+        return update(TrialRow).where(
+            TrialRow.study_id == self._study_id, TrialRow.number == number, TrialRow.completed.is_(None)
+        )
 
     def stored_answers(self) -> tuple[StoredAnswer, ...]:
         """All answers of the study in the order they were written, without what they say."""

@@ -27,7 +27,7 @@ class Evidence:
     values: tuple[float, float] | None
     # FLOPs ratio minus budget: feasible at zero or below.
     over_budget: float
-    # The race ended the trial: another one dominates it.
+    # The race ended the trial: others beat it.
     stopped: bool = False
 
     def __post_init__(self) -> None:

@@ -295,10 +295,11 @@ class BudgetSpace(_Space):
         similarities = self._planner.similarities
         inside = similarities[(similarities > low) & (similarities < high)]
         values = np.unique(np.concatenate((np.linspace(low, high, 257), inside)))
-        effect = np.searchsorted(inside, values) / max(1, inside.size)
-        return values, (effect + (values - low) / (high - low or 1.0)) / 2 if inside.size else (
-            (values - low) / (high - low or 1.0)
-        )
+        by_value = (values - low) / (high - low or 1.0)
+        if not inside.size:
+            return values, by_value
+        by_effect = np.searchsorted(inside, values) / inside.size
+        return values, (by_effect + by_value) / 2
 
     def _segments(self, tau_s: float) -> float:
         """Where tau_s lies on the scale of `_tau_s_scale`."""

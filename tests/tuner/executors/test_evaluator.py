@@ -66,6 +66,19 @@ def test_questions_are_asked_in_packs_and_in_order(batch, sizes):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [4, 3]), (3, [1] * 7), (8, [1] * 7)])
+def test_the_noise_floor_is_asked_in_packs_of_another_size(batch, sizes):
+    runtime = FakeRuntime()
+    asked = [one.id for one in QUESTIONS]
+    one = evaluator(runtime, batch)
+    assert ids(one.answer(None, asked, {}, reshaped=True)) == asked
+    assert [len(pack) for pack in runtime.packs] == sizes
+    runtime.packs.clear()
+    one.answer(None, asked[:batch], {})
+    assert [len(pack) for pack in runtime.packs] == [min(batch, 7)]
+
+
+@pytest.mark.quick
 def test_a_pack_that_does_not_fit_is_halved_from_then_on():
     runtime = FakeRuntime(room=2)
     one = evaluator(runtime, 7)
