@@ -28,6 +28,7 @@ from tuner.summary import (
     duration,
     headline,
     knob_rows,
+    noise_floor,
     nothing_fits,
     percent,
     provable,
@@ -48,13 +49,6 @@ MOST_ROWS = 200
 LARGEST_CSV = 256 * 1024
 # CSS pixels, where a figure does not say its own.
 _HEIGHT = 560
-
-_TITLES: dict[State, str] = {
-    "shown": "Yes: the margin is shown to hold",
-    "not_shown": "Not yet: the margin is not shown to hold",
-    "untested": "Not known: nothing was tested",
-    "nothing_fits": "No: nothing fits the budget",
-}
 
 
 @dataclass(frozen=True)
@@ -105,10 +99,12 @@ class Answer:
 def answer(summary: RunSummary) -> Answer:
     """The first screen's four answers."""
     state: State = "nothing_fits" if summary.best is None else summary.verdict
+    if _drowned(summary):
+        state = "untested"
     held_out = summary.best_held_out
     return Answer(
         state=state,
-        title="Not known: the margin is within the noise floor" if _drowned(summary) else _TITLES[state],
+        title=_title(summary, state),
         said=tuple([nothing_fits(summary)] if summary.best is None else verdict(summary)),
         changes=_changes(summary, state),
         command=_export_command(summary),
@@ -139,7 +135,7 @@ def report_html(
         .render(
             summary=summary,
             answer=answer(summary),
-            headline=headline(summary),
+            headline=headline(summary).removeprefix(f"{summary.study}: "),
             what=accuracy_name(summary),
             font=FONT,
             knobs=knob_rows(summary),
@@ -158,6 +154,18 @@ def report_html(
 # The first screen
 
 
+def _title(summary: RunSummary, state: State) -> str:
+    if _drowned(summary):
+        return "Not known: the margin is within the noise floor"
+    margin = "the margin" if summary.margin is None else f"{100 * summary.margin:.3g} points"
+    return {
+        "shown": f"Yes: shown to lose no more than {margin}",
+        "not_shown": f"Not yet: these videos cannot exclude a loss above {margin}",
+        "untested": "Not known: it was not tested",
+        "nothing_fits": "No: nothing fits the budget",
+    }[state]
+
+
 def _drowned(summary: RunSummary) -> bool:
     """Without labels, a margin that the unpruned model itself does not keep; as `tuner.summary` says."""
     setting, noise, margin = summary.setting, summary.noise, summary.margin
@@ -169,9 +177,8 @@ def _drowned(summary: RunSummary) -> bool:
 def _changes(summary: RunSummary, state: State) -> tuple[str, ...]:
     """What would change the verdict."""
     held_out, test = summary.best_held_out, summary.test_of_best
-    prove = None
-    if summary.provable_drop is not None and held_out is not None:
-        prove = provable(summary.provable_drop, held_out.outcome.videos)
+    if _drowned(summary) and summary.noise is not None:
+        return (noise_floor(summary.noise, summary.margin, labelled=False),)
     if state == "nothing_fits":
         return ("A larger budget, or wider bounds of the knobs in study.yaml.",)
     if held_out is None:
@@ -180,18 +187,18 @@ def _changes(summary: RunSummary, state: State) -> tuple[str, ...]:
         return ("A --max-drop, and held-out videos to test it on.",)
     if state == "not_shown":
         lines = ["More held-out videos, a larger budget, or a larger --max-drop if your users can bear it."]
-        if summary.margin is not None and (summary.provable_drop or 0) > summary.margin:
-            lines.append(f"{prove} The margin is smaller: it takes more videos, whatever the configuration.")
-        elif prove is not None:
-            lines.append(prove)
+        if summary.provable_drop is not None and summary.margin is not None:
+            line = provable(summary.provable_drop, held_out.outcome.videos)
+            if summary.provable_drop > summary.margin:
+                line += " The margin is smaller: it takes more videos, whatever the configuration."
+            lines.append(line)
         return tuple(lines)
-    lines = []
-    if test is not None:
-        lines.append(
-            f"A margin below {max(0.0, -100 * test.bound):.1f} points would not have been shown "
-            f"({100 * (1 - test.level):.3g} % confidence), nor does this hold for videos unlike these."
-        )
-    return (*lines, prove) if prove is not None else tuple(lines)
+    unlike = f"videos unlike the {held_out.outcome.videos} held-out ones."
+    if test is None or test.bound >= 0:
+        return (unlike.capitalize(),)
+    # The bound is the tested one: the verdict cannot contradict it.
+    sure = f"{100 * (1 - test.level):.3g} % confidence"
+    return (f"A margin below {-100 * test.bound:.1f} points ({sure}), or {unlike}",)
 
 
 def _export_command(summary: RunSummary) -> str | None:
@@ -207,8 +214,8 @@ def _export_command(summary: RunSummary) -> str | None:
 def _saves(summary: RunSummary, held_out: HeldOut) -> Number:
     outcome = held_out.outcome
     notes = [
-        f"{_share(1 - outcome.flops_ratio_end_to_end)} end to end, with the vision tower",
-        f"At most {_share(outcome.flops_ratio_max)} of the unpruned FLOPs for any question",
+        f"{_share(1 - outcome.flops_ratio_end_to_end)} fewer end to end, vision tower included",
+        f"The dearest question needs {_share(outcome.flops_ratio_max)} of its unpruned prefill",
     ]
     serving = summary.serving
     measured = None if serving is None else serving.measured
@@ -225,7 +232,7 @@ def _saves(summary: RunSummary, held_out: HeldOut) -> Number:
         pays = f"Pays for {up_to(serving.break_even)}"
         if measured is not None:
             pays += f" by FLOPs, {up_to(measured.break_even)} by time"
-        notes.append(f"{pays}, on a server that keeps each video")
+        notes.append(f"{pays}, on a server that keeps each video's prefix")
     return Number(_share(1 - outcome.flops_ratio), "fewer LLM prefill FLOPs", tuple(notes))
 
 

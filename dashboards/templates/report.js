@@ -6,7 +6,7 @@
   const ON_DARK = {
     "#222222": "#e8eaed", "#222": "#e8eaed", black: "#e8eaed", "#000000": "#e8eaed", "#2a3f5f": "#e8eaed", "#444": "#c3c9d1",
     "#ffffff": "#14171c", "#fff": "#14171c", white: "#14171c", "#5b6068": "#a9b1bb", "#506784": "#a9b1bb",
-    "#e4e6ea": "#303640", "#ebf0f8": "#303640", "#c8d4e3": "#3d4550", "#d7dade": "#4a525d", "#0072b2": "#4da6dc",
+    "#e4e6ea": "#303640", "#ebf0f8": "#303640", "#c8d4e3": "#3d4550", "#d7dade": "#4a525d", "#0072b2": "#2b8fd6",
   };
   // A sheet of A4 or Letter between its margins, in CSS pixels.
   const PAPER = 680;
