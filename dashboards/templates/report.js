@@ -8,8 +8,9 @@
     "#ffffff": "#14171c", "#fff": "#14171c", white: "#14171c", "#5b6068": "#a9b1bb", "#506784": "#a9b1bb",
     "#e4e6ea": "#303640", "#ebf0f8": "#303640", "#c8d4e3": "#3d4550", "#d7dade": "#4a525d", "#0072b2": "#2b8fd6",
   };
-  // A sheet of A4 or Letter between its margins, in CSS pixels.
+  // CSS pixels: a sheet of A4 or Letter between its margins, and what is drawn for it, as roomy as on a screen.
   const PAPER = 680;
+  const DRAWN = 860;
   const CONFIG = {
     displaylogo: false,
     modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "autoScale2d"],
@@ -45,9 +46,12 @@
       const { data, layout } = themed(structuredClone(figureOf(plot)), paper);
       // Buttons of the page stand for plotly's own, which no keyboard reaches.
       delete layout.updatemenus;
-      const size = paper ? { width: PAPER, autosize: false } : { autosize: true };
+      const size = paper ? { width: DRAWN, height: parseFloat(plot.style.height), autosize: false } : { autosize: true };
+      // Off while plotly measures its texts.
+      plot.style.zoom = "";
       const room = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
       window.Plotly.react(plot, data, { ...layout, ...room, ...size }, { ...CONFIG, responsive: !paper, toImageButtonOptions: { filename: plot.dataset.name } });
+      if (paper) plot.style.zoom = PAPER / DRAWN;
       plot.dataset.drawn = paper ? "paper" : "screen";
       for (const [index, svg] of plot.querySelectorAll("svg.main-svg").entries()) {
         svg.setAttribute(...(index ? ["aria-hidden", "true"] : ["role", "img"]));

@@ -437,7 +437,7 @@ def test_it_prints_with_all_figures_drawn_for_paper(opened):
         """addEventListener("beforeprint", () => {
           window.printed = [...document.querySelectorAll(".plot")].map((one) => [
             one.dataset.drawn,
-            one.querySelector("svg.main-svg").clientWidth,
+            Math.round(one.querySelector("svg.main-svg").getBoundingClientRect().width),
             one.layout.template.layout.font.color,
           ]);
         })"""
