@@ -48,7 +48,7 @@ MOST_ROWS = 200
 # Bytes of a CSV that is carried along as a link; a larger one lies among the study's figures.
 LARGEST_CSV = 256 * 1024
 # CSS pixels, where a figure does not say its own.
-_HEIGHT = 560
+_HEIGHT = 620
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,20 @@ def _title(summary: RunSummary, state: State) -> str:
     if _drowned(summary):
         return "Not known: the margin is within the noise floor"
     margin = "the margin" if summary.margin is None else f"{100 * summary.margin:.3g} points"
+    if state == "not_shown" and _exceeded(summary):
+        return f"No: it loses more than {margin}"
     return {
         "shown": f"Yes: shown to lose no more than {margin}",
         "not_shown": f"Not yet: these videos cannot exclude a loss above {margin}",
         "untested": "Not known: it was not tested",
         "nothing_fits": "No: nothing fits the budget",
     }[state]
+
+
+def _exceeded(summary: RunSummary) -> bool:
+    """Whether the whole interval lies beyond the margin: then more videos of this kind would not help."""
+    interval = None if summary.best_held_out is None else summary.best_held_out.difference.interval
+    return interval is not None and summary.margin is not None and interval.high < -summary.margin
 
 
 def _drowned(summary: RunSummary) -> bool:
@@ -186,7 +194,11 @@ def _changes(summary: RunSummary, state: State) -> tuple[str, ...]:
     if state == "untested":
         return ("A --max-drop, and held-out videos to test it on.",)
     if state == "not_shown":
-        lines = ["More held-out videos, a larger budget, or a larger --max-drop if your users can bear it."]
+        room = "more trials" if summary.goal == "max_drop" else "a larger budget"
+        room += ", or a larger --max-drop if your users can bear it."
+        if _exceeded(summary):
+            return (room[0].upper() + room[1:],)
+        lines = [f"More held-out videos, {room}"]
         if summary.provable_drop is not None and summary.margin is not None:
             line = provable(summary.provable_drop, held_out.outcome.videos)
             if summary.provable_drop > summary.margin:
