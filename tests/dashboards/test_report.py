@@ -129,8 +129,7 @@ def test_the_first_screen_of_a_study_that_holds():
             {"verdict": "not_shown", "margin": 0.04, "provable_drop": 0.06, "goal": "max_drop"},
             "not_shown",
             "Not yet: these videos cannot exclude a loss above 4 points",
-            "More held-out videos, more trials, or a larger --max-drop if your users can bear it. 80 held-out "
-            "videos can prove a drop of about 6.0 points at best. The margin is smaller: it takes more videos",
+            "can prove a drop of about 6.0 points at best. The margin is smaller: it takes more videos",
         ),
         (
             {"verdict": "not_shown", "margin": 0.04, "tested": (make_tested(4, -0.03, -0.05, 0.04),)},
