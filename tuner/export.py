@@ -243,11 +243,9 @@ def export(
     best = describe(
         summary, path.resolve().parent, mlflow_run=mlflow_run, accept_regressions=accept_regressions
     )
-    text = json.dumps(dataclasses.asdict(best), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        _write_whole(path, text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    write_whole(
+        path, json.dumps(dataclasses.asdict(best), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     return best
 
 
@@ -477,7 +475,18 @@ def _not_shown(summary: RunSummary) -> str:
     )
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that a user asked for, whole or not at all.
+
+    Errors: UserError when it cannot be written there.
+    """
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _replace(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

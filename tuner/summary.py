@@ -59,7 +59,7 @@ class KnobRow:
 
 def comparison(summary: RunSummary) -> tuple[Row, ...]:
     """The comparison's lines, held-out numbers first because they are the ones to believe."""
-    what = _what(summary)
+    what = accuracy_name(summary)
     best, defaults = summary.best_held_out, summary.defaults_held_out
     return (
         Row(
@@ -124,13 +124,13 @@ def remarks(
             f"Held out: {outcome.questions} questions about {outcome.videos} videos; %, 95 % intervals."
         )
         lines += _changed(summary.best_held_out)
-    lines += _verdict(summary)
+    lines += verdict(summary)
     if summary.provable_drop is not None and summary.best_held_out is not None:
         lines.append(provable(summary.provable_drop, summary.best_held_out.outcome.videos))
     if summary.noise is not None:
         lines.append(noise_floor(summary.noise, summary.margin, labelled=_labelled(summary)))
     if summary.best is None:
-        lines.append(_nothing_fits(summary))
+        lines.append(nothing_fits(summary))
     elif summary.binds is not None:
         lines.append(_BINDS[summary.binds])
     if summary.serving is not None:
@@ -168,7 +168,7 @@ def _study_cost(cost: StudyCost) -> str:
 def headline(summary: RunSummary) -> str:
     """One line above the tables."""
     if summary.goal == "max_drop":
-        asked = f"the cheapest within {summary.max_drop} of the unpruned {_what(summary)}"
+        asked = f"the cheapest within {summary.max_drop} of the unpruned {accuracy_name(summary)}"
     else:
         asked = f"budget {summary.budget:g}"
     text = f"{summary.study}: {asked}, {len(summary.trials)} trials"
@@ -249,10 +249,11 @@ def _range(interval: Interval | None, form: str) -> str:
 
 
 def _change(held_out: HeldOut | None) -> str:
-    return NOTHING if held_out is None else _signed(held_out.difference)
+    return NOTHING if held_out is None else signed(held_out.difference)
 
 
-def _signed(change: Measured) -> str:
+def signed(change: Measured) -> str:
+    """A change of a share, in points, with its interval where there is one."""
     return f"{100 * change.value:+.1f}{_range(change.interval, '+.1f')}"
 
 
@@ -262,7 +263,7 @@ def _tag_cells(row: TagRow) -> tuple[str, ...]:
         str(row.questions),
         f"{100 * row.baseline:.1f}",
         f"{100 * row.accuracy:.1f}",
-        _signed(row.difference),
+        signed(row.difference),
         str(row.lost),
         str(row.gained),
     )
@@ -272,7 +273,8 @@ def _labelled(summary: RunSummary) -> bool:
     return summary.setting is None or summary.setting.labelled
 
 
-def _what(summary: RunSummary) -> str:
+def accuracy_name(summary: RunSummary) -> str:
+    """What the share of right answers is called: accuracy, or agreement in a study without labels."""
     return "accuracy" if _labelled(summary) else "agreement"
 
 
@@ -293,11 +295,11 @@ def _changed(best: HeldOut) -> list[str]:
     return lines if more <= 0 else [*lines, f"By tag: {more} more rows, which lost less, are in best.json."]
 
 
-def _verdict(summary: RunSummary) -> list[str]:
+def verdict(summary: RunSummary) -> list[str]:
     """Whether the configuration holds, in a sentence; nothing where no margin was asked for."""
     if summary.best is None or summary.margin is None:
         return []
-    within = f"within {100 * summary.margin:.3g} points of the unpruned {_what(summary)}"
+    within = f"within {100 * summary.margin:.3g} points of the unpruned {accuracy_name(summary)}"
     if summary.max_drop:
         within += f" (--max-drop {summary.max_drop})"
     if not summary.tested:
@@ -341,10 +343,10 @@ def _memory(cost: AnswerCost | None) -> str:
 
 def _serving(serving: ServingCost) -> list[str]:
     """Up to how many questions per video pruning pays, the memory of either way, and torch's own count."""
-    said, measured = f"{_up_to(serving.break_even)} (FLOPs)", serving.measured
+    said, measured = f"{up_to(serving.break_even)} (FLOPs)", serving.measured
     numbers = [serving.break_even]
     if measured is not None:
-        said += f", {_up_to(measured.break_even)} (seconds on {measured.device})"
+        said += f", {up_to(measured.break_even)} (seconds on {measured.device})"
         numbers.append(measured.break_even)
     if max(numbers) == 0:
         said += "; keep the unpruned prefix"
@@ -364,7 +366,7 @@ def _serving(serving: ServingCost) -> list[str]:
     return lines
 
 
-def _up_to(questions: float) -> str:
+def up_to(questions: float) -> str:
     """A number of questions per video, as in "pays for ..."."""
     if questions == math.inf:
         return "any number of questions per video"
@@ -381,7 +383,8 @@ def _knob(trial: Trial | None, name: str) -> str:
     return f"{trial.configuration.get(name):.4g}"
 
 
-def _nothing_fits(summary: RunSummary) -> str:
+def nothing_fits(summary: RunSummary) -> str:
+    """Why there is no best configuration, and what the closest one and the smallest possible one need."""
     text = f"No configuration within the budget {summary.budget:g} was found."
     if summary.closest is not None:
         values = ", ".join(f"{name} {value:.4g}" for name, value in _numbers(summary))

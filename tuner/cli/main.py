@@ -9,6 +9,7 @@ import typer
 
 from pipeline.errors import PipelineError
 from tuner.cli.export import export
+from tuner.cli.report import report
 from tuner.cli.run import run
 from tuner.cli.status import status
 from tuner.cli.sync import sync
@@ -28,6 +29,7 @@ app.command()(run)
 app.command()(status)
 app.command()(trials)
 app.command()(export)
+app.command()(report)
 app.command()(sync)
 
 
