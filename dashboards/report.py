@@ -22,16 +22,15 @@ from markupsafe import Markup
 from dashboards.picture import FONT, Picture, to_csv
 from tuner.results import Comparison, HeldOut, Interval, Measured, RunSummary, Trial
 from tuner.sensitivity.results import Sensitivity
+from tuner.sentences import noise_floor, provable
 from tuner.summary import (
     accuracy_name,
     comparison,
     duration,
     headline,
     knob_rows,
-    noise_floor,
     nothing_fits,
     percent,
-    provable,
     remarks,
     signed,
     up_to,
