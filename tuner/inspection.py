@@ -439,7 +439,8 @@ def load_inspection(study: str, study_hash: str, configuration: Configuration) -
     """The inspection of this configuration; None where there is none, or the file is damaged."""
     path = inspection_path(study, study_hash, configuration)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a damaged file open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
 
             def array(values: dict[str, Any]) -> Any:
                 return file[values[_ARRAY]] if set(values) == {_ARRAY} else values
