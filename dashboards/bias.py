@@ -167,12 +167,16 @@ def _position_map(rows: Sequence[BiasRow], name: str, cells: int) -> FloatArray:
 
 def _columns(cells: int) -> list[str]:
     grid = Grid.of(cells)
-    return [str(column + 1) for column in range(grid.columns)] + (["newline"] if grid.newlines else [])
+    return [str(column + 1) for column in range(grid.columns)] + (["↵"] if grid.newlines else [])
+
+
+def _column_title(cells: int) -> str:
+    return "column of the frame" + (" (↵: newline token)" if Grid.of(cells).newlines else "")
 
 
 def _highest(rows: Sequence[BiasRow], axis: Axis) -> float:
     series = _series(rows)
-    return max(getattr(row, one.field) for row in rows if row.axis == axis for one in series)
+    return max(float(getattr(row, one.field)) for row in rows if row.axis == axis for one in series)
 
 
 def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
@@ -186,10 +190,7 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
         row_heights=[0.5, 0.5],
         vertical_spacing=0.24,
         horizontal_spacing=0.06,
-        subplot_titles=[
-            "by frame",
-            *[f"by position: {one.title}" if index == 0 else one.title for index, one in enumerate(series)],
-        ],
+        subplot_titles=["by frame", *[one.title for one in series]],
     )
     frames = _frames(rows)
     for name, label, _, colour, dash, _ in series:
@@ -219,11 +220,12 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
             col=index + 1,
         )
         figure.update_yaxes(autorange="reversed", row=2, col=index + 1, type="category", showgrid=False)
-        figure.update_xaxes(row=2, col=index + 1, type="category", showgrid=False, nticks=8)
+        figure.update_xaxes(row=2, col=index + 1, type="category", showgrid=False, nticks=6, tickangle=0)
     figure.update_xaxes(title_text=_FRAME, row=1, col=1, zeroline=False)
     figure.update_yaxes(title_text=_UNIT, row=1, col=1, rangemode="tozero", zeroline=False)
     figure.update_yaxes(title_text="row of the frame", row=2, col=1)
-    figure.update_xaxes(title_text="column of the frame", row=2)
+    # Below the middle map alone: on a phone there is no room for three.
+    figure.update_xaxes(title_text=_column_title(inspection.cells), row=2, col=len(series) // 2 + 1)
     figure.update_annotations(font={"size": 14})
     figure.update_layout(
         template="plotly_white",
@@ -279,7 +281,7 @@ def _still(inspection: Inspection, rows: Sequence[BiasRow]) -> MatplotlibFigure:
         axes.set_xticks(range(0, len(columns), step), columns[::step])
         axes.set_yticks(range(0, len(values), step), [str(row + 1) for row in range(0, len(values), step)])
         axes.set_title(label, fontsize=10)
-        axes.set_xlabel("column of the frame")
+        axes.set_xlabel(_column_title(inspection.cells))
         maps.append(axes)
     maps[0].set_ylabel("row of the frame")
     figure.colorbar(drawn, ax=maps, label=_UNIT)

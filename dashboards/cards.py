@@ -356,5 +356,6 @@ _CSS = f"""\
   .cards .film {{ overflow: visible; }}
   .cards .strip {{ min-width: 0; }}
   .cards ol {{ font-size: .55rem; }}
+  .cards .relevance {{ padding: 0; }}
 }}
 """
