@@ -27,6 +27,7 @@ from pipeline.video import content_hash
 from tuner.errors import UserError, disk_may_be_full
 from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
 from tuner.executors.in_process import InProcessExecutor
+from tuner.inspection import inspect, load_inspection, save_inspection
 from tuner.lock import held
 from tuner.loop import Ask, Loop
 from tuner.margin import DEFAULT_MAX_DROP, MaxDrop
@@ -91,6 +92,8 @@ class RunOptions:
     threads: int = 1
     # Questions that a worker asks in one packed forward; 1 asks as production does, to the last bit.
     batch: int = 8
+    # Whether the best configuration is looked at afterwards, for the pictures of what pruning does.
+    inspect: bool = True
 
 
 class InterruptedRunError(Exception):
@@ -119,6 +122,8 @@ def run(
             session.say_what_can_be_shown(options)
         session.execute(loop, options)
         session.measure_serving(options)
+        if options.inspect:
+            session.inspect(options)
         return replace(session.summary(options), seconds=clock() - began)
 
 
@@ -281,6 +286,37 @@ class _Session:
             ) from None
         else:
             self.store.record_serving(best.configuration, machine, found)
+
+    def inspect(self, options: RunOptions) -> None:
+        """What the best configuration does to the videos, once, for the pictures.
+
+        Like `measure_serving` it changes nothing in the result and ends no run.
+        """
+        choice = chosen(self.study, self.store, self.planner, self.search(options))
+        if choice is None or not self.study.questions_of("held_out"):
+            return
+        best = choice.trial.configuration
+        if load_inspection(self.study.name, self.record.hash, best) is not None:
+            return
+        try:
+            save_inspection(
+                inspect(
+                    self.model.evaluator(),
+                    self.study,
+                    self.record.hash,
+                    self.store,
+                    self.planner,
+                    best,
+                    progress=self.progress,
+                )
+            )
+        except (PipelineError, UserError, OSError) as error:
+            self.progress.message(f"What pruning does to the videos could not be looked at: {error}")
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "Interrupted while looking at what pruning does to the videos. Everything else is there: "
+                "the same command goes on."
+            ) from None
 
     def summary(self, options: RunOptions) -> RunSummary:
         return summarise(self.study, self.store, self.record, self.search(options))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 class Progress(Protocol):
     """Watches a run; never steers it. Phases come one after another: encoding, baseline, trials, held-out,
-    costs.
+    costs, inspection.
     """
 
     def started(self, phase: str, total: int) -> None:

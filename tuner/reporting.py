@@ -462,6 +462,25 @@ def _regressions(study: Study, results: Results, configuration: Configuration) -
     )
 
 
+def flips(
+    results: Results, configuration: Configuration
+) -> tuple[tuple[RegressionRow, ...], tuple[RegressionRow, ...]]:
+    """Held-out questions that pruning decides, in the study's order: regressions, and gains, which the
+    baseline had wrong and the configuration has right.
+    """
+    pairs = zip(*_paired(configuration, results), strict=True)
+    decided = [(after, before) for after, before in pairs if after.correct != before.correct]
+    lost, gained = (
+        tuple(
+            _regression(results.study.question(after.question), before, after)
+            for after, before in decided
+            if after.correct is correct
+        )
+        for correct in (False, True)
+    )
+    return lost, gained
+
+
 def _regression(question: StudyQuestion, before: QuestionResult, after: QuestionResult) -> RegressionRow:
     return RegressionRow(
         question=question.id,

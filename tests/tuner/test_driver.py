@@ -28,7 +28,8 @@ from tuner.reporting import load_status, load_summary, make_planner
 from tuner.results import Configuration, Outcome
 from tuner.study import Search, Study, StudyQuestion, Video
 
-OPTIONS = RunOptions(budget=0.5, trials=4)
+# What is looked at afterwards has tests of its own: test_inspection.py.
+OPTIONS = RunOptions(budget=0.5, trials=4, inspect=False)
 COLORS = ("red", "green", "blue", "yellow")
 
 

@@ -1,0 +1,135 @@
+"""What one prefill looked at and what it kept, for people to see: nothing in here changes an answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.layout import FloatArray, IntArray, Layout, Layouts
+from pipeline.methods.adatp import AdaTP, _scale
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
+    from pipeline.methods.base import Method
+    from pipeline.question import Question
+    from pipeline.runtime import Runtime
+
+# Counted from 0: the layer whose attention the first pruning of every method here ranks by.
+ATTENTION_LAYER = 1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a frame's visual tokens lie in the picture: row after row, each with a newline token or without."""
+
+    rows: int
+    columns: int  # newline token not counted
+    newlines: bool
+
+    @classmethod
+    def of(cls, cells: int) -> Self:
+        """The grid of a frame of so many tokens: n x n (LLaVA-OneVision) or n x (n + 1) (LLaVA-Video).
+
+        No number is both. One that is neither belongs to a family nobody described here: one row.
+        """
+        side = math.isqrt(cells)
+        if side * side == cells:
+            return cls(side, side, False)
+        if side * (side + 1) == cells:
+            return cls(side, side, True)
+        return cls(1, cells, False)
+
+    def picture(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(..., cells) one value per token, as (..., rows, columns), without those of newline tokens.
+
+        Both families squeeze the whole frame into a square, so the picture covers the frame; LLaVA-Video's
+        pooling leaves out the last of 27 rows and columns of patches, which no drawing shows.
+        """
+        width = self.columns + self.newlines
+        return values.reshape(*values.shape[:-1], self.rows, width)[..., : self.columns]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of frames that AdaTP treats as one: frames `first` to `last`, both included, counted from 0."""
+
+    first: int
+    last: int
+    # To the question, scaled as the method scales it: what tau_t is compared with.
+    relevance: float
+    boosted: bool
+
+
+def segments(method: AdaTP, layout: Layout) -> tuple[Segment, ...]:
+    """The segments of one question's video, in order."""
+    layouts = Layouts((layout,))
+    partition = method.partition(layouts)
+    frames = partition.size // layout.cells
+    first = np.cumsum(frames) - frames
+    relevance = np.add.reduceat(layout.frame_relevance, first) / frames
+    scaled, _ = _scale(relevance, partition.layout, partition.first_group, method.relevance_norm)
+    return tuple(
+        Segment(int(begin), int(begin + count - 1), float(value), bool(boosted))
+        for begin, count, value, boosted in zip(first, frames, scaled, partition.boosted, strict=True)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One question's prefill, as it went."""
+
+    # Layers before which tokens were dropped; empty where the plan keeps everything.
+    layers: tuple[int, ...]
+    # After each of them: the visual tokens left, as ascending indices into the video's sequence.
+    tokens: tuple[IntArray, ...]
+    # (visual,) from the last prompt token to each visual token in layer `ATTENTION_LAYER`: softmax row, mean
+    # over heads, so that text and newlines have the rest of the sum of 1.
+    attention: FloatArray
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Visual tokens left after each pruning: what an answer records."""
+        return tuple(len(tokens) for tokens in self.tokens)
+
+
+def trace(runtime: Runtime, clip: Clip, question: Question, method: Method) -> Trace:
+    """The question's prefill once more, by the same way as `Runtime.answer`, with a look at it.
+
+    Errors: as `Runtime.answer`.
+    """
+    import torch
+
+    from pipeline.packing import Pack
+    from pipeline.pruning import attention_scores
+    from pipeline.runtime import Request
+
+    family = runtime.family
+    attention = family.layers[ATTENTION_LAYER].self_attn
+    seen: dict[str, Any] = {}
+
+    def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+        seen["rotary"] = kwargs["position_embeddings"]
+
+    with torch.inference_mode():
+        # Builds the prefix, which runs through this layer too: before the hook.
+        asked = runtime._asked(Request(clip, question, method))
+        hook = attention.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            pack = Pack(family, [asked])
+        finally:
+            hook.remove()
+        start = asked.layout.text_before
+        scores = attention_scores(
+            attention,
+            seen["hidden"][:, -1:],
+            seen["rotary"],
+            pack._sequences[0].run.held[ATTENTION_LAYER][0],
+            slice(start, start + asked.layout.visual),
+        )
+        tokens = tuple(one.cpu().numpy().astype(np.int64) for one in pack.tokens(0))
+    return Trace(() if asked.plan is None else asked.plan.layers, tokens, scores.double().cpu().numpy())
