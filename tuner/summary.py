@@ -362,10 +362,10 @@ def _memory(cost: AnswerCost | None) -> str:
 
 def _serving(serving: ServingCost) -> list[str]:
     """Up to how many questions per video pruning pays, the memory of either way, and torch's own count."""
-    said, measured = f"{_up_to(serving.break_even)} (FLOPs)", serving.measured
+    said, measured = f"{up_to(serving.break_even)} (FLOPs)", serving.measured
     numbers = [serving.break_even]
     if measured is not None:
-        said += f", {_up_to(measured.break_even)} (seconds on {measured.device})"
+        said += f", {up_to(measured.break_even)} (seconds on {measured.device})"
         numbers.append(measured.break_even)
     if max(numbers) == 0:
         said += "; keep the unpruned prefix"
@@ -385,7 +385,7 @@ def _serving(serving: ServingCost) -> list[str]:
     return lines
 
 
-def _up_to(questions: float) -> str:
+def up_to(questions: float) -> str:
     """A number of questions per video, as in "pays for ..."."""
     if questions == math.inf:
         return "any number of questions per video"

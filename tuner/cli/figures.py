@@ -13,4 +13,4 @@ def draw(summary: RunSummary) -> tuple[Path, ...]:
     """Draws the study's figures into .tuner/<study>/figures and returns the files."""
     from dashboards.pareto import write_pareto
 
-    return tuple(write_pareto(summary, Path(".tuner") / summary.study / "figures"))
+    return write_pareto(summary, Path(".tuner") / summary.study / "figures")
