@@ -90,9 +90,10 @@ def comparison_picture(comparison: Comparison) -> Picture:
 
 # What both drawings share
 
-_COLUMNS = ("change, points", "lost / gained", "FLOPs", "seconds")
-# Where the columns stand, in widths of the plot.
-_AT = (1.02, 1.27, 1.44, 1.55)
+_COLUMNS = ("change, points", "lost / gained", "FLOPs", "time")
+# The marks take this share of the width, and the columns begin at these.
+_MARKS = 0.56
+_AT = (0.575, 0.765, 0.885, 0.95)
 
 
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
@@ -111,7 +112,18 @@ def _x_title(comparison: Comparison) -> str:
     return f"held-out {_what(comparison)}, % of questions (higher is better)"
 
 
-def _marker(row: ComparisonRow, comparison: Comparison) -> tuple[str, str, str]:
+def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]:
+    """Of the x axis: all intervals and the unpruned line, with some room."""
+    values = [100 * comparison.baseline.value]
+    for row in rows:
+        values += [
+            100 * one for one in (row.accuracy, row.accuracy_low, row.accuracy_high) if one is not None
+        ]
+    room = max(1.0, 0.05 * (max(values) - min(values)))
+    return [min(values) - room, max(values) + room]
+
+
+def _marker(row: ComparisonRow) -> tuple[str, str, str]:
     """Colour and shapes as in the Pareto front: the tuned and the default AdaTP, its variants, the others."""
     if row.method != "adatp":
         return PURPLE, "triangle-up", "^"
@@ -140,7 +152,8 @@ def _description(rows: Sequence[ComparisonRow], comparison: Comparison) -> str:
             text += f", and {last.name} the lowest, {100 * last.accuracy:.1f} %"
         text += (
             ". Lines are 95 % intervals; methods whose intervals overlap may still differ, for all answered "
-            "the same questions: the change from the unpruned model is paired."
+            "the same questions: the change from the unpruned model is paired. FLOPs and time are per cent "
+            "of the unpruned model's."
         )
     for name, smallest in comparison.unreachable.items():
         text += f" {name} cannot be set to this budget: {100 * smallest:.1f} % is the least it reaches."
@@ -155,7 +168,7 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
 
     figure = go.Figure()
     for place, row in enumerate(rows):
-        color, symbol, _ = _marker(row, comparison)
+        color, symbol, _ = _marker(row)
         interval = row.accuracy_low is not None and row.accuracy_high is not None
         value = 100 * row.accuracy
         figure.add_trace(
@@ -183,12 +196,16 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
     for at, name in zip(_AT, _COLUMNS, strict=True):
         figure.add_annotation(**_cell(at, f"<b>{name}</b>"), y=1.0, yref="paper", yanchor="bottom")
     unpruned = 100 * comparison.baseline.value
-    figure.add_vline(
+    figure.add_vline(x=unpruned, line={"color": BLACK, "width": 1.2, "dash": "dot"})
+    figure.add_annotation(
         x=unpruned,
-        line={"color": BLACK, "width": 1.2, "dash": "dot"},
-        annotation_text=_unpruned(comparison),
-        annotation_position="top left",
-        annotation_font={"size": 12, "color": BLACK},
+        y=1.0,
+        yref="paper",
+        text=_unpruned(comparison),
+        showarrow=False,
+        xanchor="right",
+        yanchor="bottom",
+        font={"size": 12.5, "color": BLACK},
     )
     figure.update_layout(
         template="plotly_white",
@@ -197,7 +214,8 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
             "title": {"text": _x_title(comparison)},
             "ticksuffix": " %",
             "zeroline": False,
-            "domain": [0, 1],
+            "domain": [0, _MARKS],
+            "range": _range(rows, comparison),
         },
         yaxis={
             "tickmode": "array",
@@ -209,7 +227,7 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
         },
         showlegend=False,
         hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
-        margin={"l": 60, "r": 400, "t": 40, "b": 60},
+        margin={"l": 60, "r": 20, "t": 50, "b": 60},
         height=130 + 38 * max(3, len(rows)),
     )
     return figure
@@ -253,9 +271,12 @@ def _still(rows: Sequence[ComparisonRow], comparison: Comparison) -> MatplotlibF
 
     figure = Figure(figsize=(11, 1.6 + 0.36 * max(3, len(rows))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, beside = figure.subplots(1, 2, width_ratios=[_MARKS, 1 - _MARKS])
+    beside.set_axis_off()
+    # Where the columns begin, in widths of their own half.
+    begins = [(at - _MARKS) / (1 - _MARKS) - 0.05 for at in _AT]
     for place, row in enumerate(rows):
-        color, _, symbol = _marker(row, comparison)
+        color, _, symbol = _marker(row)
         value, errors = 100 * row.accuracy, None
         if row.accuracy_low is not None and row.accuracy_high is not None:
             errors = [[value - 100 * row.accuracy_low], [100 * row.accuracy_high - value]]
@@ -269,10 +290,10 @@ def _still(rows: Sequence[ComparisonRow], comparison: Comparison) -> MatplotlibF
             capsize=3,
             linestyle="none",
         )
-        for at, cell in zip(_AT, _cells(row), strict=True):
-            axes.text(at, place, cell, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    for at, name in zip(_AT, _COLUMNS, strict=True):
-        axes.text(at, 1.01, name, transform=axes.transAxes, va="bottom", fontsize=9, fontweight="bold")
+        for at, cell in zip(begins, _cells(row), strict=True):
+            beside.text(at, place, cell, va="center", fontsize=9)
+    for at, name in zip(begins, _COLUMNS, strict=True):
+        beside.text(at, 1.01, name, transform=beside.transAxes, va="bottom", fontsize=9, fontweight="bold")
     axes.axvline(100 * comparison.baseline.value, color=BLACK, linewidth=1.1, linestyle=":")
     axes.annotate(
         _unpruned(comparison),
@@ -284,7 +305,9 @@ def _still(rows: Sequence[ComparisonRow], comparison: Comparison) -> MatplotlibF
         fontsize=9,
     )
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(*_range(rows, comparison))
+    for one in (axes, beside):
+        one.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(_x_title(comparison))
     axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     axes.grid(color="#e4e6ea", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""Whether a study's numbers can be trusted, what was left out of it, and what it cost: tables with small bars."""
+"""Whether a study's numbers can be trusted, what was left out, and what it cost: tables with small bars."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HealthRow:
     unit: str
     # What it means, or why.
     note: str
-    # Length of its bar: a share of the longest one with the section's unit, of 100 for a percentage; None: no bar.
+    # Length of its bar as a share: of the section's largest value of the unit, of 100 for "%". None: none.
     bar: float | None = None
 
 
@@ -133,8 +133,8 @@ def _cost(summary: RunSummary) -> Iterator[HealthRow]:
     yield HealthRow(section, "the study so far", cost.passes, "passes", note)
     note = "every question of every trial encodes its video anew; nothing shared, nothing raced away"
     yield HealthRow(section, "the same done naively", cost.naive_passes, "passes", note)
-    note = f"in passes of its own; naively {cost.naive_passes_language:.1f}"
-    yield HealthRow(section, "language model alone", cost.passes_language, "passes of its own", note)
+    note = f"a pass of the language model; done naively {cost.naive_passes_language:.1f} of them"
+    yield HealthRow(section, "language model alone", cost.passes_language, "passes of it", note)
     note = "by the baseline, the trials and on the held-out part"
     yield HealthRow(section, "answers evaluated", cost.answers, "answers", note)
     note = f"{cost.shared:,} of the {cost.wanted:,} answers that trials wanted were there through equal plans"
@@ -198,8 +198,8 @@ def _description(summary: RunSummary) -> str:
     if noise is not None and summary.margin is not None and summary.margin <= noise.flip_rate:
         text += "The noise floor reaches the margin: nothing can be shown. "
     left_out = [
-        f"{count} {what}"
-        for count, what in ((len(summary.quarantined), "questions"), (len(summary.skipped_videos), "videos"))
+        f"{count} {what}" + ("s" if count > 1 else "")
+        for count, what in ((len(summary.quarantined), "question"), (len(summary.skipped_videos), "video"))
         if count
     ]
     text += f"Left out: {' and '.join(left_out)}." if left_out else "Nothing was left out."
@@ -218,7 +218,7 @@ def _said(row: HealthRow) -> str:
     if row.unit == "seconds":
         return duration(row.value) if row.value >= 10 else f"{1000 * row.value:.3g} ms"
     if row.unit in ("questions", "videos", "trials", "proposals", "answers"):
-        return f"{row.value:,.0f} {row.unit}"
+        return f"{row.value:,.0f} {row.unit if row.value != 1 else row.unit[:-1]}"
     if row.unit == "":
         return f"{row.value:.1g}"
     return f"{row.value:.1f} {row.unit}"
@@ -244,8 +244,8 @@ def _body(rows: Sequence[HealthRow]) -> str:
     for section, lines in groupby(rows, key=lambda row: row.section):
         tables.append(f"<table>\n<caption>{escape(section)}</caption>\n<tbody>")
         tables += [
-            f'<tr><th scope="row">{escape(row.name)}</th><td class="value">{escape(_said(row))}{_bar(row)}</td>'
-            f"<td>{escape(row.note)}</td></tr>"
+            f'<tr><th scope="row">{escape(row.name)}</th>'
+            f'<td class="value">{escape(_said(row))}{_bar(row)}</td><td>{escape(row.note)}</td></tr>'
             for row in lines
         ]
         tables.append("</tbody>\n</table>")

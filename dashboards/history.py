@@ -22,7 +22,7 @@ _STATES: dict[State, tuple[str, str, str, str]] = {
     "stopped": ("stopped by the race", VERMILION, "x", "x"),
 }
 _AREA = "dominated area, % of the<br>area below the budget<br>(higher is better)"
-_JUDGED = "tune videos judged,<br>of {videos}"
+_JUDGED = "tune videos judged<br>({videos} in all)"
 _TIME = "model time of the trials, minutes"
 _NUMBER = "trials that ended"
 
@@ -60,12 +60,12 @@ def _description(history: History) -> str:
         return "No trial has ended yet."
     areas = _areas(history)
     text = (
-        f"After {duration(rows[-1].seconds_so_far)} of model time the trials within the budget of "
-        f"{100 * history.budget:g} % dominate {areas[-1]:.1f} % of the area below it (compute saved, times "
-        "accuracy)"
+        f"After {duration(rows[-1].seconds_so_far)} of model time the trials below "
+        f"{100 * history.budget:g} % of the prefill FLOPs dominate {areas[-1]:.1f} % of the area there "
+        "(FLOPs times accuracy)"
     )
     near = next(row for row, area in zip(rows, areas, strict=True) if area >= 0.98 * areas[-1])
-    text += f"; 98 % of that was reached after {duration(near.seconds_so_far)}."
+    text += f"; 98 % of that was reached after {duration(near.seconds_so_far)}." if areas[-1] else "."
     if not stopped:
         return text + " The race stopped none."
     mean = sum(row.videos for row in stopped) / len(stopped)
