@@ -22,6 +22,7 @@ from dashboards.pareto_marks import (
     cost_of,
     front_of,
     labels_of,
+    left_of_lines,
     levels,
     limits_of,
     series_of,
@@ -204,7 +205,7 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
                 "yref": "paper",
                 "text": text,
                 "showarrow": False,
-                "xanchor": "left" if at < limits.high_x - 0.1 * (limits.high_x - limits.low_x) else "right",
+                "xanchor": "right" if left_of_lines(points, at, limits) else "left",
                 "yanchor": "bottom",
                 "font": {"size": 12, "color": _MUTED},
             }
@@ -298,7 +299,7 @@ def _still(points: Sequence[ParetoPoint], summary: RunSummary) -> MatplotlibFigu
             xytext=(0, 18),
             textcoords="offset points",
             color=_MUTED,
-            ha="left" if at < limits.high_x - 0.1 * (limits.high_x - limits.low_x) else "right",
+            ha="right" if left_of_lines(points, at, limits) else "left",
         )
     for level in levels(points, summary):
         axes.axhline(level.at, color=BLACK, linewidth=1.1, linestyle=styles[level.dash])

@@ -298,8 +298,8 @@ def _allowed(points: Sequence[ParetoPoint], summary: RunSummary) -> float | None
 def y_title(summary: RunSummary) -> tuple[str, str]:
     """In two lines, for it is longer than the axis."""
     if summary.setting is not None and not summary.setting.labelled:
-        return ("agreement with the unpruned model,", "% of questions (higher is better)")
-    return ("accuracy,", "% of questions right (higher is better)")
+        return ("agreement with the unpruned model, % of questions", "(higher is better)")
+    return ("accuracy, % of questions right", "(higher is better)")
 
 
 def arms(series: Series) -> tuple[list[float], list[float]]:
@@ -313,6 +313,12 @@ def arms(series: Series) -> tuple[list[float], list[float]]:
         for one, y in zip(series.points, series.y, strict=True)
     ]
     return above, below
+
+
+def left_of_lines(points: Sequence[ParetoPoint], at: float, limits: Limits) -> bool:
+    """Whether what a vertical line says stands to its left: right of it are the peers, or no room."""
+    near_the_end = at > limits.high_x - 0.1 * (limits.high_x - limits.low_x)
+    return near_the_end or any(one.kind == "peer" for one in points)
 
 
 def shows_budget(summary: RunSummary, axis: Axis) -> bool:
