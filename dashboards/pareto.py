@@ -231,6 +231,8 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
                 "showarrow": False,
                 "xanchor": "left",
                 "yanchor": "bottom" if level.above else "top",
+                "bgcolor": "rgba(255,255,255,0.7)",
+                "borderpad": 0,
                 "font": {"size": 12, "color": BLACK},
             }
         )
@@ -310,6 +312,7 @@ def _still(points: Sequence[ParetoPoint], summary: RunSummary) -> MatplotlibFigu
             textcoords="offset points",
             color=BLACK,
             fontsize=9.5,
+            bbox={"facecolor": "#ffffff", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
         )
     front = front_of(points, PREFILL)
     axes.step(

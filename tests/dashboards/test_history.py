@@ -76,7 +76,7 @@ def test_the_table_is_saved_as_it_is():
     assert [float(row["seconds_so_far"]) for row in rows] == [60, 90, 180, 240]
 
 
-@pytest.mark.parametrize("rows", [0, 1, 4])
+@pytest.mark.parametrize("rows", [0, 4])
 def test_any_number_of_trials_is_drawn_the_same_twice(tmp_path, rows):
     history = make_history(rows=make_history().rows[:rows])
     written = [

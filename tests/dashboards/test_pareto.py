@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -190,7 +191,7 @@ def test_no_two_marks_of_peers_and_no_two_of_their_names_overlap(seed):
             apart = one.accuracy_low > other.accuracy_high or other.accuracy_low > one.accuracy_high
             assert apart or abs(x - other_x) > 0.008 * (limits.high_x - limits.low_x)
     heights = [one.text_y for one in labels_of(points, summary, PREFILL)]
-    gaps = [above - below for above, below in zip(heights, heights[1:], strict=False)]
+    gaps = [above - below for above, below in pairwise(heights)]
     assert len(heights) == 9
     assert min(gaps) > 0.04 * (limits.high_y - limits.low_y)
     assert limits.low_y < min(heights)
@@ -233,7 +234,7 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
         page.on("request", lambda request: requests.append(request.url))
         page.goto(files[0].as_uri())
         page.wait_for_selector(".scatterlayer .trace")
-        assert page.locator(".scatterlayer .trace").count() == 11
+        assert page.locator(".scatterlayer .trace").count() == 10
         buttons = page.locator(".updatemenu-button")
         titles = []
         for place in range(buttons.count()):

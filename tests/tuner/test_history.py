@@ -1,4 +1,4 @@
-"""The history is told from the records alone: when each trial ended, what it cost, what the study had by then."""
+"""The history is told from the records alone: when each trial ended, and what it cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.history import History, history, load_history
 from tuner.records.store import Stopped, Store
+from tuner.results import Configuration
 from tuner.search.space import TOLERANCE
 from tuner.selection import hypervolume
 from tuner.study import Study
@@ -48,8 +49,6 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
     done = store.trials()[0]
     method = done.configuration.build()
     changed = replace(method, p=method.p - 0.05)
-    from tuner.results import Configuration
-
     fingerprints = planner.fingerprints(changed)
     configuration = Configuration.from_method(changed)
     store.propose(store.searches()[-1], number, configuration, fingerprints, 0.25)
