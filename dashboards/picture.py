@@ -1,7 +1,7 @@
 """What a figure is here: first a typed table, then drawings of it, and a text for those who see neither.
 
-`write` leaves <name>.html (opens from disk, without a network), <name>.png (a still, where there is one) and
-<name>.csv (the table). `tuner report` puts the same pictures into one page.
+`write` leaves <name>.html (opens from disk, without a network), <name>.png (a still, where there is one)
+and <name>.csv (the table). `tuner report` puts the same pictures into one page.
 """
 
 from __future__ import annotations
@@ -96,11 +96,17 @@ def to_html(picture: Picture) -> str:
     )
 
 
-def write(picture: Picture, folder: Path) -> tuple[Path, ...]:
-    """Writes the files and returns them, the page first; the same each time."""
+def write(picture: Picture, folder: Path, *, page: bool = True) -> tuple[Path, ...]:
+    """Writes the files and returns them, the page first; the same each time.
+
+    Without `page` there is none, unless nothing else shows the picture: a page of a drawing holds 5 MB of
+    plotly's code.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{picture.name}.html"]
-    files[0].write_text(to_html(picture), encoding="utf-8")
+    files = []
+    if page or picture.still is None:
+        files.append(folder / f"{picture.name}.html")
+        files[-1].write_text(to_html(picture), encoding="utf-8")
     if picture.still is not None:
         files.append(folder / f"{picture.name}.png")
         picture.still.savefig(files[-1], metadata={"Software": None})

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.break_even import Serving
-from pipeline.methods import AdaTP
+from pipeline.methods import AdaTP, Method, RandomTokens
 from tuner.results import (
     AnswerCost,
+    Compared,
+    Comparison,
     Configuration,
     HeldOut,
     Interval,
@@ -200,6 +202,7 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         smallest_reachable=0.081,
         setting=make_setting(),
         baseline_cost=AnswerCost(0.03, 6.5 * 2**20, 11 * 2**20),
+        baseline_cost_tune=AnswerCost(0.031, 6.5 * 2**20, 11 * 2**20),
         serving=make_serving(),
         verdict="shown",
         max_drop="0.08",
@@ -209,3 +212,33 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         noise=Noise(questions=600, videos=80, flips=2, logprob_mean=3e-6, logprob_max=1.8e-5),
     )
     return replace(summary, **changes)
+
+
+def make_comparison(count=9, budget=0.3, seed=0, own: RunSummary | None = None, **changes: Any) -> Comparison:
+    """Peers at the same FLOPs, some ways apart in accuracy; of `own` the tuned and the default AdaTP, too."""
+    rng = np.random.default_rng(seed)
+    names = ("Random", "Fewer frames", "FastV", "PyramidDrop", "FastVID", "VisionZip")
+    rows = []
+    for index in range(count):
+        method: Method
+        if index < len(names):
+            name, method = names[index], RandomTokens(keep_ratio=0.2 + 0.01 * index)
+        else:
+            name = ("AdaTP without the boost", "AdaTP without deduplication", "AdaTP, one-shot")[index % 3]
+            method = AdaTP(alpha_boost=1.0, p=0.7 + 0.01 * index)
+        accuracy = round(600 * float(rng.uniform(0.5, 0.88))) / 600
+        held_out = make_held_out(Configuration.from_method(method), accuracy, budget - 0.0005 * index)
+        rows.append(Compared(name, held_out, f"{name}, solved for the budget."))
+    if own is not None:
+        for name, held in (("AdaTP, tuned", own.best_held_out), ("AdaTP's defaults", own.defaults_held_out)):
+            if held is not None:
+                rows.append(Compared(name, held))
+    comparison = Comparison(
+        study="demo",
+        study_hash="5f2c9d7be1a04c3388aa0b1f6f7d2e11",
+        budget=budget,
+        baseline=Measured(0.94, Interval(0.92, 0.958)),
+        baseline_cost=AnswerCost(0.03, 6.5 * 2**20, 11 * 2**20),
+        rows=tuple(rows),
+    )
+    return replace(comparison, **changes)

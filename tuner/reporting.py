@@ -225,7 +225,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         quarantined=quarantined,
         smallest_reachable=smallest_reachable(planner, study.search),
         setting=setting_from(record.setting),
-        baseline_cost=_baseline_cost(results),
+        baseline_cost=_baseline_cost(results, "held_out"),
+        baseline_cost_tune=_baseline_cost(results, "tune"),
         serving=None if best is None else _serving(best.configuration, planner, store),
         verdict="untested" if choice is None else choice.verdict,
         max_drop=search.max_drop,
@@ -368,9 +369,9 @@ def _accuracy(results: Sequence[QuestionResult]) -> Measured:
     return statistics.share([one.correct for one in results], [one.video for one in results])
 
 
-def _baseline_cost(results: Results) -> AnswerCost | None:
-    held_out = results.of(None, "held_out")
-    return answer_cost(held_out) if held_out else None
+def _baseline_cost(results: Results, part: Part) -> AnswerCost | None:
+    unpruned = results.of(None, part)
+    return answer_cost(unpruned) if unpruned else None
 
 
 def _serving(configuration: Configuration, planner: Planner, store: Store) -> ServingCost:

@@ -399,6 +399,8 @@ class RunSummary:
     above: tuple[Trial, ...] = ()
     # Of the whole study so far, all its searches together.
     cost: StudyCost | None = None
+    # As `baseline_cost`, of the tune questions: what a trial's seconds are set against.
+    baseline_cost_tune: AnswerCost | None = None
 
     @property
     def test_of_best(self) -> Tested | None:

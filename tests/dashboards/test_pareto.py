@@ -7,13 +7,23 @@ import io
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from dashboards.pareto import front_numbers, pareto_html, pareto_points, to_csv, write_pareto
+from dashboards.pareto import pareto_picture, write_pareto
+from dashboards.pareto_marks import AXES, PREFILL, labels_of, limits_of, placed_at, series_of
+from dashboards.pareto_table import front_numbers, pareto_points
+from dashboards.picture import to_csv, to_html
 from pipeline.methods import AdaTP
-from tests.summaries import make_held_out, make_setting, make_summary
-from tuner.results import Configuration, Refusal
+from tests.summaries import (
+    make_comparison,
+    make_held_out,
+    make_serving,
+    make_setting,
+    make_summary,
+)
+from tuner.results import Configuration, Refusal, StoppedTrial
 
 
 @pytest.mark.quick
@@ -82,7 +92,7 @@ def test_drawing_any_number_of_trials_leaves_no_warning_and_the_same_files_twice
 
 
 def test_the_page_is_self_contained_and_says_what_is_better():
-    page = pareto_html(pareto_points(make_summary()), make_summary())
+    page = to_html(pareto_picture(make_summary()))
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
     assert "lower is better" in page
     assert "higher is better" in page
@@ -92,23 +102,119 @@ def test_the_page_is_self_contained_and_says_what_is_better():
 
 def test_without_labels_the_axis_says_agreement():
     summary = make_summary(setting=make_setting(labelled=False))
-    assert "agreement with the unpruned model" in pareto_html(pareto_points(summary), summary)
+    assert "agreement with the unpruned model" in to_html(pareto_picture(summary))
 
 
 def test_a_studys_name_cannot_break_the_page():
     summary = make_summary(study="<script>alert(1)</script>")
-    page = pareto_html(pareto_points(summary), summary)
+    page = to_html(pareto_picture(summary))
     assert "<title>&lt;script&gt;" in page
     assert "<script>alert(1)" not in page
 
 
-def test_held_out_points_at_the_same_cost_are_drawn_side_by_side():
-    from dashboards.pareto import _side_by_side
+def with_stopped(**changes):
+    stopped = StoppedTrial(24, Configuration.from_method(AdaTP(p=0.5)), 0.21, by=4, videos=15)
+    return make_summary(24, stopped=(stopped,), **changes)
 
+
+@pytest.mark.quick
+def test_a_stopped_trial_has_its_cost_and_who_stopped_it_and_no_accuracy():
+    points = pareto_points(with_stopped())
+    (row,) = (one for one in points if one.kind == "stopped")
+    assert (row.trial, row.flops_ratio, row.accuracy, row.p) == (24, 0.21, None, 0.5)
+    assert (row.stopped_by, row.stopped_videos, row.on_front) == (4, 15, False)
+    summary = with_stopped()
+    drawn = next(one for one in series_of(points, summary, PREFILL) if row in one.points)
+    low = limits_of(points, summary, PREFILL).low_y
+    assert drawn.x == [21.0]
+    assert low < drawn.y[0] < min(100 * one.accuracy for one in points if one.accuracy)
+    page = to_html(pareto_picture(summary))
+    assert "stopped after 15 videos: trial 4 dominates it" in page
+
+
+@pytest.mark.quick
+def test_peers_stand_in_the_table_and_the_tuned_adatp_only_once():
+    summary = make_summary()
+    points = pareto_points(summary, make_comparison(9, own=summary))
+    peers = [one for one in points if one.kind == "peer"]
+    assert len(peers) == 9
+    assert {one.part for one in peers} == {"held_out"}
+    assert all(one.accuracy_low < one.accuracy < one.accuracy_high for one in peers)
+    assert [one.kind for one in points if one.kind in ("best", "defaults")].count("best") == 2
+    assert not any(one.on_front for one in peers)
+
+
+@pytest.mark.quick
+def test_the_seconds_of_a_trial_are_set_against_the_unpruned_model_on_the_same_part():
+    points = pareto_points(make_summary(), make_comparison(1))
+    tune = next(one for one in points if one.part == "tune" and one.trial is not None)
+    assert tune.seconds_ratio == pytest.approx(12.6 / 600 / 0.031)
+    held_out = [one for one in points if one.part == "held_out" and one.kind != "baseline"]
+    assert [one.seconds_ratio for one in held_out] == pytest.approx([12.6 / 600 / 0.03] * 3)
+    assert all(one.seconds_ratio is None for one in pareto_points(with_stopped()) if one.kind == "stopped")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("axis", AXES, ids=lambda axis: axis.field)
+def test_the_front_of_each_measure_is_its_own(axis):
+    summary = make_summary(24)
+    points = pareto_points(summary)
+    known = [one for one in points if one.part == "tune" and one.trial is not None]
+    front = front_numbers((one.trial, one.accuracy, getattr(one, axis.field)) for one in known)
+    series = {one.marker.label: one for one in series_of(points, summary, axis)}
+    full = {one.trial for one in series["trial on the front, tune videos"].points}
+    faint = {one.trial for one in series["other trials, tune videos"].points}
+    assert full <= front
+    assert not faint & front
+    assert len({one.marker for one in series_of(points, summary, axis)}) == len(series)
+
+
+@pytest.mark.quick
+def test_held_out_points_at_the_same_cost_are_drawn_side_by_side():
     summary = make_summary()
     same = make_held_out(summary.defaults.configuration, 0.85, summary.best_held_out.outcome.flops_ratio)
-    placed = _side_by_side(pareto_points(replace(summary, defaults_held_out=same)), summary.budget)
-    assert [(one.kind, shift < 0) for one, shift in placed] == [("best", False), ("defaults", True)]
+    summary = replace(summary, defaults_held_out=same)
+    placed = placed_at(pareto_points(summary), summary, PREFILL)
+    shifts = [(one.kind, at - 100 * one.flops_ratio) for one, at in placed]
+    assert [(kind, shift < 0) for kind, shift in shifts] == [("best", False), ("defaults", True)]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("seed", range(3))
+def test_no_two_marks_of_peers_and_no_two_of_their_names_overlap(seed):
+    summary = make_summary()
+    points = pareto_points(summary, make_comparison(9, seed=seed, own=summary))
+    limits = limits_of(points, summary, PREFILL)
+    placed = placed_at(points, summary, PREFILL)
+    for index, (one, x) in enumerate(placed):
+        for other, other_x in placed[:index]:
+            apart = one.accuracy_low > other.accuracy_high or other.accuracy_low > one.accuracy_high
+            assert apart or abs(x - other_x) > 0.008 * (limits.high_x - limits.low_x)
+    heights = [one.text_y for one in labels_of(points, summary, PREFILL)]
+    gaps = [above - below for above, below in pairwise(heights)]
+    assert len(heights) == 9
+    assert min(gaps) > 0.04 * (limits.high_y - limits.low_y)
+    assert limits.low_y < min(heights)
+    assert max(heights) < limits.high_y
+
+
+@pytest.mark.quick
+def test_the_description_says_up_to_how_many_questions_pruning_pays():
+    assert "pays for up to 12.5 questions per video by FLOPs" in pareto_picture(make_summary()).description
+    serving = make_serving(measured=None)
+    serving = replace(serving, best=replace(serving.best, text_embedding=0.0, question=0.5))
+    text = pareto_picture(make_summary(serving=serving)).description
+    assert "pays for any number of questions per video by FLOPs." in text
+    assert "Break-even" not in pareto_picture(make_summary(serving=None)).description
+
+
+@pytest.mark.quick
+def test_where_a_drop_was_asked_for_there_is_no_budget_line_but_the_least_accuracy():
+    summary = make_summary(goal="max_drop", budget=1.0)
+    page = to_html(pareto_picture(summary))
+    assert "budget 100 %" not in page
+    assert "8 points below unpruned, held-out videos" in page
+    assert "chosen trial, held-out videos" in page
 
 
 @pytest.mark.browser
@@ -117,7 +223,8 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api")
-    files = write_pareto(make_summary(40), tmp_path)
+    summary = make_summary(40)
+    files = write_pareto(summary, tmp_path, make_comparison(own=summary))
     complaints, requests = [], []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -125,9 +232,21 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(files.html.as_uri())
+        page.goto(files[0].as_uri())
         page.wait_for_selector(".scatterlayer .trace")
-        assert page.locator(".scatterlayer .trace").count() == 7
+        assert page.locator(".scatterlayer .trace").count() == 10
+        buttons = page.locator(".updatemenu-button")
+        titles = []
+        for place in range(buttons.count()):
+            buttons.nth(place).click()
+            page.wait_for_timeout(200)
+            titles.append(page.locator(".xtitle").text_content())
+            assert page.locator(".scatterlayer .point").count() > 40
+        assert [title.split(",")[0] for title in titles] == [
+            "LLM prefill FLOPs",
+            "end-to-end FLOPs with the vision tower",
+            "measured seconds per answer",
+        ]
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         browser.close()
     assert complaints == []

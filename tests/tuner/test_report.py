@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.summaries import make_summary
-from tuner.cli.figures import draw
+from tests.inspections import make_inspection
+from tests.summaries import make_comparison, make_summary
+from tuner.cli.figures import Evidence, draw
 from tuner.cli.main import main
 
 
@@ -39,6 +40,7 @@ def finished(monkeypatch):
 
     monkeypatch.setattr("tuner.study.load_study", lambda name, **_: SimpleNamespace(name=name))
     monkeypatch.setattr("tuner.reporting.load_summary", load_summary)
+    monkeypatch.setattr("tuner.cli.figures.gather", lambda *_: Evidence())
     return asked
 
 
@@ -87,7 +89,24 @@ def test_a_study_that_was_never_run_is_one_message(call, tmp_path):
 
 def test_the_figures_of_a_run_hold_the_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    files = draw(make_summary())
-    assert [one.name for one in files] == ["report.html", "pareto.html", "pareto.png", "pareto.csv"]
-    assert 'id="pareto-plot"' in files[0].read_text()
+    summary = make_summary()
+    evidence = Evidence(comparison=make_comparison(own=summary), inspection=make_inspection())
+    monkeypatch.setattr("tuner.cli.figures.gather", lambda *_: evidence)
+    files = draw(SimpleNamespace(name="demo"), summary)
+    names = [one.name for one in files]
+    assert names[:4] == ["report.html", "pareto.html", "pareto.png", "pareto.csv"]
+    assert names[4:] == [
+        "comparison.png",
+        "comparison.csv",
+        "cards.html",
+        "cards.csv",
+        "bias.png",
+        "bias.csv",
+        "health.html",
+        "health.csv",
+    ]
+    page = files[0].read_text()
+    for name in ("pareto", "comparison", "bias"):
+        assert f'id="{name}-plot"' in page
+    assert 'class="cards"' in page
     assert all(one.exists() for one in files)

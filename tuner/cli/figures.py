@@ -2,54 +2,88 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dashboards.picture import Picture
+    from tuner.history import History
+    from tuner.inspection import Inspection
     from tuner.results import Comparison, RunSummary
     from tuner.sensitivity.results import Sensitivity
+    from tuner.study import Study
 
 
-def pictures(
-    summary: RunSummary, *, sensitivity: Sensitivity | None = None, comparison: Comparison | None = None
-) -> tuple[Picture, ...]:
+@dataclass(frozen=True)
+class Evidence:
+    """What stands beside a search's summary; None: not there (yet)."""
+
+    history: History | None = None
+    inspection: Inspection | None = None
+    comparison: Comparison | None = None
+    sensitivity: Sensitivity | None = None
+
+
+def gather(study: Study, summary: RunSummary, database: str | None = None) -> Evidence:
+    """What is recorded beside this summary of the study."""
+    from tuner.history import load_history
+    from tuner.inspection import load_inspection
+
+    best = summary.best
+    return Evidence(
+        history=load_history(summary.study, budget=summary.budget, seed=summary.seed, database=database),
+        inspection=None
+        if best is None
+        else load_inspection(summary.study, summary.study_hash, best.configuration),
+    )
+
+
+def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:
     """A study's figures in the order of the report; those without data are left out."""
-    return (_pareto(summary),)
+    from dashboards.bias import bias_picture
+    from dashboards.cards import cards_picture
+    from dashboards.comparison import comparison_picture
+    from dashboards.health import health_picture
+    from dashboards.history import history_picture
+    from dashboards.pareto import pareto_picture
+
+    drawn: list[Picture | None] = [pareto_picture(summary, evidence.comparison)]
+    if evidence.comparison is not None:
+        drawn.append(comparison_picture(evidence.comparison))
+    if evidence.inspection is not None:
+        drawn += [cards_picture(evidence.inspection), bias_picture(evidence.inspection)]
+    if evidence.history is not None:
+        drawn.append(history_picture(evidence.history))
+    drawn.append(health_picture(summary, evidence.history))
+    return tuple(one for one in drawn if one is not None)
 
 
-def report(
-    summary: RunSummary, *, sensitivity: Sensitivity | None = None, comparison: Comparison | None = None
-) -> str:
+def report(summary: RunSummary, evidence: Evidence) -> str:
     """The report's page."""
     from dashboards.report import report_html
 
-    drawn = pictures(summary, sensitivity=sensitivity, comparison=comparison)
-    return report_html(summary, drawn, sensitivity=sensitivity, comparison=comparison)
-
-
-def draw(summary: RunSummary) -> tuple[Path, ...]:
-    """Draws the study's figures and its report into .tuner/<study>/figures and returns the files."""
-    from dashboards.pareto import write_pareto
-
-    folder = Path(".tuner") / summary.study / "figures"
-    files = tuple(write_pareto(summary, folder))
-    page = folder / "report.html"
-    page.write_text(report(summary), encoding="utf-8")
-    return (page, *files)
-
-
-def _pareto(summary: RunSummary) -> Picture:
-    from dashboards.pareto import _caption, draw_html, draw_png, pareto_points
-    from dashboards.picture import Picture
-
-    points = pareto_points(summary)
-    plotly = draw_html(points, summary).update_layout(title=None, margin={"t": 24})
-    return Picture(
-        "pareto",
-        f"Accuracy against compute, {len(summary.trials)} trials",
-        _caption(points, summary),
-        points,
-        plotly=plotly,
-        still=draw_png(points, summary),
+    return report_html(
+        summary,
+        pictures(summary, evidence),
+        sensitivity=evidence.sensitivity,
+        comparison=evidence.comparison,
     )
+
+
+def draw(study: Study, summary: RunSummary, database: str | None = None) -> tuple[Path, ...]:
+    """Draws the study's figures and its report into .tuner/<study>/figures and returns the files."""
+    from dashboards.picture import write
+    from dashboards.report import report_html
+
+    evidence = gather(study, summary, database)
+    folder = Path(".tuner") / summary.study / "figures"
+    drawn = pictures(summary, evidence)
+    # The others are in the report, interactive as well.
+    files = [file for one in drawn for file in write(one, folder, page=one.name == "pareto")]
+    page = folder / "report.html"
+    page.write_text(
+        report_html(summary, drawn, sensitivity=evidence.sensitivity, comparison=evidence.comparison),
+        encoding="utf-8",
+    )
+    return (page, *files)

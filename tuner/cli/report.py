@@ -42,5 +42,6 @@ def report(
         raise UserError(f"the folder {output.parent} does not exist; --output writes into one that does.")
     loaded = load_study(study, skip_bad_videos=True)
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
-    write_whole(output, figures.report(summary))
+    evidence = figures.gather(loaded, summary, database)
+    write_whole(output, figures.report(summary, evidence))
     Console().print(f"Report: {output}", highlight=False, soft_wrap=True, markup=False)

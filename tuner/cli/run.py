@@ -16,8 +16,10 @@ from tuner.margin import DEFAULT_MAX_DROP
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tuner.driver import RunOptions
     from tuner.recording import Recorded
     from tuner.results import RunSummary
+    from tuner.study import Study as LoadedStudy
 
 
 class SamplerChoice(StrEnum):
@@ -162,7 +164,7 @@ def run(
     _quiet_libraries(downloads=not Path(loaded.model).is_dir())
     with RichProgress(console) as progress:
         summary = run_study(loaded, options, progress)
-    recorded = _record(summary, tracking_uri, console)
+    recorded = _record(loaded, summary, options, tracking_uri, console)
     console.print(render(summary, recorded=recorded, study=study))
 
 
@@ -183,11 +185,17 @@ def _quiet_libraries(*, downloads: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _record(summary: RunSummary, tracking_uri: str | None, console: Console) -> Recorded | None:
-    """Draws the front and hands it to MLflow with everything else; a failure is one warning."""
+def _record(
+    study: LoadedStudy,
+    summary: RunSummary,
+    options: RunOptions,
+    tracking_uri: str | None,
+    console: Console,
+) -> Recorded | None:
+    """Draws the figures and hands them to MLflow with everything else; a failure is one warning."""
     from tuner.cli.figures import draw
     from tuner.mlflow_mirror import MlflowMirror
     from tuner.recording import HarmlessRecorder
 
     recorder = HarmlessRecorder(MlflowMirror(tracking_uri), lambda text: console.print(text, style="yellow"))
-    return recorder.record(summary, draw(summary))
+    return recorder.record(summary, draw(study, summary, options.database))

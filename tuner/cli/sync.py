@@ -33,7 +33,7 @@ def sync(
 
     loaded = load_study(study, skip_bad_videos=True)
     *earlier, latest = load_summaries(loaded, budget=budget, seed=seed, database=database)
-    files = draw(latest)
+    files = draw(loaded, latest, database)
     recorded = harmless(
         lambda: MlflowMirror(tracking_uri).record(latest, files, earlier=earlier),
         lambda reason: typer.echo(f"MLflow cannot be written: {reason}", err=True),

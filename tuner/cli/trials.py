@@ -73,7 +73,7 @@ def trials(
 
 def rows(found: tuple[TrialRecord, ...], searches: Mapping[int, SearchRecord]) -> list[Row]:
     """The trials in order of number; `searches` by id."""
-    from dashboards.pareto import front_numbers
+    from dashboards.pareto_table import front_numbers
     from tuner.search.space import TOLERANCE
 
     front = front_numbers(
