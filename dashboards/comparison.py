@@ -80,7 +80,7 @@ def comparison_picture(comparison: Comparison) -> Picture:
     rows = comparison_rows(comparison)
     return Picture(
         name="comparison",
-        title=f"{comparison.study}: ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
+        title=f"Ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
         description=_description(rows, comparison),
         table=rows,
         plotly=_plotly(rows, comparison),

@@ -47,7 +47,7 @@ def health_picture(summary: RunSummary, history: History | None = None) -> Pictu
     rows = health_rows(summary, history)
     return Picture(
         name="health",
-        title=f"{summary.study}: study health",
+        title="Study health",
         description=_description(summary),
         table=rows,
         body=_body(rows),

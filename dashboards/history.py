@@ -31,7 +31,7 @@ def history_picture(history: History) -> Picture:
     """Hypervolume by model time or by trials; how far each trial came, and which one ended it."""
     return Picture(
         name="history",
-        title=f"{history.study}: how the search went, {len(history.rows)} trials",
+        title=f"How the search went, {len(history.rows)} trials",
         description=_description(history),
         table=history.rows,
         plotly=_plotly(history),

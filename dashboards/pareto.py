@@ -47,7 +47,7 @@ def pareto_picture(summary: RunSummary, comparison: Comparison | None = None) ->
     points = pareto_points(summary, comparison)
     return Picture(
         name="pareto",
-        title=f"{summary.study}: accuracy against compute, {len(summary.trials)} trials",
+        title=f"Accuracy against compute, {len(summary.trials)} trials",
         description=_description(points, summary),
         table=points,
         plotly=_plotly(points, summary),

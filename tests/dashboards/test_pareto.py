@@ -108,7 +108,6 @@ def test_without_labels_the_axis_says_agreement():
 def test_a_studys_name_cannot_break_the_page():
     summary = make_summary(study="<script>alert(1)</script>")
     page = to_html(pareto_picture(summary))
-    assert "<title>&lt;script&gt;" in page
     assert "<script>alert(1)" not in page
 
 

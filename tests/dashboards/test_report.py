@@ -11,6 +11,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from dashboards import report
 from dashboards.picture import Picture
 from dashboards.report import LARGEST_CSV, MOST_ROWS, answer, report_html
 from pipeline.methods import AdaTP
@@ -459,3 +460,12 @@ def test_what_is_copied_is_the_configuration(opened):
     tab.get_by_text(re.compile("^(Copied|Selected)")).first.wait_for()
     assert tab.locator("#report-status").text_content() in ("Copied.", "Selected: press Ctrl+C to copy.")
     assert json.loads(tab.locator("#report-json").text_content())["method"] == "adatp"
+
+
+@pytest.mark.quick
+def test_no_class_of_the_page_is_a_name_that_a_picture_styles_itself_by():
+    own = re.findall(
+        r"\.([a-z][a-z-]*)", (Path(report.__file__).parent / "templates" / "report.css").read_text()
+    )
+    names = {"pareto", "comparison", "cards", "bias", "history", "health", "sensitivity", "indices", "curves"}
+    assert not names & set(own)
