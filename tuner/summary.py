@@ -255,6 +255,11 @@ def percent(measured: Measured | None) -> str:
     return f"{100 * measured.value:.1f}{_range(measured.interval, '.1f')}"
 
 
+def signed(change: Measured) -> str:
+    """A change in points, with its interval where there is one."""
+    return f"{100 * change.value:+.1f}{_range(change.interval, '+.1f')}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     whole = round(seconds)
@@ -270,11 +275,7 @@ def _range(interval: Interval | None, form: str) -> str:
 
 
 def _change(held_out: HeldOut | None) -> str:
-    return NOTHING if held_out is None else _signed(held_out.difference)
-
-
-def _signed(change: Measured) -> str:
-    return f"{100 * change.value:+.1f}{_range(change.interval, '+.1f')}"
+    return NOTHING if held_out is None else signed(held_out.difference)
 
 
 def _tag_cells(row: TagRow) -> tuple[str, ...]:
@@ -283,7 +284,7 @@ def _tag_cells(row: TagRow) -> tuple[str, ...]:
         str(row.questions),
         f"{100 * row.baseline:.1f}",
         f"{100 * row.accuracy:.1f}",
-        _signed(row.difference),
+        signed(row.difference),
         str(row.lost),
         str(row.gained),
     )

@@ -1,4 +1,4 @@
-"""The figures that `tuner run` and `tuner sync` leave and hand to MLflow."""
+"""The figures that commands leave and hand to MLflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tuner.results import RunSummary
+    from tuner.results import Comparison, RunSummary
 
 
 def draw(summary: RunSummary) -> tuple[Path, ...]:
@@ -14,3 +14,16 @@ def draw(summary: RunSummary) -> tuple[Path, ...]:
     from dashboards.pareto import write_pareto
 
     return tuple(write_pareto(summary, Path(".tuner") / summary.study / "figures"))
+
+
+def draw_comparison(comparison: Comparison) -> tuple[Path, ...]:
+    """Draws the ways to prune side by side and writes their table, as `draw` does."""
+    from dashboards.comparison import comparison_picture
+    from dashboards.picture import write
+    from tuner.comparison_summary import TABLE, to_json
+
+    folder = Path(".tuner") / comparison.study / "figures"
+    files = write(comparison_picture(comparison), folder)
+    table = folder / TABLE
+    table.write_text(to_json(comparison), encoding="utf-8")
+    return (*files, table)
