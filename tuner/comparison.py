@@ -135,7 +135,8 @@ def compare(study: Study, options: RunOptions, progress: Progress | None = None)
         )
     progress = progress or NoProgress()
     # Without a budget of its own: what AdaTP cannot reach, others may.
-    with prepared(study, replace(options, budget=None), progress) as session:
+    options = replace(options, budget=None)
+    with prepared(study, options, progress) as session:
         tuned = _tuned(session.study, session.store, session.planner, budget)
         lineup = line_up(session.planner, session.study.search, budget, tuned)
         if not lineup.rows:
@@ -144,7 +145,7 @@ def compare(study: Study, options: RunOptions, progress: Progress | None = None)
                 f"nothing prunes this study down to the budget {budget:g}; the smallest FLOPs ratios are "
                 + ", ".join(f"{ratio:.4f} ({name})" for name, ratio in smallest)
             )
-        session.measure(replace(options, budget=None), lineup.configurations)
+        session.execute(session.beside(options, lineup.configurations), options)
         _time(session, lineup.configurations)
         return _comparison(session.study, session.store, session.record, budget, lineup, session.machine)
 

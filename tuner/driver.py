@@ -132,7 +132,10 @@ def measure(
     Errors: as `run`.
     """
     with prepared(study, options, progress or NoProgress()) as session:
-        return session.measure(options, configurations)
+        session.execute(session.beside(options, configurations), options)
+        measured = session.store.measured()
+        results = Results(session.study, session.store, session.planner)
+        return {one: held_out(one, measured[one], results) for one in configurations}
 
 
 def ask(study: Study, options: RunOptions, asks: Sequence[Ask], progress: Progress | None = None) -> None:
@@ -226,15 +229,6 @@ class Session:
             f"by no more than {100 * smallest:.1f} points, hardly less; asked for: {options.max_drop} "
             "(--max-drop)."
         )
-
-    def measure(
-        self, options: RunOptions, configurations: Sequence[Configuration]
-    ) -> dict[Configuration, HeldOut]:
-        """These configurations on the held-out part, beside no search."""
-        self.execute(self.beside(options, configurations), options)
-        measured = self.store.measured()
-        results = Results(self.study, self.store, self.planner)
-        return {one: held_out(one, measured[one], results) for one in configurations}
 
     def execute(self, loop: Loop, options: RunOptions) -> None:
         """Runs a loop to its end. Errors: InterruptedRunError where a person ended it."""
