@@ -243,7 +243,7 @@ def test_a_study_that_was_never_run_is_compared_and_again_it_asks_nothing(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = compare(study, OPTIONS)
-    assert [one.name for one in found.rows][0] == "AdaTP, defaults"
+    assert found.rows[0].name == "AdaTP, defaults"
     assert {"FastV", "Fewer frames", "Random tokens", "AdaTP in one shot"} <= {one.name for one in found.rows}
     for one in found.rows:
         assert one.held_out.outcome.part == "held_out"
