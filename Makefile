@@ -45,7 +45,7 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.run
-	$(BIN)/python -m tests.benchmarks.peers --budget 0.3
+	$(BIN)/tuner compare --study demo --budget 0.3
 
 bench-search: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.search_quality --seeds 10 --out .tuner/search_quality.jsonl

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.clip import Clip
     from pipeline.errors import ModelError, PipelineError, UnsupportedError, VideoError
     from pipeline.layout import Layout
-    from pipeline.methods import METHODS, AdaTP, FewerFrames, OneShot, RandomTokens
+    from pipeline.methods import METHODS, AdaTP, AdaTPOneShot, FewerFrames, OneShot, PyramidDrop, RandomTokens
     from pipeline.plan import Plan
     from pipeline.production import Deployed, load
     from pipeline.pruning import pruned
@@ -30,8 +30,10 @@ _HOMES = {
     "Layout": "pipeline.layout",
     "METHODS": "pipeline.methods",
     "AdaTP": "pipeline.methods",
+    "AdaTPOneShot": "pipeline.methods",
     "FewerFrames": "pipeline.methods",
     "OneShot": "pipeline.methods",
+    "PyramidDrop": "pipeline.methods",
     "RandomTokens": "pipeline.methods",
     "Plan": "pipeline.plan",
     "Deployed": "pipeline.production",
@@ -44,6 +46,7 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "AdaTP",
+    "AdaTPOneShot",
     "Answer",
     "Clip",
     "Deployed",
@@ -53,6 +56,7 @@ __all__ = [
     "OneShot",
     "PipelineError",
     "Plan",
+    "PyramidDrop",
     "Question",
     "RandomTokens",
     "Runtime",

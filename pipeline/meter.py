@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import Runtime
 
 REPEATS = 5  # timed calls, of which the median counts
+TURNS = 3  # of methods that are timed side by side
 PATIENCE = 1.0  # seconds after which a call is not repeated any more
 
 _PROCESS = Path("/proc/self")
@@ -207,6 +208,41 @@ def serving_seconds(
         Serving(vision, 0.0, prefix, 0.0, asked),
         Serving(vision_pruned, frame_embedding, prefix_pruned, text_embedding, asked_pruned),
     )
+
+
+def answer_seconds(
+    runtime: Runtime, clip: Clip, question: Question, methods: Sequence[Method | None]
+) -> tuple[float, ...]:
+    """Seconds of prefill and answer under each method (None: unpruned), nothing of the prompt kept before.
+
+    The methods take turns, each round in another order, so that what slows the machine for a while slows all
+    of them; the median of up to TURNS rounds counts, after one that warms up. Vision tower and embeddings are
+    left out. Stored prefixes are forgotten.
+    """
+    import torch
+
+    device = runtime.family.device
+
+    def once(method: Method | None) -> float:
+        runtime.forget_prefixes()
+        begin = perf_counter()
+        runtime.answer(clip, question, method)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return perf_counter() - begin
+
+    for method in methods:
+        once(method)
+    taken: list[list[float]] = [[] for _ in methods]
+    spent = 0.0
+    for turn in range(TURNS):
+        if spent > PATIENCE * len(methods):
+            break
+        first = turn * len(methods) // TURNS
+        for index in (*range(first, len(methods)), *range(first)):
+            taken[index].append(once(methods[index]))
+            spent += taken[index][-1]
+    return tuple(map(statistics.median, taken))
 
 
 def _prefix_and_question(

@@ -116,7 +116,7 @@ def run(
     EvaluationError when evaluations keep failing. DiskFullError when there is no room to write.
     """
     began = clock()
-    with _prepared(study, options, progress or NoProgress()) as session:
+    with prepared(study, options, progress or NoProgress()) as session:
         loop = session.loop(options, clock, began)
         if not loop.trials:
             session.say_what_can_be_shown(options)
@@ -137,7 +137,7 @@ def measure(
 
     Errors: as `run`.
     """
-    with _prepared(study, options, progress or NoProgress()) as session:
+    with prepared(study, options, progress or NoProgress()) as session:
         session.execute(session.beside(options, configurations), options)
         measured = session.store.measured()
         results = Results(session.study, session.store, session.planner)
@@ -149,12 +149,12 @@ def ask(study: Study, options: RunOptions, asks: Sequence[Ask], progress: Progre
 
     Errors: as `run`.
     """
-    with _prepared(study, options, progress or NoProgress()) as session:
+    with prepared(study, options, progress or NoProgress()) as session:
         session.execute(session.beside(options, asks=asks), options)
 
 
 @dataclass(eq=False)
-class _Session:
+class Session:
     """A study with open records and, where something had to be encoded, its model."""
 
     study: Study
@@ -170,6 +170,7 @@ class _Session:
         clock: Callable[[], float],
         began: float,
     ) -> Loop:
+        """The search these options ask for, as a loop; `began`: when, by that clock, the run did."""
         from tuner.search.design import Designed
         from tuner.search.optuna_sampler import make_sampler
 
@@ -233,6 +234,7 @@ class _Session:
             )
 
     def execute(self, loop: Loop, options: RunOptions) -> None:
+        """Runs a loop to its end. Errors: InterruptedRunError where a person ended it."""
         try:
             with _interruptible(loop, self.progress):
                 self._executor(options).run(loop)
@@ -266,7 +268,7 @@ class _Session:
         if choice is None:
             return
         best = choice.trial
-        machine = _machine(self.model.spec)
+        machine = self.machine
         if self.store.serving(best.configuration, machine) is not None:
             return
         try:
@@ -318,7 +320,13 @@ class _Session:
                 "the same command goes on."
             ) from None
 
+    @property
+    def machine(self) -> str:
+        """What this process measures seconds on, told without loading a model."""
+        return _machine(self.model.spec)
+
     def summary(self, options: RunOptions) -> RunSummary:
+        """What the search these options ask for has come to."""
         return summarise(self.study, self.store, self.record, self.search(options))
 
 
@@ -352,7 +360,7 @@ class _Model:
 
 
 @contextmanager
-def _prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[_Session]:
+def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[Session]:
     """The study with its records, made where there are none, and the budget checked."""
     _check(options)
     database = options.database or default_database(study.name)
@@ -377,7 +385,7 @@ def _prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator
             model = _Model(replace(_spec(study, options, folder), encoding=record.encoding))
         planner = make_planner(record)
         _check_budget(study, planner, _budget(options))
-        yield _Session(study, store, record, planner, model, progress)
+        yield Session(study, store, record, planner, model, progress)
 
 
 def _budget(options: RunOptions) -> float:

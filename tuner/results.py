@@ -415,6 +415,26 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """Seconds of prefill and answer, nothing of the prompt kept from before; the vision tower is left out.
+
+    Means over so many held-out questions, asked one at a time and of all ways to prune in turn, in one
+    process on one device.
+    """
+
+    device: str
+    questions: int
+    seconds: float
+    # The unpruned model's, in the same turns.
+    baseline_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the unpruned model's time."""
+        return self.seconds / self.baseline_seconds
+
+
+@dataclass(frozen=True)
 class Compared:
     """One way to prune, solved for the budget and measured on the held-out part."""
 
@@ -423,6 +443,8 @@ class Compared:
     held_out: HeldOut
     # One line: what it is and where it comes from.
     about: str = ""
+    # None where the times were not measured.
+    timed: Timed | None = None
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,11 @@ def percent(measured: Measured | None) -> str:
     return f"{100 * measured.value:.1f}{_range(measured.interval, '.1f')}"
 
 
+def signed(change: Measured) -> str:
+    """A change in points, with its interval where there is one."""
+    return f"{100 * change.value:+.1f}{_range(change.interval, '+.1f')}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     whole = round(seconds)
@@ -250,11 +255,6 @@ def _range(interval: Interval | None, form: str) -> str:
 
 def _change(held_out: HeldOut | None) -> str:
     return NOTHING if held_out is None else signed(held_out.difference)
-
-
-def signed(change: Measured) -> str:
-    """A change of a share, in points, with its interval where there is one."""
-    return f"{100 * change.value:+.1f}{_range(change.interval, '+.1f')}"
 
 
 def _tag_cells(row: TagRow) -> tuple[str, ...]:

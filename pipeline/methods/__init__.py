@@ -7,13 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.methods.adatp import KNOBS, AdaTP
+from pipeline.methods.adatp_one_shot import AdaTPOneShot
 from pipeline.methods.base import Choice, Knob, Method, Partition, choices, json_schema, knobs
 from pipeline.methods.fewer_frames import FewerFrames
 from pipeline.methods.one_shot import OneShot
+from pipeline.methods.pyramid_drop import PyramidDrop
 from pipeline.methods.random_tokens import RandomTokens
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (AdaTP, OneShot, RandomTokens, FewerFrames)
+    method.name: method
+    for method in (
+        AdaTP,
+        AdaTPOneShot,
+        OneShot,
+        PyramidDrop,
+        RandomTokens,
+        FewerFrames,
+    )
 }
 
 
@@ -44,12 +54,14 @@ __all__ = [
     "KNOBS",
     "METHODS",
     "AdaTP",
+    "AdaTPOneShot",
     "Choice",
     "FewerFrames",
     "Knob",
     "Method",
     "OneShot",
     "Partition",
+    "PyramidDrop",
     "RandomTokens",
     "choices",
     "from_dict",

@@ -1,4 +1,7 @@
-"""One-shot attention pruning, the way of FastV (K = 2): the simplest use of attention as a score."""
+"""FastV (arXiv 2403.06764, K = 2): one-shot pruning by attention, the simplest use of it as a score.
+
+In records it is "one_shot": the name its answers are known by.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ PRUNED_LAYER = 2  # FastV's K: scores from layer 1, counted from 0, drop tokens 
 
 @dataclass(frozen=True)
 class OneShot(Method):
-    """Keeps a share of the visual tokens by the last prompt token's attention in layer 1, once, before layer
-    2.
+    """Keeps a share of the visual tokens by the last prompt token's attention in layer 1 (mean over heads),
+    once, before layer 2.
     """
 
     keep_ratio: float = knob(0.25, 0.001, 1.0, "share of visual tokens kept from layer 2 on", "FastV")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.clip import Clip
-from pipeline.methods import AdaTP, FewerFrames, OneShot
+from pipeline.methods import AdaTP, FewerFrames, OneShot, PyramidDrop
 from pipeline.methods.base import Method
 from pipeline.question import Question, prompt_text
 from pipeline.runtime import Runtime
@@ -88,7 +88,7 @@ def prefill(
                 frames = np.linspace(0, layout.frames - 1, plan.frames_encoded, dtype=int)
                 chosen = [frame * layout.cells + cell for frame in frames for cell in range(layout.cells)]
             else:
-                assert isinstance(method, AdaTP | OneShot)
+                assert isinstance(method, AdaTP | OneShot | PyramidDrop)
                 rows = layout.text_after if plan.score_rows == "all" else 1
                 scores = weights[-1][:, -rows:, start : start + len(tokens)].mean(dim=(0, 1))
                 debias = isinstance(method, AdaTP) and method.deduplicate != "off"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipeline import meter
 from pipeline.flops import plan_flops, unpruned_flops
-from pipeline.meter import PeakMemory, machine, profiled_flops, serving_seconds
+from pipeline.meter import PeakMemory, answer_seconds, machine, profiled_flops, serving_seconds
 from pipeline.methods import AdaTP, FewerFrames, OneShot
 from pipeline.pruning import BACKENDS
 from tests.checkpoints import scenes
@@ -114,6 +115,39 @@ def test_a_slow_call_is_timed_once_after_its_warming_up(monkeypatch):
     monkeypatch.setattr(meter, "PATIENCE", 0.0)
     meter._seconds(torch.device("cpu"), lambda: calls.append(1))
     assert len(calls) == 2
+
+
+class Asked:
+    """A runtime that notes what it was asked, and takes no time for it."""
+
+    def __init__(self):
+        self.family = SimpleNamespace(device=torch.device("cpu"))
+        self.calls = []
+
+    def forget_prefixes(self):
+        self.calls.append("forget")
+
+    def answer(self, clip, question, method):
+        self.calls.append(method)
+
+
+@pytest.mark.quick
+def test_methods_timed_side_by_side_take_turns_and_start_from_nothing():
+    asked, methods = Asked(), (None, "one", "two")
+    seconds = answer_seconds(asked, None, None, methods)
+    assert len(seconds) == 3
+    assert asked.calls[::2] == ["forget"] * 12
+    # The first round warms up; after it each begins once.
+    rounds = [tuple(asked.calls[1::2][start : start + 3]) for start in range(0, 12, 3)]
+    assert rounds == [methods, methods, ("one", "two", None), ("two", None, "one")]
+
+
+@pytest.mark.quick
+def test_slow_methods_have_one_turn(monkeypatch):
+    asked = Asked()
+    monkeypatch.setattr(meter, "PATIENCE", 0.0)
+    answer_seconds(asked, None, None, (None, "one"))
+    assert asked.calls[1::2] == [None, "one", None, "one"]
 
 
 @pytest.mark.quick

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import UnsupportedError
-from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
+from pipeline.methods import AdaTP, AdaTPOneShot, FewerFrames, OneShot, PyramidDrop, RandomTokens
 from pipeline.packing import Asked, Pack
 from pipeline.prefix import build_prefix
 from pipeline.pruning import pruned
@@ -20,7 +20,9 @@ METHODS = [
     AdaTP(p=0.7, tau_s=0.5),
     AdaTP(p=0.75, tau_t=0.0, alpha_boost=1.3, deduplicate="drop"),
     AdaTP(p=0.6, score_query="mean"),
+    AdaTPOneShot(p=0.8),
     OneShot(keep_ratio=0.3),
+    PyramidDrop(keep_ratio=0.5),
     RandomTokens(keep_ratio=0.3),
     FewerFrames(keep_ratio=0.4),
 ]

@@ -24,6 +24,7 @@ from tuner.cli.progress import RichProgress
 from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.lock import held
+from tuner.recording import Recorded
 from tuner.records.store import Stopped, Store
 from tuner.results import Configuration
 
@@ -119,7 +120,9 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("command", [(), ("run",), ("status",), ("trials",), ("export",), ("sync",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("compare",), ("status",), ("trials",), ("export",), ("sync",)]
+)
 def test_every_command_has_help(call, command):
     finished = call(*command, "--help")
     assert finished.code == 0
@@ -132,9 +135,10 @@ def test_the_version_is_printed(call):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("command", ["run", "compare"])
 @pytest.mark.parametrize("budget", ["0", "-0.1", "1.5", "nan"])
-def test_a_budget_out_of_range_is_one_message(call, budget):
-    finished = call("run", "--study", "demo", "--budget", budget)
+def test_a_budget_out_of_range_is_one_message(call, command, budget):
+    finished = call(command, "--study", "demo", "--budget", budget)
     assert finished.code == 2
     assert "(0, 1]" in finished.err
     assert "Traceback" not in finished.err
@@ -150,6 +154,10 @@ def test_a_budget_out_of_range_is_one_message(call, budget):
         ("run", "--study", "demo", "--budget", "0.3", "--workers", "0"),
         ("run", "--study", "demo", "--budget", "0.3", "--coordinates", "polar"),
         ("run", "--study", "no-such-study", "--budget", "0.3"),
+        ("compare", "--study", "demo"),
+        ("compare", "--budget", "0.3"),
+        ("compare", "--study", "demo", "--budget", "0.3", "--batch", "0"),
+        ("compare", "--study", "no-such-study", "--budget", "0.3"),
         ("status", "--study", "no-such-study"),
         ("export", "--study", "no-such-study"),
         ("trials", "--study", "no-such-study"),
@@ -185,6 +193,34 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tuner", "status", "--study", "demo"])
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+@pytest.mark.quick
+def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tmp_path):
+    import tuner.comparison
+    import tuner.study
+    from tests.summaries import make_held_out
+    from tuner.cli import figures
+    from tuner.mlflow_mirror import MlflowMirror
+    from tuner.results import Compared, Comparison, Measured
+
+    monkeypatch.chdir(tmp_path)
+    held_out = make_held_out(Configuration.from_method(AdaTP()))
+    found = Comparison("demo", "hash", 0.3, Measured(0.94), None, (Compared("AdaTP, defaults", held_out),))
+    asked, told = [], []
+    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: SimpleNamespace(model="example/model"))
+    monkeypatch.setattr(tuner.comparison, "compare", lambda study, options, _: asked.append(options) or found)
+    monkeypatch.setattr(figures, "draw_comparison", lambda one: (Path(f"{one.study}.json"),))
+    recorded = Recorded("run", "http://127.0.0.1:5000/#/somewhere")
+    monkeypatch.setattr(
+        MlflowMirror, "record_files", lambda _, *given: told.append(given) or recorded, raising=False
+    )
+    finished = call("compare", "--study", "demo", "--budget", "0.3", "--workers", "3", "--batch", "1")
+    assert (finished.code, finished.err) == (0, "")
+    assert (asked[0].budget, asked[0].workers, asked[0].batch) == (0.3, 3, 1)
+    assert "89.0 [86.0, 91.5]" in finished.out
+    assert recorded.page in finished.out
+    assert told == [("demo", "hash", (Path("demo.json"),))]
 
 
 @pytest.mark.quick

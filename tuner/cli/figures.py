@@ -27,6 +27,7 @@ class Evidence:
 
 def gather(study: Study, summary: RunSummary, database: str | None = None) -> Evidence:
     """What is recorded beside this summary of the study."""
+    from tuner.comparison import load_comparison
     from tuner.history import load_history
     from tuner.inspection import load_inspection
 
@@ -36,6 +37,7 @@ def gather(study: Study, summary: RunSummary, database: str | None = None) -> Ev
         inspection=None
         if best is None
         else load_inspection(summary.study, summary.study_hash, best.configuration),
+        comparison=load_comparison(study, summary.budget, database),
     )
 
 
@@ -77,7 +79,7 @@ def draw(study: Study, summary: RunSummary, database: str | None = None) -> tupl
     from dashboards.report import report_html
 
     evidence = gather(study, summary, database)
-    folder = Path(".tuner") / summary.study / "figures"
+    folder = _folder(summary.study)
     drawn = pictures(summary, evidence)
     # The others are in the report, interactive as well.
     files = [file for one in drawn for file in write(one, folder, page=one.name == "pareto")]
@@ -87,3 +89,36 @@ def draw(study: Study, summary: RunSummary, database: str | None = None) -> tupl
         encoding="utf-8",
     )
     return (page, *files)
+
+
+def draw_comparison(study: Study, comparison: Comparison, database: str | None = None) -> tuple[Path, ...]:
+    """Draws the ways to prune side by side and writes their table; and all that `draw` does, where there was
+    a search.
+    """
+    from dashboards.comparison import comparison_picture
+    from dashboards.picture import write
+    from tuner.comparison_summary import TABLE, to_json
+
+    folder = _folder(comparison.study)
+    files = write(comparison_picture(comparison), folder, page=False)
+    table = folder / TABLE
+    table.write_text(to_json(comparison), encoding="utf-8")
+    return _with_report(study, comparison.budget, database, (*files, table))
+
+
+def _with_report(
+    study: Study, budget: float, database: str | None, files: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """These files, and the figures and the report of the latest search with this budget."""
+    from tuner.errors import UserError
+    from tuner.reporting import load_summary
+
+    try:
+        summary = load_summary(study, budget=budget, database=database)
+    except UserError:  # no search so far
+        return files
+    return tuple(dict.fromkeys((*draw(study, summary, database), *files)))
+
+
+def _folder(study: str) -> Path:
+    return Path(".tuner") / study / "figures"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import PipelineError
+from tuner.cli.compare import compare
 from tuner.cli.export import export
 from tuner.cli.report import report
 from tuner.cli.run import run
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(compare)
 app.command()(status)
 app.command()(trials)
 app.command()(export)

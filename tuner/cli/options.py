@@ -30,3 +30,36 @@ TrackingUri = Annotated[
         show_default=False,
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes that evaluate; 1 stays in this process and makes a search repeatable, more "
+        "use Ray. Otherwise one per GPU, or two where there is none.",
+        show_default=False,
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker",
+        min=0.0,
+        help="GPUs for each worker; otherwise this machine's are shared.",
+        show_default=False,
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Questions in one packed forward; their answers are those of 1, which asks as production "
+        "does, up to rounding.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster, for example auto or ray://head:10001.", show_default=False),
+]
+SkipBadVideos = Annotated[
+    bool, typer.Option("--skip-bad-videos", help="Go on without videos that cannot be read.")
+]

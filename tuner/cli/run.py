@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study, TrackingUri
+from tuner.cli.options import (
+    Address,
+    Batch,
+    Database,
+    GpusPerWorker,
+    SkipBadVideos,
+    Study,
+    TrackingUri,
+    Workers,
+)
 from tuner.errors import UserError
 from tuner.margin import DEFAULT_MAX_DROP
 
@@ -75,41 +84,13 @@ def run(
         bool,
         typer.Option("--race/--no-race", help="Stop trials that others confidently beat at the same cost."),
     ] = True,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes that evaluate; 1 stays in this process and makes a search repeatable, more "
-            "use Ray. Otherwise one per GPU, or two where there is none.",
-            show_default=False,
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None,
-        typer.Option(
-            "--gpus-per-worker",
-            min=0.0,
-            help="GPUs for each worker; otherwise this machine's are shared.",
-            show_default=False,
-        ),
-    ] = None,
-    batch: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Questions in one packed forward; their answers are those of 1, which asks as production "
-            "does, up to rounding.",
-        ),
-    ] = 8,
-    address: Annotated[
-        str | None,
-        typer.Option(help="A Ray cluster, for example auto or ray://head:10001.", show_default=False),
-    ] = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    batch: Batch = 8,
+    address: Address = None,
     database: Database = None,
     tracking_uri: TrackingUri = None,
-    skip_bad_videos: Annotated[
-        bool, typer.Option("--skip-bad-videos", help="Go on without videos that cannot be read.")
-    ] = False,
+    skip_bad_videos: SkipBadVideos = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Archive what is recorded of this study and begin anew.")
     ] = False,
@@ -146,7 +127,7 @@ def run(
         trials=trials,
         seed=seed,
         timeout=timeout,
-        workers=_default_workers() if workers is None else workers,
+        workers=default_workers() if workers is None else workers,
         gpus_per_worker=gpus_per_worker,
         batch=batch,
         address=address,
@@ -161,21 +142,21 @@ def run(
     )
     console = Console()
     loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-    _quiet_libraries(downloads=not Path(loaded.model).is_dir())
+    quiet_libraries(downloads=not Path(loaded.model).is_dir())
     with RichProgress(console) as progress:
         summary = run_study(loaded, options, progress)
     recorded = _record(loaded, summary, options, tracking_uri, console)
     console.print(render(summary, recorded=recorded, study=study))
 
 
-def _default_workers() -> int:
+def default_workers() -> int:
     """One per GPU; on a CPU two, if it has as many cores: each holds a model of its own."""
     from tuner.driver import gpus_here
 
     return gpus_here() or min(2, os.cpu_count() or 1)
 
 
-def _quiet_libraries(*, downloads: bool) -> None:
+def quiet_libraries(*, downloads: bool) -> None:
     """Libraries' own bars and hints would tear ours apart; a download of gigabytes keeps its bar.
 
     Read when transformers is imported, here and in the workers.

@@ -12,6 +12,7 @@ refusal   a proposal over the budget: it cost no model time and is no trial
 selection the trial a search chose on the tune part
 measured  a configuration on the held-out part
 serving   seconds a server pays for a configuration, measured on one machine
+timed     seconds of prefill and answer, side by side with other configurations, on one machine
 
 An outcome (accuracy, FLOPs ratios, ...) is derived from the answers and the plans and written in the same
 transaction as the last answer it needs, so that SQL and the dashboards need not recompute it.
@@ -306,4 +307,22 @@ class ServingRow(Base):
     best: Mapped[dict[str, Any]]
     # `tuner.results.Profiled`; empty where the profiler's pass did not fit into memory.
     profiled: Mapped[dict[str, Any]]
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class TimedRow(Base):
+    """`tuner.results.Timed`: a configuration and the unpruned model, asked in turns on one machine."""
+
+    __tablename__ = "timed"
+    __table_args__ = (UniqueConstraint("study_id", "configuration", "machine"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    # As in MeasuredRow.
+    configuration: Mapped[str] = mapped_column(String(64))
+    # As in ServingRow.
+    machine: Mapped[str] = mapped_column(String(200))
+    device: Mapped[str] = mapped_column(Text)
+    questions: Mapped[int]
+    seconds: Mapped[float]
+    baseline_seconds: Mapped[float]
     created: Mapped[datetime] = mapped_column(default=_now)

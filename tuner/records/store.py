@@ -59,10 +59,11 @@ from tuner.records.schema import (
     SelectionRow,
     ServingRow,
     StudyRow,
+    TimedRow,
     TrialRow,
     VideoRow,
 )
-from tuner.results import Configuration, MeasuredServing, Noise, Outcome, Part, Profiled
+from tuner.results import Configuration, MeasuredServing, Noise, Outcome, Part, Profiled, Timed
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
@@ -811,6 +812,46 @@ class Store:
             best=Serving(**row.best),
             profiled=Profiled(**row.profiled) if row.profiled else None,
         )
+
+    # Times side by side
+
+    def record_timed(self, machine: str, found: Mapping[Configuration, Timed]) -> None:
+        """Writes what was measured in turns on a machine; the last measurement stays."""
+        with self._transaction() as connection:
+            for configuration, timed in found.items():
+                values = asdict(timed)
+                connection.execute(
+                    self._insert(TimedRow)
+                    .values(
+                        study_id=self._study_id,
+                        configuration=_digest(configuration),
+                        machine=machine,
+                        **values,
+                    )
+                    .on_conflict_do_update(
+                        index_elements=["study_id", "configuration", "machine"],
+                        set_={**values, "created": datetime.now(UTC)},
+                    )
+                )
+
+    def timed(
+        self, configurations: Sequence[Configuration], machine: str | None = None
+    ) -> dict[Configuration, Timed]:
+        """Of these configurations those that were timed: on this machine, or each where it was last."""
+        by_digest = {_digest(one): one for one in configurations}
+        query = (
+            select(TimedRow.__table__)
+            .where(TimedRow.study_id == self._study_id, TimedRow.configuration.in_(by_digest))
+            .order_by(TimedRow.created, TimedRow.id)
+        )
+        if machine is not None:
+            query = query.where(TimedRow.machine == machine)
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return {
+            by_digest[row.configuration]: Timed(**{one.name: getattr(row, one.name) for one in fields(Timed)})
+            for row in rows
+        }
 
 
 def _add_what_came_later(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from tuner.executors.in_process import InProcessExecutor
 from tuner.records import store as records
 from tuner.records.schema import AnswerRow
 from tuner.records.store import RecordedAnswer, RefusalRecord, Store, default_database
-from tuner.results import Configuration, MeasuredServing, Outcome, Profiled
+from tuner.results import Configuration, MeasuredServing, Outcome, Profiled, Timed
 
 pytestmark = pytest.mark.quick
 
@@ -371,3 +371,18 @@ def test_a_full_disk_is_one_message_and_the_same_run_goes_on(
         with open_store(path, study) as store:
             assert 0 < store.count_answers() < 100
     assert run(path) == run(tmp_path / "undisturbed.db")
+
+
+def test_times_side_by_side_are_those_measured_last_on_a_machine(tmp_path: Path) -> None:
+    one, other = Configuration.from_method(KNOBS), Configuration.from_method(OneShot(0.1))
+    first, second = Timed("a CPU", 12, 0.02, 0.05), Timed("a CPU", 10, 0.03, 0.06)
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        assert store.timed([one, other]) == {}
+        store.record_timed("a", {one: first, other: first})
+        store.record_timed("a", {one: second})
+        store.record_timed("b", {other: second})
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        assert store.timed([one, other], "a") == {one: second, other: first}
+        assert store.timed([one, other], "b") == {other: second}
+        assert store.timed([one, other]) == {one: second, other: second}
+        assert store.timed([one]) == {one: second}

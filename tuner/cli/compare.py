@@ -1,0 +1,100 @@
+"""`tuner compare`: ways to prune side by side, at the same FLOPs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.options import (
+    Address,
+    Batch,
+    Database,
+    GpusPerWorker,
+    SkipBadVideos,
+    Study,
+    TrackingUri,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.recording import Recorded
+    from tuner.results import Comparison
+    from tuner.study import Study as LoadedStudy
+
+
+def compare(
+    study: Study,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Compute that all of them are set to: LLM prefill FLOPs over the unpruned model's, above 0 "
+            "and at most 1.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    batch: Batch = 8,
+    address: Address = None,
+    database: Database = None,
+    tracking_uri: TrackingUri = None,
+    skip_bad_videos: SkipBadVideos = False,
+) -> None:
+    """Measure other ways to prune beside AdaTP, and AdaTP without each of its parts, at the same FLOPs.
+
+    On held-out videos; nothing is asked twice. AdaTP is tuned where `tuner run` did so with this budget.
+    """
+    from rich.console import Console
+
+    from tuner.cli.progress import RichProgress
+    from tuner.cli.run import default_workers, quiet_libraries
+    from tuner.comparison import compare as compare_study
+    from tuner.comparison_summary import render, table
+    from tuner.driver import RunOptions
+    from tuner.study import load_study
+
+    options = RunOptions(
+        budget=budget,
+        workers=default_workers() if workers is None else workers,
+        gpus_per_worker=gpus_per_worker,
+        batch=batch,
+        address=address,
+        database=database,
+        skip_bad_videos=skip_bad_videos,
+    )
+    console = Console()
+    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
+    quiet_libraries(downloads=not Path(loaded.model).is_dir())
+    with RichProgress(console) as progress:
+        comparison = compare_study(loaded, options, progress)
+    recorded = _record(loaded, comparison, database, tracking_uri, console)
+    # As wide as the table needs to be: a number cut short is none.
+    width = Console(width=1000).measure(table(comparison)).maximum
+    Console(width=max(width, console.width)).print(render(comparison))
+    if recorded is not None:
+        console.print(f"In MLflow: {recorded.page}", highlight=False, soft_wrap=True)
+
+
+def _record(
+    study: LoadedStudy,
+    comparison: Comparison,
+    database: str | None,
+    tracking_uri: str | None,
+    console: Console,
+) -> Recorded | None:
+    """Draws the comparison and hands it to MLflow; a failure there is one warning."""
+    from tuner.cli.figures import draw_comparison
+    from tuner.mlflow_mirror import MlflowMirror
+    from tuner.recording import harmless
+
+    files = draw_comparison(study, comparison, database)
+    return harmless(
+        lambda: MlflowMirror(tracking_uri).record_files(comparison.study, comparison.study_hash, files),
+        lambda reason: console.print(
+            f"Recording in MLflow failed; all of it is in the records: {reason}", style="yellow"
+        ),
+    )
