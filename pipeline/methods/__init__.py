@@ -8,12 +8,14 @@ from typing import Any
 
 from pipeline.methods.adatp import KNOBS, AdaTP
 from pipeline.methods.base import Choice, Knob, Method, Partition, choices, json_schema, knobs
+from pipeline.methods.fast_vid import FastVid
 from pipeline.methods.fewer_frames import FewerFrames
 from pipeline.methods.one_shot import OneShot
 from pipeline.methods.random_tokens import RandomTokens
+from pipeline.methods.vision_zip import VisionZip
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (AdaTP, OneShot, RandomTokens, FewerFrames)
+    method.name: method for method in (AdaTP, OneShot, RandomTokens, FewerFrames, VisionZip, FastVid)
 }
 
 
@@ -45,12 +47,14 @@ __all__ = [
     "METHODS",
     "AdaTP",
     "Choice",
+    "FastVid",
     "FewerFrames",
     "Knob",
     "Method",
     "OneShot",
     "Partition",
     "RandomTokens",
+    "VisionZip",
     "choices",
     "from_dict",
     "json_schema",
