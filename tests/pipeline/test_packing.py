@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import UnsupportedError
-from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
+from pipeline.methods import AdaTP, FastVid, FewerFrames, OneShot, RandomTokens, VisionZip
 from pipeline.packing import Asked, Pack
 from pipeline.prefix import build_prefix
 from pipeline.pruning import pruned
@@ -23,6 +23,8 @@ METHODS = [
     OneShot(keep_ratio=0.3),
     RandomTokens(keep_ratio=0.3),
     FewerFrames(keep_ratio=0.4),
+    VisionZip(keep_ratio=0.4),
+    FastVid(keep_ratio=0.4, segments=2),
 ]
 
 # A row of several questions is multiplied in other blocks than one question alone: what float32
