@@ -112,7 +112,7 @@ class _Sequence:
         tokens = self.tokens[-1] if self.tokens else torch.arange(asked.layout.visual, device=device)
         visual = tokens.shape[0]
         merged = None
-        if stage.total == visual:
+        if stage.total >= visual:
             chosen = torch.arange(visual, device=device)
         elif asked.method.merges:
             assert prefix.hidden is not None

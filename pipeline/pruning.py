@@ -298,7 +298,7 @@ class Pruning:
         tokens = self.tokens[-1] if self.tokens else torch.arange(self.layout.visual, device=device)
         n_visual = tokens.shape[0]
         merged = None
-        if stage.total == n_visual:
+        if stage.total >= n_visual:
             chosen = torch.arange(n_visual, device=device)
         elif self._method.merges:
             chosen, merged = merge(self._method, stage, hidden, start, self._saliency)

@@ -62,8 +62,8 @@ def prefill(
     pictures: Sequence[torch.Tensor] = (torch.empty(0, 0), torch.empty(0, 0)),
 ) -> Reference:
     """The prompt, then `following` token ids. forced: the tokens to keep at each pruning, whatever the
-    scores. states: (kept, hidden) what stands in the places of those kept at the first one. pictures: (tokens,
-    hidden) features right before and right after the video.
+    scores. states: (kept, hidden) what stands in the places of those kept at the first one. pictures:
+    (tokens, hidden) features right before and right after the video.
     """
     family, layout = runtime.family, runtime.layout(clip, question)
     decoder = family.language_model
