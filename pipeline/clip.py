@@ -24,6 +24,24 @@ class Sampling:
 
 
 @dataclass(frozen=True, eq=False)
+class Saliency:
+    """What the vision side says of each visual token, patches pooled as the family pools features; float32.
+
+    For methods that prune before the language model and so have no attention of its own to go by.
+    """
+
+    pooling: torch.Tensor  # (frames, cells) attention of SigLIP's pooling head, mean over heads
+    # (frames, cells) attention received in the layer whose output the projector reads, mean over heads and
+    # queries.
+    received: torch.Tensor
+    keys: torch.Tensor  # (frames, cells, head) that layer's keys, mean over heads
+
+    def to(self, device: torch.device) -> Saliency:
+        """The same on `device`."""
+        return Saliency(*(part.to(device) for part in (self.pooling, self.received, self.keys)))
+
+
+@dataclass(frozen=True, eq=False)
 class Clip:
     """Visual tokens and frame embeddings of a video's sampled frames."""
 
@@ -32,6 +50,7 @@ class Clip:
     frame_times: NDArray[np.float64]  # (frames,) seconds
     features: torch.Tensor  # (frames * cells + trailing, hidden) as the language model reads them
     frame_embeddings: torch.Tensor  # (frames, E) float32, SigLIP's global token of each frame
+    saliency: Saliency
     cells: int  # visual tokens per frame
     trailing: int  # newline tokens at the end
     seconds: float  # length of the video

@@ -48,6 +48,18 @@ class AlignedEncoder:
         return pooled
 
     @torch.inference_mode()
+    def pooling_attention(self, tower_features: torch.Tensor) -> torch.Tensor:
+        """(frames, patches, width) to (frames, patches) float32: attention of the pooling head's probe.
+
+        Mean over heads, rows sum to one. The head reads the tower's own output, without the layers that the
+        tower lacks: so does the official code of FastVID, for which this is.
+        """
+        hidden = self._norm(tower_features.float())
+        probe = self._head.probe.expand(len(hidden), -1, -1)
+        weights: torch.Tensor = self._head.attention(probe, hidden, hidden)[1]
+        return weights[:, 0]
+
+    @torch.inference_mode()
     def embed_text(self, text: str) -> NDArray[np.float32]:
         """(E,) embedding, the text cut at (and padded to) the encoder's length, 64 tokens for SigLIP."""
         tokens = self._tokenizer(

@@ -169,7 +169,9 @@ def profiled_flops(runtime: Runtime, clip: Clip, question: Question, method: Met
             if method is None:
                 prefill()
             else:
-                with attached(family, method, runtime.layout(clip, question), seed=question.id):
+                saliency = clip.saliency if method.merges else None
+                layout = runtime.layout(clip, question)
+                with attached(family, method, layout, seed=question.id, saliency=saliency):
                     prefill()
     finally:
         config._attn_implementation = backend

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from pipeline.clip import Saliency
 from pipeline.errors import PipelineError, UnsupportedError
 from pipeline.families.base import Family
 from pipeline.layout import Layout
+from pipeline.merging import merge
 from pipeline.methods.base import Method
 from pipeline.plan import Plan
 from pipeline.prefix import Prefix
@@ -43,6 +45,7 @@ class Asked:
     method: Method | None = None  # None: the unpruned model
     plan: Plan | None = None
     seed: str = ""  # the question's id, for methods that draw
+    saliency: Saliency | None = None  # of the clip, on the model's device; for methods that merge
 
 
 @dataclass(eq=False)
@@ -108,10 +111,14 @@ class _Sequence:
         device, start = hidden.device, asked.layout.text_before
         tokens = self.tokens[-1] if self.tokens else torch.arange(asked.layout.visual, device=device)
         visual = tokens.shape[0]
-        if stage.total < visual:
-            chosen = asked.method.select(stage, self.run.scores, tokens, asked.seed)
-        else:
+        merged = None
+        if stage.total >= visual:
             chosen = torch.arange(visual, device=device)
+        elif asked.method.merges:
+            assert prefix.hidden is not None
+            chosen, merged = merge(asked.method, stage, prefix.hidden, start, asked.saliency)
+        else:
+            chosen = asked.method.select(stage, self.run.scores, tokens, asked.seed)
         self.run.scores = None
         self.tokens.append(tokens[chosen])
         length = prefix.tokens if j == 0 else hidden.shape[1]
@@ -129,6 +136,8 @@ class _Sequence:
                 torch.cat((prefix.cos.index_select(1, places), cos), dim=1),
                 torch.cat((prefix.sin.index_select(1, places), sin), dim=1),
             )
+        if merged is not None:
+            parts[0][0, start : start + stage.total] = merged
         self.run.pieces = (parts[0].shape[1],)
         return parts
 

@@ -19,12 +19,13 @@ import torch
 from pipeline.errors import UnsupportedError
 from pipeline.families.base import Family
 from pipeline.layout import Layout
+from pipeline.merging import merge
 from pipeline.methods.base import Method
 from pipeline.plan import Plan
 from pipeline.ranking import Stage, stages
 
 if TYPE_CHECKING:
-    from pipeline.clip import Clip
+    from pipeline.clip import Clip, Saliency
     from pipeline.question import Question
     from pipeline.runtime import Runtime
 
@@ -86,6 +87,7 @@ class Pruning:
         plan: Plan,
         layout: Layout,
         seed: str,
+        saliency: Saliency | None,
     ) -> None:
         self.plan = plan
         self.layout = layout
@@ -93,9 +95,11 @@ class Pruning:
         self._family = family
         self._method = method
         self._seed = seed
+        self._saliency = None if saliency is None else saliency.to(family.device)
         self._stages: tuple[Stage, ...] = stages(plan, layout, family.device)
         self._stage_at = {layer: j for j, layer in enumerate(plan.layers)}
         self._compact = method.positions == "compact"
+        self._shortens_all = plan.layers[:1] == (0,)  # no layer's cache is as long as the prompt
         self._handles: list[Any] = []
         self._prefilling = False
         self._called = self._prefilled = False
@@ -135,7 +139,7 @@ class Pruning:
         # The model under the head: it is called whether or not somebody wants logits.
         inner = self._family.model.base_model
         self._handles.append(inner.register_forward_pre_hook(self._find_video, with_kwargs=True))
-        self._handles.append(_watch_generate(self._family.model, compact=self._compact))
+        self._handles.append(_watch_generate(self._family.model, shortens_all=self._shortens_all))
         for j, layer in enumerate(self.plan.layers):
             if self.plan.score_rows != "none" and self.plan.total(j) < self.plan.total(j - 1):
                 scored = partial(self._after_attention, layer - 1)
@@ -210,6 +214,11 @@ class Pruning:
                 # generate() counts on from the prompt it knows; the decoder itself from its cache, which is
                 # as short as the renumbered sequence.
                 kwargs["position_ids"] = None
+            elif self._shortens_all and cache is not None:
+                # The decoder would count on from its cache, which is shorter than the prompt.
+                past = cache.get_seq_length() + self.layout.visual - self.plan.total(0)
+                places = torch.arange(past, past + embeddings.shape[1], device=embeddings.device)
+                kwargs["position_ids"] = places[None]
         return args, kwargs
 
     def _locate(self, found: tuple[int, int] | None, tokens: int) -> None:
@@ -288,10 +297,13 @@ class Pruning:
         stage, start = self._stages[j], self._start
         tokens = self.tokens[-1] if self.tokens else torch.arange(self.layout.visual, device=device)
         n_visual = tokens.shape[0]
-        if stage.total < n_visual:
-            chosen = self._method.select(stage, self._scores, tokens, self._seed)
-        else:
+        merged = None
+        if stage.total >= n_visual:
             chosen = torch.arange(n_visual, device=device)
+        elif self._method.merges:
+            chosen, merged = merge(self._method, stage, hidden, start, self._saliency)
+        else:
+            chosen = self._method.select(stage, self._scores, tokens, self._seed)
         self._scores = None
         self.tokens.append(tokens[chosen])
         every = torch.arange(hidden.shape[1], device=device)
@@ -304,7 +316,10 @@ class Pruning:
         self._rotary = (cos.index_select(1, places), sin.index_select(1, places))
         if self._mask is not None and self._mask.dim() == 4:
             self._mask = self._mask.index_select(2, rows).index_select(3, rows)
-        return hidden.index_select(1, rows)
+        hidden = hidden.index_select(1, rows)
+        if merged is not None:
+            hidden[0, start : start + stage.total] = merged
+        return hidden
 
 
 def _begins(cache: Any) -> bool:
@@ -366,12 +381,12 @@ class _Watch:
             self._model.generate = self._before
 
 
-def _watch_generate(model: Any, *, compact: bool) -> _Watch:
+def _watch_generate(model: Any, *, shortens_all: bool) -> _Watch:
     """Refuses, before anything runs, the ways of decoding that hooks on the model cannot tell apart.
 
     Assisted decoding checks guesses along with the prompt, and a prefill in chunks shows a part of the
-    question: each looks like a question of its own, and other tokens would be kept. compact: whether the
-    method renumbers positions.
+    question: each looks like a question of its own, and other tokens would be kept. shortens_all: whether no
+    layer keeps the whole prompt.
     """
     watch, generate = _Watch(model), model.generate
     parameters = signature(generate)
@@ -379,14 +394,14 @@ def _watch_generate(model: Any, *, compact: bool) -> _Watch:
     @wraps(generate)
     def watched(*args: Any, **kwargs: Any) -> Any:
         given = parameters.bind(*args, **kwargs).arguments
-        _check_generation(model, {**given, **given.get("kwargs", {})}, compact=compact)
+        _check_generation(model, {**given, **given.get("kwargs", {})}, shortens_all=shortens_all)
         return generate(*args, **kwargs)
 
     model.generate = watched
     return watch
 
 
-def _check_generation(model: Any, given: dict[str, Any], *, compact: bool) -> None:
+def _check_generation(model: Any, given: dict[str, Any], *, shortens_all: bool) -> None:
     """given: the arguments of a call of generate()."""
     from transformers.generation.configuration_utils import GenerationMode
 
@@ -407,11 +422,11 @@ def _check_generation(model: Any, given: dict[str, Any], *, compact: bool) -> No
     if wanted:
         raise UnsupportedError(f"{DECODING}, but {' and '.join(wanted)} was asked for.")
     cache = given.get("past_key_values")
-    if compact and cache is not None and cache.get_seq_length() > 0:
+    if shortens_all and cache is not None and cache.get_seq_length() > 0:
         # generate() takes as many tokens for said as layer 0 holds, and here that layer was pruned.
         raise UnsupportedError(
-            "A method that renumbers positions cannot go on through generate(): call the model with the new "
-            "tokens and the cache."
+            "A method that prunes before layer 0 cannot go on through generate(): call the model with the "
+            "new tokens and the cache."
         )
 
 
@@ -428,16 +443,16 @@ def attached(
     *,
     seed: str = "",
     plan: Plan | None = None,
+    saliency: Saliency | None = None,
 ) -> Iterator[Pruning]:
     """The family's model prunes inside the block and is exactly as before after it.
 
     seed: the question's id, for methods that draw. plan: the method's plan for this layout, where it is at
-    hand. Errors: UnsupportedError for what cannot be pruned correctly.
+    hand. saliency: the clip's, for methods that merge. Errors: UnsupportedError for what cannot be pruned
+    correctly.
     """
     plan = method.plan(layout, len(family.layers)) if plan is None else plan
-    if plan.layers and plan.layers[0] == 0 and method.positions != "compact":
-        raise UnsupportedError("A method that prunes before layer 0 has to renumber positions.")
-    pruning = Pruning(family, method, plan, layout, seed)
+    pruning = Pruning(family, method, plan, layout, seed, saliency)
     try:
         pruning.attach()
         yield pruning
@@ -459,7 +474,10 @@ def pruned(runtime: Runtime, method: Method, clip: Clip, question: Question) -> 
     the clip's plan. Errors: UnsupportedError for what cannot be pruned correctly; also at the end, where the
     model was not called, as happens when a compiled copy of it was.
     """
-    with attached(runtime.family, method, runtime.layout(clip, question), seed=question.id) as pruning:
+    layout = runtime.layout(clip, question)
+    with attached(
+        runtime.family, method, layout, seed=question.id, saliency=clip.saliency if method.merges else None
+    ) as pruning:
         yield pruning
         if not pruning.ran:
             raise UnsupportedError(

@@ -26,6 +26,8 @@ class Stage:
     place: torch.Tensor  # (visual,) group x cells + cell of each original visual token
     places: int
     take: torch.Tensor  # (total,) which ranks stay when tokens are ordered by group, then by rank
+    groups: tuple[int, ...]  # on the host: tokens of each group before any pruning,
+    kept: tuple[int, ...]  # and what stays of them
 
 
 def stages(plan: Plan, layout: Layout, device: torch.device) -> tuple[Stage, ...]:
@@ -44,7 +46,8 @@ def stages(plan: Plan, layout: Layout, device: torch.device) -> tuple[Stage, ...
     parts = torch.split(packed, [layout.visual, *(take.size for take in takes)])
     places = groups.size * layout.cells
     return tuple(
-        Stage(take.shape[0], layout.frames, layout.cells, parts[0], places, take) for take in parts[1:]
+        Stage(take.shape[0], layout.frames, layout.cells, parts[0], places, take, plan.groups, kept)
+        for take, kept in zip(parts[1:], plan.kept, strict=True)
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.answering import Answer
 from pipeline.checkpoint import find_checkpoint
-from pipeline.clip import Clip
+from pipeline.clip import Clip, Saliency
 from pipeline.encoders import AlignedEncoder, load_encoder
 from pipeline.families import load_family
 from pipeline.families.base import Family, Prompt
@@ -35,6 +35,12 @@ PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever i
 
 # Part of every cache key: raise it when encoding changes, so that features stored before are not taken.
 ENCODING_VERSION = 2
+
+# What a stored clip holds. An entry that lacks some of it was written before that was stored: the others are
+# what they were, so neither its key nor any identity made of it changes, and it is computed again.
+STORED = frozenset(
+    ("features", "frame_embeddings", "frame_times", "seconds", "pooling", "received", "keys"),
+)
 
 
 class Request(NamedTuple):
@@ -142,7 +148,7 @@ class Runtime:
         digest = video.content_hash(path)
         key = _digest("clip", self.encoding, digest)
         stored = self._cache.get(key) if self._cache is not None else None
-        if stored is None:
+        if stored is None or not stored.keys() >= STORED:
             frames, times, seconds = video.read_frames(path, self.frames, self._decode_timeout)
             stored = self._encode_frames(frames, times, seconds)
             if self._cache is not None:
@@ -170,9 +176,16 @@ class Runtime:
     ) -> dict[str, torch.Tensor]:
         encoded = self.family.encode_frames(frames)
         embeddings = self._encoder.embed_frames(encoded.tower_features)
+        # One pooling for all that is said of a patch: (frames, patches, 1 + 1 + head).
+        attention = (self._encoder.pooling_attention(encoded.tower_features), encoded.received)
+        patches = torch.cat((*(one[..., None] for one in attention), encoded.keys), dim=-1)
+        cells = self.family.pool(patches).cpu()
         return {
             "features": encoded.features.cpu(),
             "frame_embeddings": embeddings.cpu(),
+            "pooling": cells[..., 0],
+            "received": cells[..., 1],
+            "keys": cells[..., 2:],
             "frame_times": torch.tensor(np.asarray(times, dtype=np.float64)),
             "seconds": torch.tensor(seconds, dtype=torch.float64),
         }
@@ -184,6 +197,7 @@ class Runtime:
             frame_times=tensors["frame_times"].numpy(),
             features=tensors["features"],
             frame_embeddings=tensors["frame_embeddings"],
+            saliency=Saliency(tensors["pooling"], tensors["received"], tensors["keys"]),
             cells=self.family.cells,
             trailing=self.family.trailing,
             seconds=float(tensors["seconds"]),
@@ -307,7 +321,10 @@ class Runtime:
             plan = None
         prefix = self._prefix(clip, self.shape.layers if plan is None else plan.layers[0])
         after = self._prompt(clip, question).after
-        return Asked(layout, after, prefix, None if plan is None else method, plan, seed=question.id)
+        if method is None or plan is None:
+            return Asked(layout, after, prefix)
+        saliency = clip.saliency.to(self.family.device) if method.merges else None
+        return Asked(layout, after, prefix, method, plan, seed=question.id, saliency=saliency)
 
     def _reference_ids(self, reference: str | None, said: str) -> tuple[int, ...]:
         return self._option_ids(said if reference is None else reference)

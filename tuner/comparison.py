@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 from pipeline import meter
 from pipeline.errors import PipelineError
-from pipeline.methods import AdaTP, AdaTPOneShot, FewerFrames, Method, OneShot, PyramidDrop, RandomTokens
+from pipeline.methods import (
+    AdaTP,
+    AdaTPOneShot,
+    FastVid,
+    FewerFrames,
+    Method,
+    OneShot,
+    PyramidDrop,
+    RandomTokens,
+    VisionZip,
+)
 from pipeline.solve import Unreachable
 from tuner import statistics
 from tuner.driver import InterruptedRunError, RunOptions, Session, prepared
@@ -57,6 +67,8 @@ class Way:
 PEERS = (
     Way("FastV", OneShot(), "one pruning before layer 2, by the last prompt token's attention"),
     Way("PyramidDrop", PyramidDrop(), "a pruning after each quarter of the layers, by attention"),
+    Way("VisionZip", VisionZip(), "before the model: what the vision tower attends to, the rest merged"),
+    Way("FastVID", FastVid(), "before the model: segments, salient tokens, the rest merged into anchors"),
     Way("Fewer frames", FewerFrames(), "uniformly spaced frames, as if only they had been sampled"),
     Way("Random tokens", RandomTokens(), "drawn once before layer 2: what a score has to beat"),
 )

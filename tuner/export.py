@@ -205,7 +205,7 @@ class Best(_Strict):
     schema: str
     method: str
     parameters: dict[str, float]
-    selection: dict[str, str | int]
+    selection: dict[str, str | int | float]
     binds: str | None
     pruning_layers: list[int]
     layers: int

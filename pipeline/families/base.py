@@ -27,6 +27,9 @@ class EncodedFrames:
 
     features: torch.Tensor  # (frames * cells + trailing, hidden) as the language model reads them
     tower_features: torch.Tensor  # (frames, patches, width) what the tower handed to the projector
+    # Of the tower's layer that made those, float32. LLaVA's towers have no class token to rank patches by.
+    received: torch.Tensor  # (frames, patches) attention received, mean over heads and queries
+    keys: torch.Tensor  # (frames, patches, head) mean over heads
 
 
 class Family(Protocol):
@@ -76,6 +79,13 @@ class Family(Protocol):
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:
         """frames: (n, H, W, 3) RGB."""
+        ...
+
+    def pool(self, patches: torch.Tensor) -> torch.Tensor:
+        """(frames, patches, C) to (frames, cells, C), float32: any value of a patch, as features are pooled.
+
+        What stands between rows gets the mean of the row before it.
+        """
         ...
 
     def answer_ids(self, text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ No family by itself: families differ in how frames become visual tokens, and in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -96,6 +97,22 @@ class LlavaModel:
             return ()
         return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
 
+    @contextmanager
+    def _watching_attention(self) -> Iterator[_TowerAttention]:
+        """Collects, for every call of the tower inside the block, what its last layer read attends to."""
+        attention = self.model.model.vision_tower.encoder.layers[self.applied_vision_layers - 1].self_attn
+        watched = _TowerAttention(attention.scale, attention.num_heads)
+        handles = [
+            # Taken where the layer computes them: nothing is projected twice, whatever backend it runs.
+            attention.q_proj.register_forward_hook(lambda *call: watched.queries(call[-1])),
+            attention.k_proj.register_forward_hook(lambda *call: watched.take(call[-1])),
+        ]
+        try:
+            yield watched
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _runs(self, frames: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
         """Pixels of a few frames at a time, (up to FRAMES_PER_CALL, 3, S, S)."""
         for start in range(0, len(frames), FRAMES_PER_CALL):
@@ -131,6 +148,42 @@ class LlavaModel:
             pixels, (height, width), mode=mode, align_corners=False, antialias=True
         )
         return scaled.round().clamp(0, 255)
+
+
+class _TowerAttention:
+    """Attention that patches receive in one layer of a vision tower, and that layer's keys."""
+
+    def __init__(self, scale: float, heads: int) -> None:
+        self._scale = scale
+        self._heads = heads
+        self._queries: torch.Tensor | None = None
+        self._received: list[torch.Tensor] = []
+        self._keys: list[torch.Tensor] = []
+
+    def queries(self, queries: torch.Tensor) -> None:
+        """(n, patches, width) of a call whose keys come next."""
+        self._queries = queries
+
+    def take(self, keys: torch.Tensor) -> None:
+        """(n, patches, width) of the same call."""
+        assert self._queries is not None
+        n, patches, _ = keys.shape
+        key = keys.view(n, patches, self._heads, -1).transpose(1, 2).float()  # (n, heads, patches, head)
+        query = self._queries.view(n, patches, self._heads, -1).transpose(1, 2).float()
+        for q, k in zip(query, key, strict=True):  # frame by frame: heads x patches x patches is large
+            self._received.append(((q * self._scale) @ k.transpose(1, 2)).softmax(dim=-1).mean(dim=(0, 1)))
+        self._keys.append(key.mean(dim=1))
+        self._queries = None
+
+    @property
+    def received(self) -> torch.Tensor:
+        """(frames, patches) float32."""
+        return torch.stack(self._received)
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """(frames, patches, head) float32."""
+        return torch.cat(self._keys)
 
 
 def _shape(config: Any, patches: int, applied_layers: int) -> ModelShape:

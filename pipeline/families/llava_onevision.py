@@ -77,15 +77,24 @@ class LlavaOnevision(LlavaModel):
             lambda _, args: tower_features.append(args[0])
         )
         try:
-            for pixels in self._runs(frames):
-                pooled = self.model.model.get_video_features(pixels[None]).pooler_output[0]
-                features.append(
-                    pooled[: len(pixels) * self.cells]
-                )  # releases differ in adding the newline here
+            with self._watching_attention() as attention:
+                for pixels in self._runs(frames):
+                    pooled = self.model.model.get_video_features(pixels[None]).pooler_output[0]
+                    # Releases differ in adding the newline here.
+                    features.append(pooled[: len(pixels) * self.cells])
         finally:
             hook.remove()
         newline = self.model.model.image_newline.to(features[0])[None]
-        return EncodedFrames(torch.cat([*features, newline]), torch.cat(tower_features))
+        return EncodedFrames(
+            torch.cat([*features, newline]), torch.cat(tower_features), attention.received, attention.keys
+        )
+
+    def pool(self, patches: torch.Tensor) -> torch.Tensor:
+        """(frames, patches, C) to (frames, cells, C), float32: bilinear, as the features."""
+        frames, _, width = patches.shape
+        maps = patches.float().transpose(1, 2).reshape(frames, width, self.grid, self.grid)
+        side = math.ceil(self.grid / 2)
+        return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear").flatten(2).transpose(1, 2)
 
 
 def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> Family:

@@ -101,12 +101,26 @@ class LlavaVideo(LlavaModel):
         inner = self.model.model
         tower_features: list[torch.Tensor] = []
         features: list[torch.Tensor] = []
-        for pixels in self._runs(frames):
-            tower = inner.vision_tower(pixels, output_hidden_states=True)
-            patches = tower.hidden_states[self.applied_vision_layers]  # before SigLIP's last norm
-            tower_features.append(patches)
-            features.append(self._with_newlines(inner.multi_modal_projector(patches)))
-        return EncodedFrames(torch.cat(features), torch.cat(tower_features))
+        with self._watching_attention() as attention:
+            for pixels in self._runs(frames):
+                tower = inner.vision_tower(pixels, output_hidden_states=True)
+                patches = tower.hidden_states[self.applied_vision_layers]  # before SigLIP's last norm
+                tower_features.append(patches)
+                features.append(self._with_newlines(inner.multi_modal_projector(patches)))
+        return EncodedFrames(
+            torch.cat(features), torch.cat(tower_features), attention.received, attention.keys
+        )
+
+    def pool(self, patches: torch.Tensor) -> torch.Tensor:
+        """(frames, patches, C) to (frames, cells, C), float32: averages of 2 x 2, as the features.
+
+        A newline token has no patches; it gets the mean of the row it ends (our choice), so it stays where
+        its row would.
+        """
+        frames, _, width = patches.shape
+        maps = patches.float().transpose(1, 2).reshape(frames, width, self.grid, self.grid)
+        rows = torch.nn.functional.avg_pool2d(maps, 2)  # (frames, C, rows, rows)
+        return torch.cat((rows, rows.mean(dim=3, keepdim=True)), dim=3).flatten(2).transpose(1, 2)
 
     def _with_newlines(self, projected: torch.Tensor) -> torch.Tensor:
         """projected: (n, patches, hidden). Returns (n * cells, hidden), row after row."""

@@ -9,10 +9,12 @@ from typing import Any
 from pipeline.methods.adatp import KNOBS, AdaTP
 from pipeline.methods.adatp_one_shot import AdaTPOneShot
 from pipeline.methods.base import Choice, Knob, Method, Partition, choices, json_schema, knobs
+from pipeline.methods.fast_vid import FastVid
 from pipeline.methods.fewer_frames import FewerFrames
 from pipeline.methods.one_shot import OneShot
 from pipeline.methods.pyramid_drop import PyramidDrop
 from pipeline.methods.random_tokens import RandomTokens
+from pipeline.methods.vision_zip import VisionZip
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -23,6 +25,8 @@ METHODS: dict[str, type[Method]] = {
         PyramidDrop,
         RandomTokens,
         FewerFrames,
+        VisionZip,
+        FastVid,
     )
 }
 
@@ -56,6 +60,7 @@ __all__ = [
     "AdaTP",
     "AdaTPOneShot",
     "Choice",
+    "FastVid",
     "FewerFrames",
     "Knob",
     "Method",
@@ -63,6 +68,7 @@ __all__ = [
     "Partition",
     "PyramidDrop",
     "RandomTokens",
+    "VisionZip",
     "choices",
     "from_dict",
     "json_schema",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from pipeline.merging import Merged, VisualTokens
     from pipeline.ranking import Stage
 
 # r^j n is computed in floating point: without this guard ceil(3.0000000001) would keep a fourth token.
@@ -95,6 +96,7 @@ class Method:
     ratio_field: ClassVar[str]  # the one field in which every kept count is monotone; solve_p moves it
     positions: ClassVar[Literal["original", "compact"]] = "original"  # position ids of what is kept
     aligned: ClassVar[bool] = False  # whether planning needs frame and text embeddings
+    merges: ClassVar[bool] = False  # whether `merge` takes the place of `select`
 
     @property
     def score_rows(self) -> ScoreRows:
@@ -124,6 +126,14 @@ class Method:
         """
         raise NotImplementedError
 
+    def merge(self, stage: Stage, visual: VisualTokens) -> Merged:
+        """Which visual tokens stay, and the states that they go on with, made of others' too.
+
+        For methods whose one pruning comes before layer 0: all visual tokens are still there. Returns
+        stage.total of them, without synchronising with the device.
+        """
+        raise NotImplementedError
+
     @property
     def ratio(self) -> float:
         """The value of the field named by `ratio_field`."""
@@ -133,8 +143,10 @@ class Method:
         """The same method with another ratio."""
         return dataclasses.replace(self, **{self.ratio_field: ratio})
 
-    def selection_options(self) -> dict[str, str | int]:
-        """The options that decide which tokens stay, given how many: part of an answer's fingerprint."""
+    def selection_options(self) -> dict[str, str | int | float]:
+        """What decides which tokens stay, and with which states, given how many: part of an answer's
+        fingerprint.
+        """
         return {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)

@@ -84,6 +84,7 @@ class Recorder:
     method: Ranked
     forced: Sequence[Choice] | None = None
     choices: list[Choice] = field(default_factory=list)
+    merges = False
 
     @property
     def positions(self) -> str:

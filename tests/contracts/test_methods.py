@@ -1,13 +1,16 @@
 """One contract for every pruning method: a new method is tested by standing in METHODS."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.clip import Saliency
 from pipeline.flops import flops_ratio
 from pipeline.layout import Layout, Layouts
+from pipeline.merging import VisualTokens
 from pipeline.methods import METHODS, choices, from_dict, knobs, to_dict
 from pipeline.plan import StudyPlans
 from pipeline.pruning import pruned
@@ -67,6 +70,16 @@ def random_layouts(count: int = 25) -> list[Layout]:
             )
         )
     return layouts
+
+
+def random_tokens(layout: Layout) -> VisualTokens:
+    """What a method that merges is given."""
+    generator = torch.Generator().manual_seed(layout.visual)
+    shape = (layout.frames, layout.cells)
+    pooling, received, hidden, keys = (
+        torch.rand(*shape, *width, generator=generator) for width in ((), (), (8,), (4,))
+    )
+    return VisualTokens(hidden, Saliency(pooling, received, keys))
 
 
 @every_option
@@ -130,12 +143,24 @@ def test_selection_is_pure_sorted_unique_and_of_the_planned_size(method):
             if plan.total(j) == plan.total(j - 1):
                 continue
             scores = torch.from_numpy(random.random(len(tokens))).float()
-            given = scores if plan.score_rows != "none" else None
-            held = (scores.clone(), tokens.clone())
-            chosen = method.select(stage, given, tokens, "seed")
-            assert chosen.equal(method.select(stage, given, tokens, "seed"))
-            assert scores.equal(held[0])
-            assert tokens.equal(held[1])
+            if method.merges:
+                assert plan.layers == (0,)
+                visual = random_tokens(layout)
+                held = copy.deepcopy(visual)
+                (chosen, hidden), again = (method.merge(stage, visual) for _ in range(2))
+                assert chosen.equal(again.kept)
+                assert hidden.equal(again.hidden)
+                assert hidden.shape == (stage.total, visual.hidden.shape[2])
+                assert hidden.isfinite().all()
+                assert visual.hidden.equal(held.hidden)
+                assert visual.saliency.keys.equal(held.saliency.keys)
+            else:
+                given = scores if plan.score_rows != "none" else None
+                held = (scores.clone(), tokens.clone())
+                chosen = method.select(stage, given, tokens, "seed")
+                assert chosen.equal(method.select(stage, given, tokens, "seed"))
+                assert scores.equal(held[0])
+                assert tokens.equal(held[1])
             assert chosen.tolist() == sorted(set(chosen.tolist()))
             tokens = tokens[chosen]
             borders = np.cumsum([0, *plan.groups])

@@ -58,10 +58,12 @@ def prefill(
     *,
     following: Sequence[int] = (),
     forced: Sequence[Sequence[int]] | None = None,
+    states: torch.Tensor | None = None,
     pictures: Sequence[torch.Tensor] = (torch.empty(0, 0), torch.empty(0, 0)),
 ) -> Reference:
     """The prompt, then `following` token ids. forced: the tokens to keep at each pruning, whatever the
-    scores. pictures: (tokens, hidden) features right before and right after the video.
+    scores. states: (kept, hidden) what stands in the places of those kept at the first one. pictures:
+    (tokens, hidden) features right before and right after the video.
     """
     family, layout = runtime.family, runtime.layout(clip, question)
     decoder = family.language_model
@@ -101,6 +103,8 @@ def prefill(
                 *range(start + len(tokens), hidden.shape[1]),
             ]
             hidden = hidden[:, rows_kept]
+            if states is not None and j == 0:
+                hidden[0, start : start + len(chosen)] = states
             compact = method is not None and method.positions == "compact"
             positions = torch.arange(len(rows_kept)) if compact else positions[rows_kept]
             tokens = [tokens[i] for i in chosen]

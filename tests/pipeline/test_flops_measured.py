@@ -49,8 +49,11 @@ def test_vision_tower_and_projector(eager):
     frames = scenes(FRAMES)
     with FlopCounterMode(display=False) as counter:
         eager.family.encode_frames(frames)
-    expected = FRAMES * eager.shape.vision.frame(eager.shape.hidden)
-    assert counter.get_total_flops() / 2 == expected
+    vision = eager.shape.vision
+    # Beside them, the attention that is stored for VisionZip: one product of all queries and keys of one
+    # layer, 0.2 % of the 7B model's tower, and left out of every count.
+    stored = vision.patches**2 * vision.width
+    assert counter.get_total_flops() / 2 == FRAMES * (vision.frame(eager.shape.hidden) + stored)
 
 
 def test_frame_embeddings(eager):

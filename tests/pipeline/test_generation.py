@@ -9,10 +9,11 @@ from transformers import GenerationConfig, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.errors import UnsupportedError
-from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
+from pipeline.methods import AdaTP, FastVid, FewerFrames, OneShot, RandomTokens, VisionZip
 from pipeline.pruning import pruned
 from tests.checkpoints import scenes
 from tests.pipeline import reference
+from tests.pipeline.methods.merging import of_clip
 
 METHODS = [
     AdaTP(p=0.6),
@@ -155,8 +156,37 @@ def test_a_follow_up_turn_may_come_in_a_block_of_its_own(runtime, clip, question
     assert all(a.equal(b) for a, b in zip(again.logits, second.logits, strict=True))
 
 
-def test_renumbered_positions_go_on_by_calling_the_model_and_not_by_generate(runtime, clip, question):
-    method = FewerFrames(keep_ratio=0.4)
+@BOTH
+@pytest.mark.parametrize(
+    "method", [VisionZip(keep_ratio=0.4), FastVid(keep_ratio=0.4, segments=2)], ids=lambda m: m.name
+)
+def test_merged_tokens_are_what_is_gone_on_from(request, eager, which, clip, question, method):
+    """By generate() one token at a time, with a cache and without, and by a turn of several tokens."""
+    runtime = request.getfixturevalue(which)
+    inputs, states = runtime.inputs(clip, question), of_clip(runtime, method, clip, question).hidden
+    with torch.no_grad(), pruned(runtime, method, clip, question) as pruning:
+        out = generate(runtime, inputs)
+        kept = kept_by(pruning)
+        without = generate(runtime, inputs, use_cache=False)
+        cache = runtime.model(**inputs).past_key_values
+        more = more_words(runtime)
+        turn = runtime.model(input_ids=torch.tensor([more]), past_key_values=cache).logits[0, -1]
+    words = said(out, inputs)
+    steps = [*(words[:step] for step in range(len(words))), more]
+    for following, got in zip(steps, (*out.logits, turn[None]), strict=True):
+        expected = reference.prefill(
+            eager, clip, question, method, following=following, forced=kept, states=states
+        )
+        torch.testing.assert_close(got[0], expected.logits, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(without.logits, out.logits, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "method", [FewerFrames(keep_ratio=0.4), FastVid(keep_ratio=0.4)], ids=lambda m: m.name
+)
+def test_what_is_pruned_before_layer_0_goes_on_by_calling_the_model_and_not_by_generate(
+    runtime, clip, question, method
+):
     with pruned(runtime, method, clip, question):
         first = generate(runtime, runtime.inputs(clip, question))
         with pytest.raises(UnsupportedError, match="cannot go on through generate"):

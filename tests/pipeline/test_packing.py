@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from pipeline.errors import UnsupportedError
-from pipeline.methods import AdaTP, AdaTPOneShot, FewerFrames, OneShot, PyramidDrop, RandomTokens
+from pipeline.methods import (
+    AdaTP,
+    AdaTPOneShot,
+    FastVid,
+    FewerFrames,
+    OneShot,
+    PyramidDrop,
+    RandomTokens,
+    VisionZip,
+)
 from pipeline.packing import Asked, Pack
 from pipeline.prefix import build_prefix
 from pipeline.pruning import pruned
@@ -25,6 +34,8 @@ METHODS = [
     PyramidDrop(keep_ratio=0.5),
     RandomTokens(keep_ratio=0.3),
     FewerFrames(keep_ratio=0.4),
+    VisionZip(keep_ratio=0.4),
+    FastVid(keep_ratio=0.4, segments=2),
 ]
 
 # A row of several questions is multiplied in other blocks than one question alone: what float32

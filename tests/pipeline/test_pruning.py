@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from pipeline.errors import UnsupportedError
-from pipeline.methods import AdaTP, AdaTPOneShot, FewerFrames, OneShot, PyramidDrop, RandomTokens
+from pipeline.methods import (
+    AdaTP,
+    AdaTPOneShot,
+    FastVid,
+    FewerFrames,
+    OneShot,
+    PyramidDrop,
+    RandomTokens,
+    VisionZip,
+)
 from pipeline.pruning import attention_scores, pruned
 from pipeline.question import Question
 from tests.pipeline import reference
@@ -21,7 +30,11 @@ METHODS = [
     PyramidDrop(keep_ratio=0.5),
     FewerFrames(keep_ratio=0.4),
 ]
-ALL = [*METHODS, RandomTokens(keep_ratio=0.3)]
+MERGING = [
+    VisionZip(keep_ratio=0.4),
+    FastVid(keep_ratio=0.4, segments=2),
+]  # written out in tests/pipeline/methods
+ALL = [*METHODS, RandomTokens(keep_ratio=0.3), *MERGING]
 
 # One pass and a split one multiply matrices of other shapes, and so round differently: of float32 logits of
 # the order of 10, this much may differ.
@@ -73,7 +86,11 @@ def test_backends_keep_the_same_tokens(runtime, eager, clip, question, method):
 
 
 @pytest.mark.parametrize("which", ["runtime", "eager"])
-@pytest.mark.parametrize("method", [AdaTP(), OneShot(), RandomTokens(), FewerFrames()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [AdaTP(), OneShot(), RandomTokens(), FewerFrames(), VisionZip(), FastVid()],
+    ids=lambda m: m.name,
+)
 def test_keeping_everything_is_the_untouched_model_bit_for_bit(request, which, clip, question, method):
     runtime = request.getfixturevalue(which)
     untouched = logits(runtime, clip, question)

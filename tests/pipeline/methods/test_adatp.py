@@ -218,7 +218,7 @@ def test_methods_survive_the_way_through_plain_data(name):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"method": "fastv"}, f"one of {', '.join(METHODS)}, but got 'fastv'"),
+        ({"method": "fastv"}, "one of adatp, .*, but got 'fastv'"),
         ({"method": "adatp", "q": 1}, "adatp has the parameters tau_s, .*, but got 'q'"),
     ],
 )
