@@ -102,9 +102,7 @@ def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> St
     other = np.full(inside.size, getattr(method, "tau_t" if knob == "tau_s" else "tau_s"))
     pair = (inside, other) if knob == "tau_s" else (other, inside)
     found = planner.variants(method, names, *pair)
-    plots = tuple(
-        replace(plot, fingerprint=one) for plot, one in zip(blank, found.fingerprints, strict=True)
-    )
+    plots = tuple(replace(plot, fingerprint=one) for plot, one in zip(blank, found.fingerprints, strict=True))
     low, high = np.array(lows), np.array(highs)
     until = np.unique(high)
     # The first step holds the low end of the range, the others begin just above a breakpoint.
@@ -112,7 +110,13 @@ def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> St
     first = np.append(True, np.array(names[1:], dtype=object) != np.array(names[:-1], dtype=object))
     begins = np.where(first, 0, np.searchsorted(until, low) + 1).astype(np.int64)
     return Steps(
-        knob, method, values, until, _ratios(planner, names, begins, first, found.flops, until.size), plots, begins
+        knob,
+        method,
+        values,
+        until,
+        _ratios(planner, names, begins, first, found.flops, until.size),
+        plots,
+        begins,
     )
 
 

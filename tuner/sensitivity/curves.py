@@ -175,21 +175,20 @@ def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
     """The reference with one of its ratios elsewhere: `GRID` values over the range, the chosen one among them.
 
     Dense near it, and apart by their effect: after J prunings a ratio r keeps r^J, so the scale is its
-    logarithm. Of p and gamma_cap, values below the one or above the other that make no configuration are left
-    out.
+    logarithm. A gamma_cap below p does nothing, so its grid begins there.
     """
     chosen = float(getattr(method, knob))
-    low, high = min(range_.low, chosen), max(range_.high, chosen)
-    if knob == "gamma_cap":
-        low = min(max(low, method.p), chosen)  # below p it does nothing
-    reach = {-1: prunings * math.log(chosen / low), 1: prunings * math.log(high / chosen)}
+    least = method.p if knob == "gamma_cap" else range_.low
+    centre = max(chosen, least)
+    low, high = min(max(range_.low, least), centre), max(range_.high, centre)
+    reach = {-1: prunings * math.log(centre / low), 1: prunings * math.log(high / centre)}
     weight = {side: math.sqrt(one) for side, one in reach.items()}
     values = {chosen}
     for side, one in reach.items():
         count = round((GRID - 1) * weight[side] / (sum(weight.values()) or 1.0))
         count = max(count, 1) if one > 0 else 0
         for k in range(1, count):
-            values.add(round(chosen * math.exp(side * one * (k / count) ** 3 / prunings), 6))
+            values.add(round(centre * math.exp(side * one * (k / count) ** 3 / prunings), 6))
         if count:
             values.add(low if side < 0 else high)
     changed = [{knob: value} for value in sorted(values)]
