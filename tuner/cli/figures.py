@@ -1,4 +1,4 @@
-"""The figures that `tuner run` and `tuner sync` leave and hand to MLflow."""
+"""The figures that `tuner run`, `tuner sync` and `tuner sensitivity` leave and hand to MLflow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tuner.results import RunSummary
+    from tuner.sensitivity.results import Sensitivity
 
 
 def draw(summary: RunSummary) -> tuple[Path, ...]:
@@ -14,3 +15,13 @@ def draw(summary: RunSummary) -> tuple[Path, ...]:
     from dashboards.pareto import write_pareto
 
     return tuple(write_pareto(summary, Path(".tuner") / summary.study / "figures"))
+
+
+def draw_sensitivity(found: Sensitivity) -> tuple[Path, ...]:
+    """Draws the pictures of a sensitivity study into .tuner/<study>/figures and returns the files."""
+    from dashboards.sensitivity import sensitivity_pictures
+
+    from dashboards.picture import write
+
+    folder = Path(".tuner") / found.study / "figures"
+    return tuple(file for one in sensitivity_pictures(found) for file in write(one, folder))

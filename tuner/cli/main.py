@@ -10,6 +10,7 @@ import typer
 from pipeline.errors import PipelineError
 from tuner.cli.export import export
 from tuner.cli.run import run
+from tuner.cli.sensitivity import sensitivity
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
@@ -29,6 +30,7 @@ app.command()(status)
 app.command()(trials)
 app.command()(export)
 app.command()(sync)
+app.command()(sensitivity)
 
 
 def _print_version(wanted: bool) -> None:

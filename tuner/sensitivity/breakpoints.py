@@ -134,7 +134,7 @@ def _ratios(
             added = np.zeros(size, dtype=np.int64)
             np.add.at(added, begins[mine], change[mine])
             ratios.append(np.cumsum(added) / planner.unpruned_flops[part])
-    return np.max(ratios, axis=0)
+    return np.asarray(np.max(ratios, axis=0), dtype=np.float64)
 
 
 def _at(method: AdaTP, knob: Threshold, value: float) -> AdaTP:

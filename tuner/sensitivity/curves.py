@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ class Track:
     until: Floats  # (T,)
     flops_ratio: Floats  # (T,)
     correct: Flags  # (T, Q)
-    # (T, Q) right in every step of the row: what safety is judged by. As `correct` unless rows were put together.
+    # (T, Q) right in every step of the row, by which safety is judged; `correct` unless rows were joined.
     always: Flags
     logprob: Floats  # (T, Q) change of the right answer's from the unpruned model's; NaN where there is none
     # (T,) every question's plan is the reference's.
@@ -172,7 +173,7 @@ def grid_track(
 
 
 def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
-    """The reference with one of its ratios elsewhere: `GRID` values over the range, the chosen one among them.
+    """The reference with one of its ratios elsewhere: `GRID` values over the range, the chosen one included.
 
     Dense near it, and apart by their effect: after J prunings a ratio r keeps r^J, so the scale is its
     logarithm. A gamma_cap below p does nothing, so its grid begins there.
@@ -191,7 +192,13 @@ def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
             values.add(round(centre * math.exp(side * one * (k / count) ** 3 / prunings), 6))
         if count:
             values.add(low if side < 0 else high)
-    changed = [{knob: value} for value in sorted(values)]
+    # Where the other one of the pair begins to bind nothing changes any more: a corner, and free of answers.
+    corner = {"gamma_cap": method.alpha_boost * method.p, "alpha_boost": method.gamma_cap / method.p}.get(
+        knob
+    )
+    if corner is not None and low < corner < high:
+        values.add(corner)
+    changed: list[dict[str, Any]] = [{knob: value} for value in sorted(values)]
     return [replace(method, **one) for one in changed]
 
 

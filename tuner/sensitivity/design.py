@@ -94,7 +94,7 @@ class DesignSpace:
     def values(self, unit: Floats) -> Floats:
         """Unit points (N, D) as values of the inputs."""
         columns = [
-            np.interp(column, *reversed(self._tau_s))
+            np.interp(column, self._tau_s[1], self._tau_s[0])
             if name == "tau_s"
             else self._ranges[name].low + column * (self._ranges[name].high - self._ranges[name].low)
             for name, column in zip(self.inputs, unit.T, strict=True)

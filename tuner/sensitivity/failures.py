@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -39,15 +40,15 @@ def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mappin
     rows of all tracks is held against what a bootstrap over videos gives for the lowest one (a simultaneous
     bound), so that looking everywhere finds no more by chance than looking once.
     """
-    name = "middle frames over-pruned"
+    name: Final = "middle frames over-pruned"
     middle = np.array([one.get("when") == "middle" for one in tags])
     ends = np.array([one.get("when") in ("start", "end") for one in tags])
     if not middle.any() or not ends.any() or len(set(part.videos)) < 2:
         return FailureMode(
             name,
             None,
-            "Whether frames in the middle are pruned too hard cannot be told: the questions need the tag `when` "
-            "(start, middle or end).",
+            "Whether frames in the middle are pruned too hard cannot be told: the questions need the tag "
+            "`when` (start, middle or end).",
         )
     here = _contrast(part.reference, part.unpruned, middle, ends)
     at_reference = (
@@ -86,7 +87,7 @@ def small_things(
 
     variants: the part under each `deduplicate`, at the same FLOPs; `chosen`: the reference's.
     """
-    name = "small things lost to deduplication"
+    name: Final = "small things lost to deduplication"
     small = np.array([one.get("size") == "small" for one in tags])
     answers = {one.deduplicate: one.correct for one in variants}
     if not small.any():

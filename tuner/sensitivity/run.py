@@ -16,7 +16,6 @@ import numpy as np
 
 from pipeline.methods import AdaTP
 from pipeline.plan import pruning_layers
-from pipeline.solve import Unreachable
 from tuner import statistics
 from tuner.driver import RunOptions, ask
 from tuner.errors import UserError
@@ -26,7 +25,7 @@ from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
 from tuner.records.store import Pair, Store, StudyRecord, default_database
 from tuner.reporting import chosen, make_planner, setting_from, without_skipped
-from tuner.results import Configuration, Interval, Measured, Part, QuestionResult
+from tuner.results import Configuration, Part, QuestionResult
 from tuner.scoring import judge
 from tuner.search.space import Range, knob_ranges, make_space
 from tuner.sensitivity import failures
@@ -42,7 +41,7 @@ from tuner.sensitivity.curves import (
     grid_track,
 )
 from tuner.sensitivity.design import Design, DesignSpace
-from tuner.sensitivity.results import Curve, Output, PairMap, Sensitivity
+from tuner.sensitivity.results import Curve, Output, OutputName, PairMap, Sensitivity
 from tuner.sensitivity.sentences import sentences
 from tuner.study import Study
 
@@ -154,7 +153,7 @@ class _Plan:
 
     @cached_property
     def tune(self) -> tuple[str, ...]:
-        """What the design is asked; all questions where nothing is held out."""
+        """What the design is asked."""
         return tuple(one.id for one in self.study.questions_of("tune"))
 
     @cached_property
@@ -188,7 +187,7 @@ class _Plan:
     def variants(self) -> dict[str, AdaTP]:
         """The reference with each `deduplicate`, p solved for its FLOPs; where that can be reached."""
         target = self.planner.binding_ratio(self.method)
-        found = {self.method.deduplicate: self.method}
+        found: dict[str, AdaTP] = {self.method.deduplicate: self.method}
         if not any(one.tags.get("size") == "small" for one in self.study.questions_of(self.part)):
             return {}
         others: tuple[AdaTP, ...] = tuple(
@@ -198,8 +197,6 @@ class _Plan:
             solved = self.planner.solve(one, min(1.0, target + 1e-12))
             if isinstance(solved, AdaTP):
                 found[one.deduplicate] = solved
-            else:
-                assert isinstance(solved, Unreachable)
         return found
 
     @cached_property
@@ -265,8 +262,10 @@ class _Plan:
                 if plot.question in mine and new(plot.question, plot.fingerprint):
                     configuration = Configuration.from_method(found.configuration_at(plot.inside))
                     missing_of.setdefault(plot.question, []).append(configuration)
-            for k in range(max(map(len, missing_of.values()), default=0)):
-                asks.append(Ask({one: plans[k] for one, plans in missing_of.items() if k < len(plans)}))
+            asks += [
+                Ask({one: plans[k] for one, plans in missing_of.items() if k < len(plans)})
+                for k in range(max(map(len, missing_of.values()), default=0))
+            ]
         return asks
 
     def found(self, answers: _Answers, analyse: Analyse, progress: Progress) -> Sensitivity:
@@ -352,11 +351,16 @@ class _Plan:
     def _analysed(
         self, answers: _Answers, analyse: Analyse
     ) -> tuple[tuple[Output, ...], tuple[PairMap, ...]]:
-        if not self.design:
+        if not self.design or not self.tune:
             return (), ()
         results = [answers.results(one, self.tune) for one in self.design]
         before = [answers.baseline[one] for one in self.tune]
-        outputs: dict[str, list[float]] = {"accuracy": [], "logprob": [], "regressions": [], "seconds": []}
+        outputs: dict[OutputName, list[float]] = {
+            "accuracy": [],
+            "logprob": [],
+            "regressions": [],
+            "seconds": [],
+        }
         for after in results:
             pairs = list(zip(after, before, strict=True))
             changes = [

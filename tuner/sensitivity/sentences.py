@@ -18,8 +18,8 @@ def sentences(found: Sensitivity) -> tuple[str, ...]:
 
 
 def value(number: float) -> str:
-    """A knob's value as it is shown."""
-    return f"{number:.4g}"
+    """A knob's value as it is shown; the number just above 0 is 0."""
+    return f"{round(number, 12):.4g}"
 
 
 def points(share: float) -> str:
@@ -56,7 +56,8 @@ def _sentences(found: Sensitivity) -> Iterator[str]:
     detectable = found.detectable
     matter = [one for one in by_size if detectable is None or _size(_spread(one)) >= detectable]
     if matter:
-        yield f"What matters, one knob at a time over its range ({what}): {_list([_effect(one, found) for one in matter])}."
+        effects = _list([_effect(one, found) for one in matter])
+        yield f"What matters, one knob at a time over its range ({what}): {effects}."
     yield from _no_difference([one for one in by_size if one not in matter] + still, matter, found, what)
     yield _safe(moving, found, what)
     yield from _watch(by_size, found, what)
@@ -68,22 +69,26 @@ def _sentences(found: Sensitivity) -> Iterator[str]:
     if detectable is not None:
         questions = next((one.questions for one in found.curves), 0)
         yield (
-            f"A change of {what} by less than about {100 * detectable:.1f} points cannot be told from none with "
-            f"these {questions} {'held-out' if found.part == 'held_out' else 'tune'} questions (half a typical "
-            "95 % interval of a paired difference)."
+            f"A change of {what} by less than about {100 * detectable:.1f} points cannot be told from none "
+            f"with these {questions} {'held-out' if found.part == 'held_out' else 'tune'} questions (half a "
+            "typical 95 % interval of a paired difference)."
         )
     if found.part == "tune":
-        yield "Nothing is held out, so the curves are from the questions that chose the reference: too rosy around it."
+        yield (
+            "Nothing is held out, so the curves are from the questions that chose the reference: too rosy "
+            "around it."
+        )
 
 
 def _effect(curve: Curve, found: Sensitivity) -> str:
     low, high = _spread(curve)
-    text = f"{curve.knob} ({points(low)} to {points(high)} from {value(curve.points[0].value)} to {value(curve.points[-1].until)}"
+    whole = _whole(curve)
+    text = f"{curve.knob} ({100 * low:+.1f} to {points(high)} from {value(whole.low)} to {value(whole.high)}"
     inside = [one for one in curve.points if one.flops_ratio <= found.budget + TOLERANCE]
     if inside and len(inside) < len(curve.points):
         best = max(one.difference.value for one in inside)
         worst = min(one.difference.value for one in inside)
-        text += f"; within the budget {points(worst)} to {points(best)}"
+        text += f"; within the budget {100 * worst:+.1f} to {100 * best:+.1f}"
     return text + ")"
 
 
@@ -95,16 +100,13 @@ def _no_difference(
     for curve in rest:
         first, last = value(curve.points[0].value), value(curve.points[-1].until)
         if _spread(curve) == (0.0, 0.0) and flat(curve) == _whole(curve):
-            yield f"{curve.knob} changes nothing from {first} to {last}{_why_flat(curve, found)}: no plan depends on it."
+            why = _why_flat(curve, found)
+            yield f"{curve.knob} changes nothing from {first} to {last}{why}: no plan depends on it."
         else:
             yield (
                 f"{curve.knob} made no difference between {first} and {last}: at most "
                 f"{100 * _size(_spread(curve)):.1f} points of {what}"
-                + (
-                    "."
-                    if detectable is None
-                    else f", less than the {100 * detectable:.1f} this study can detect."
-                )
+                + ("." if detectable is None else f", less than the {100 * detectable:.1f} detectable here.")
             )
     if detectable is None:
         return
@@ -120,33 +122,36 @@ def _no_difference(
             )
     if told:
         yield (
-            f"No difference of {what} that this study can detect ({100 * detectable:.1f} points): {_list(told)}."
+            f"No difference of {what} that this study can detect ({100 * detectable:.1f} points): "
+            f"{_list(told)}."
         )
 
 
 def _safe(curves: Sequence[Curve], found: Sensitivity, what: str) -> str:
+    """How far each knob may drift in accuracy and in compute."""
     told, none = [], []
     for curve in curves:
-        if curve.safe is None or curve.safe.low == curve.safe.high:
+        safe, fits = curve.safe, curve.within_budget
+        if safe is None or fits is None:
             none.append(curve.knob)
             continue
-        text = f"{curve.knob} {value(curve.safe.low)} to {value(curve.safe.high)}"
-        if curve.within_budget is None:
-            text += " (over the budget as it is)"
-        elif curve.within_budget.high < curve.safe.high or curve.within_budget.low > curve.safe.low:
-            text += f" (the budget holds from {value(curve.within_budget.low)} to {value(curve.within_budget.high)})"
-        told.append(text)
+        low, high = max(safe.low, fits.low), min(safe.high, fits.high)
+        more = [
+            f"{word} {value(end)}"
+            for word, end, cut in (("down to", safe.low, low), ("up to", safe.high, high))
+            if end != cut
+        ]
+        beyond = f" ({' and '.join(more)} but for the budget)" if more else ""
+        if low < high:
+            told.append(f"{curve.knob} {value(low)} to {value(high)}{beyond}")
+        else:
+            none.append(curve.knob + beyond)
     margin = f"{100 * found.margin:.1f} points"
+    shown = f"shown (one-sided 95 %) to keep {what} within {margin} of the reference's, within the budget"
     if not told:
-        return (
-            f"No knob may drift at all: at no other value is it shown (one-sided 95 %) that {what} stays within "
-            f"{margin} of the reference's."
-        )
-    text = (
-        f"Each alone may drift this far, shown (one-sided 95 %) to keep {what} within {margin} of the "
-        f"reference's: {_list(told)}."
-    )
-    return text + (f" Only the chosen value is shown safe of {_list(none)}." if none else "")
+        return f"No knob may drift: no other value of any is {shown}."
+    text = f"Each alone may drift this far, {shown}: {_list(told)}."
+    return text + (f" Of {_list(none)} no other value is." if none else "")
 
 
 def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[str]:
@@ -168,8 +173,8 @@ def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[s
         curve, one = min(edges, key=lambda edge: edge[1].difference.value)
         edge = one.value if one.value > curve.chosen else one.until
         yield (
-            f"The safe ranges end where a drop can no longer be excluded, not where one is seen: the largest is "
-            f"{curve.knob} at {value(edge)}, {_interval(one.difference)} points."
+            "The safe ranges end where a drop can no longer be excluded, not where one is seen: the largest "
+            f"is {curve.knob} at {value(edge)}, {_interval(one.difference)} points."
         )
 
 
@@ -190,9 +195,15 @@ def _binding(found: Sensitivity) -> str:
         return "Nothing is boosted in the reference, so neither alpha_boost nor gamma_cap binds."
     p, alpha = float(found.reference.get("p")), float(found.reference.get("alpha_boost"))
     if found.binds == "alpha_boost":
-        return f"alpha_boost binds: gamma_cap does nothing as long as it is at least alpha_boost p = {value(alpha * p)}."
+        return (
+            "alpha_boost binds: gamma_cap does nothing as long as it is at least alpha_boost p = "
+            f"{value(alpha * p)}."
+        )
     gamma = float(found.reference.get("gamma_cap"))
-    return f"gamma_cap binds: alpha_boost does nothing as long as it is at least gamma_cap / p = {value(gamma / p)}."
+    return (
+        "gamma_cap binds: alpha_boost does nothing as long as it is at least gamma_cap / p = "
+        f"{value(gamma / p)}."
+    )
 
 
 def _why_flat(curve: Curve, found: Sensitivity) -> str:
@@ -225,8 +236,8 @@ def _hurts(matter: Sequence[Curve], found: Sensitivity) -> Iterator[str]:
             )
     if told:
         yield (
-            "Where it hurts most when a knob is at its worst value within the budget (points; many looks at the "
-            f"same answers, so a hint): {'; '.join(told)}."
+            "Where it hurts most when a knob is at its worst value within the budget (points; many looks at "
+            f"the same answers, so a hint): {'; '.join(told)}."
         )
 
 
@@ -242,7 +253,8 @@ def _output(output: Output, name: str, found: Sensitivity) -> str:
     if not output.good:
         text = f"Over the whole space nothing is claimed of {name}: the surrogate is too poor ({known})"
         if output.more_runs is not None:
-            return f"{text}; about {output.more_runs} more runs (--runs {found.design_runs + output.more_runs}) would probably do."
+            wanted = found.design_runs + output.more_runs
+            return f"{text}; about {output.more_runs} more runs (--runs {wanted}) would probably do."
         return f"{text}, and nothing suggests that more runs would help."
     ranked = sorted(output.indices, key=lambda one: one.total.value, reverse=True)
     shares = [
@@ -254,7 +266,10 @@ def _output(output: Output, name: str, found: Sensitivity) -> str:
         )
         for one in ranked
     ]
-    return f"Over the whole space up to the budget, share of the variance of {name} that hangs on each knob ({known}): {_list(shares)}."
+    return (
+        f"Over the whole space up to the budget, share of the variance of {name} that hangs on each knob "
+        f"({known}): {_list(shares)}."
+    )
 
 
 def _at_chosen(curve: Curve) -> CurvePoint:
