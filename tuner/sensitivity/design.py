@@ -34,8 +34,8 @@ class Design:
     """R configurations over D independent inputs, answered on one whole part of the study.
 
     unit: (R, D) in [0, 1], a scrambled Sobol sequence; values: (R, D), the same points as values of the
-    inputs; outputs: each (R,); reference: (D,), the reference's unit point; budget: FLOPs ratio; flops: exact
-    FLOPs ratios (N,) of unit points (N, D), from their plans.
+    inputs; outputs: each (R,); reference: (D,), the reference's unit point; budget: FLOPs ratio; flops: FLOPs
+    ratios (N,) of unit points (N, D), as `DesignSpace.flops`.
     """
 
     inputs: tuple[str, ...]
@@ -134,8 +134,9 @@ class DesignSpace:
     def flops(self, unit: Floats) -> Floats:
         """(N,) binding FLOPs ratios of unit points (N, D).
 
-        p is solved to the last token, so where the target can be reached it is the ratio (to about 1e-5);
-        elsewhere the ratio is that of the lowest p.
+        Where the target can be reached it is the ratio: p is solved for it, and whole tokens keep the plans
+        at most a step below (under 1e-4 in a study of 600 questions, about 0.01 in one of a dozen).
+        Elsewhere the ratio is that of the lowest p.
         """
         known: dict[_Capped, float] = {}
         ratios = []
