@@ -18,8 +18,8 @@ def sentences(found: Sensitivity) -> tuple[str, ...]:
 
 
 def value(number: float) -> str:
-    """A knob's value as it is shown; the number just above 0 is 0."""
-    return f"{round(number, 12):.4g}"
+    """A knob's value as it is shown; a step may begin right above 0."""
+    return "just above 0" if 0 < number < 1e-12 else f"{number:.4g}"
 
 
 def points(share: float) -> str:
@@ -151,7 +151,7 @@ def _safe(curves: Sequence[Curve], found: Sensitivity, what: str) -> str:
     if not told:
         return f"No knob may drift: no other value of any is {shown}."
     text = f"Each alone may drift this far, {shown}: {_list(told)}."
-    return text + (f" Of {_list(none)} no other value is." if none else "")
+    return text + (f" For {_list(none)} that is shown of no other value." if none else "")
 
 
 def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[str]:
