@@ -6,12 +6,20 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from pipeline.break_even import serving_flops, stored_numbers
-from pipeline.flops import Compute, ModelShape, compute, flops_ratio, pruned_by_question
-from pipeline.layout import FloatArray, Layout, Layouts
+from pipeline.flops import (
+    Compute,
+    ModelShape,
+    compute,
+    flops_ratio,
+    pruned_by_question,
+    unpruned_by_question,
+)
+from pipeline.layout import FloatArray, IntArray, Layout, Layouts
 from pipeline.methods import AdaTP, Method, knobs
 from pipeline.plan import Plan, StudyPlans
 from pipeline.solve import Unreachable, solve_p
@@ -32,6 +40,14 @@ class Cost:
     def binding(self) -> float:
         """The larger of the parts' FLOPs ratios: the budget must hold on tune and on held-out questions."""
         return max(part.flops_ratio for part in self.compute.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Variants:
+    """What N questions ask of the model, each under thresholds of its own."""
+
+    fingerprints: tuple[str, ...]  # (N,)
+    flops: IntArray  # (N,) the pruned prefill's
 
 
 def fingerprint(base: str, method: Method | None, plan: Plan | None) -> str:
@@ -148,6 +164,42 @@ class Planner:
         if questions is not None:
             layouts = Layouts.of([self._by_id[question].layout for question in questions])
         return _fingerprints(self._base, method, StudyPlans.of(method, layouts, self.shape.layers).keys())
+
+    def variants(
+        self, method: AdaTP, questions: Sequence[str], tau_s: FloatArray, tau_t: FloatArray
+    ) -> Variants:
+        """Plans of these question ids (N, repeats allowed) under `method` with thresholds (N,) of their own.
+
+        Each is the plan that the method with that tau_s and tau_t would make, all counted at once.
+        """
+        layouts = Layouts.of([self._by_id[question].layout for question in questions])
+        partition = method.segments(layouts, tau_s).boosted_from(tau_t)
+        plans = StudyPlans.of(method, layouts, self.shape.layers, partition)
+        return Variants(
+            _fingerprints(self._base, method, plans.keys()), pruned_by_question(plans, self.shape)
+        )
+
+    def thresholds(self, method: AdaTP, knob: Literal["tau_s", "tau_t"]) -> dict[str, FloatArray]:
+        """By question id, ascending: the values above which this knob changes the segments or the boosts.
+
+        Between two neighbours (the upper one included) a question's plan is the same, other knobs fixed.
+        """
+        if knob == "tau_s":
+            return {one.id: np.unique(one.layout.frame_similarity) for one in self.questions}
+        segments = method.segments(self._all)
+        relevance = np.split(segments.relevance, segments.first_group[1:])
+        return {
+            one.id: np.unique(own[np.isfinite(own)])
+            for one, own in zip(self.questions, relevance, strict=True)
+        }
+
+    @cached_property
+    def unpruned_flops(self) -> dict[Part, int]:
+        """The unpruned prefill of all questions of each part that has some."""
+        return {
+            part: int(unpruned_by_question(layouts, self.shape).sum())
+            for part, layouts in self._layouts.items()
+        }
 
     @cached_property
     def _by_id(self) -> dict[str, StoredQuestion]:

@@ -23,6 +23,21 @@ if TYPE_CHECKING:
 KNOBS = ("tau_s", "tau_t", "alpha_boost", "gamma_cap", "p")
 
 
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Segments of L videos, one after another (G of them), before any is boosted."""
+
+    layout: IntArray  # (G,) the layout a segment belongs to
+    first_group: IntArray  # (L,) where each layout's segments begin
+    size: IntArray  # (G,) tokens
+    relevance: FloatArray  # (G,) scaled; NaN where the video has no contrast
+
+    def boosted_from(self, tau_t: float | FloatArray) -> Partition:
+        """Boosted where the relevance is >= tau_t: a number, or (L,) one for each layout."""
+        threshold = np.broadcast_to(tau_t, self.first_group.shape)[self.layout]
+        return Partition(self.layout, self.first_group, self.size, self.relevance >= threshold)
+
+
 @dataclass(frozen=True)
 class AdaTP(Method):
     """Segments by frame similarity, boosts by text relevance, progressive pruning by attention, local
@@ -91,23 +106,27 @@ class AdaTP(Method):
         return "alpha_boost" if self.alpha_boost * self.p <= self.gamma_cap else "gamma_cap"
 
     def partition(self, layouts: Layouts) -> Partition:
-        """Segments and which of them are boosted.
+        """Segments and which of them are boosted: those whose scaled relevance is >= tau_t."""
+        return self.segments(layouts).boosted_from(self.tau_t)
+
+    def segments(self, layouts: Layouts, tau_s: FloatArray | None = None) -> Segments:
+        """Segments and their relevance; `tau_s`: (L,) a threshold for each layout instead of the method's.
 
         A segment begins where cos(v_i, v_{i+1}) < tau_s (paper). Its relevance is the mean over its frames of
         the cosine to the question's embedding, min-max scaled over the video's segments (mean and scaling:
-        our choice); it is boosted when that is >= tau_t. A video with one segment has no contrast: nothing is
-        boosted (our choice), nor where all its segments are equally relevant and scaling has nothing to work
-        with.
+        our choice). A video with one segment has no contrast: nothing is boosted (our choice), nor where all
+        its segments are equally relevant and scaling has nothing to work with.
         """
-        first_frame = np.flatnonzero(layouts.similarity_to_previous < self.tau_s)  # first frames of segments
+        threshold = self.tau_s if tau_s is None else tau_s[layouts.frame_layout]
+        first_frame = np.flatnonzero(layouts.similarity_to_previous < threshold)  # first frames of segments
         layout = layouts.frame_layout[first_frame]  # (G,)
         frames = np.diff(np.append(first_frame, layouts.relevance.size))
-        first_group = np.searchsorted(layout, np.arange(len(layouts)))
+        first_group = np.searchsorted(layout, np.arange(len(layouts))).astype(np.int64)
         relevance = np.add.reduceat(layouts.relevance, first_frame) / frames
         several = np.diff(np.append(first_group, layout.size)) > 1  # (L,)
         scaled, contrast = _scale(relevance, layout, first_group, self.relevance_norm)
-        boosted = (scaled >= self.tau_t) & (several & contrast)[layout]
-        return Partition(layout, first_group.astype(np.int64), frames * layouts.cells[layout], boosted)
+        relevance = np.where((several & contrast)[layout], scaled, np.nan)
+        return Segments(layout, first_group, frames * layouts.cells[layout], relevance)
 
     def count(self, layouts: Layouts, partition: Partition, num_layers: int) -> Counts:
         """At the j-th pruning a segment of n_s tokens keeps ceil(r_s^j n_s), never rounded on top of

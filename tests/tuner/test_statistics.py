@@ -233,3 +233,27 @@ def test_a_study_of_hundred_videos_takes_less_than_a_second():
     begin = time.process_time()
     share(before, names), difference(after, before, names), sign_flip_p_value(after, before, names)
     assert time.process_time() - begin < 1.0
+
+
+def test_many_rows_at_once_have_the_numbers_of_each_alone() -> None:
+    rng = np.random.default_rng(3)
+    videos = [f"v{index}" for index in rng.integers(0, 12, 80)]
+    before = rng.random(80) < 0.85
+    # More than are resampled at once.
+    rows = np.array([before ^ (rng.random(80) < share) for share in np.linspace(0, 0.2, 70)])
+    shares = statistics.shares(rows, videos)
+    differences = statistics.differences(rows, before, videos, level=0.9)
+    bounds = statistics.lower_bounds(rows, before, videos)
+    assert len(shares) == len(differences) == len(bounds) == 70
+    for index in (0, 1, 63, 64, 69):
+        alone = statistics.share(rows[index], videos)
+        assert shares[index].value == alone.value
+        assert shares[index].interval.low == pytest.approx(alone.interval.low, abs=1e-12)
+        assert shares[index].interval.high == pytest.approx(alone.interval.high, abs=1e-12)
+        alone = statistics.difference(rows[index], before, videos, level=0.9)
+        assert differences[index].value == pytest.approx(alone.value, abs=1e-12)
+        assert differences[index].interval.low == pytest.approx(alone.interval.low, abs=1e-12)
+        bound = statistics.non_inferiority(rows[index], before, videos, 0.02).bound
+        assert bounds[index] == pytest.approx(bound, abs=1e-12)
+    assert statistics.lower_bounds(rows, before, ["v"] * 80).tolist() == [-1.0] * 70
+    assert statistics.differences(rows[:1], before, ["v"] * 80)[0].interval is None

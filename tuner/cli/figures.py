@@ -30,14 +30,19 @@ def gather(study: Study, summary: RunSummary, database: str | None = None) -> Ev
     from tuner.comparison import load_comparison
     from tuner.history import load_history
     from tuner.inspection import load_inspection
+    from tuner.sensitivity.saved import load_sensitivity
 
     best = summary.best
+    sensitivity = load_sensitivity(summary.study, summary.budget, summary.study_hash)
+    if sensitivity is not None and best is not None and sensitivity.reference != best.configuration:
+        sensitivity = None  # of what was best before more trials
     return Evidence(
         history=load_history(summary.study, budget=summary.budget, seed=summary.seed, database=database),
         inspection=None
         if best is None
         else load_inspection(summary.study, summary.study_hash, best.configuration),
         comparison=load_comparison(study, summary.budget, database),
+        sensitivity=sensitivity,
     )
 
 
@@ -49,10 +54,13 @@ def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:
     from dashboards.health import health_picture
     from dashboards.history import history_picture
     from dashboards.pareto import pareto_picture
+    from dashboards.sensitivity import sensitivity_pictures
 
     drawn: list[Picture | None] = [pareto_picture(summary, evidence.comparison)]
     if evidence.comparison is not None:
         drawn.append(comparison_picture(evidence.comparison))
+    if evidence.sensitivity is not None:
+        drawn += sensitivity_pictures(evidence.sensitivity)
     if evidence.inspection is not None:
         drawn += [cards_picture(evidence.inspection), bias_picture(evidence.inspection)]
     if evidence.history is not None:
@@ -104,6 +112,16 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
     table = folder / TABLE
     table.write_text(to_json(comparison), encoding="utf-8")
     return _with_report(study, comparison.budget, database, (*files, table))
+
+
+def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = None) -> tuple[Path, ...]:
+    """Draws a sensitivity study; and all that `draw` does, where there was a search."""
+    from dashboards.picture import write
+    from dashboards.sensitivity import sensitivity_pictures
+
+    drawn = sensitivity_pictures(found)
+    files = tuple(file for one in drawn for file in write(one, _folder(found.study), page=False))
+    return _with_report(study, found.budget, database, files)
 
 
 def _with_report(

@@ -12,6 +12,7 @@ from tuner.cli.compare import compare
 from tuner.cli.export import export
 from tuner.cli.report import report
 from tuner.cli.run import run
+from tuner.cli.sensitivity import sensitivity
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
@@ -33,6 +34,7 @@ app.command()(trials)
 app.command()(export)
 app.command()(report)
 app.command()(sync)
+app.command()(sensitivity)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,17 +20,19 @@ OutputName = Literal["accuracy", "logprob", "regressions", "seconds"]
 class CurvePoint:
     """The reference with one knob elsewhere, all questions of the part answered."""
 
-    # Where the knob is, and up to where nothing changes from there: equal where that is not known exactly.
+    # Where the knob is, and up to where no answer turns right or wrong from there: equal where that is not
+    # known exactly. (In a study with more steps than can be shown, the worst of those up to `until`.)
     value: float
     until: float
     accuracy: Measured
     # Accuracy minus the reference's, paired; the video is the unit.
     difference: Measured
+    # What the budget binds, the larger of both parts'; its largest value up to `until`.
     flops_ratio: float
     # Against the unpruned model.
     regressions: int
     gained: int
-    # Mean change of the right answer's log-probability from the unpruned model's.
+    # Mean change of the right answer's log-probability from the unpruned model's, up to `until`.
     logprob_change: float
     # Whether the drop from the reference is shown to be no more than the margin.
     safe: bool
@@ -51,6 +53,9 @@ class Curve:
     # Questions of one kind: (key, value) of their tag; None: all.
     tag: tuple[str, str] | None = None
     questions: int = 0
+    # The values around `chosen` that fit the budget, exact for an exact curve, else among the grid's; None
+    # where `chosen` does not.
+    within_budget: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""The paper's two failure modes are found where they are planted, and not where nothing is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tuner.results import QuestionResult
+from tuner.sensitivity.curves import Compared, Track, curve
+from tuner.sensitivity.failures import Variant, middle_frames, small_things
+
+pytestmark = pytest.mark.quick
+
+VIDEOS, PER_VIDEO = 40, 6
+WHEN = ("start", "middle", "end")
+TAGS = [
+    {"when": WHEN[index % 3], "size": ("small", "large")[index % 2]} for index in range(VIDEOS * PER_VIDEO)
+]
+MIDDLE = np.array([one["when"] == "middle" for one in TAGS])
+SMALL = np.array([one["size"] == "small" for one in TAGS])
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1)
+
+
+@pytest.fixture
+def part(rng: np.random.Generator) -> Compared:
+    videos = tuple(f"v{index // PER_VIDEO}" for index in range(VIDEOS * PER_VIDEO))
+    baseline = tuple(
+        QuestionResult(str(index), video, "held_out", True, -0.1, "red", 0, None, 0.1)
+        for index, video in enumerate(videos)
+    )
+    return Compared(tuple(one.question for one in baseline), videos, baseline, rng.random(len(videos)) < 0.9)
+
+
+def lost(
+    answers: np.ndarray, share: float, rng: np.random.Generator, mask: np.ndarray | bool = True
+) -> np.ndarray:
+    """Some of the answers turn wrong, or right where they are wrong already: flips."""
+    return answers & ~(mask & (rng.random(answers.size) < share))
+
+
+def track(rows: list[np.ndarray], at: int = 0) -> Track:
+    values = np.arange(len(rows), dtype=np.float64)
+    correct = np.array(rows)
+    same = np.array([index == at for index in range(len(rows))])
+    return Track(
+        "tau_t", True, float(at), at, values, values + 0.5, np.full(len(rows), 0.3), correct, correct,
+        np.zeros(correct.shape), same, None,
+    )  # fmt: skip
+
+
+def test_middle_frames_that_lose_more_are_found(part: Compared, rng: np.random.Generator) -> None:
+    rows = [part.reference, *(lost(part.reference, share, rng, MIDDLE) for share in (0.05, 0.2, 0.5))]
+    found = middle_frames([track(rows)], part, TAGS)
+    assert found.found
+    assert "tau_t from 3 to 3.5" in found.evidence
+
+
+def test_losing_everywhere_alike_is_no_failure_of_the_middle(
+    part: Compared, rng: np.random.Generator
+) -> None:
+    rows = [part.reference, *(lost(part.reference, share, rng) for share in np.linspace(0, 0.4, 20))]
+    found = middle_frames([track(rows)], part, TAGS)
+    assert found.found is False
+    assert "Not found" in found.evidence
+
+
+def test_looking_at_many_values_finds_no_more_by_chance(part: Compared) -> None:
+    found = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        rows = [part.reference, *(lost(part.reference, 0.1, rng) for _ in range(30))]
+        found += bool(middle_frames([track(rows)], part, TAGS).found)
+    assert found <= 5  # 2 are expected at most
+
+
+def test_small_things_that_deduplication_loses_are_found(part: Compared, rng: np.random.Generator) -> None:
+    off = part.reference
+    demoted = lost(off, 0.25, rng, SMALL)
+    found = small_things([Variant("demote", demoted), Variant("off", off)], part, TAGS, "demote")
+    assert found.found
+    assert "`demote` (the reference)" in found.evidence
+    alike = small_things(
+        [Variant("demote", off), Variant("drop", off), Variant("off", off)], part, TAGS, "demote"
+    )
+    assert alike.found is False
+    assert small_things([Variant("demote", off)], part, TAGS, "demote").found is None
+
+
+def test_what_is_put_together_for_lack_of_room_is_safe_only_as_a_whole(part: Compared) -> None:
+    # One bad step among many harmless ones.
+    rows = [part.reference.copy() for _ in range(90)]
+    for index, row in enumerate(rows):
+        row[index % 2] ^= True
+    rows[0] = part.reference
+    rows[41] = np.zeros_like(part.reference)
+    for most in (1000, 10):
+        found = curve(track(rows), part, 0.05, most)
+        assert len(found.points) <= most
+        assert found.safe is not None
+        bad = next(one for one in found.points if one.value <= 41 <= one.until)
+        assert not bad.safe
+        assert bad.accuracy.value == 0
+        assert found.safe.high < 41

@@ -1,0 +1,309 @@
+"""The sensitivity study without a model: exact curves, nothing asked twice, safe ranges, its file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipeline.methods import AdaTP, from_dict
+from tests.tuner import fakes
+from tuner import statistics
+from tuner.cli.sensitivity import render
+from tuner.driver import RunOptions
+from tuner.errors import UserError
+from tuner.executors.in_process import InProcessExecutor
+from tuner.loop import Ask, Loop
+from tuner.records.store import SearchRecord, Store
+from tuner.results import Configuration, Interval, Measured
+from tuner.search.design import Designed
+from tuner.search.optuna_sampler import make_sampler
+from tuner.search.space import make_space
+from tuner.sensitivity import run as module
+from tuner.sensitivity.design import Design
+from tuner.sensitivity.results import Index, Output, Sensitivity
+from tuner.sensitivity.run import sensitivity
+from tuner.sensitivity.saved import load_sensitivity, save_sensitivity
+from tuner.study import Search, Study
+
+pytestmark = pytest.mark.quick
+
+BUDGET = 0.5
+
+
+class ByPlan(fakes.FakeEvaluator):
+    """Answers that depend on question and plan alone, as a model's do."""
+
+    def _one(self, configuration: Any, question_id: str) -> dict[str, Any]:
+        question = self.study.question(question_id)
+        right = fakes.OPTIONS.index(question.answer)
+        method = None if configuration is None else from_dict(configuration)
+        plan = (
+            None
+            if method is None
+            else method.plan(fakes._layout(question.video, question_id), fakes.SHAPE.layers)
+        )
+        kept = () if plan is None else tuple(plan.total(j) for j in range(len(plan.layers)))
+        key = (
+            None
+            if plan is None or plan.keeps_everything
+            else (plan.key(), sorted(method.selection_options().items()))
+        )
+        luck = fakes._number(question_id, key) / 2**32
+        option = right if key is None or luck < 0.8 else (right + 1) % 4
+        logprobs = [-2.0] * 4
+        logprobs[option] = -1.0 + luck
+        return {
+            "question": question_id,
+            "text": fakes.OPTIONS[option],
+            "option": option,
+            "option_logprobs": tuple(logprobs),
+            "logprob": max(logprobs),
+            "kept": kept,
+            "seconds": 0.001,
+        }
+
+
+@pytest.fixture
+def study() -> Study:
+    study = fakes.make_study(videos=8)
+    when = ("start", "middle", "end")
+    tagged = tuple(
+        replace(one, tags={"when": when[index % 3], "size": "small" if index % 2 else "large"})
+        for index, one in enumerate(study.questions)
+    )
+    return replace(study, questions=tagged)
+
+
+class Bench:
+    """A study with an executor in place of workers; counts what is asked."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study = study
+        self.options = RunOptions(budget=BUDGET, database=f"sqlite:///{folder / 'records.db'}")
+        self.evaluator = ByPlan(study)
+        self.planner = fakes.make_planner(study)
+        self.designs: list[Design] = []
+        with fakes.open_store(folder / "records.db", study):
+            pass
+
+    def ask(self, study: Study, options: RunOptions, asks: Sequence[Ask], progress: Any = None) -> None:
+        with Store.open(options.database) as store:
+            store.require(study.name)
+            space = make_space("budget", self.planner, study.search, BUDGET)
+            search = SearchRecord(0, BUDGET, 0, "budget", 0)
+            sampler = Designed(make_sampler("random"))
+            loop = Loop(study, store, self.planner, search, space, sampler, asks=asks, progress=progress)
+            InProcessExecutor(lambda: self.evaluator).run(loop)
+
+    def analyse(self, design: Design) -> tuple[tuple, tuple]:
+        self.designs.append(design)
+        return (), ()
+
+    def run(self, **options: Any) -> Sensitivity:
+        return sensitivity(self.study, self.options, analyse=self.analyse, **({"runs": 4} | options))
+
+    def stored(self) -> int:
+        with Store.open(self.options.database) as store:
+            store.require(self.study.name)
+            return store.count_answers()
+
+    def accuracy(self, method: AdaTP) -> float:
+        """A full evaluation."""
+        held_out = self.study.questions_of("held_out")
+        answers = (
+            self.evaluator._one(Configuration.from_method(method).as_dict(), one.id) for one in held_out
+        )
+        return sum(answer["text"] == one.answer for answer, one in zip(answers, held_out, strict=True)) / len(
+            held_out
+        )
+
+
+@pytest.fixture
+def bench(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = Bench(study, tmp_path)
+    monkeypatch.setattr(module, "ask", made.ask)
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def test_an_exact_curve_is_what_a_full_evaluation_finds_at_any_value(bench: Bench) -> None:
+    found = bench.run()
+    reference = found.reference.build()
+    assert found.part == "held_out"
+    assert found.accuracy.value == bench.accuracy(reference)
+    rng = np.random.default_rng(0)
+    for curve in found.curves:
+        if not curve.exact:
+            continue
+        assert len({one.accuracy.value for one in curve.points}) > 1
+        low, high = curve.points[0].value, curve.points[-1].until
+        # Between two points there is nothing, not even a float.
+        for one, other in zip(curve.points, curve.points[1:], strict=False):
+            assert np.nextafter(one.until, np.inf) == other.value
+        # The points' own ends too: there the steps are.
+        ends = [value for one in curve.points for value in (one.value, one.until)]
+        for value in [*rng.uniform(low, high, 12), *rng.choice(ends, 24)]:
+            point = next(one for one in curve.points if one.value <= value <= one.until)
+            method = replace(reference, **{curve.knob: float(value)})
+            assert point.accuracy.value == bench.accuracy(method)
+            assert point.flops_ratio >= bench.planner.binding_ratio(method)
+
+
+def test_the_budget_holds_where_the_curve_says_so_and_not_a_float_further(bench: Bench) -> None:
+    found = bench.run(runs=0)
+    reference = found.reference.build()
+    checked = 0
+    for curve in (one for one in found.curves if one.exact):
+        fits = curve.within_budget
+        assert fits is not None
+        for value, holds in ((fits.low, True), (fits.high, True), (np.nextafter(fits.high, 9), False)):
+            if curve.points[0].value <= value <= curve.points[-1].until:
+                ratio = bench.planner.binding_ratio(replace(reference, **{curve.knob: float(value)}))
+                assert (ratio <= BUDGET) == holds
+                checked += 1
+    assert checked >= 4
+
+
+def test_nothing_is_asked_twice_and_a_second_call_asks_nothing(bench: Bench) -> None:
+    found = bench.run()
+    asked = [one for _, questions in bench.evaluator.calls for one in questions]
+    assert len(asked) == bench.stored()
+    bench.evaluator.calls.clear()
+    again = bench.run()
+    assert bench.evaluator.calls == []
+    assert again == found
+    # More runs of the design keep those that are there.
+    bench.run(runs=8)
+    assert all(
+        set(questions) <= {one.id for one in bench.study.questions_of("tune")}
+        for _, questions in bench.evaluator.calls
+    )
+    assert np.array_equal(bench.designs[-1].unit[:4], bench.designs[0].unit)
+
+
+def test_an_interrupted_study_goes_on(bench: Bench) -> None:
+    answer = bench.evaluator.answer
+
+    def interrupted(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
+        if len(bench.evaluator.calls) == 30:
+            raise KeyboardInterrupt
+        return answer(*arguments, **options)
+
+    bench.evaluator.answer = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    bench.evaluator.answer = answer
+    bench.run()
+    # Only the rung that was in flight was asked again.
+    extra = sum(len(questions) for _, questions in bench.evaluator.calls) - bench.stored()
+    assert 0 <= extra <= len(bench.study.questions_of("held_out"))
+
+
+def test_a_safe_range_ends_at_the_first_point_that_is_not(bench: Bench) -> None:
+    found = bench.run(max_drop="0.3", runs=0)
+    assert found.margin == 0.3
+    bounded = 0
+    for curve in found.curves:
+        assert curve.safe is not None
+        inside = [one for one in curve.points if curve.safe.low <= one.value and one.until <= curve.safe.high]
+        assert all(one.safe for one in inside)
+        assert any(one.value <= curve.chosen <= one.until for one in inside)
+        below = [one for one in curve.points if one.until < curve.safe.low]
+        above = [one for one in curve.points if one.value > curve.safe.high]
+        assert not (below and below[-1].safe)
+        assert not (above and above[0].safe)
+        bounded += bool(below) + bool(above)
+    assert bounded
+
+
+def test_the_design_is_on_tune_questions_and_every_input_moves_alone(bench: Bench) -> None:
+    bench.run(runs=16)
+    design = bench.designs[-1]
+    assert design.inputs == ("tau_s", "tau_t", "alpha_boost", "gamma_cap", "compute")
+    assert design.unit.shape == design.values.shape == (16, 5)
+    assert {name: one.shape for name, one in design.outputs.items()} == dict.fromkeys(
+        ("accuracy", "logprob", "regressions", "seconds"), (16,)
+    )
+    assert ((design.reference >= 0) & (design.reference <= 1)).all()
+    assert (np.corrcoef(design.unit.T) - np.eye(5) < 0.5).all()
+    # FLOPs of unit points are those of their plans.
+    space = module._Plan
+    with Store.open(bench.options.database) as store:
+        plan = space.of(bench.study, store, BUDGET, 16, None)
+    ratios = [bench.planner.binding_ratio(one) for one in plan.design]
+    # Twelve small questions: whole tokens are coarse.
+    assert design.flops(design.unit) == pytest.approx(ratios, abs=0.01)
+    assert (design.flops(design.unit) >= np.array(ratios) - 1e-9).all()
+    assert max(ratios) <= BUDGET + 1e-9
+
+
+def test_fixed_knobs_have_no_curve_and_are_no_input(bench: Bench) -> None:
+    bench.study = replace(bench.study, search=Search(fixed=(("tau_s", 0.9), ("gamma_cap", 1.0))))
+    found = bench.run()
+    assert [one.knob for one in found.curves] == ["tau_t", "alpha_boost", "p"]
+    assert found.inputs == ("tau_t", "alpha_boost", "compute")
+    assert found.reference.get("tau_s") == 0.9
+
+
+def test_it_says_what_it_found(bench: Bench) -> None:
+    found = bench.run()
+    text = "\n".join(found.sentences)
+    assert "Each alone may drift" in text or "No knob may drift" in text
+    assert found.binds in text
+    assert "cannot be told from none" in text
+    assert [one.found is None for one in found.failures] == [False, False]
+    assert all("points" in one.evidence for one in found.failures)
+    tags = {one.tag for one in found.by_tag}
+    assert ("when", "middle") in tags
+    assert sum(one.questions for one in found.by_tag if one.knob == "p" and one.tag[0] == "when") == 12
+
+
+def test_without_tags_no_failure_is_looked_for(bench: Bench) -> None:
+    plain = tuple(replace(one, tags={}) for one in bench.study.questions)
+    bench.study = replace(bench.study, questions=plain)
+    found = bench.run(runs=0)
+    assert [one.found for one in found.failures] == [None, None]
+    assert all("tag" in one.evidence for one in found.failures)
+    assert found.by_tag == ()
+
+
+def test_the_file_brings_back_the_same_values_of_the_same_study_alone(bench: Bench) -> None:
+    found = bench.run(runs=0)
+    path = save_sensitivity(found)
+    assert load_sensitivity("fake", BUDGET) == found
+    assert load_sensitivity("fake", BUDGET, "hash") == found
+    assert load_sensitivity("fake", BUDGET, "another") is None
+    assert load_sensitivity("fake", 0.4) is None
+    path.write_text("{")
+    assert load_sensitivity("fake", BUDGET) is None
+
+
+def test_mistakes_are_told(bench: Bench) -> None:
+    with pytest.raises(UserError, match="budget"):
+        sensitivity(bench.study, replace(bench.options, budget=None), analyse=bench.analyse)
+    with pytest.raises(UserError, match="0 runs or more"):
+        bench.run(runs=-1)
+    with pytest.raises(UserError, match="largest drop"):
+        bench.run(max_drop="much")
+
+
+def test_the_terminal_shows_sentences_and_safe_ranges(bench: Bench) -> None:
+    found = bench.run(runs=0)
+    index = Index("tau_t", Measured(0.25), Measured(0.5, Interval(0.4, 0.6)), 0.125)
+    found = replace(found, outputs=(Output("accuracy", 0.9, True, None, (index,)),))
+    console = Console(width=100, file=io.StringIO())
+    console.print(render(found))
+    text = console.file.getvalue()
+    assert f"- {found.sentences[0][:60]}" in text
+    for curve in found.curves:
+        assert curve.knob in text
+    assert "0.50 [0.40, 0.60]" in text
+    assert "0.12" in text

@@ -1,0 +1,141 @@
+"""tau_s and tau_t act in steps: every plan there is between two ends, each to be asked once per question.
+
+A segment begins where a similarity is below tau_s, and a segment is boosted from relevance tau_t on. So with
+the other knobs fixed, a question's plan changes only where the knob passes one of its own similarities, or
+relevances: between two of these (the upper one included) nothing does. That is exact, and costs as many
+answers as there are distinct plans, usually a handful per question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.methods import AdaTP
+from tuner.planning import PARTS, Planner
+from tuner.results import Interval
+from tuner.search.space import TOLERANCE, Range
+from tuner.statistics import Floats
+
+Indices = NDArray[np.int64]
+Threshold = Literal["tau_s", "tau_t"]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A knob between two of a question's breakpoints."""
+
+    question: str
+    # The plan is the same from above `low` (from it on in a question's first plot) to `high` included.
+    low: float
+    high: float
+    fingerprint: str
+
+    @property
+    def inside(self) -> float:
+        """A value away from both ends, where rounding on another machine cannot change the plan."""
+        middle = self.low + (self.high - self.low) / 2
+        return middle if self.low < middle else self.high
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """One threshold over its range, the reference's other knobs fixed: S steps, N plots of all questions."""
+
+    knob: Threshold
+    method: AdaTP
+    # (S,) where each step begins, ascending: the first value that belongs to it; and (S,) where it ends.
+    values: Floats
+    until: Floats
+    # (S,) what the budget binds: exact, the larger of both parts' FLOPs ratios.
+    flops_ratio: Floats
+    # Of each question in turn, ascending within it; and (N,) the step at which each begins.
+    plots: tuple[Plot, ...]
+    begins: Indices
+
+    def configuration_at(self, value: float) -> AdaTP:
+        """The reference with the knob at this value."""
+        return _at(self.method, self.knob, value)
+
+    def step_of(self, value: float) -> int:
+        """The step a value of the range belongs to."""
+        return int(np.searchsorted(self.until, value))
+
+    def changes(self) -> Iterator[tuple[int, list[int]]]:
+        """Step by step, which plots (their indices) begin there; steps where none does are left out."""
+        order = np.argsort(self.begins, kind="stable")
+        starts = np.flatnonzero(np.diff(self.begins[order], prepend=-1))
+        for chunk in np.split(order, starts[1:]):
+            yield int(self.begins[chunk[0]]), chunk.tolist()
+
+    def within(self, budget: float, chosen: float) -> Interval | None:
+        """The values around `chosen` that fit the budget; None where it does not itself."""
+        fits = self.flops_ratio <= budget + TOLERANCE
+        low = high = self.step_of(chosen)
+        if not fits[low]:
+            return None
+        while low > 0 and fits[low - 1]:
+            low -= 1
+        while high + 1 < fits.size and fits[high + 1]:
+            high += 1
+        return Interval(float(self.values[low]), float(self.until[high]))
+
+
+def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> Steps:
+    """All steps of a knob over a closed range; on the plans of all questions, those of both parts."""
+    thresholds = planner.thresholds(method, knob)
+    names: list[str] = []
+    lows: list[float] = []
+    highs: list[float] = []
+    for question in planner.questions:
+        own = thresholds[question.id]
+        inner = own[(own >= range_.low) & (own < range_.high)].tolist()
+        names += [question.id] * (len(inner) + 1)
+        lows += [range_.low, *inner]
+        highs += [*inner, range_.high]
+    blank = [Plot(*one, "") for one in zip(names, lows, highs, strict=True)]
+    inside = np.array([plot.inside for plot in blank])
+    other = np.full(inside.size, getattr(method, "tau_t" if knob == "tau_s" else "tau_s"))
+    pair = (inside, other) if knob == "tau_s" else (other, inside)
+    found = planner.variants(method, names, *pair)
+    plots = tuple(replace(plot, fingerprint=one) for plot, one in zip(blank, found.fingerprints, strict=True))
+    low, high = np.array(lows), np.array(highs)
+    until = np.unique(high)
+    # The first step holds the low end of the range, the others begin just above a breakpoint.
+    values = np.concatenate(([range_.low], np.nextafter(until[:-1], np.inf)))
+    first = np.append(True, np.array(names[1:], dtype=object) != np.array(names[:-1], dtype=object))
+    begins = np.where(first, 0, np.searchsorted(until, low) + 1).astype(np.int64)
+    return Steps(
+        knob,
+        method,
+        values,
+        until,
+        _ratios(planner, names, begins, first, found.flops, until.size),
+        plots,
+        begins,
+    )
+
+
+def _ratios(
+    planner: Planner, names: list[str], begins: Indices, first: NDArray[np.bool_], flops: Indices, size: int
+) -> Floats:
+    """(S,) the larger of both parts' ratios: sums of whole numbers, so exact at every step."""
+    change = np.where(first, flops, flops - np.concatenate(([0], flops[:-1])))
+    part_of = {one.id: one.part for one in planner.questions}
+    parts = np.array([part_of[name] for name in names])
+    ratios = []
+    for part in PARTS:
+        if part in planner.unpruned_flops:
+            mine = parts == part
+            added = np.zeros(size, dtype=np.int64)
+            np.add.at(added, begins[mine], change[mine])
+            ratios.append(np.cumsum(added) / planner.unpruned_flops[part])
+    return np.asarray(np.max(ratios, axis=0), dtype=np.float64)
+
+
+def _at(method: AdaTP, knob: Threshold, value: float) -> AdaTP:
+    return replace(method, tau_s=value) if knob == "tau_s" else replace(method, tau_t=value)

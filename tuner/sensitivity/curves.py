@@ -1,0 +1,305 @@
+"""One knob at a time: what the answers along its range come to, as a whole and by tag.
+
+For tau_s and tau_t a row belongs to every step there is; neighbouring steps in which no answer turns right or
+wrong are one row, so nothing between two rows is guessed and no bad step is skipped. For the other knobs
+there is a row for each configuration of a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.methods import AdaTP
+from tuner import statistics
+from tuner.planning import Planner
+from tuner.records.store import Pair
+from tuner.results import Interval, QuestionResult
+from tuner.search.space import TOLERANCE, Range
+from tuner.sensitivity.breakpoints import Steps
+from tuner.sensitivity.results import Curve, CurvePoint
+from tuner.statistics import Floats
+
+Flags = NDArray[np.bool_]
+
+# Configurations of a grid, the reference included.
+GRID = 9
+
+# Rows of a curve as a whole, and by tag: a large study has more steps than anyone can look at.
+MOST_POINTS = 1000
+MOST_POINTS_BY_TAG = 60
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """The Q questions of the part, in the study's order, with what every row is compared with."""
+
+    questions: tuple[str, ...]
+    videos: tuple[str, ...]
+    baseline: tuple[QuestionResult, ...]
+    reference: Flags  # (Q,) right under the reference
+
+    @property
+    def unpruned(self) -> Flags:
+        """(Q,) right without pruning."""
+        return np.array([one.correct for one in self.baseline])
+
+    def only(self, mask: Flags) -> Compared:
+        """Of some of the questions."""
+        keep = np.flatnonzero(mask).tolist()
+        return Compared(
+            tuple(self.questions[index] for index in keep),
+            tuple(self.videos[index] for index in keep),
+            tuple(self.baseline[index] for index in keep),
+            self.reference[mask],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """Answers along one knob: T rows, Q questions."""
+
+    knob: str
+    exact: bool
+    chosen: float
+    # Row that holds the chosen value: the reference itself, or plans with the very same answers.
+    at: int
+    values: Floats  # (T,) as `CurvePoint`
+    until: Floats  # (T,)
+    flops_ratio: Floats  # (T,)
+    correct: Flags  # (T, Q)
+    # (T, Q) right in every step of the row, by which safety is judged; `correct` unless rows were joined.
+    always: Flags
+    logprob: Floats  # (T, Q) change of the right answer's from the unpruned model's; NaN where there is none
+    # (T,) every question's plan is the reference's.
+    same: Flags
+    within_budget: Interval | None
+
+    def only(self, mask: Flags) -> Track:
+        """Of some of the questions; rows that they do not tell apart are one."""
+        narrowed = replace(
+            self, correct=self.correct[:, mask], always=self.always[:, mask], logprob=self.logprob[:, mask]
+        )
+        if not self.exact:
+            return narrowed
+        return _merged(narrowed, _runs(narrowed.correct))
+
+
+def exact_track(
+    found: Steps, chosen: float, budget: float, part: Compared, judged: Mapping[Pair, QuestionResult]
+) -> Track:
+    """Every step of tau_s or tau_t from the answers to its plans."""
+    place = {question: index for index, question in enumerate(part.questions)}
+    before = [one.logprob_right for one in part.baseline]
+    correct, logprob = np.zeros(len(place), dtype=bool), np.full(len(place), math.nan)
+    starts: list[int] = []
+    rows: list[Flags] = []
+    changes: list[Floats] = []
+    for step, plots in found.changes():
+        mine = [found.plots[index] for index in plots if found.plots[index].question in place]
+        if not mine:
+            continue
+        for plot in mine:
+            index = place[plot.question]
+            one = judged[plot.question, plot.fingerprint]
+            correct[index] = one.correct
+            logprob[index] = _change(one.logprob_right, before[index])
+        starts.append(step)
+        rows.append(correct.copy())
+        changes.append(logprob.copy())
+    begin = np.array(starts)
+    track = Track(
+        knob=found.knob,
+        exact=True,
+        chosen=chosen,
+        at=int(np.searchsorted(begin, found.step_of(chosen), side="right")) - 1,
+        values=found.values[begin],
+        until=found.until[np.append(begin[1:], found.until.size) - 1],
+        flops_ratio=np.maximum.reduceat(found.flops_ratio, begin),
+        correct=np.array(rows),
+        always=np.array(rows),
+        logprob=np.array(changes),
+        same=np.zeros(begin.size, dtype=bool),
+        within_budget=found.within(budget, chosen),
+    )
+    return _merged(track, _runs(track.correct))
+
+
+def grid_track(
+    knob: str,
+    chosen: float,
+    budget: float,
+    configurations: Sequence[AdaTP],
+    planner: Planner,
+    part: Compared,
+    judged: Mapping[Pair, QuestionResult],
+) -> Track:
+    """The answers of these configurations, ascending in the knob, one of which has its chosen value."""
+    values = np.array([float(getattr(one, knob)) for one in configurations])
+    before = [one.logprob_right for one in part.baseline]
+    rows, changes, prints = [], [], []
+    for one in configurations:
+        found = planner.fingerprints(one, part.questions)
+        answers = [judged[pair] for pair in zip(part.questions, found, strict=True)]
+        rows.append([answer.correct for answer in answers])
+        changes.append(
+            [_change(answer.logprob_right, was) for answer, was in zip(answers, before, strict=True)]
+        )
+        prints.append(found)
+    at = int(np.flatnonzero(values == chosen)[0])
+    flops = np.array([planner.binding_ratio(one) for one in configurations])
+    correct = np.array(rows)
+    return Track(
+        knob=knob,
+        exact=False,
+        chosen=chosen,
+        at=at,
+        values=values,
+        until=values,
+        flops_ratio=flops,
+        correct=correct,
+        always=correct,
+        logprob=np.array(changes),
+        same=np.array([one == prints[at] for one in prints]),
+        within_budget=_around(flops <= budget + TOLERANCE, at, values, values),
+    )
+
+
+def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
+    """The reference with one of its ratios elsewhere: `GRID` values over the range, the chosen one included.
+
+    Dense near it, and apart by their effect: after J prunings a ratio r keeps r^J, so the scale is its
+    logarithm. A gamma_cap below p does nothing, so its grid begins there.
+    """
+    chosen = float(getattr(method, knob))
+    least = method.p if knob == "gamma_cap" else range_.low
+    centre = max(chosen, least)
+    low, high = min(max(range_.low, least), centre), max(range_.high, centre)
+    reach = {-1: prunings * math.log(centre / low), 1: prunings * math.log(high / centre)}
+    weight = {side: math.sqrt(one) for side, one in reach.items()}
+    values = {chosen}
+    for side, one in reach.items():
+        count = round((GRID - 1) * weight[side] / (sum(weight.values()) or 1.0))
+        count = max(count, 1) if one > 0 else 0
+        for k in range(1, count):
+            values.add(round(centre * math.exp(side * one * (k / count) ** 3 / prunings), 6))
+        if count:
+            values.add(low if side < 0 else high)
+    # Where the other one of the pair begins to bind nothing changes any more: a corner, and free of answers.
+    corner = {"gamma_cap": method.alpha_boost * method.p, "alpha_boost": method.gamma_cap / method.p}.get(
+        knob
+    )
+    if corner is not None and low < corner < high:
+        values.add(corner)
+    changed: list[dict[str, Any]] = [{knob: value} for value in sorted(values)]
+    return [replace(method, **one) for one in changed]
+
+
+def curve(
+    track: Track, part: Compared, margin: float, most: int, tag: tuple[str, str] | None = None
+) -> Curve:
+    """The table of a track: shares and differences with their intervals, and how far it is safe.
+
+    A row is safe where the one-sided 95 % lower bound of its paired difference from the reference lies above
+    -margin. The safe range is walked outwards from the chosen value, row by row, to the first that is not.
+    """
+    track = _coarse(track, most)
+    accuracy = statistics.shares(track.correct, part.videos)
+    difference = statistics.differences(track.correct, part.reference, part.videos)
+    bounds = statistics.lower_bounds(track.always, part.reference, part.videos, level=LEVEL)
+    safe = (bounds >= -margin) | track.same
+    safe[track.at] = True  # it is the reference
+    lost = (part.unpruned & ~track.correct).sum(axis=1)
+    gained = (track.correct & ~part.unpruned).sum(axis=1)
+    points = tuple(
+        CurvePoint(
+            value=float(track.values[row]),
+            until=float(track.until[row]),
+            accuracy=accuracy[row],
+            difference=difference[row],
+            flops_ratio=float(track.flops_ratio[row]),
+            regressions=int(lost[row]),
+            gained=int(gained[row]),
+            logprob_change=_mean(track.logprob[row]),
+            safe=bool(safe[row]),
+        )
+        for row in range(len(track.values))
+    )
+    return Curve(
+        knob=track.knob,
+        exact=track.exact,
+        chosen=track.chosen,
+        points=points,
+        safe=_around(safe, track.at, track.values, track.until),
+        tag=tag,
+        questions=len(part.questions),
+        within_budget=track.within_budget,
+    )
+
+
+def _around(holds: Flags, at: int, values: Floats, until: Floats) -> Interval | None:
+    """The rows around one over which all hold; None where that one does not."""
+    if not holds[at]:
+        return None
+    low = high = at
+    while low > 0 and holds[low - 1]:
+        low -= 1
+    while high + 1 < holds.size and holds[high + 1]:
+        high += 1
+    return Interval(float(values[low]), float(until[high]))
+
+
+def _runs(correct: Flags) -> list[int]:
+    """Where each run of equal rows begins."""
+    return [0, *(np.flatnonzero((correct[1:] != correct[:-1]).any(axis=1)) + 1).tolist()]
+
+
+def _coarse(track: Track, most: int) -> Track:
+    """At most about `most` rows: neighbours are put together, and stand as the worst of them.
+
+    The row of the reference stays by itself. Safe is then what holds for the questions that are right in all
+    the rows put together, which is no more than is safe in each of them.
+    """
+    rows = len(track.values)
+    if not track.exact or rows <= most:
+        return track
+    size = math.ceil(rows / (most - 2))
+    begin = [*range(0, track.at, size), track.at, *range(track.at + 1, rows, size)]
+    return _merged(track, begin)
+
+
+def _merged(track: Track, begin: Sequence[int]) -> Track:
+    """Neighbouring rows put together, each group from one of `begin` on."""
+    first = np.asarray(begin)
+    ends = np.append(first[1:], len(track.values))
+    # A step at a single value has no width, but may be alone in its group.
+    width = np.maximum(track.until - track.values, 1e-12)[:, None]
+    right = track.correct.sum(axis=1)
+    worst = [start + int(np.argmin(right[start:end])) for start, end in zip(first, ends, strict=True)]
+    return replace(
+        track,
+        at=int(np.searchsorted(first, track.at, side="right")) - 1,
+        values=track.values[first],
+        until=track.until[ends - 1],
+        flops_ratio=np.maximum.reduceat(track.flops_ratio, first),
+        correct=track.correct[worst],
+        always=np.logical_and.reduceat(track.always, first, axis=0),
+        logprob=np.add.reduceat(track.logprob * width, first, axis=0) / np.add.reduceat(width, first, axis=0),
+        same=np.logical_and.reduceat(track.same, first),
+    )
+
+
+def _change(now: float | None, before: float | None) -> float:
+    return math.nan if now is None or before is None else now - before
+
+
+def _mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else 0.0

@@ -1,0 +1,201 @@
+"""The space-filling design of a sensitivity study: where it asks, and what came out there.
+
+Trials of a search crowd where it is good, which biases any importance drawn from them. The design is a
+scrambled Sobol sequence of its own, on the tune part: the part that measures the reference has no say in how
+knobs look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.methods import AdaTP
+from pipeline.solve import Unreachable
+from tuner.planning import Planner
+from tuner.results import Configuration
+from tuner.search.space import Range, knob_ranges, smallest_reachable
+from tuner.sensitivity.results import OutputName
+from tuner.statistics import Floats
+from tuner.study import Search
+
+SEED = 0
+
+# Compute is studied from this share of the budget up to it, or from the smallest reachable ratio.
+_LEAST_COMPUTE = 1 / 3
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """R configurations over D independent inputs, answered on one whole part of the study.
+
+    unit: (R, D) in [0, 1], a scrambled Sobol sequence; values: (R, D), the same points as values of the
+    inputs; outputs: each (R,); reference: (D,), the reference's unit point; budget: FLOPs ratio; flops: FLOPs
+    ratios (N,) of unit points (N, D), as `DesignSpace.flops`.
+    """
+
+    inputs: tuple[str, ...]
+    unit: Floats
+    values: Floats
+    outputs: Mapping[OutputName, Floats]
+    reference: Floats
+    budget: float
+    flops: Callable[[Floats], Floats]
+
+
+class DesignSpace:
+    """The inputs of a design, each of which moves whatever the others are.
+
+    tau_s        half of the scale its value, half its effect (the share of the tune part's frame pairs below
+                 it), as in the search: near 1 everything changes, elsewhere little
+    tau_t        its value
+    alpha_boost  its value
+    gamma_cap    as the share of the way from p to 1: below p it would do nothing
+    compute      FLOPs target, from the smallest reachable ratio, or a third of the budget where that is more,
+                 up to the budget; p is solved for it
+
+    A knob that the study fixes is no input; p fixed: no compute.
+    """
+
+    def __init__(self, planner: Planner, search: Search, budget: float) -> None:
+        self._planner = planner
+        self._knobs = knob_ranges(search, planner.similarities)
+        smallest = smallest_reachable(planner, search)
+        self._ranges = {name: self._knobs[name] for name in ("tau_s", "tau_t", "alpha_boost")}
+        self._ranges["gamma_cap"] = Range(0.0, float(_free(self._knobs["gamma_cap"])))
+        low = budget if not _free(self._knobs["p"]) else min(max(smallest, budget * _LEAST_COMPUTE), budget)
+        self._ranges["compute"] = Range(low, budget)
+        self.inputs = tuple(name for name, one in self._ranges.items() if _free(one))
+        self._tau_s = self._tau_s_scale()
+        # No configuration needs more at the lowest p than the one with most segments, all of them boosted.
+        self._always_reachable = planner.binding_ratio(
+            AdaTP(
+                self._knobs["tau_s"].high,
+                self._knobs["tau_t"].low,
+                self._knobs["alpha_boost"].high,
+                1.0,
+                self._knobs["p"].low,
+            )
+        )
+
+    def sample(self, runs: int) -> Floats:
+        """(runs, D): the first points of a scrambled Sobol sequence; more runs keep the earlier ones."""
+        from scipy.stats import qmc
+
+        if not runs or not self.inputs:
+            return np.zeros((0, len(self.inputs)))
+        sequence = qmc.Sobol(len(self.inputs), rng=np.random.default_rng(SEED))
+        return np.asarray(sequence.random_base2(math.ceil(math.log2(runs)))[:runs], dtype=np.float64)
+
+    def values(self, unit: Floats) -> Floats:
+        """Unit points (N, D) as values of the inputs."""
+        columns = [
+            np.interp(column, self._tau_s[1], self._tau_s[0])
+            if name == "tau_s"
+            else self._ranges[name].low + column * (self._ranges[name].high - self._ranges[name].low)
+            for name, column in zip(self.inputs, unit.T, strict=True)
+        ]
+        return np.stack(columns, axis=1) if columns else np.zeros(unit.shape)
+
+    def unit(self, configuration: Configuration, binding_ratio: float) -> Floats:
+        """(D,) where a configuration of AdaTP lies, cut to [0, 1]."""
+        method = configuration.build()
+        assert isinstance(method, AdaTP)
+        room = 1 - method.p
+        values = {
+            "tau_s": method.tau_s,
+            "tau_t": method.tau_t,
+            "alpha_boost": method.alpha_boost,
+            "gamma_cap": (method.gamma_cap - method.p) / room if room > 0 else 0.0,
+            "compute": binding_ratio,
+        }
+        point = []
+        for name in self.inputs:
+            one = self._ranges[name]
+            place = (values[name] - one.low) / (one.high - one.low)
+            if name == "tau_s":
+                place = float(np.interp(values[name], *self._tau_s))
+            point.append(min(max(place, 0.0), 1.0))
+        return np.array(point)
+
+    def configuration(self, point: Floats) -> Configuration:
+        """The configuration at a unit point (D,): p solved for its compute, or the searched p closest."""
+        method, target = self._uncapped(point)
+        if _free(self._knobs["p"]):
+            solved = self._planner.solve(method, target)
+            ratio = self._knobs["p"].low if isinstance(solved, Unreachable) else solved.ratio
+            method = method.with_ratio(self._knobs["p"].clip(ratio))
+        return Configuration.from_method(method.plain())
+
+    def flops(self, unit: Floats) -> Floats:
+        """(N,) binding FLOPs ratios of unit points (N, D).
+
+        Where the target can be reached it is the ratio: p is solved for it, and whole tokens keep the plans
+        at most a step below (under 1e-4 in a study of 600 questions, about 0.01 in one of a dozen).
+        Elsewhere the ratio is that of the lowest p.
+        """
+        known: dict[_Capped, float] = {}
+        ratios = []
+        for point in unit:
+            method, target = self._uncapped(point)
+            method = method.with_ratio(self._knobs["p"].low)
+            if target >= self._always_reachable and _free(self._knobs["p"]):
+                ratios.append(target)
+                continue
+            if method not in known:
+                known[method] = self._planner.binding_ratio(method)
+            ratios.append(max(target, known[method]) if _free(self._knobs["p"]) else known[method])
+        return np.array(ratios)
+
+    def _uncapped(self, point: Floats) -> tuple[_Capped, float]:
+        values = {name: one.low for name, one in self._ranges.items()}
+        values |= zip(self.inputs, self.values(point[None])[0].tolist(), strict=True)
+        gamma = self._knobs["gamma_cap"]
+        method = _Capped(
+            values["tau_s"],
+            values["tau_t"],
+            values["alpha_boost"],
+            gamma.low,
+            self._knobs["p"].low,
+            headroom=values["gamma_cap"],
+            highest=gamma.high,
+        )
+        return method, values["compute"]
+
+    def _tau_s_scale(self) -> tuple[Floats, Floats]:
+        """Values of tau_s, ascending, and where on [0, 1] each lies."""
+        one = self._knobs["tau_s"]
+        inside = self._planner.similarities
+        inside = inside[(inside > one.low) & (inside < one.high)]
+        values = np.unique(np.concatenate((np.linspace(one.low, one.high, 257), inside)))
+        by_value = (values - one.low) / ((one.high - one.low) or 1.0)
+        if not inside.size:
+            return values, by_value
+        return values, (by_value + np.searchsorted(inside, values) / inside.size) / 2
+
+
+@dataclass(frozen=True)
+class _Capped(AdaTP):
+    """AdaTP whose cap moves with p, so that p can be solved at a fixed share of the way from p to 1."""
+
+    headroom: float = 1.0
+    highest: float = 1.0
+
+    name: ClassVar[str] = AdaTP.name
+
+    @property
+    def boosted_ratio(self) -> float:
+        return self.plain().boosted_ratio
+
+    def plain(self) -> AdaTP:
+        """As AdaTP at this p."""
+        cap = Range(self.gamma_cap, self.highest).clip(self.p + self.headroom * (1 - self.p))
+        return AdaTP(self.tau_s, self.tau_t, self.alpha_boost, cap, self.p)
+
+
+def _free(one: Range) -> bool:
+    return one.low < one.high

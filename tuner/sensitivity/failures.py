@@ -1,0 +1,174 @@
+"""The two ways in which digests of the paper say AdaTP fails, looked for where a study's tags can show them.
+
+"Found" is a claim, so it is made with a probability of error of at most 5 % over all the looks it takes:
+over every value of both thresholds at once for the first, over two comparisons for the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tuner import statistics
+from tuner.sensitivity.curves import Compared, Flags, Track
+from tuner.sensitivity.results import FailureMode
+from tuner.statistics import Floats
+
+SEED = 0
+_RESAMPLES = 2000
+# Rows of a track that the first failure is looked for in; evenly spread where there are more.
+_MOST_ROWS = 250
+_ERROR = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """The part's answers with another `deduplicate`, at the reference's FLOPs."""
+
+    deduplicate: str
+    correct: Flags  # (Q,)
+
+
+def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mapping[str, str]]) -> FailureMode:
+    """Whether questions about the middle lose more than those about the ends where a threshold is mis-set.
+
+    tags: of each question; `when` is start, middle or end. The contrast at a value is the change of accuracy
+    from the reference on middle questions minus that on the others. Its lowest studentised value over all
+    rows of all tracks is held against what a bootstrap over videos gives for the lowest one (a simultaneous
+    bound), so that looking everywhere finds no more by chance than looking once.
+    """
+    name: Final = "middle frames over-pruned"
+    middle = np.array([one.get("when") == "middle" for one in tags])
+    ends = np.array([one.get("when") in ("start", "end") for one in tags])
+    if not middle.any() or not ends.any() or len(set(part.videos)) < 2:
+        return FailureMode(
+            name,
+            None,
+            "Whether frames in the middle are pruned too hard cannot be told: the questions need the tag "
+            "`when` (start, middle or end).",
+        )
+    here = _contrast(part.reference, part.unpruned, middle, ends)
+    at_reference = (
+        f"At the reference middle questions change by {_points(here[0])} from the unpruned model, the others "
+        f"by {_points(here[1])}."
+    )
+    places: list[tuple[Track, int]] = []
+    for track in tracks:
+        rows = np.unique(np.linspace(0, len(track.values) - 1, _MOST_ROWS).round().astype(int))
+        places += [(track, int(row)) for row in rows]
+    if not places:
+        return FailureMode(name, None, f"Both thresholds are fixed, so none can be mis-set. {at_reference}")
+    correct = np.array([track.correct[row] for track, row in places])
+    value, low, high = _simultaneous(correct, part, middle, ends)
+    worst = int(np.argmin(high if high.min() < 0 else value))
+    track, row = places[worst]
+    losing = _contrast(correct[worst], part.reference, middle, ends)
+    where = f"{track.knob} = {track.values[row]:.4g}" if not track.exact else _around(track, row)
+    numbers = (
+        f"with {where} middle questions change by {_points(losing[0])} from the reference and those about "
+        f"start and end by {_points(losing[1])}, a contrast of {100 * value[worst]:+.1f} points "
+        f"[{100 * low[worst]:+.1f}, {100 * high[worst]:+.1f}] (simultaneous over all values of "
+        f"{' and '.join(one.knob for one in tracks)})"
+    )
+    if high[worst] < 0:
+        return FailureMode(name, True, f"Middle frames are pruned too hard: {numbers}. {at_reference}")
+    return FailureMode(
+        name, False, f"Not found that middle frames are pruned too hard: at worst, {numbers}. {at_reference}"
+    )
+
+
+def small_things(
+    variants: Sequence[Variant], part: Compared, tags: Sequence[Mapping[str, str]], chosen: str
+) -> FailureMode:
+    """Whether questions about small things are answered worse with local deduplication than without.
+
+    variants: the part under each `deduplicate`, at the same FLOPs; `chosen`: the reference's.
+    """
+    name: Final = "small things lost to deduplication"
+    small = np.array([one.get("size") == "small" for one in tags])
+    answers = {one.deduplicate: one.correct for one in variants}
+    if not small.any():
+        return FailureMode(
+            name,
+            None,
+            "Whether deduplication loses small things cannot be told: the questions need the tag `size` "
+            "(small or another).",
+        )
+    if "off" not in answers or len(answers) < 2:
+        return FailureMode(name, None, "Without deduplication the reference's FLOPs cannot be reached here.")
+    others = [one for one in ("demote", "drop") if one in answers]
+    found, told = [], []
+    for one in others:
+        level = 1 - _ERROR / len(others)
+        changed = statistics.difference(
+            answers[one][small],
+            answers["off"][small],
+            [video for video, kept in zip(part.videos, small, strict=True) if kept],
+            level=level,
+        )
+        rest = answers[one][~small].mean() - answers["off"][~small].mean() if (~small).any() else None
+        if changed.interval is not None and changed.interval.high < 0:
+            found.append(one)
+        bounds = (
+            ""
+            if changed.interval is None
+            else (f" [{100 * changed.interval.low:+.1f}, {100 * changed.interval.high:+.1f}]")
+        )
+        told.append(
+            f"`{one}`{' (the reference)' if one == chosen else ''} against none changes small things by "
+            f"{100 * changed.value:+.1f} points{bounds}"
+            + ("" if rest is None else f", all others by {100 * rest:+.1f}")
+        )
+    numbers = f"at the reference's FLOPs {'; '.join(told)}."
+    if found:
+        return FailureMode(
+            name,
+            True,
+            f"Deduplication ({' and '.join(f'`{one}`' for one in found)}) loses small things: {numbers}",
+        )
+    return FailureMode(name, False, f"Not found that deduplication loses small things: {numbers}")
+
+
+def _contrast(after: Flags, before: Flags, middle: Flags, ends: Flags) -> tuple[float, float]:
+    change = after.astype(np.float64) - before
+    return float(change[middle].mean()), float(change[ends].mean())
+
+
+def _simultaneous(
+    correct: Flags, part: Compared, middle: Flags, ends: Flags
+) -> tuple[Floats, Floats, Floats]:
+    """(T,) contrasts of rows (T, Q) and both ends of their simultaneous 95 % intervals.
+
+    Two-sided and symmetric in units of each row's standard error: the 95 % quantile, over bootstrap draws of
+    videos, of the largest deviation of any row.
+    """
+    names, index = np.unique(np.asarray(part.videos, dtype=object).astype(str), return_inverse=True)
+    member = np.zeros((index.size, names.size))
+    member[np.arange(index.size), index] = 1.0
+    change = correct.astype(np.float64) - part.reference
+    sums = [(change * mask) @ member for mask in (middle, ends)]  # (T, V)
+    sizes = [mask.astype(np.float64) @ member for mask in (middle, ends)]  # (V,)
+    value = sums[0].sum(axis=1) / sizes[0].sum() - sums[1].sum(axis=1) / sizes[1].sum()
+    rng = np.random.default_rng(SEED)
+    drawn = rng.multinomial(names.size, np.full(names.size, 1 / names.size), _RESAMPLES).T.astype(np.float64)
+    counts = [size @ drawn for size in sizes]
+    whole = (counts[0] > 0) & (counts[1] > 0)  # a draw without either kind says nothing
+    resampled = sums[0] @ drawn[:, whole] / counts[0][whole] - sums[1] @ drawn[:, whole] / counts[1][whole]
+    error = resampled.std(axis=1)
+    scale = np.where(error > 0, error, np.inf)[:, None]
+    largest = (np.abs(resampled - value[:, None]) / scale).max(axis=0)
+    reach = float(np.quantile(largest, 1 - _ERROR)) * error
+    return value, value - reach, value + reach
+
+
+def _around(track: Track, row: int) -> str:
+    low, high = track.values[row], track.until[row]
+    first, second = f"{low:.4g}", f"{high:.4g}"
+    return f"{track.knob} = {first}" if first == second else f"{track.knob} from {first} to {second}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f} points"

@@ -1,0 +1,312 @@
+"""What a sensitivity study says in plain sentences, each made from its numbers; the most important first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tuner.results import Interval, Measured
+from tuner.search.space import TOLERANCE
+from tuner.sensitivity.results import Curve, CurvePoint, Output, Sensitivity
+
+# Kinds of questions named as those that lose most.
+_MOST_TAGS = 3
+
+
+def sentences(found: Sensitivity) -> tuple[str, ...]:
+    """The sentences of a study whose other fields are there."""
+    return tuple(_sentences(found))
+
+
+def value(number: float) -> str:
+    """A knob's value as it is shown; a step may begin right above 0."""
+    return "just above 0" if 0 < number < 1e-12 else f"{number:.4g}"
+
+
+def points(share: float) -> str:
+    """A change of accuracy in points, with its sign."""
+    return f"{100 * share:+.1f} points"
+
+
+def flat(curve: Curve) -> Interval | None:
+    """Values around the chosen one over which neither answers nor compute change; None: a single value."""
+    chosen = _at_chosen(curve)
+    same = [
+        one.difference == chosen.difference
+        and one.regressions == chosen.regressions
+        and one.gained == chosen.gained
+        and one.logprob_change == chosen.logprob_change
+        and one.flops_ratio == chosen.flops_ratio
+        for one in curve.points
+    ]
+    return _around(curve, same)
+
+
+def indifferent(curve: Curve, detectable: float) -> Interval | None:
+    """Values around the chosen one over which accuracy changes by less than can be detected."""
+    return _around(curve, [abs(one.difference.value) < detectable for one in curve.points])
+
+
+def _sentences(found: Sensitivity) -> Iterator[str]:
+    what = "accuracy" if found.labelled else "agreement"
+    moving = [one for one in found.curves if len(one.points) > 1]
+    still = [one for one in moving if _spread(one) == (0.0, 0.0)]
+    by_size = sorted(
+        (one for one in moving if one not in still), key=lambda one: _size(_spread(one)), reverse=True
+    )
+    detectable = found.detectable
+    matter = [one for one in by_size if detectable is None or _size(_spread(one)) >= detectable]
+    if matter:
+        effects = _list([_effect(one, found) for one in matter])
+        yield f"What matters, one knob at a time over its range ({what}): {effects}."
+    yield from _no_difference([one for one in by_size if one not in matter] + still, matter, found, what)
+    yield _safe(moving, found, what)
+    yield from _watch(by_size, found, what)
+    yield _binding(found)
+    yield from _hurts(matter, found)
+    yield from (one.evidence for one in found.failures if one.found)
+    yield from _global(found)
+    yield from (one.evidence for one in found.failures if not one.found)
+    if detectable is not None:
+        questions = next((one.questions for one in found.curves), 0)
+        yield (
+            f"A change of {what} by less than about {100 * detectable:.1f} points cannot be told from none "
+            f"with these {questions} {'held-out' if found.part == 'held_out' else 'tune'} questions (half a "
+            "typical 95 % interval of a paired difference)."
+        )
+    if found.part == "tune":
+        yield (
+            "Nothing is held out, so the curves are from the questions that chose the reference: too rosy "
+            "around it."
+        )
+
+
+def _effect(curve: Curve, found: Sensitivity) -> str:
+    low, high = _spread(curve)
+    whole = _whole(curve)
+    text = f"{curve.knob} ({100 * low:+.1f} to {points(high)} from {value(whole.low)} to {value(whole.high)}"
+    inside = [one for one in curve.points if one.flops_ratio <= found.budget + TOLERANCE]
+    if inside and len(inside) < len(curve.points):
+        best = max(one.difference.value for one in inside)
+        worst = min(one.difference.value for one in inside)
+        text += f"; within the budget {100 * worst:+.1f} to {100 * best:+.1f}"
+    return text + ")"
+
+
+def _no_difference(
+    rest: Sequence[Curve], matter: Sequence[Curve], found: Sensitivity, what: str
+) -> Iterator[str]:
+    """Knobs that do not matter at all, then the ranges over which the others do not."""
+    detectable = found.detectable
+    for curve in rest:
+        first, last = value(curve.points[0].value), value(curve.points[-1].until)
+        if _spread(curve) == (0.0, 0.0) and flat(curve) == _whole(curve):
+            why = _why_flat(curve, found)
+            yield f"{curve.knob} changes nothing from {first} to {last}{why}: no plan depends on it."
+        else:
+            yield (
+                f"{curve.knob} made no difference between {first} and {last}: at most "
+                f"{100 * _size(_spread(curve)):.1f} points of {what}"
+                + ("." if detectable is None else f", less than the {100 * detectable:.1f} detectable here.")
+            )
+    if detectable is None:
+        return
+    told = []
+    for curve in matter:
+        over = indifferent(curve, detectable)
+        if over is not None and over.high > over.low:
+            most = max(
+                abs(one.difference.value) for one in curve.points if over.low <= one.value <= over.high
+            )
+            told.append(
+                f"{curve.knob} between {value(over.low)} and {value(over.high)} (at most {100 * most:.1f})"
+            )
+    if told:
+        yield (
+            f"No difference of {what} that this study can detect ({100 * detectable:.1f} points): "
+            f"{_list(told)}."
+        )
+
+
+def _safe(curves: Sequence[Curve], found: Sensitivity, what: str) -> str:
+    """How far each knob may drift in accuracy and in compute."""
+    told, none = [], []
+    for curve in curves:
+        safe, fits = curve.safe, curve.within_budget
+        if safe is None or fits is None:
+            none.append(curve.knob)
+            continue
+        low, high = max(safe.low, fits.low), min(safe.high, fits.high)
+        more = [
+            f"{word} {value(end)}"
+            for word, end, cut in (("down to", safe.low, low), ("up to", safe.high, high))
+            if end != cut
+        ]
+        beyond = f" ({' and '.join(more)} but for the budget)" if more else ""
+        if low < high:
+            told.append(f"{curve.knob} {value(low)} to {value(high)}{beyond}")
+        else:
+            none.append(curve.knob + beyond)
+    margin = f"{100 * found.margin:.1f} points"
+    shown = f"shown (one-sided 95 %) to keep {what} within {margin} of the reference's, within the budget"
+    if not told:
+        return f"No knob may drift: no other value of any is {shown}."
+    text = f"Each alone may drift this far, {shown}: {_list(told)}."
+    return text + (f" For {_list(none)} that is shown of no other value." if none else "")
+
+
+def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[str]:
+    """The edge with the steepest fall right behind it, of those that fit the budget."""
+    edges = [edge for curve in curves for edge in _edges(curve)]
+    losing = [
+        (curve, one)
+        for curve, one in edges
+        if one.difference.interval is not None and one.difference.interval.high < 0
+    ]
+    for curve, one in sorted(losing, key=lambda edge: edge[1].difference.value)[:1]:
+        side = "above" if one.value > curve.chosen else "below"
+        edge = one.value if side == "above" else one.until
+        yield (
+            f"Watch {curve.knob}: right {side} its safe range, at {value(edge)}, {what} is "
+            f"{_interval(one.difference)} points from the reference's."
+        )
+    if edges and not losing:
+        curve, one = min(edges, key=lambda edge: edge[1].difference.value)
+        edge = one.value if one.value > curve.chosen else one.until
+        yield (
+            "The safe ranges end where a drop can no longer be excluded, not where one is seen: the largest "
+            f"is {curve.knob} at {value(edge)}, {_interval(one.difference)} points."
+        )
+
+
+def _edges(curve: Curve) -> Iterator[tuple[Curve, CurvePoint]]:
+    """The first point outside the safe range on either side."""
+    if curve.safe is None:
+        return
+    below = [one for one in curve.points if one.until < curve.safe.low]
+    above = [one for one in curve.points if one.value > curve.safe.high]
+    if below:
+        yield curve, below[-1]
+    if above:
+        yield curve, above[0]
+
+
+def _binding(found: Sensitivity) -> str:
+    if found.binds == "none":
+        return "Nothing is boosted in the reference, so neither alpha_boost nor gamma_cap binds."
+    p, alpha = float(found.reference.get("p")), float(found.reference.get("alpha_boost"))
+    if found.binds == "alpha_boost":
+        return (
+            "alpha_boost binds: gamma_cap does nothing as long as it is at least alpha_boost p = "
+            f"{value(alpha * p)}."
+        )
+    gamma = float(found.reference.get("gamma_cap"))
+    return (
+        "gamma_cap binds: alpha_boost does nothing as long as it is at least gamma_cap / p = "
+        f"{value(gamma / p)}."
+    )
+
+
+def _why_flat(curve: Curve, found: Sensitivity) -> str:
+    if curve.knob in ("alpha_boost", "gamma_cap") and found.binds not in ("none", curve.knob):
+        return f" ({found.binds} binds)"
+    return " (nothing is boosted)" if found.binds == "none" and curve.knob != "p" else ""
+
+
+def _hurts(matter: Sequence[Curve], found: Sensitivity) -> Iterator[str]:
+    """Where most is lost within the budget, by kind of question."""
+    told = []
+    for curve in matter[:_MOST_TAGS]:
+        inside = [one for one in curve.points if one.flops_ratio <= found.budget + TOLERANCE]
+        worst = min(inside, key=lambda one: one.difference.value, default=None)
+        if worst is None or worst.difference.value >= 0:
+            continue
+        kinds = [
+            (one.tag, point)
+            for one in found.by_tag
+            if one.knob == curve.knob and one.tag is not None
+            for point in one.points
+            if point.value <= worst.value <= point.until
+        ]
+        lost = [one for one in kinds if one[1].difference.interval is not None]
+        if lost:
+            (key, kind), point = min(lost, key=lambda one: one[1].difference.value)
+            told.append(
+                f"{curve.knob} at {value(worst.value)}: {key} {kind} {_interval(point.difference)}, all "
+                f"{100 * worst.difference.value:+.1f}"
+            )
+    if told:
+        yield (
+            "Where it hurts most when a knob is at its worst value within the budget (points; many looks at "
+            f"the same answers, so a hint): {'; '.join(told)}."
+        )
+
+
+def _global(found: Sensitivity) -> Iterator[str]:
+    """What the surrogate may claim of the whole space."""
+    for output in found.outputs:
+        name = found.labelled or output.name != "accuracy"
+        yield _output(output, output.name if name else "agreement", found)
+
+
+def _output(output: Output, name: str, found: Sensitivity) -> str:
+    known = f"R2 {output.r2:.2f}, {found.design_runs} runs"
+    if not output.good:
+        text = f"Over the whole space nothing is claimed of {name}: the surrogate is too poor ({known})"
+        if output.more_runs is not None:
+            wanted = found.design_runs + output.more_runs
+            return f"{text}; about {output.more_runs} more runs (--runs {wanted}) would probably do."
+        return f"{text}, and nothing suggests that more runs would help."
+    ranked = sorted(output.indices, key=lambda one: one.total.value, reverse=True)
+    shares = [
+        f"{one.input} {one.total.value:.2f}"
+        + (
+            ""
+            if one.total.interval is None
+            else f" [{one.total.interval.low:.2f}, {one.total.interval.high:.2f}]"
+        )
+        for one in ranked
+    ]
+    return (
+        f"Over the whole space up to the budget, share of the variance of {name} that hangs on each knob "
+        f"({known}): {_list(shares)}."
+    )
+
+
+def _at_chosen(curve: Curve) -> CurvePoint:
+    return next(one for one in curve.points if one.value <= curve.chosen <= one.until)
+
+
+def _around(curve: Curve, holds: Sequence[bool]) -> Interval | None:
+    at = curve.points.index(_at_chosen(curve))
+    if not holds[at]:
+        return None
+    low = high = at
+    while low > 0 and holds[low - 1]:
+        low -= 1
+    while high + 1 < len(holds) and holds[high + 1]:
+        high += 1
+    return Interval(curve.points[low].value, curve.points[high].until)
+
+
+def _whole(curve: Curve) -> Interval:
+    return Interval(curve.points[0].value, curve.points[-1].until)
+
+
+def _spread(curve: Curve) -> tuple[float, float]:
+    changes = [one.difference.value for one in curve.points]
+    return min(changes), max(changes)
+
+
+def _size(spread: tuple[float, float]) -> float:
+    return max(abs(one) for one in spread)
+
+
+def _interval(one: Measured) -> str:
+    text = f"{100 * one.value:+.1f}"
+    if one.interval is None:
+        return text
+    return f"{text} [{100 * one.interval.low:+.1f}, {100 * one.interval.high:+.1f}]"
+
+
+def _list(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
