@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,13 +17,6 @@ from tuner.cli.options import (
     TrackingUri,
     Workers,
 )
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from tuner.recording import Recorded
-    from tuner.results import Comparison
-    from tuner.study import Study as LoadedStudy
 
 
 def compare(
@@ -50,7 +43,9 @@ def compare(
     """
     from rich.console import Console
 
+    from tuner.cli.figures import draw_comparison
     from tuner.cli.progress import RichProgress
+    from tuner.cli.record import record_files
     from tuner.cli.run import default_workers, quiet_libraries
     from tuner.comparison import compare as compare_study
     from tuner.comparison_summary import render, table
@@ -71,30 +66,8 @@ def compare(
     quiet_libraries(downloads=not Path(loaded.model).is_dir())
     with RichProgress(console) as progress:
         comparison = compare_study(loaded, options, progress)
-    recorded = _record(loaded, comparison, database, tracking_uri, console)
+    files = draw_comparison(loaded, comparison, database)
     # As wide as the table needs to be: a number cut short is none.
     width = Console(width=1000).measure(table(comparison)).maximum
     Console(width=max(width, console.width)).print(render(comparison))
-    if recorded is not None:
-        console.print(f"In MLflow: {recorded.page}", highlight=False, soft_wrap=True)
-
-
-def _record(
-    study: LoadedStudy,
-    comparison: Comparison,
-    database: str | None,
-    tracking_uri: str | None,
-    console: Console,
-) -> Recorded | None:
-    """Draws the comparison and hands it to MLflow; a failure there is one warning."""
-    from tuner.cli.figures import draw_comparison
-    from tuner.mlflow_mirror import MlflowMirror
-    from tuner.recording import harmless
-
-    files = draw_comparison(study, comparison, database)
-    return harmless(
-        lambda: MlflowMirror(tracking_uri).record_files(comparison.study, comparison.study_hash, files),
-        lambda reason: console.print(
-            f"Recording in MLflow failed; all of it is in the records: {reason}", style="yellow"
-        ),
-    )
+    record_files(comparison.study, comparison.study_hash, files, tracking_uri, console)

@@ -48,13 +48,14 @@ def gather(study: Study, summary: RunSummary, database: str | None = None) -> Ev
 
 def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:
     """A study's figures in the order of the report; those without data are left out."""
+    from dashboards.sensitivity import sensitivity_pictures
+
     from dashboards.bias import bias_picture
     from dashboards.cards import cards_picture
     from dashboards.comparison import comparison_picture
     from dashboards.health import health_picture
     from dashboards.history import history_picture
     from dashboards.pareto import pareto_picture
-    from dashboards.sensitivity import sensitivity_pictures
 
     drawn: list[Picture | None] = [pareto_picture(summary, evidence.comparison)]
     if evidence.comparison is not None:
@@ -116,8 +117,9 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
 
 def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = None) -> tuple[Path, ...]:
     """Draws a sensitivity study; and all that `draw` does, where there was a search."""
-    from dashboards.picture import write
     from dashboards.sensitivity import sensitivity_pictures
+
+    from dashboards.picture import write
 
     drawn = sensitivity_pictures(found)
     files = tuple(file for one in drawn for file in write(one, _folder(found.study), page=False))

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study, TrackingUri
+from tuner.cli.options import (
+    Address,
+    Batch,
+    Database,
+    GpusPerWorker,
+    SkipBadVideos,
+    Study,
+    TrackingUri,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,29 +48,13 @@ def sensitivity(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that evaluate, as in `tuner run`.", show_default=False),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None,
-        typer.Option(
-            "--gpus-per-worker",
-            min=0.0,
-            help="GPUs for each worker; otherwise this machine's are shared.",
-            show_default=False,
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions in one packed forward.")] = 8,
-    address: Annotated[
-        str | None,
-        typer.Option(help="A Ray cluster, for example auto or ray://head:10001.", show_default=False),
-    ] = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    batch: Batch = 8,
+    address: Address = None,
     database: Database = None,
     tracking_uri: TrackingUri = None,
-    skip_bad_videos: Annotated[
-        bool, typer.Option("--skip-bad-videos", help="Go on without videos that cannot be read.")
-    ] = False,
+    skip_bad_videos: SkipBadVideos = False,
 ) -> None:
     """Show what matters: how far each knob may drift, what breaks when it does, and what makes no difference.
 
@@ -71,7 +64,8 @@ def sensitivity(
 
     from tuner.cli.figures import draw_sensitivity
     from tuner.cli.progress import RichProgress
-    from tuner.cli.run import _default_workers, _quiet_libraries
+    from tuner.cli.record import record_files
+    from tuner.cli.run import default_workers, quiet_libraries
     from tuner.driver import RunOptions
     from tuner.sensitivity.run import sensitivity as find
     from tuner.sensitivity.saved import save_sensitivity
@@ -80,7 +74,7 @@ def sensitivity(
 
     options = RunOptions(
         budget=budget,
-        workers=_default_workers() if workers is None else workers,
+        workers=default_workers() if workers is None else workers,
         gpus_per_worker=gpus_per_worker,
         batch=batch,
         address=address,
@@ -89,13 +83,14 @@ def sensitivity(
     )
     console = Console()
     loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-    _quiet_libraries(downloads=not Path(loaded.model).is_dir())
+    quiet_libraries(downloads=not Path(loaded.model).is_dir())
     with RichProgress(console) as progress:
         found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
     saved = save_sensitivity(found)
-    draw_sensitivity(found)
+    files = draw_sensitivity(loaded, found, database)
     console.print(render(found))
     console.print(f"All numbers: {saved}", highlight=False, markup=False)
+    record_files(found.study, found.study_hash, (saved, *files), tracking_uri, console)
 
 
 def render(found: Sensitivity) -> RenderableType:
