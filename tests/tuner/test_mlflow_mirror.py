@@ -171,7 +171,9 @@ def test_names_tell_what_a_trial_came_to_and_follow_the_best_one(folder):
 
     first, second, third = (make_trial(number, 0.281, 0.5 + number / 8) for number in range(3))
     stopped = StoppedTrial(3, third.configuration, 0.29, by=1, videos=15)
-    summary = make_summary(0, trials=(first, second), best=second, defaults=first, stopped=(stopped,))
+    summary = replace(
+        make_summary(0), trials=(first, second), best=second, defaults=first, stopped=(stopped,)
+    )
     MlflowMirror().record(summary)
     assert names() == [
         "demo 5f2c9d7b",
