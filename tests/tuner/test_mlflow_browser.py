@@ -281,6 +281,10 @@ def test_three_hundred_trials_stay_usable(page, server, large, shoot):
     print(f"\n300 runs listed after {time.monotonic() - begun:.1f} s")  # noqa: T201
     assert int(first[6:9]) == max(large.trials, key=lambda one: one.outcome.accuracy).number
     shoot(table, "large")
+    table.get_by_text("100 matching runs").wait_for()
+    table.locator(".ag-body-viewport").first.evaluate("body => body.scrollTo(0, body.scrollHeight)")
+    table.get_by_role("button", name="Load more").click()
+    table.get_by_text("200 matching runs").wait_for()
     page = _open(page, recorded, "trials as parallel coordinates")
     begun = time.monotonic()
     page.locator("svg").get_by_text("tau_s", exact=True).first.wait_for()
