@@ -13,12 +13,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from pipeline.methods import KNOBS
 from tuner.recording import Recorded
 from tuner.results import (
     AnswerCost,
@@ -44,6 +47,7 @@ ARTIFACTS = "mlartifacts"
 LOCAL_INTERFACE = "http://127.0.0.1:5000"
 REGRESSIONS = "regressions.json"
 BY_TAG = "by_tag.json"
+REPORT = "report.html"
 
 _KIND, _STUDY, _TRIAL = "adatp.kind", "adatp.study_hash", "adatp.trial"
 _DIGEST, _FILES = "adatp.digest", "adatp.files"
@@ -51,6 +55,13 @@ _TABLES = "mlflow.loggedArtifacts"  # by this tag the interface knows a JSON fil
 _PARENT = "mlflow.parentRunId"
 # The interface sorts experiments by it; without it, it guesses.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# Under this and a key the interface keeps the views that its menu "Views" offers.
+_VIEW = "mlflow.sharedViewState."
+# Without it the interface of MLflow 3 takes every experiment for one about prompts, whatever its kind.
+_WORKFLOW = "workflowType=machine_learning"
+_VIEW_METRICS = ("flops_ratio", "accuracy", "regressions", "logprob_change", "held_out_accuracy")
+# Beside pages, which are called after their files, the run's description links to these.
+_LINKED = {REGRESSIONS: "regressions, question by question", BY_TAG: "what pruning changed by tag"}
 _PAGE = 1000
 # Of one request to a tracking server.
 _MOST_METRICS, _MOST_PARAMS, _MOST_TAGS = 1000, 100, 100
@@ -88,6 +99,17 @@ class MlflowMirror:
         with _quiet_mlflow():
             return _Writer(self.tracking_uri, summary, earlier).write(files)
 
+    def record_files(self, study: str, study_hash: str, files: Sequence[Path]) -> Recorded:
+        """Adds finished files, or replaces those of the same name, as artifacts of the study's run.
+
+        Makes the experiment and the run where they are missing; the same files again change nothing.
+        """
+        with _quiet_mlflow():
+            run = _StudyRun(self.tracking_uri, study, study_hash)
+            run.log_files(_read(files))
+            run.finish()
+            return run.recorded
+
     def find(self, study: str, study_hash: str) -> Recorded | None:
         """Where a study was mirrored before; None where it was not."""
         local = self.tracking_uri.removeprefix("sqlite:///")
@@ -105,124 +127,246 @@ def experiment_name(study: str) -> str:
     return f"adatp/{study}"
 
 
-class _Writer:
-    def __init__(self, tracking_uri: str, summary: RunSummary, earlier: Sequence[RunSummary]) -> None:
-        self.uri = tracking_uri
-        self.summary = summary
-        # What earlier searches measured on held-out videos, by trial number.
-        self.measured = {
-            number: metrics for one in earlier for number, metrics in _held_out_by_trial(one).items()
-        }
+class _StudyRun:
+    """The run that holds one version of a study, made where it is missing."""
+
+    def __init__(self, tracking_uri: str, study: str, study_hash: str) -> None:
+        self.uri, self.study, self.study_hash = tracking_uri, study, study_hash
         self.client = _client(tracking_uri)
+        self.experiment = self._find_experiment()
+        run = _find_parent(self.client, self.experiment, study_hash)
+        if run is None:
+            identity = {_KIND: "study", _STUDY: study_hash}
+            name = f"{study} {study_hash[:8]}"
+            run = self.client.create_run(self.experiment, tags=identity, run_name=name)
+        self.run = run
+        # Digests of its artifacts, by name.
+        self.files: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
 
-    def write(self, files: Sequence[Path]) -> Recorded:
-        experiment = self._experiment()
-        parent = _find_parent(self.client, experiment, self.summary.study_hash)
-        if parent is None:
-            name = f"{self.summary.study} {self.summary.study_hash[:8]}"
-            identity = {_KIND: "study", _STUDY: self.summary.study_hash}
-            parent = self.client.create_run(experiment, tags=identity, run_name=name)
-        parent_id = str(parent.info.run_id)
-        known = _children(self.client, experiment, parent_id)
-        for trial in (*self.summary.trials, *self.summary.above):
-            content = _trial_content(self.summary, trial, self.measured.get(trial.number, {}))
-            self._trial(
-                experiment,
-                parent_id,
-                trial.number,
-                content,
-                known.get(trial.number),
-                seconds=trial.outcome.seconds,
-            )
-        for stopped in self.summary.stopped:
-            content = _stopped_content(stopped)
-            self._trial(
-                experiment, parent_id, stopped.number, content, known.get(stopped.number), status="KILLED"
-            )
-        self._files(parent, files)
-        self._update(parent, _study_content(self.summary))
-        if parent.info.status == "RUNNING":
-            self.client.set_terminated(parent_id)
-        return _recorded(self.uri, parent)
+    @property
+    def id(self) -> str:
+        return str(self.run.info.run_id)
 
-    def _experiment(self) -> str:
-        name = experiment_name(self.summary.study)
+    @property
+    def recorded(self) -> Recorded:
+        return _recorded(self.uri, self.run)
+
+    def _find_experiment(self) -> str:
+        name = experiment_name(self.study)
         found = self.client.get_experiment_by_name(name)
         if found is None:
             # A server decides by itself; without one the files must lie where `mlflow ui` can read them.
             local = self.uri.startswith("sqlite:")
-            location = (Path(ARTIFACTS).resolve() / self.summary.study).as_uri() if local else None
+            location = (Path(ARTIFACTS).resolve() / self.study).as_uri() if local else None
             return str(self.client.create_experiment(name, location, _EXPERIMENT_TAGS))
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
+    def log_files(self, contents: Mapping[str, bytes], tables: Collection[str] = ()) -> None:
+        """Files by name, each written only where its content changed; `tables` are those shown as tables."""
+        digests = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in contents.items()}
+        changed = [name for name, digest in digests.items() if self.files.get(name) != digest]
+        if not changed:
+            return
+        with TemporaryDirectory() as folder:
+            for name in changed:
+                file = Path(folder) / name
+                file.write_bytes(contents[name])
+                # Not `log_table`: it would append to the table of an earlier run.
+                self.client.log_artifact(self.id, str(file))
+        if tables:
+            shown = json.dumps([{"path": name, "type": "table"} for name in tables])
+            self.client.set_tag(self.id, _TABLES, shown)
+        self.files |= digests
+        self.client.set_tag(self.id, _FILES, json.dumps(self.files, sort_keys=True))
+
+    def save_view(self) -> None:
+        """Offers the trials, with the columns and charts they need, in the interface's menu "Views"."""
+        key = _VIEW + _view_id(self.study_hash)
+        view = json.dumps(
+            {
+                "name": f"{self.study} {self.study_hash[:8]}: trials",
+                "createdAt": self.run.info.start_time,  # the same each time
+                "state": json.dumps(_view_state(self.study_hash)),
+            }
+        )
+        if self.client.get_experiment(self.experiment).tags.get(key) != view:
+            self.client.set_experiment_tag(self.experiment, key, view)
+
+    def finish(self) -> None:
+        if self.run.info.status == "RUNNING":
+            self.client.set_terminated(self.id)
+
+
+class _Writer:
+    def __init__(self, tracking_uri: str, summary: RunSummary, earlier: Sequence[RunSummary]) -> None:
+        self.summary = summary
+        # What earlier searches measured on held-out videos, by trial number.
+        self.measured = {
+            number: metrics for one in earlier for number, metrics in _held_out_by_trial(one).items()
+        }
+        self.study = _StudyRun(tracking_uri, summary.study, summary.study_hash)
+        self.client = self.study.client
+
+    def write(self, files: Sequence[Path]) -> Recorded:
+        summary, study = self.summary, self.study
+        known = _children(self.client, study.experiment, study.id)
+        for trial in (*summary.trials, *summary.above):
+            content = _trial_content(summary, trial, self.measured.get(trial.number, {}))
+            name = _trial_name(summary, trial)
+            run = known.get(trial.number)
+            self._trial(trial.number, name, content, run, seconds=trial.outcome.seconds)
+        for stopped in summary.stopped:
+            name = f"trial {stopped.number:03d} (stopped): at {stopped.binding_ratio:.3f}"
+            run = known.get(stopped.number)
+            self._trial(stopped.number, name, _stopped_content(stopped), run, status="KILLED")
+        tables = {name: table.encode() for name, table in _tables(summary).items()}
+        study.log_files(_read(files) | tables, tables)
+        study.save_view()
+        links = _links(study.experiment, study.id, summary, study.files)
+        _update(self.client, study.run, _study_content(summary, links))
+        study.finish()
+        return study.recorded
+
     def _trial(
         self,
-        experiment: str,
-        parent_id: str,
         number: int,
+        name: str,
         content: _Content,
         run: Run | None,
         *,
         status: str = "FINISHED",
         seconds: float = 0.0,
     ) -> None:
+        """Three requests for a trial that is new, none for one that is there."""
         if run is None:
             identity = {
-                _PARENT: parent_id,
+                _PARENT: self.study.id,
                 _KIND: "trial",
                 _STUDY: self.summary.study_hash,
                 _TRIAL: str(number),
             }
             began = _now() - round(1000 * seconds)
             run = self.client.create_run(
-                experiment, start_time=began, tags=identity, run_name=f"trial {number:03d}"
+                self.study.experiment, start_time=began, tags=identity, run_name=name
             )
-        self._update(run, content)
+        elif run.info.run_name != name:  # another trial is the best one now
+            self.client.update_run(run.info.run_id, name=name)
+        _update(self.client, run, content)
         # A trial that was stopped may have been finished since.
         if run.info.status != status:
             self.client.set_terminated(run.info.run_id, status)
 
-    def _update(self, run: Run, content: _Content) -> None:
-        """The digest is written last: a run without it, or with another, is written again."""
-        from mlflow.entities import Metric, Param, RunTag
 
-        if run.data.tags.get(_DIGEST) == content.digest:
-            return
-        now = _now()
-        known = run.data.metrics
-        metrics = [
-            Metric(key, value, now, 0) for key, value in content.metrics.items() if known.get(key) != value
-        ]
-        # A parameter cannot be written twice with another value.
-        params = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
-        tags = [RunTag(key, value) for key, value in content.tags.items() if run.data.tags.get(key) != value]
-        assert len(metrics) <= _MOST_METRICS
-        assert len(params) <= _MOST_PARAMS
-        assert len(tags) < _MOST_TAGS
-        self.client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
-        self.client.set_tag(run.info.run_id, _DIGEST, content.digest)
+def _update(client: MlflowClient, run: Run, content: _Content) -> None:
+    """Writes what differs, all in one request.
 
-    def _files(self, run: Run, files: Sequence[Path]) -> None:
-        """Files by name, each written only where its content changed."""
-        run_id = run.info.run_id
-        known: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
-        contents = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
-        tables = _tables(self.summary)
-        contents |= {name: hashlib.sha256(table.encode()).hexdigest()[:16] for name, table in tables.items()}
-        if all(known.get(name) == content for name, content in contents.items()):
-            return
-        for file in files:
-            if known.get(file.name) != contents[file.name]:
-                self.client.log_artifact(run_id, str(file))
-        for name, table in tables.items():
-            if known.get(name) != contents[name]:
-                # `log_table` would append to the table of an earlier run.
-                self.client.log_text(run_id, table, name)
-        shown = [{"path": name, "type": "table"} for name in tables]
-        self.client.set_tag(run_id, _TABLES, json.dumps(shown))
-        self.client.set_tag(run_id, _FILES, json.dumps(known | contents, sort_keys=True))
+    Parameters, metrics and tags are kept in this order, tags all at once: a run without the digest, or with
+    another, was left unfinished or is of another content, and is written again.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    if run.data.tags.get(_DIGEST) == content.digest:
+        return
+    now = _now()
+    known = run.data.metrics
+    metrics = [
+        Metric(key, value, now, 0) for key, value in content.metrics.items() if known.get(key) != value
+    ]
+    # A parameter cannot be written twice with another value.
+    params = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
+    tags = [
+        RunTag(key, value)
+        for key, value in (*content.tags.items(), (_DIGEST, content.digest))
+        if run.data.tags.get(key) != value
+    ]
+    assert len(metrics) <= _MOST_METRICS
+    assert len(params) <= _MOST_PARAMS
+    assert len(tags) <= _MOST_TAGS
+    client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
+
+
+def _read(files: Sequence[Path]) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in files}
+
+
+# What the interface shows
+
+
+def _view_id(study_hash: str) -> str:
+    return f"adatp-{study_hash[:8]}"
+
+
+def _view_state(study_hash: str) -> dict[str, Any]:
+    """A view of the runs page: the trials alone, most accurate first, and beside them two charts.
+
+    In the form in which MLflow 3.17 stores its own views; fields left out are at their defaults, and an
+    interface that knows other fields ignores these.
+    """
+    trials, others = "adatp-trials", "adatp-others"
+    parallel = {
+        "type": "PARALLEL",
+        "uuid": "adatp-parallel",
+        "displayName": "Knobs, FLOPs ratio (lower is better) and accuracy (higher is better)",
+        "selectedParams": list(KNOBS),
+        "selectedMetrics": ["flops_ratio", "accuracy"],  # the last one colours the lines
+        "showAllRuns": False,
+    }
+    scatter = {
+        "type": "SCATTER",
+        "uuid": "adatp-scatter",
+        "displayName": "Accuracy against FLOPs ratio",
+        "xaxis": {"key": "flops_ratio", "type": "METRIC"},
+        "yaxis": {"key": "accuracy", "type": "METRIC"},
+    }
+    every = {"metricSectionId": trials, "runsCountToCompare": 300, "deleted": False, "isGenerated": False}
+    section = {"isReordered": False, "deleted": False, "isGenerated": False}
+    # Named as the interface does. Widths are kept for columns with a place in the order only.
+    metrics = [f"metrics.`{name}`" for name in _VIEW_METRICS]
+    knobs = [f"params.`{name}`" for name in KNOBS]
+    widths = {"attributes.`Run Name`": 255} | dict.fromkeys(knobs, 92) | dict.fromkeys(metrics, 105)
+    return {
+        "searchFilter": f"tags.`{_KIND}` = 'trial' AND tags.`{_STUDY}` = '{study_hash}'",
+        "orderByKey": "metrics.`accuracy`",
+        "orderByAsc": False,
+        "selectedColumns": [*metrics, *knobs, "tags.`within_budget`"],
+        "columnOrder": [*widths, "tags.`within_budget`", "runDateAndNestInfo", "duration"],
+        "columnWidths": widths,
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": [parallel | every, scatter | every],
+        "compareRunSections": [
+            {"uuid": trials, "name": "Trials", "display": True, "columns": 1, "cardHeight": 440} | section,
+            # One bar chart per metric, which the interface adds by itself: folded.
+            {"uuid": others, "name": "Model metrics", "display": False} | section | {"isGenerated": True},
+        ],
+    }
+
+
+def _trial_name(summary: RunSummary, trial: Trial) -> str:
+    """Sorts by number, and says in lists and legends what the trial came to."""
+    role = ""
+    if summary.best is not None and summary.best.number == trial.number:
+        role = " (best)"
+    elif summary.defaults is not None and summary.defaults.number == trial.number:
+        role = " (defaults)"
+    outcome = trial.outcome
+    return f"trial {trial.number:03d}{role}: {100 * outcome.accuracy:.1f} % at {outcome.flops_ratio:.3f}"
+
+
+def _links(experiment: str, run: str, summary: RunSummary, artifacts: Collection[str]) -> tuple[str, ...]:
+    """Markdown links into the interface; relative, so that they hold under whatever name it is reached."""
+    trials = f"#/experiments/{experiment}/runs?{_WORKFLOW}&viewStateShareKey={_view_id(summary.study_hash)}"
+    links = [
+        f"[trials in a table]({trials})",
+        f"[trials as parallel coordinates]({trials}&compareRunsMode=CHART)",
+    ]
+    # The report first.
+    pages = sorted((one for one in artifacts if one.endswith(".html")), key=lambda one: (one != REPORT, one))
+    titles = {page: page.removesuffix(".html").replace("-", " ") for page in pages}
+    for name, title in (titles | {name: _LINKED[name] for name in _LINKED if name in artifacts}).items():
+        links.append(f"[{title}](#/experiments/{experiment}/runs/{run}/artifacts/{quote(name)}?{_WORKFLOW})")
+    return tuple(links)
 
 
 def _held_out_by_trial(summary: RunSummary) -> dict[int, dict[str, float]]:
@@ -263,7 +407,7 @@ def _stopped_content(stopped: StoppedTrial) -> _Content:
     )
 
 
-def _study_content(summary: RunSummary) -> _Content:
+def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
     params = {"study": summary.study}
     if summary.setting is not None:
         setting = summary.setting
@@ -298,7 +442,7 @@ def _study_content(summary: RunSummary) -> _Content:
         "max_drop": summary.max_drop or "none",
         "verdict": summary.verdict,
         "best_trial": "none" if summary.best is None else str(summary.best.number),
-        "mlflow.note.content": _note(summary),
+        "mlflow.note.content": _note(summary, links),
     }
     return _Content(params, _finite(metrics), tags)
 
@@ -427,12 +571,10 @@ def _readable(value: float | str | int) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _note(summary: RunSummary) -> str:
+def _note(summary: RunSummary, links: Sequence[str]) -> str:
     """The run's description, as Markdown."""
-    accuracy = summary.baseline.get("held_out")
-    lines = [f"Study `{summary.study}`, version `{summary.study_hash[:8]}`, budget {summary.budget:g}."]
-    if accuracy is not None and math.isfinite(accuracy.value):
-        lines.append(f"Unpruned accuracy on held-out videos: {_percent(accuracy)}.")
+    # The page shows the first lines, the rest at a click.
+    lines = ["Open " + ", ".join(links) + "."] if links else []
     if summary.best is None or summary.best_held_out is None:
         lines.append("No configuration within the budget is measured yet.")
     else:
@@ -444,13 +586,15 @@ def _note(summary: RunSummary) -> str:
             f"{outcome.regressions} regressions. Within {summary.max_drop or 'any drop'} of the unpruned "
             f"model: {summary.verdict.replace('_', ' ')}."
         )
+    about = f"Study `{summary.study}`, version `{summary.study_hash[:8]}`, budget {summary.budget:g}."
+    unpruned = summary.baseline.get("held_out")
+    if unpruned is not None and math.isfinite(unpruned.value):
+        about += f" Unpruned accuracy on held-out videos: {_percent(unpruned)}."
+    lines.append(about)
+    if summary.best is not None:
         knobs = summary.best.configuration.parameters
-        lines.append("| knob | value |\n| --- | --- |")
-        lines[-1] += "".join(f"\n| {name} | {_readable(value)} |" for name, value in knobs)
-    lines.append(
-        "Artifacts: the Pareto front as a page and a picture, the regressions "
-        f"(`{REGRESSIONS}`), and what pruning changed by tag (`{BY_TAG}`)."
-    )
+        rows = "".join(f"\n| {name} | {_readable(value)} |" for name, value in knobs)
+        lines.append("| knob | value |\n| --- | --- |" + rows)
     return "\n\n".join(lines)
 
 
@@ -503,10 +647,8 @@ def _cell(value: Any) -> Any:
 
 def _recorded(tracking_uri: str, run: Run) -> Recorded:
     server = tracking_uri.rstrip("/") if tracking_uri.startswith(("http:", "https:")) else LOCAL_INTERFACE
-    # The interface opens elsewhere by itself, and from there two clicks are needed.
-    return Recorded(
-        run.info.run_id, f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    )
+    page = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?{_WORKFLOW}"
+    return Recorded(run.info.run_id, page)
 
 
 def _find_parent(client: MlflowClient, experiment: str, study_hash: str) -> Run | None:
@@ -544,13 +686,21 @@ def _quiet_mlflow() -> Iterator[None]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow  # noqa: F401
 
+    # With a server it prints two lines for every run that ends.
+    printing = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+    printed = os.environ.get(printing)
     loggers = [logging.getLogger(name) for name in ("alembic", "mlflow")]
     before = [one.level for one in loggers]
     try:
+        os.environ[printing] = "true"
         for one in loggers:
             one.setLevel(logging.WARNING)
         yield
     finally:
+        if printed is None:
+            del os.environ[printing]
+        else:
+            os.environ[printing] = printed
         for one, level in zip(loggers, before, strict=True):
             one.setLevel(level)
 

@@ -54,16 +54,21 @@ def runs(folder):
         client = MlflowClient(MlflowMirror().tracking_uri)
         experiment = client.get_experiment_by_name(f"adatp/{study}")
         found = client.search_runs([experiment.experiment_id], max_results=1000)
-        return {run.info.run_name: run for run in found}
+        return {_short(run.info.run_name): run for run in found}
 
     return read
+
+
+def _short(name):
+    """A trial's run is known by its number: the rest of its name tells what it came to."""
+    return name[: len("trial 000")] if name.startswith("trial ") else name
 
 
 def _contents(folder):
     """Everything the mirror wrote, with times, so that a second writing shows."""
     import sqlite3
 
-    tables = ("runs", "params", "metrics", "latest_metrics", "tags", "experiments")
+    tables = ("runs", "params", "metrics", "latest_metrics", "tags", "experiments", "experiment_tags")
     with sqlite3.connect(folder / "mlflow.db") as database:
         rows = {table: sorted(map(repr, database.execute(f"SELECT * FROM {table}"))) for table in tables}
     files = {
@@ -152,7 +157,120 @@ def test_artifacts_lie_in_the_working_directory(folder):
     written = {file.name for file in (folder / "mlartifacts").rglob("*") if file.is_file()}
     assert written == {"pareto.html", "pareto.png", "pareto.csv", "regressions.json", "by_tag.json"}
     assert not (folder / "mlruns").exists()
-    assert recorded.page.endswith(f"/runs/{recorded.run}")
+    assert recorded.page.endswith(f"/runs/{recorded.run}?workflowType=machine_learning")
+
+
+def test_names_tell_what_a_trial_came_to_and_follow_the_best_one(folder):
+    from mlflow import MlflowClient
+
+    def names():
+        client = MlflowClient(MlflowMirror().tracking_uri)
+        experiment = client.get_experiment_by_name("adatp/demo")
+        found = client.search_runs([experiment.experiment_id], order_by=["attributes.run_name ASC"])
+        return [run.info.run_name for run in found]
+
+    first, second, third = (make_trial(number, 0.281, 0.5 + number / 8) for number in range(3))
+    stopped = StoppedTrial(3, third.configuration, 0.29, by=1, videos=15)
+    summary = replace(
+        make_summary(0), trials=(first, second), best=second, defaults=first, stopped=(stopped,)
+    )
+    MlflowMirror().record(summary)
+    assert names() == [
+        "demo 5f2c9d7b",
+        "trial 000 (defaults): 50.0 % at 0.281",
+        "trial 001 (best): 62.5 % at 0.281",
+        "trial 003 (stopped): at 0.290",
+    ]
+    MlflowMirror().record(replace(summary, trials=(first, second, third), best=third))
+    assert names()[2:4] == ["trial 001: 62.5 % at 0.281", "trial 002 (best): 75.0 % at 0.281"]
+
+
+def test_a_new_trial_takes_three_requests_and_a_known_one_none(folder, monkeypatch):
+    from mlflow import MlflowClient
+
+    calls = []
+
+    def counted(name):
+        original = getattr(MlflowClient, name)
+
+        def call(self, *values, **options):
+            calls.append(name)
+            return original(self, *values, **options)
+
+        return call
+
+    writing = (
+        "create_run",
+        "log_batch",
+        "set_tag",
+        "set_terminated",
+        "update_run",
+        "log_param",
+        "log_metric",
+    )
+    MlflowMirror().record(make_summary(2))
+    for name in writing:
+        monkeypatch.setattr(MlflowClient, name, counted(name))
+    MlflowMirror().record(make_summary(2))
+    assert calls == []
+    MlflowMirror().record(make_summary(2, study="other"))
+    one = len(calls)
+    calls.clear()
+    MlflowMirror().record(make_summary(4, study="another"))
+    assert len(calls) - one == 2 * 3
+
+
+def test_the_interface_gets_a_view_of_the_trials(folder):
+    from mlflow import MlflowClient
+
+    MlflowMirror().record(make_summary(2))
+    MlflowMirror().record(make_summary(2, study_hash="aa" * 16))
+    tags = MlflowClient(MlflowMirror().tracking_uri).get_experiment_by_name("adatp/demo").tags
+    views = {key: json.loads(tags[key]) for key in tags if key.startswith("mlflow.sharedViewState.")}
+    assert {view["name"] for view in views.values()} == {"demo 5f2c9d7b: trials", "demo aaaaaaaa: trials"}
+    state = json.loads(views["mlflow.sharedViewState.adatp-5f2c9d7b"]["state"])
+    assert {f"params.`{name}`" for name in KNOBS} < set(state["selectedColumns"])
+    parallel, scatter = state["compareRunCharts"]
+    assert set(parallel["selectedParams"]) == KNOBS
+    assert parallel["selectedMetrics"] == ["flops_ratio", "accuracy"]
+    assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("flops_ratio", "accuracy")
+
+
+def test_the_description_opens_with_links_to_what_there_is(folder, runs):
+    report = folder / "report.html"
+    report.write_text("<p>all is well</p>")
+    recorded = MlflowMirror().record(make_summary(2), [report])
+    first, *_ = runs()["demo 5f2c9d7b"].data.tags["mlflow.note.content"].splitlines()
+    trials = "#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=adatp-5f2c9d7b"
+    assert f"[trials in a table]({trials})" in first
+    assert f"({trials}&compareRunsMode=CHART)" in first
+    artifacts = f"#/experiments/1/runs/{recorded.run}/artifacts"
+    assert f"[report]({artifacts}/report.html?workflowType=machine_learning)" in first
+    assert f"{artifacts}/regressions.json?" in first
+    assert "pareto" not in first
+
+
+def test_files_of_other_commands_join_the_studys_run(folder, runs):
+    def written():
+        return {file.name for file in (folder / "mlartifacts").rglob("*") if file.is_file()}
+
+    figure = folder / "sensitivity.html"
+    figure.write_text("one")
+    summary = make_summary(2)
+    first = MlflowMirror().record_files("demo", summary.study_hash, [figure])
+    assert set(runs()) == {"demo 5f2c9d7b"}
+    assert runs()["demo 5f2c9d7b"].info.status == "FINISHED"
+    assert MlflowMirror().record(summary) == first
+    assert len(runs()) == 3
+    before = _contents(folder)
+    assert MlflowMirror().record_files("demo", summary.study_hash, [figure]) == first
+    assert MlflowMirror().record(summary) == first
+    assert _contents(folder) == before
+    figure.write_text("two")
+    MlflowMirror().record_files("demo", summary.study_hash, [figure])
+    assert written() == {"sensitivity.html", "regressions.json", "by_tag.json"}
+    (kept,) = (folder / "mlartifacts").rglob("sensitivity.html")
+    assert kept.read_text() == "two"
 
 
 def test_more_trials_and_another_budget_add_to_the_same_run(runs):
@@ -256,16 +374,17 @@ def test_what_a_crash_left_unfinished_is_completed(runs, monkeypatch):
     from mlflow import MlflowClient
 
     summary, calls = make_summary(4), []
-    original = MlflowClient.set_tag
+    original = MlflowClient.log_batch
 
-    def dies_in_the_middle(self, run_id, key, value, **options):
-        calls.append(key)
+    def dies_in_the_middle(self, run_id, **content):
+        calls.append(run_id)
         if len(calls) == 3:
+            original(self, run_id, **(content | {"tags": []}))  # tags are kept last
             raise KeyboardInterrupt
-        return original(self, run_id, key, value, **options)
+        return original(self, run_id, **content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, "set_tag", dies_in_the_middle)
+        patched.setattr(MlflowClient, "log_batch", dies_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
             MlflowMirror().record(summary)
     assert 1 < len(runs()) < 5
@@ -385,7 +504,10 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder):
         mirror = MlflowMirror(f"http://127.0.0.1:{port}")
         sent = mirror.record(make_summary(2, study="sent"), [folder / "figures" / "pareto.png"])
         assert mirror.find("sent", make_summary().study_hash) == sent
-        assert sent.page == f"http://127.0.0.1:{port}/#/experiments/2/runs/{sent.run}"
+        assert (
+            sent.page
+            == f"http://127.0.0.1:{port}/#/experiments/2/runs/{sent.run}?workflowType=machine_learning"
+        )
         listed = _get(f"{base}/artifacts/list?run_id={sent.run}")["files"]
         assert {one["path"] for one in listed} == {"pareto.png", "regressions.json", "by_tag.json"}
     finally:
