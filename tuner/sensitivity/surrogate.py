@@ -73,7 +73,7 @@ def analyse(design: Design) -> tuple[tuple[Output, ...], tuple[PairMap, ...]]:
     number is not finite.
     """
     _check(design)
-    free = [column for column in range(len(design.inputs)) if np.ptp(design.unit[:, column]) > 0]
+    free = [column for column, one in enumerate(design.unit.T) if np.unique(one).size > 1]
     outputs: list[Output] = []
     maps: tuple[PairMap, ...] = ()
     for name, values in design.outputs.items():
@@ -233,7 +233,7 @@ def _check(design: Design) -> None:
 
 def _analyse(design: Design, free: list[int], name: OutputName, values: Floats) -> Output:
     runs = len(values)
-    if not free or runs < 2 * _FOLDS or np.ptp(values) == 0:
+    if not free or runs < 2 * _FOLDS or np.unique(values).size == 1:
         return Output(name, r2=0.0, good=False, more_runs=None, indices=())
     unit = design.unit[:, free]
     r2 = cross_validated_r2(unit, values)
