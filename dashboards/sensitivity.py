@@ -6,6 +6,7 @@ changes are drawn in points from the reference, paired on the same questions: sa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -165,17 +166,25 @@ def _indices(found: Sensitivity) -> Picture:
 
 
 def _indices_text(found: Sensitivity) -> str:
-    sentences = []
+    sentences: list[str] = []
     for output in found.outputs:
-        name = _output(output.name, found)
-        if output.indices:
-            ranked = sorted(output.indices, key=lambda one: -one.total.value)
+        ranked = sorted(output.indices, key=lambda one: -one.total.value)
+        if ranked and not sentences:
+            values = ", ".join(f"{one.input} {_with_interval(one.total, 1, '.2f')}" for one in ranked)
             sentences.append(
-                f"Total indices for {name} (surrogate R² {output.r2:.2f}, cross-validated over "
-                f"{found.design_runs} runs): "
-                + ", ".join(f"{one.input} {_with_interval(one.total, 1, '.2f')}" for one in ranked)
-                + "."
+                f"Total indices for {_output(output.name, found)}, with 95 % intervals, over "
+                f"{found.design_runs} runs on the tune videos: {values}."
             )
+        elif ranked:
+            sentences.append(
+                f"For {_output(output.name, found)} {ranked[0].input} matters most "
+                f"({ranked[0].total.value:.2f})."
+            )
+    if sentences:
+        sentences.append(
+            "Total indices may add up to more than 1: an interaction counts for each input in it. R² is what "
+            "the surrogate predicts of left-out runs."
+        )
     poor = [one for one in found.outputs if not one.indices]
     if poor:
         sentences.append(
@@ -373,12 +382,13 @@ def _curves_plotly(found: Sensitivity) -> PlotlyFigure:
         main, thin = _axis(2 * place), _axis(2 * place + 1)
         rows = curve_rows([curve])
         first = place == 0
-        ends = (min(one.value for one in rows), max(one.until for one in rows))
+        limits = (min(one.value for one in rows), max(one.until for one in rows))
+        ends = (_place(curve.knob, limits[0]), _place(curve.knob, limits[1]))
         _plotly_curve(figure, rows, main, f"change of {_accuracy(found)}", first)
         unsafe = [one for one in rows if not one.safe]
         figure.add_trace(
             go.Scatter(
-                x=[one.value for one in unsafe],
+                x=[_place(one.knob, one.value) for one in unsafe],
                 y=[100 * one.difference for one in unsafe],
                 xaxis=f"x{main}",
                 yaxis=f"y{main}",
@@ -386,7 +396,7 @@ def _curves_plotly(found: Sensitivity) -> PlotlyFigure:
                 marker={
                     "color": VERMILION,
                     "symbol": "x-thin",
-                    "size": 6,
+                    "size": 8,
                     "line": {"color": VERMILION, "width": 1.5},
                 },
                 name="not shown to be safe",
@@ -397,7 +407,7 @@ def _curves_plotly(found: Sensitivity) -> PlotlyFigure:
         )
         figure.add_trace(
             go.Scatter(
-                x=[curve.chosen],
+                x=[_place(curve.knob, curve.chosen)],
                 y=[0],
                 xaxis=f"x{main}",
                 yaxis=f"y{main}",
@@ -423,7 +433,12 @@ def _curves_plotly(found: Sensitivity) -> PlotlyFigure:
                 line={"color": BLACK, "width": 1.6},
                 name="FLOPs",
                 showlegend=False,
-                hovertemplate=f"{curve.knob} %{{x:.4g}}: FLOPs %{{y:.1f}} %<extra></extra>",
+                text=[
+                    _number(end)
+                    for one in rows
+                    for end in ((one.value, one.until) if one.exact else (one.value,))
+                ],
+                hovertemplate=f"{curve.knob} %{{text}}: FLOPs %{{y:.1f}} %<extra></extra>",
             )
         )
         for axis, height, color, label, dash in (
@@ -449,8 +464,8 @@ def _curves_plotly(found: Sensitivity) -> PlotlyFigure:
                 type="rect",
                 xref=f"x{main}",
                 yref=f"y{main} domain",
-                x0=curve.safe.low,
-                x1=curve.safe.high,
+                x0=_place(curve.knob, curve.safe.low),
+                x1=_place(curve.knob, curve.safe.high),
                 y0=0,
                 y1=1,
                 fillcolor=_SAFE,
@@ -458,14 +473,17 @@ def _curves_plotly(found: Sensitivity) -> PlotlyFigure:
                 layer="below",
             )
         room = 0.02 * (ends[1] - ends[0])
-        across = {"range": [ends[0] - room, ends[1] + room]}
+        across: dict[str, Any] = {"range": [ends[0] - room, ends[1] + room]}
+        ticks = _ticks(curve.knob, *limits)
+        if ticks is not None:
+            across |= {"tickvals": ticks[0], "ticktext": ticks[1]}
         figure.update_layout(
             {
                 f"xaxis{main}": _plotly_axis(
                     f"y{main}", x, matches=f"x{thin}", showticklabels=False, **across
                 ),
                 f"yaxis{main}": _plotly_axis(f"x{main}", [strip + 0.02, y[1]], title="points"),
-                f"xaxis{thin}": _plotly_axis(f"y{thin}", x, title=curve.knob, **across),
+                f"xaxis{thin}": _plotly_axis(f"y{thin}", x, title=_knob(curve.knob), **across),
                 f"yaxis{thin}": _plotly_axis(
                     f"x{thin}", [y[0], strip], title="FLOPs", ticksuffix=" %", nticks=3, rangemode="normal"
                 ),
@@ -541,7 +559,7 @@ def _curves_still(found: Sensitivity) -> MatplotlibFigure:
         _still_curve(main, rows, f"change of {_accuracy(found)} (higher is better)" if first else None)
         unsafe = [one for one in rows if not one.safe]
         main.plot(
-            [one.value for one in unsafe],
+            [_place(one.knob, one.value) for one in unsafe],
             [100 * one.difference for one in unsafe],
             "x",
             color=VERMILION,
@@ -556,10 +574,22 @@ def _curves_still(found: Sensitivity) -> MatplotlibFigure:
             label=f"margin: {100 * found.margin:.1f} points lost" if first else None,
         )
         main.plot(
-            [curve.chosen], [0], "D", color="white", markeredgecolor=BLACK, label="chosen" if first else None
+            [_place(curve.knob, curve.chosen)],
+            [0],
+            "D",
+            color="white",
+            markeredgecolor=BLACK,
+            label="chosen" if first else None,
         )
         if curve.safe is not None:
-            main.axvspan(curve.safe.low, curve.safe.high, color=GREEN, alpha=0.13, linewidth=0)
+            main.axvspan(
+                _place(curve.knob, curve.safe.low),
+                _place(curve.knob, curve.safe.high),
+                color=GREEN,
+                alpha=0.13,
+                linewidth=0,
+                label="safe range" if first else None,
+            )
         line = _vertices(rows, "flops_ratio")
         thin.plot(line["x"], line["y"], color=BLACK, linewidth=1.4)
         thin.axhline(
@@ -574,7 +604,7 @@ def _curves_still(found: Sensitivity) -> MatplotlibFigure:
         main.set_ylabel("points")
         thin.set_ylabel("FLOPs")
         thin.yaxis.set_major_formatter(_percent(100))
-        thin.set_xlabel(curve.knob)
+        _knob_axis(thin, curve.knob, rows)
         _clean(main, re.sub("<[^>]*>", "", _curve_title(curve)))
         _clean(thin, "")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -595,13 +625,36 @@ def _still_curve(axes: Axes, rows: Sequence[CurveRow], name: str | None) -> None
     )
 
 
+# Similarities crowd near 1, and there tau_s acts: it is drawn by the logarithm of its distance from 1.
+_NEAREST = 1e-4
+_SIMILARITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+
+
+def _place(knob: str, value: float) -> float:
+    """Where a knob's value is drawn."""
+    return -math.log10(max(1 - value, _NEAREST)) if knob == "tau_s" else value
+
+
+def _ticks(knob: str, low: float, high: float, most: int = 8) -> tuple[list[float], list[str]] | None:
+    """Places and texts where they are not the axis's own: of values from `low` to `high`."""
+    if knob != "tau_s":
+        return None
+    within = [one for one in _SIMILARITIES if low <= one <= high]
+    within = within[:: -(-len(within) // most)] if within else [low]
+    return [_place(knob, one) for one in within], [_number(one) for one in within]
+
+
+def _knob(knob: str) -> str:
+    return "tau_s (scale: logarithm of 1 - tau_s)" if knob == "tau_s" else knob
+
+
 def _vertices(rows: Sequence[CurveRow], name: str) -> dict[str, list[float]]:
     """In per cent: both ends of every step, or every point. A value without an interval is its own."""
     drawn: dict[str, list[float]] = {"x": [], "y": []}
     for one in rows:
         height = getattr(one, name)
         for value in (one.value, one.until) if one.exact else (one.value,):
-            drawn["x"].append(value)
+            drawn["x"].append(_place(one.knob, value))
             drawn["y"].append(100 * (one.difference if height is None else height))
     return drawn
 
@@ -650,7 +703,8 @@ def _maps_text(found: Sensitivity, rows: Sequence[MapRow]) -> str:
         best = max(fitting, key=lambda one: one.accuracy)
         text += (
             f" The highest value within the budget of {100 * found.budget:g} % is "
-            f"{100 * best.accuracy:.1f} %, at {best.first} {_number(best.first_value)} and {best.second} {_number(best.second_value)}."
+            f"{100 * best.accuracy:.1f} %, at {_at(best.first, best.first_value)} and "
+            f"{_at(best.second, best.second_value)}."
         )
     if len(fitting) == len(rows):
         text += " All of it is within the budget."
@@ -691,11 +745,11 @@ def _maps_plotly(found: Sensitivity) -> PlotlyFigure:
                         "start": level,
                         "end": level,
                         "size": 1,
-                        "showlabels": True,
+                        "showlabels": dash == "dot",
                         "labelfont": {"color": "#ffffff", "size": 11},
                         "labelformat": ".0f",
                     },
-                    line={"color": "#ffffff", "width": width, "dash": dash},
+                    line={"color": _line_color(width), "width": width, "dash": dash},
                     showscale=False,
                     hoverinfo="skip",
                     showlegend=False,
@@ -731,7 +785,7 @@ def _maps_plotly(found: Sensitivity) -> PlotlyFigure:
             }
         )
     for name, dash, width in (
-        (f"budget: {100 * found.budget:g} % of FLOPs", "solid", 3),
+        (f"budget: {100 * found.budget:g} % of FLOPs", "solid", 2.5),
         ("other FLOPs, %", "dot", 1.2),
     ):
         figure.add_trace(
@@ -739,7 +793,7 @@ def _maps_plotly(found: Sensitivity) -> PlotlyFigure:
                 x=[None],
                 y=[None],
                 mode="lines",
-                line={"color": GREY, "dash": dash, "width": width},
+                line={"color": BLACK if dash == "solid" else GREY, "dash": dash, "width": width},
                 name=name,
             )
         )
@@ -776,11 +830,12 @@ def _maps_still(found: Sensitivity) -> MatplotlibFigure:
                 second,
                 ratio,
                 levels=[level],
-                colors="white",
+                colors=_line_color(width),
                 linewidths=width,
                 linestyles="-" if dash == "solid" else ":",
             )
-            axes.clabel(lines, fmt="%.0f %%", fontsize=8)
+            if dash == "dot":
+                axes.clabel(lines, fmt="%.0f %%", fontsize=8)
         if one.reference is not None:
             axes.plot(
                 _scaled(one.first, one.reference[:1]),
@@ -800,7 +855,8 @@ def _maps_still(found: Sensitivity) -> MatplotlibFigure:
             format=_percent(100),
         )
     figure.suptitle(
-        f"diamond: the reference; white lines: FLOPs, % of unpruned (solid: the budget of {100 * found.budget:g} %)",
+        f"diamond: the reference; dotted lines: FLOPs, % of unpruned; black line: the budget of "
+        f"{100 * found.budget:g} %",
         fontsize=9.5,
         color=_TEXT,
     )
@@ -813,7 +869,12 @@ def _levels(ratio: Sequence[Sequence[float]], budget: float) -> list[tuple[float
     step = next((one for one in (1.0, 2.0, 5.0, 10.0, 20.0) if (high - low) / one <= 5), 50.0)
     round_ones = [step * k for k in range(int(low // step) + 1, int(high // step) + 1)]
     levels = [(one, "dot", 1.2) for one in round_ones if low < one < high and abs(one - budget) > step / 4]
-    return levels + ([(budget, "solid", 3.0)] if low < budget < high else [])
+    return levels + ([(budget, "solid", 5.0), (budget, "solid", 2.5)] if low < budget < high else [])
+
+
+def _line_color(width: float) -> str:
+    """The budget's line is black on a wider white one: seen on dark and on bright cells."""
+    return BLACK if width == 2.5 else "#ffffff"
 
 
 def _turned(values: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -914,13 +975,15 @@ def _tags_plotly(
                 type="line",
                 xref=f"x{axis}",
                 yref=f"y{axis} domain",
-                x0=curve.chosen,
-                x1=curve.chosen,
+                x0=_place(knob, curve.chosen),
+                x1=_place(knob, curve.chosen),
                 y0=0,
                 y1=1,
                 line={"color": BLACK, "width": 1, "dash": "dot"},
             )
             last = down == len(kinds) - 1
+            ticks = _ticks(knob, min(p.value for p in curve.points), max(p.until for p in curve.points), 4)
+            across = {"nticks": 4} if ticks is None else {"tickvals": ticks[0], "ticktext": ticks[1]}
             figure.update_layout(
                 {
                     f"xaxis{axis}": _plotly_axis(
@@ -929,7 +992,7 @@ def _tags_plotly(
                         title=knob if last else None,
                         showticklabels=last,
                         matches=f"x{top}" if down else None,
-                        nticks=4,
+                        **across,
                     ),
                     f"yaxis{axis}": _plotly_axis(
                         f"x{axis}", y, matches=f"y{top}" if down else None, nticks=4
@@ -973,10 +1036,14 @@ def _tags_still(
                 )
             _still_curve(axes, curve_rows([curve]), "questions of this kind (95 % band)" if legend else None)
             axes.axvline(
-                curve.chosen, color=BLACK, linewidth=0.8, linestyle=":", label="chosen" if legend else None
+                _place(knob, curve.chosen),
+                color=BLACK,
+                linewidth=0.8,
+                linestyle=":",
+                label="chosen" if legend else None,
             )
             if down == len(kinds) - 1:
-                axes.set_xlabel(knob)
+                _knob_axis(axes, knob, curve_rows([curve]), most=4)
             if along == 0:
                 axes.set_ylabel("points")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -1054,6 +1121,10 @@ def _input(name: str, unit: bool = False) -> str:
     return name
 
 
+def _at(name: str, value: float) -> str:
+    return f"compute {100 * value:.1f} %" if name == "compute" else f"{name} {_number(value)}"
+
+
 def _scaled(name: str, values: Sequence[float]) -> list[float]:
     return [100 * one for one in values] if name == "compute" else list(values)
 
@@ -1118,9 +1189,16 @@ def _figure(width: float, height: float) -> MatplotlibFigure:
 
 
 def _percent(of: float = 1.0) -> Any:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FuncFormatter
 
-    return PercentFormatter(of, decimals=None if of == 100 else 0)
+    return FuncFormatter(lambda value, _: f"{value * 100 / of:g} %")
+
+
+def _knob_axis(axes: Axes, knob: str, rows: Sequence[CurveRow], most: int = 8) -> None:
+    axes.set_xlabel(_knob(knob) if most > 4 else knob)
+    ticks = _ticks(knob, min(one.value for one in rows), max(one.until for one in rows), most)
+    if ticks is not None:
+        axes.set_xticks(ticks[0], labels=ticks[1])
 
 
 def _clean(axes: Axes, title: str) -> None:
