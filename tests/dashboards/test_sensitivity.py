@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from dashboards.picture import to_html, write
-from dashboards.sensitivity import curve_rows, index_rows, map_rows, sensitivity_pictures
+from dashboards.sensitivity import sensitivity_pictures
+from dashboards.sensitivity_tables import curve_rows, index_rows, map_rows, place_of, ticks_of, vertices
 from tests.sensitivities import make_curve, make_map, make_output, make_point, make_sensitivity
 from tuner.results import Interval
 from tuner.sensitivity.results import Output
@@ -57,6 +58,27 @@ def test_map_rows_are_the_maps_cells_with_their_place_in_the_budget():
     assert (row.first_value, row.second_value) == (one.first_values[3], one.second_values[5])
     assert (row.accuracy, row.flops_ratio) == (one.accuracy[3][5], one.flops_ratio[3][5])
     assert all(row.within_budget == (row.flops_ratio <= 0.3) for row in rows)
+
+
+@pytest.mark.quick
+def test_tau_s_is_drawn_by_its_distance_from_1_and_the_others_as_they_are():
+    places = [place_of("tau_s", value) for value in (0.0, 0.9, 0.99, 1.0)]
+    assert places == pytest.approx([0, 1, 2, 4])  # 1 itself has no logarithm
+    assert place_of("p", 0.9) == 0.9
+    at, texts = ticks_of("tau_s", 0.5, 0.999, most=4)
+    assert texts[0] == "0.5"
+    assert len(texts) <= 4
+    assert at == pytest.approx([place_of("tau_s", float(one)) for one in texts])
+    assert ticks_of("p", 0.5, 0.999) is None
+
+
+@pytest.mark.quick
+def test_exact_curves_are_drawn_as_steps_and_the_others_point_by_point():
+    points = [make_point(0.2, 0.4, change=-0.01), make_point(0.4, 0.6, change=0.0)]
+    steps = vertices(curve_rows([make_curve("tau_t", points=points)]), "difference")
+    assert (steps["x"], steps["y"]) == ([0.2, 0.4, 0.4, 0.6], [-1.0, -1.0, 0.0, 0.0])
+    grid = vertices(curve_rows([make_curve("p", points=points)]), "difference")
+    assert (grid["x"], grid["y"]) == ([0.2, 0.4], [-1.0, 0.0])
 
 
 def test_descriptions_carry_the_numbers(pictures):
