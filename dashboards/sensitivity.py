@@ -193,8 +193,8 @@ def _kinds(curves: Iterable[Curve]) -> list[tuple[str, int]]:
 def _tags_text(found: Sensitivity, curves: Sequence[Curve], kinds: Sequence[tuple[str, int]]) -> str:
     text = (
         f"Change of {accuracy_label(found)} for each kind of question alone, from that kind's own value in "
-        "the chosen configuration; all questions in grey, bands are 95 % intervals. These are many looks at the "
-        "same answers: a hint where to look, not a finding."
+        "the chosen configuration; all questions in grey, bands are 95 % intervals. These are many looks at "
+        "the same answers: a hint where to look, not a finding."
     )
     safe = {one.knob: one.safe for one in found.curves}
     worst: tuple[float, str] | None = None

@@ -35,10 +35,7 @@ from tuner.sensitivity.results import Curve, Sensitivity
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
 
-
 _BAND = "rgba(86, 180, 233, 0.28)"
-
-
 _SAFE = "rgba(0, 158, 115, 0.13)"
 
 
