@@ -357,6 +357,7 @@ def maps_page(found: Sensitivity) -> PlotlyFigure:
                         "line": {"color": "#ffffff", "width": 2},
                     },
                     name="the reference",
+                    cliponaxis=False,
                     legendgroup="reference",
                     showlegend=place == 0,
                     hovertemplate="the reference<extra></extra>",
@@ -372,19 +373,16 @@ def maps_page(found: Sensitivity) -> PlotlyFigure:
                 ),
             }
         )
+    drawn = {
+        dash for one in found.maps for _, dash, _ in flops_levels(turned(one.flops_ratio), 100 * found.budget)
+    }
     for name, dash, width in (
         (f"budget: {100 * found.budget:g} % of FLOPs", "solid", 2.5),
         ("other FLOPs, %", "dot", 1.2),
     ):
-        figure.add_trace(
-            go.Scatter(
-                x=[None],
-                y=[None],
-                mode="lines",
-                line={"color": BLACK if dash == "solid" else GREY, "dash": dash, "width": width},
-                name=name,
-            )
-        )
+        if dash in drawn:
+            line = {"color": BLACK if dash == "solid" else GREY, "dash": dash, "width": width}
+            figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=name))
     _finish(figure, height=470, left=70)
     figure.update_layout(
         coloraxis={
