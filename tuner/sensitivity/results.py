@@ -95,6 +95,8 @@ class PairMap:
     accuracy: tuple[tuple[float, ...], ...]
     # Exact FLOPs ratios, from the plans: the budget is a line of this.
     flops_ratio: tuple[tuple[float, ...], ...]
+    # Where the reference lies on the map.
+    reference: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""The tables say what the study found; the drawings take any of it and come out the same twice."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from dashboards.picture import to_html, write
+from dashboards.sensitivity import sensitivity_pictures
+from dashboards.sensitivity_tables import curve_rows, index_rows, map_rows, place_of, ticks_of, vertices
+from tests.sensitivities import make_curve, make_map, make_output, make_point, make_sensitivity
+from tuner.results import Interval
+from tuner.sensitivity.results import Output
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return {one.name: one for one in sensitivity_pictures(make_sensitivity())}
+
+
+@pytest.mark.quick
+def test_index_rows_rank_the_inputs_and_name_the_outputs_without():
+    rows = index_rows(make_sensitivity())
+    accuracy = [one for one in rows if one.output == "accuracy"]
+    assert [one.input for one in accuracy] == ["compute", "alpha_boost", "tau_s", "tau_t", "gamma_cap"]
+    first = accuracy[0]
+    assert (first.total, first.total_low, first.total_high, first.ped_anova) == pytest.approx(
+        (0.55, 0.385, 0.715, 0.5)
+    )
+    seconds = [one for one in rows if one.output == "seconds"]
+    assert [(one.input, one.r2, one.good) for one in seconds] == [(None, 0.31, False)]
+
+
+@pytest.mark.quick
+def test_curve_rows_tell_safe_points_from_points_in_the_safe_range():
+    points = [make_point(0.2, safe=True), make_point(0.4, safe=False), make_point(0.6), make_point(0.8)]
+    curve = make_curve("p", points=points, safe=Interval(0.6, 0.8), tag=("type", "order"))
+    rows = curve_rows([curve])
+    assert [(one.value, one.safe, one.in_safe_range) for one in rows] == [
+        (0.2, True, False),
+        (0.4, False, False),
+        (0.6, True, True),
+        (0.8, True, True),
+    ]
+    assert {(one.tag, one.kind) for one in rows} == {("type", "order")}
+    assert {one.in_safe_range for one in curve_rows([replace(curve, safe=None)])} == {False}
+
+
+@pytest.mark.quick
+def test_map_rows_are_the_maps_cells_with_their_place_in_the_budget():
+    found = make_sensitivity(maps=(make_map(),))
+    rows = map_rows(found)
+    assert len(rows) == 21 * 21
+    row = rows[21 * 3 + 5]
+    one = found.maps[0]
+    assert (row.first_value, row.second_value) == (one.first_values[3], one.second_values[5])
+    assert (row.accuracy, row.flops_ratio) == (one.accuracy[3][5], one.flops_ratio[3][5])
+    assert all(row.within_budget == (row.flops_ratio <= 0.3) for row in rows)
+
+
+@pytest.mark.quick
+def test_tau_s_is_drawn_by_its_distance_from_1_and_the_others_as_they_are():
+    places = [place_of("tau_s", value) for value in (0.0, 0.9, 0.99, 1.0)]
+    assert places == pytest.approx([0, 1, 2, 4])  # 1 itself has no logarithm
+    assert place_of("p", 0.9) == 0.9
+    at, texts = ticks_of("tau_s", 0.5, 0.999, most=4)
+    assert texts[0] == "0.5"
+    assert len(texts) <= 4
+    assert at == pytest.approx([place_of("tau_s", float(one)) for one in texts])
+    assert ticks_of("p", 0.5, 0.999) is None
+
+
+@pytest.mark.quick
+def test_exact_curves_are_drawn_as_steps_and_the_others_point_by_point():
+    points = [make_point(0.2, 0.4, change=-0.01), make_point(0.4, 0.6, change=0.0)]
+    steps = vertices(curve_rows([make_curve("tau_t", points=points)]), "difference")
+    assert (steps["x"], steps["y"]) == ([0.2, 0.4, 0.4, 0.6], [-1.0, -1.0, 0.0, 0.0])
+    grid = vertices(curve_rows([make_curve("p", points=points)]), "difference")
+    assert (grid["x"], grid["y"]) == ([0.2, 0.4], [-1.0, 0.0])
+
+
+def test_descriptions_carry_the_numbers(pictures):
+    assert "compute 0.55 (0.39 to 0.72)" in pictures["sensitivity-indices"].description
+    assert "seconds per answer (R² 0.31; nothing suggests" in pictures["sensitivity-indices"].description
+    assert "lose at most 2.0 points: tau_s 0.7828 to 0.999" in pictures["sensitivity-curves"].description
+    assert "within the budget of 30 % is" in pictures["sensitivity-maps"].description
+    assert "order at tau_t 0.5: -1.9 (-5.1 to +1.3) points" in pictures["sensitivity-by-type"].description
+
+
+def test_there_is_a_picture_for_each_part_and_each_tag(pictures):
+    assert list(pictures) == [
+        "sensitivity-indices",
+        "sensitivity-curves",
+        "sensitivity-maps",
+        "sensitivity-by-type",
+        "sensitivity-by-when",
+    ]
+    assert all(one.plotly is not None and one.still is not None for one in pictures.values())
+
+
+def test_the_same_study_gives_the_same_files_and_pages_need_no_network(tmp_path):
+    found = make_sensitivity(by_tag=())
+    files = [
+        [file.read_bytes() for one in sensitivity_pictures(found) for file in write(one, tmp_path / name)]
+        for name in "ab"
+    ]
+    assert files[0] == files[1]
+    page = (tmp_path / "a" / "sensitivity-curves.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    assert "higher is better" in page
+
+
+def test_where_no_surrogate_is_good_enough_a_table_says_what_would_help():
+    poor = (
+        Output("accuracy", 0.4, good=False, more_runs=64, indices=()),
+        Output("seconds", -0.1, good=False, more_runs=None, indices=()),
+    )
+    (picture,) = sensitivity_pictures(make_sensitivity(outputs=poor, maps=(), curves=(), by_tag=()))
+    assert picture.plotly is None
+    assert "about 64 more runs would probably do" in picture.body
+    assert "<table>" in to_html(picture)
+    assert "R² -0.10" in picture.description
+
+
+def test_a_study_of_one_knob_and_one_input_is_drawn_without_intervals():
+    point = make_point(0.5)
+    bare = replace(
+        point,
+        accuracy=replace(point.accuracy, interval=None),
+        difference=replace(point.difference, interval=None),
+    )
+    output = make_output()
+    found = make_sensitivity(
+        curves=(make_curve("p", points=[bare], safe=None),),
+        by_tag=(),
+        outputs=(replace(output, indices=output.indices[:1]),),
+        maps=(),
+        labelled=False,
+    )
+    indices, curves = sensitivity_pictures(found)
+    assert "agreement with the unpruned model" in indices.description
+    assert "p nothing shown" in curves.description
+    assert curves.table[0].difference_low is None
+
+
+def test_a_tags_names_cannot_break_the_page_or_share_a_file():
+    tags = [("Größe!", "<b>x"), ("größe?", "y"), ("!!", "z")]
+    found = make_sensitivity(
+        curves=(), outputs=(), maps=(), by_tag=tuple(make_curve("p", tag) for tag in tags)
+    )
+    names = [one.name for one in sensitivity_pictures(found)]
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names)
+    page = to_html(sensitivity_pictures(found)[0])
+    assert "<b>x" not in page.split("Plotly.newPlot")[-1].replace("\\u003c", "<").replace("<b>&lt;b&gt;x", "")
+
+
+def test_only_the_commonest_kinds_are_drawn_but_all_are_in_the_table():
+    found = make_sensitivity(
+        curves=(),
+        outputs=(),
+        maps=(),
+        by_tag=tuple(make_curve("p", ("id", f"k{n}"), questions=10 + n) for n in range(9)),
+    )
+    (picture,) = sensitivity_pictures(found)
+    headings = [one.text for one in picture.plotly.layout.annotations]
+    assert headings == [f"<b>k{n}</b>, {10 + n} questions" for n in (8, 7, 6, 5, 4, 3)]
+    assert {one.kind for one in picture.table} == {f"k{n}" for n in range(9)}
+    assert "6 of 9 kinds" in picture.description
