@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from dashboards.picture import BLACK, FONT, GREEN, ORANGE, PURPLE, VERMILION, Picture
+from pipeline.methods import AdaTP, AdaTPOneShot
 from tuner.results import Compared, Comparison
 
 if TYPE_CHECKING:
@@ -37,22 +38,21 @@ class ComparisonRow:
     videos: int
     flops_ratio: float
     flops_ratio_end_to_end: float
-    seconds_per_answer: float
+    # Of prefill and answer, all methods in turn; None where that was not timed.
+    seconds: float | None
     # Over the unpruned model's.
     seconds_ratio: float | None
 
 
 def comparison_rows(comparison: Comparison) -> tuple[ComparisonRow, ...]:
     """The table, the most accurate first; equals in the order of the comparison."""
-    rows = [_row(one, comparison) for one in comparison.rows]
+    rows = [_row(one) for one in comparison.rows]
     return tuple(sorted(rows, key=lambda row: -row.accuracy))
 
 
-def _row(one: Compared, comparison: Comparison) -> ComparisonRow:
+def _row(one: Compared) -> ComparisonRow:
     held_out, outcome = one.held_out, one.held_out.outcome
     accuracy, difference = held_out.accuracy, held_out.difference
-    unpruned = comparison.baseline_cost
-    seconds = outcome.per_answer.seconds
     return ComparisonRow(
         name=one.name,
         method=held_out.configuration.method,
@@ -70,8 +70,9 @@ def _row(one: Compared, comparison: Comparison) -> ComparisonRow:
         videos=outcome.videos,
         flops_ratio=outcome.flops_ratio,
         flops_ratio_end_to_end=outcome.flops_ratio_end_to_end,
-        seconds_per_answer=seconds,
-        seconds_ratio=None if unpruned is None or not unpruned.seconds else seconds / unpruned.seconds,
+        # Taken side by side; seconds of stored answers come from different moments.
+        seconds=None if one.timed is None else one.timed.seconds,
+        seconds_ratio=None if one.timed is None else one.timed.ratio,
     )
 
 
@@ -125,7 +126,7 @@ def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]
 
 def _marker(row: ComparisonRow) -> tuple[str, str, str]:
     """Colour and shapes as in the Pareto front: the tuned and the default AdaTP, its variants, the others."""
-    if row.method != "adatp":
+    if row.method not in (AdaTP.name, AdaTPOneShot.name):
         return PURPLE, "triangle-up", "^"
     if "tuned" in row.name.lower():
         return VERMILION, "diamond", "D"
@@ -256,7 +257,9 @@ def _hover(row: ComparisonRow) -> str:
         f"change {change} points" + ("" if row.p_value is None else f", p {row.p_value:.2g}"),
         f"lost / gained {flips}",
         f"prefill FLOPs {flops}, end to end {100 * row.flops_ratio_end_to_end:.1f} %",
-        f"seconds per answer {row.seconds_per_answer:.3g} ({seconds} of unpruned)",
+        "not timed"
+        if row.seconds is None
+        else f"prefill and answer {row.seconds:.3g} s ({seconds} of unpruned)",
     ]
     return "<br>".join(lines)
 

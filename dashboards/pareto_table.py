@@ -91,8 +91,8 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
     for peer in () if comparison is None else comparison.rows:
         if peer.held_out.configuration not in own:
             held_out = peer.held_out
-            cost = None if comparison is None else comparison.baseline_cost
-            point = _point("peer", held_out.configuration, held_out.outcome, held_out.accuracy, cost)
+            # Without seconds: they were asked at another time than the trials; the comparison has times.
+            point = _point("peer", held_out.configuration, held_out.outcome, held_out.accuracy, None)
             fits = point.flops_ratio <= summary.budget
             rows.append(
                 replace(point, name=peer.name, method=held_out.configuration.method, within_budget=fits)

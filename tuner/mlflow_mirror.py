@@ -102,11 +102,13 @@ class MlflowMirror:
     def record_files(self, study: str, study_hash: str, files: Sequence[Path]) -> Recorded:
         """Adds finished files, or replaces those of the same name, as artifacts of the study's run.
 
-        Makes the experiment and the run where they are missing; the same files again change nothing.
+        Makes the experiment and the run where they are missing; the same files again change nothing. A JSON
+        file of columns and data, as pandas writes it with orient="split", is shown as a table.
         """
         with _quiet_mlflow():
             run = _StudyRun(self.tracking_uri, study, study_hash)
-            run.log_files(_read(files))
+            contents = _read(files)
+            run.log_files(contents, [name for name, content in contents.items() if _is_table(name, content)])
             run.finish()
             return run.recorded
 
@@ -120,6 +122,10 @@ class MlflowMirror:
             experiment = client.get_experiment_by_name(experiment_name(study))
             run = None if experiment is None else _find_parent(client, experiment.experiment_id, study_hash)
             return None if run is None else _recorded(self.tracking_uri, run)
+
+
+def _is_table(name: str, content: bytes) -> bool:
+    return name.endswith(".json") and set(json.loads(content)) == {"columns", "data"}
 
 
 def experiment_name(study: str) -> str:
@@ -176,8 +182,9 @@ class _StudyRun:
                 # Not `log_table`: it would append to the table of an earlier run.
                 self.client.log_artifact(self.id, str(file))
         if tables:
-            shown = json.dumps([{"path": name, "type": "table"} for name in tables])
-            self.client.set_tag(self.id, _TABLES, shown)
+            known = [one["path"] for one in json.loads(self.run.data.tags.get(_TABLES, "[]"))]
+            shown = [{"path": name, "type": "table"} for name in dict.fromkeys((*known, *tables))]
+            self.client.set_tag(self.id, _TABLES, json.dumps(shown))
         self.files |= digests
         self.client.set_tag(self.id, _FILES, json.dumps(self.files, sort_keys=True))
 

@@ -10,7 +10,7 @@ import pytest
 from dashboards.comparison import comparison_picture, comparison_rows
 from dashboards.picture import to_csv, to_html, write
 from tests.summaries import make_comparison, make_held_out, make_summary
-from tuner.results import AnswerCost, Compared
+from tuner.results import Compared, Timed
 
 
 @pytest.mark.quick
@@ -26,20 +26,22 @@ def test_the_most_accurate_stands_first():
 @pytest.mark.quick
 def test_a_row_says_what_was_measured():
     held_out = make_held_out(make_summary().best.configuration, 0.89, 0.297)
-    comparison = make_comparison(0, rows=(Compared("This one", held_out, "about it"),))
+    timed = Timed("some CPU", 12, 0.03, 0.1)
+    comparison = make_comparison(0, rows=(Compared("This one", held_out, "about it", timed),))
     (row,) = comparison_rows(comparison)
     assert (row.name, row.method, row.about) == ("This one", "adatp", "about it")
     assert (row.accuracy, row.accuracy_low, row.accuracy_high) == pytest.approx((0.89, 0.86, 0.915))
     assert (row.difference, row.difference_low, row.difference_high) == pytest.approx((-0.05, -0.07, -0.03))
     assert (row.regressions, row.gained, row.questions, row.videos) == (36, 4, 600, 80)
-    assert row.seconds_ratio == pytest.approx(12.6 / 600 / 0.03)
+    assert (row.seconds, row.seconds_ratio) == pytest.approx((0.03, 0.3))
     assert (row.flops_ratio, row.p_value) == (0.297, 0.012)
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("cost", [None, AnswerCost(0.0)])
-def test_without_the_unpruned_time_there_is_no_ratio(cost):
-    assert comparison_rows(make_comparison(1, baseline_cost=cost))[0].seconds_ratio is None
+def test_what_was_not_timed_has_no_seconds():
+    (row,) = comparison_rows(make_comparison(1))
+    assert (row.seconds, row.seconds_ratio) == (None, None)
+    assert "not timed" in to_html(comparison_picture(make_comparison(1)))
 
 
 @pytest.mark.quick

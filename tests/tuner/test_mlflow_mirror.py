@@ -269,6 +269,12 @@ def test_files_of_other_commands_join_the_studys_run(folder, runs):
     figure.write_text("two")
     MlflowMirror().record_files("demo", summary.study_hash, [figure])
     assert written() == {"sensitivity.html", "regressions.json", "by_tag.json"}
+    table, other = folder / "comparison.json", folder / "sensitivity-0.3.json"
+    table.write_text('{"columns": ["method"], "data": [["FastV"]]}')
+    other.write_text('{"study": "demo"}')
+    MlflowMirror().record_files("demo", summary.study_hash, [table, other])
+    shown = json.loads(runs()["demo 5f2c9d7b"].data.tags["mlflow.loggedArtifacts"])
+    assert [one["path"] for one in shown] == ["regressions.json", "by_tag.json", "comparison.json"]
     (kept,) = (folder / "mlartifacts").rglob("sensitivity.html")
     assert kept.read_text() == "two"
 
