@@ -7,7 +7,11 @@ from typing import Literal, NamedTuple
 
 from dashboards.pareto_table import ParetoPoint, front_numbers
 from dashboards.picture import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from pipeline.methods import AdaTP, AdaTPOneShot
 from tuner.results import RunSummary
+
+# Methods that are AdaTP, whole or with parts changed.
+_ADATP = (AdaTP.name, AdaTPOneShot.name)
 
 PARTS = {"tune": "tune videos", "held_out": "held-out videos"}
 
@@ -96,8 +100,8 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         (_FRONT, [one for one in within if one.trial in on_front]),
         (_DEFAULTS, [one for one in points if one.kind == "defaults" and one.part == "tune"]),
         (_BEST, [one for one in points if one.kind == "best" and one.part == "tune"]),
-        (_PEERS, [one for one in points if one.kind == "peer" and one.method != "adatp"]),
-        (_ABLATIONS, [one for one in points if one.kind == "peer" and one.method == "adatp"]),
+        (_PEERS, [one for one in points if one.kind == "peer" and one.method not in _ADATP]),
+        (_ABLATIONS, [one for one in points if one.kind == "peer" and one.method in _ADATP]),
         (_DEFAULTS_HELD_OUT, [one for one in points if one.kind == "defaults" and one.part == "held_out"]),
         (_BEST_HELD_OUT, [one for one in points if one.kind == "best" and one.part == "held_out"]),
     ]
@@ -139,7 +143,8 @@ def placed_at(
     """Held-out points and where each is drawn, so that no interval hides another.
 
     Configurations solved for the same budget differ by less than a line's width: the best one stays in its
-    place; the defaults move to its left and the peers, the best of them first, to its right.
+    place; the defaults and the peers, the best of them first, move to its left. To its right they would seem
+    to be over the budget.
     """
     limits = limits_of(points, summary, axis)
     apart = 0.009 * (limits.high_x - limits.low_x)
@@ -158,7 +163,7 @@ def placed_at(
             if low - room < _extent(other)[1] and _extent(other)[0] - room < high
         ]
         while any(abs(at - other) < 0.99 * apart for other in meets):
-            at += apart if one.kind == "peer" else -apart
+            at -= apart
         placed.append((one, at))
     return placed
 

@@ -191,6 +191,7 @@ def test_no_two_marks_of_peers_and_no_two_of_their_names_overlap(seed):
         for other, other_x in placed[:index]:
             apart = one.accuracy_low > other.accuracy_high or other.accuracy_low > one.accuracy_high
             assert apart or abs(x - other_x) > 0.008 * (limits.high_x - limits.low_x)
+            assert x <= 100 * one.flops_ratio  # to the right it would seem to be over the budget
     heights = [one.text_y for one in labels_of(points, summary, PREFILL)]
     gaps = [above - below for above, below in pairwise(heights)]
     assert len(heights) == 9
