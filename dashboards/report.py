@@ -13,7 +13,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,7 +134,7 @@ def report_html(
         .render(
             summary=summary,
             answer=answer(summary),
-            headline=headline(summary).removeprefix(f"{summary.study}: "),
+            headline=headline(replace(summary, seconds=0.0)).removeprefix(f"{summary.study}: "),
             what=accuracy_name(summary),
             font=FONT,
             knobs=knob_rows(summary),

@@ -254,7 +254,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=list(STRATEGIES))
-    parser.add_argument("--design", type=int, default=1000)
+    parser.add_argument("--design", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
     arguments = parser.parse_args()
     table = Tabulated.load()

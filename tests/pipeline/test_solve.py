@@ -36,6 +36,10 @@ def ratio(method, layouts, shape):
 def test_the_solution_fits_the_target_and_a_little_more_does_not(name, target, shape):
     layouts = study(20)
     solved = solve_p(METHODS[name](), layouts, shape, target)
+    if name == "pyramid_drop" and target == 0.3:  # a quarter of the layers see every token
+        assert isinstance(solved, Unreachable)
+        assert 0.3 < solved.smallest < 0.33
+        return
     assert not isinstance(solved, Unreachable)
     assert ratio(solved, layouts, shape) <= target
     assert ratio(solved.with_ratio(solved.ratio + 2e-6), layouts, shape) > target

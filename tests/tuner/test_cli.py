@@ -210,7 +210,7 @@ def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tm
     asked, told = [], []
     monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: SimpleNamespace(model="example/model"))
     monkeypatch.setattr(tuner.comparison, "compare", lambda study, options, _: asked.append(options) or found)
-    monkeypatch.setattr(figures, "draw_comparison", lambda one: (Path(f"{one.study}.json"),))
+    monkeypatch.setattr(figures, "draw_comparison", lambda _, one, __: (Path(f"{one.study}.json"),))
     recorded = Recorded("run", "http://127.0.0.1:5000/#/somewhere")
     monkeypatch.setattr(
         MlflowMirror, "record_files", lambda _, *given: told.append(given) or recorded, raising=False
