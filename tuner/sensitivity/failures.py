@@ -48,7 +48,7 @@ def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mappin
             name,
             None,
             "Whether frames in the middle are pruned too hard cannot be told: the questions need the tag "
-            "`when` (start, middle or end).",
+            "when (start, middle or end).",
         )
     here = _contrast(part.reference, part.unpruned, middle, ends)
     at_reference = (
@@ -94,7 +94,7 @@ def small_things(
         return FailureMode(
             name,
             None,
-            "Whether deduplication loses small things cannot be told: the questions need the tag `size` "
+            "Whether deduplication loses small things cannot be told: the questions need the tag size "
             "(small or another).",
         )
     if "off" not in answers or len(answers) < 2:
@@ -118,7 +118,7 @@ def small_things(
             else (f" [{100 * changed.interval.low:+.1f}, {100 * changed.interval.high:+.1f}]")
         )
         told.append(
-            f"`{one}`{' (the reference)' if one == chosen else ''} against none changes small things by "
+            f"{one}{' (the reference)' if one == chosen else ''} against none changes small things by "
             f"{100 * changed.value:+.1f} points{bounds}"
             + ("" if rest is None else f", all others by {100 * rest:+.1f}")
         )
@@ -127,7 +127,7 @@ def small_things(
         return FailureMode(
             name,
             True,
-            f"Deduplication ({' and '.join(f'`{one}`' for one in found)}) loses small things: {numbers}",
+            f"Deduplication ({' and '.join(found)}) loses small things: {numbers}",
         )
     return FailureMode(name, False, f"Not found that deduplication loses small things: {numbers}")
 
