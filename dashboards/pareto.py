@@ -428,7 +428,9 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
     head = escape(point.name or "") if point.trial is None else f"trial {point.trial}"
     lines = [f"<b>{head}{name.get(point.kind, '')}</b>, {PARTS[point.part]}"]
     if point.kind == "stopped":
-        lines.append(f"stopped after {point.stopped_videos} videos: trial {point.stopped_by} dominates it")
+        lines.append(
+            f"stopped after {point.stopped_videos} videos: beaten by trial {point.stopped_by} and others like it"
+        )
     if point.accuracy is not None:
         accuracy = f"accuracy {100 * point.accuracy:.1f} %"
         if point.accuracy_low is not None and point.accuracy_high is not None:

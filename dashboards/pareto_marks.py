@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from dashboards.pareto_table import ParetoPoint, front_numbers
-from dashboards.picture import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from pipeline.methods import AdaTP, AdaTPOneShot
+from dashboards.picture import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILION
 from tuner.results import RunSummary
-
-# Methods that are AdaTP, whole or with parts changed.
-_ADATP = (AdaTP.name, AdaTPOneShot.name)
 
 PARTS = {"tune": "tune videos", "held_out": "held-out videos"}
 
@@ -72,9 +68,6 @@ _REFUSED = Marker("closest proposal (tick at its cost)", BLACK, BLACK, 11, "x-th
 _DEFAULTS = Marker("AdaTP's defaults, tune videos", "#ffffff", GREEN, 12, "square", "s")
 _BEST = Marker("{best}, tune videos", "#ffffff", VERMILION, 13, "diamond", "D")
 _PEERS = Marker("other methods, held-out videos (95 %)", PURPLE, PURPLE, 11, "triangle-up", "^")
-_ABLATIONS = Marker(
-    "AdaTP with parts changed, held-out videos (95 %)", ORANGE, ORANGE, 11, "triangle-down", "v"
-)
 _DEFAULTS_HELD_OUT = Marker("AdaTP's defaults, held-out videos (95 %)", GREEN, GREEN, 11, "square", "s")
 _BEST_HELD_OUT = Marker("{best}, held-out videos (95 %)", VERMILION, VERMILION, 12, "diamond", "D")
 
@@ -100,8 +93,7 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         (_FRONT, [one for one in within if one.trial in on_front]),
         (_DEFAULTS, [one for one in points if one.kind == "defaults" and one.part == "tune"]),
         (_BEST, [one for one in points if one.kind == "best" and one.part == "tune"]),
-        (_PEERS, [one for one in points if one.kind == "peer" and one.method not in _ADATP]),
-        (_ABLATIONS, [one for one in points if one.kind == "peer" and one.method in _ADATP]),
+        (_PEERS, [one for one in points if one.kind == "peer"]),
         (_DEFAULTS_HELD_OUT, [one for one in points if one.kind == "defaults" and one.part == "held_out"]),
         (_BEST_HELD_OUT, [one for one in points if one.kind == "best" and one.part == "held_out"]),
     ]
@@ -140,11 +132,10 @@ def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
 def placed_at(
     points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis
 ) -> list[tuple[ParetoPoint, float]]:
-    """Held-out points and where each is drawn, so that no interval hides another.
+    """Held-out points and where each is drawn.
 
-    Configurations solved for the same budget differ by less than a line's width: the best one stays in its
-    place; the defaults and the peers, the best of them first, move to its left. To its right they would seem
-    to be over the budget.
+    The best one and the defaults differ in cost by less than a line's width, and their intervals overlap: the
+    defaults move to the left. Peers stay where they are: a move of several widths would tell another cost.
     """
     limits = limits_of(points, summary, axis)
     apart = 0.009 * (limits.high_x - limits.low_x)
@@ -155,6 +146,9 @@ def placed_at(
     for one in sorted(wanted, key=lambda one: (order[one.kind], -(one.accuracy or 0.0))):
         at = cost_of(one, axis)
         if at is None:
+            continue
+        if one.kind == "peer":
+            placed.append((one, at))
             continue
         low, high = _extent(one)
         meets = [

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline.methods import KNOBS
+from pipeline.methods import KNOBS, AdaTP, AdaTPOneShot
 from tuner.results import AnswerCost, Comparison, Configuration, Measured, Outcome, Part, RunSummary
+
+# AdaTP, whole or with parts changed.
+_ADATP = (AdaTP.name, AdaTPOneShot.name)
 
 Kind = Literal["trial", "stopped", "defaults", "best", "peer", "baseline", "refused"]
 
@@ -41,7 +44,7 @@ class ParetoPoint:
     # A peer's, as in `tuner.results.Compared`, and its method.
     name: str | None = None
     method: str | None = None
-    # The trial that dominates it, and the tune videos judged until then.
+    # The first of the trials that beat it, and the tune videos judged until then.
     stopped_by: int | None = None
     stopped_videos: int | None = None
 
@@ -89,7 +92,8 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
             fits = point.flops_ratio <= summary.budget
             rows.append(replace(point, trial=number, within_budget=fits))
     for peer in () if comparison is None else comparison.rows:
-        if peer.held_out.configuration not in own:
+        # AdaTP with parts changed lies on top of AdaTP; the comparison's own figure tells them apart.
+        if peer.held_out.configuration not in own and peer.held_out.configuration.method not in _ADATP:
             held_out = peer.held_out
             # Without seconds: they were asked at another time than the trials; the comparison has times.
             point = _point("peer", held_out.configuration, held_out.outcome, held_out.accuracy, None)

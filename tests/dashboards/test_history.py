@@ -65,7 +65,7 @@ def test_the_description_says_when_it_was_won_and_which_trials_stopped_others():
 @pytest.mark.quick
 def test_hovering_tells_who_stopped_a_trial_and_what_it_cost():
     page = to_html(history_picture(make_history()))
-    assert "stopped after 10 of 40 videos: trial 0 dominates it" in page
+    assert "stopped after 10 of 40 videos: beaten by trial 0 and others like it" in page
     assert "300 new answers, 1 min 0 s of model time" in page
 
 

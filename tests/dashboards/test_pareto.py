@@ -128,15 +128,15 @@ def test_a_stopped_trial_has_its_cost_and_who_stopped_it_and_no_accuracy():
     assert drawn.x == [21.0]
     assert low < drawn.y[0] < min(100 * one.accuracy for one in points if one.accuracy)
     page = to_html(pareto_picture(summary))
-    assert "stopped after 15 videos: trial 4 dominates it" in page
+    assert "stopped after 15 videos: beaten by trial 4 and others like it" in page
 
 
 @pytest.mark.quick
-def test_peers_stand_in_the_table_and_the_tuned_adatp_only_once():
+def test_peers_stand_in_the_table_and_adatp_only_once():
     summary = make_summary()
     points = pareto_points(summary, make_comparison(9, own=summary))
     peers = [one for one in points if one.kind == "peer"]
-    assert len(peers) == 9
+    assert len(peers) == 6
     assert {one.part for one in peers} == {"held_out"}
     assert all(one.accuracy_low < one.accuracy < one.accuracy_high for one in peers)
     assert [one.kind for one in points if one.kind in ("best", "defaults")].count("best") == 2
@@ -182,19 +182,15 @@ def test_held_out_points_at_the_same_cost_are_drawn_side_by_side():
 
 @pytest.mark.quick
 @pytest.mark.parametrize("seed", range(3))
-def test_no_two_marks_of_peers_and_no_two_of_their_names_overlap(seed):
+def test_peers_keep_their_place_and_no_two_of_their_names_overlap(seed):
     summary = make_summary()
     points = pareto_points(summary, make_comparison(9, seed=seed, own=summary))
     limits = limits_of(points, summary, PREFILL)
-    placed = placed_at(points, summary, PREFILL)
-    for index, (one, x) in enumerate(placed):
-        for other, other_x in placed[:index]:
-            apart = one.accuracy_low > other.accuracy_high or other.accuracy_low > one.accuracy_high
-            assert apart or abs(x - other_x) > 0.008 * (limits.high_x - limits.low_x)
-            assert x <= 100 * one.flops_ratio  # to the right it would seem to be over the budget
+    for one, x in placed_at(points, summary, PREFILL):
+        assert one.kind != "peer" or x == 100 * one.flops_ratio
     heights = [one.text_y for one in labels_of(points, summary, PREFILL)]
     gaps = [above - below for above, below in pairwise(heights)]
-    assert len(heights) == 9
+    assert len(heights) == 6
     assert min(gaps) > 0.04 * (limits.high_y - limits.low_y)
     assert limits.low_y < min(heights)
     assert max(heights) < limits.high_y
