@@ -85,7 +85,8 @@ def _hover(row: HistoryRow, history: History) -> str:
         lines.append(f"complete{above}: accuracy {100 * row.accuracy:.1f} %")
     else:
         lines.append(
-            f"stopped after {row.videos} of {history.videos} videos: beaten by trial {row.stopped_by} and others like it"
+            f"stopped after {row.videos} of {history.videos} videos: "
+            f"beaten by trial {row.stopped_by} and others like it"
         )
     lines.append(f"prefill FLOPs {100 * row.ratio:.1f} %")
     lines.append(f"{row.answers} new answers, {duration(row.seconds)} of model time")

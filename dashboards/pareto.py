@@ -429,7 +429,8 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
     lines = [f"<b>{head}{name.get(point.kind, '')}</b>, {PARTS[point.part]}"]
     if point.kind == "stopped":
         lines.append(
-            f"stopped after {point.stopped_videos} videos: beaten by trial {point.stopped_by} and others like it"
+            f"stopped after {point.stopped_videos} videos: "
+            f"beaten by trial {point.stopped_by} and others like it"
         )
     if point.accuracy is not None:
         accuracy = f"accuracy {100 * point.accuracy:.1f} %"
