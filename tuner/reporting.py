@@ -292,7 +292,11 @@ def load_summaries(
             if (budget is None or one.budget == budget) and (seed is None or one.seed == seed)
         ]
         if not searches:
-            known = ", ".join(f"budget {one.budget:g} seed {one.seed}" for one in store.searches()) or "none"
+            known = ", ".join(f"budget {one.budget:g} seed {one.seed}" for one in store.searches())
+            if not known:
+                raise UserError(
+                    f"nothing was searched in the study {study.name!r} yet: `tuner run` does that"
+                )
             raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
         wanted = searches[-1:] if latest else searches
         return tuple(summarise(study, store, record, one) for one in wanted)

@@ -232,7 +232,7 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
         page.on("request", lambda request: requests.append(request.url))
         page.goto(files[0].as_uri())
         page.wait_for_selector(".scatterlayer .trace")
-        assert page.locator(".scatterlayer .trace").count() == 10
+        assert page.locator(".scatterlayer .trace").count() == 9
         buttons = page.locator(".updatemenu-button")
         titles = []
         for place in range(buttons.count()):
