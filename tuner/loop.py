@@ -471,10 +471,12 @@ class Loop:
         )
         fingerprints = dict.fromkeys(asked, "")
         self._start("noise floor", len(asked))
-        # Nothing waits for it.
         job = _Job("noise", None, None, fingerprints, {})
         self._made.add(job)
         yield job
+        # It takes seconds, and tells what tuning can find at all.
+        while not job.complete:
+            yield None
 
     def _trial_phase(self) -> Iterator[_Job | None]:
         unfinished = [trial for trial in self.trials if self._to_finish(trial)]
@@ -717,9 +719,10 @@ class Loop:
     def _complete(self, job: _Job, pairs: Mapping[Pair, RecordedAnswer]) -> None:
         """The last answers of a job, written together with the outcome they complete."""
         if job.kind == "noise":
-            noise = self._noise(job)
-            self._store.record_noise(noise)
-            self._progress.message(noise_floor(noise, labelled=self._study.labelled))
+            if job.answers:  # not all of them are left out
+                noise = self._noise(job)
+                self._store.record_noise(noise)
+                self._progress.message(noise_floor(noise, labelled=self._study.labelled))
         elif job.kind in ("baseline", "asked"):
             if pairs:
                 self._store.record(pairs)
