@@ -122,7 +122,7 @@ def test_two_workers_evaluate_two_trials_at_a_time(tmp_path: Path) -> None:
         make_executor("ray_2", Meeting(study, folder=tmp_path)).run(loop)
         assert all(one.outcome is not None for one in store.trials())
         # An attempt that waited for nobody would have died and been tried again.
-        assert progress.messages == []
+        assert not [one for one in progress.messages if "died" in one]
 
 
 @pytest.mark.parametrize("kind", ["in_process", "ray_1"])
