@@ -164,10 +164,10 @@ def compare(study: Study, options: RunOptions, progress: Progress | None = None)
 
 
 def load_comparison(study: Study, budget: float, database: str | None = None) -> Comparison | None:
-    """What `compare` measured at this budget, from the records alone; None where it never ran.
+    """What `compare` measured at this budget, from the records alone; None where it never ran to its end.
 
-    A configuration that was tuned since, or is not measured for another reason, is left out. Errors:
-    UserError when the study was never run, or changed since.
+    What hangs on a configuration that was tuned since is left out. Errors: UserError when the study was never
+    run, or changed since.
     """
     with Store.open(database or default_database(study.name), create=False) as store:
         record = store.require(study.name)
@@ -176,8 +176,10 @@ def load_comparison(study: Study, budget: float, database: str | None = None) ->
         planner = make_planner(record)
         lineup = line_up(planner, study.search, budget, _tuned(study, store, planner, budget))
         measured = store.measured()
-        # AdaTP's own rows may come from `tuner run`, which measures them too.
-        if not any(one in measured and one.method != AdaTP.name for one in lineup.configurations):
+        # AdaTP's own rows may come from `tuner run`, and one peer may be the same at another budget.
+        names = {way.method.name for way in PEERS}
+        peers = [one for one in lineup.configurations if one.method in names]
+        if not peers or any(one not in measured for one in peers):
             return None
         return _comparison(study, store, record, budget, lineup)
 

@@ -91,7 +91,7 @@ def _with_stopped(summary, count):
 
 @pytest.fixture(scope="module")
 def large(folder):
-    """260 trials and 40 stopped ones, written without a server as `tuner run` does by default."""
+    """260 trials and 40 stopped ones, written beside the server as `tuner run` does by default."""
     from tuner.mlflow_mirror import MlflowMirror
 
     mirror = MlflowMirror(f"sqlite:///{folder / 'server.db'}")
@@ -106,7 +106,7 @@ def large(folder):
 
 
 @pytest.fixture(scope="module")
-def server(folder, large, browser):
+def server(folder, browser):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -273,6 +273,7 @@ def test_the_regression_table_opens(page, recorded, study, shoot):
     shoot(page, "regressions")
 
 
+@pytest.mark.soak
 def test_three_hundred_trials_stay_usable(page, server, large, shoot):
     from tuner.mlflow_mirror import MlflowMirror
 
