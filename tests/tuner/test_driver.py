@@ -343,6 +343,7 @@ def test_ctrl_c_ends_the_rung_and_the_same_command_goes_on(
     assert comparable(run(study, OPTIONS)) == comparable(undisturbed)
 
 
+@pytest.mark.soak  # 40 s; the loop's own tests kill it after every rung and before every write
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(study: Study) -> None:
     undisturbed = run(study, replace(OPTIONS, database="sqlite:///undisturbed.db"))
     code = """
