@@ -303,14 +303,15 @@ def _segments(card: Card, film: Film, first: int, last: int) -> str:
     items = []
     for one in _within(card.segments, first, last):
         begin, end = max(one.first, first), min(one.last, last)
-        height = 100 * min(1.0, max(0.0, one.relevance))
+        height = 100 * min(1.0, max(0.0, one.relevance or 0.0))
         mark = '▲<span class="heard"> boosted </span>' if one.boosted else ""
+        said = "none" if one.relevance is None else f"{one.relevance:.2f}"
         boosted = "boosted" if one.boosted else "other"
         full = f"{_frames(one)}, {film.times[one.first]:.1f} to {film.times[one.last]:.1f} s"
         items.append(
             f'<li class="{boosted}" title="{full}" '
             f'style="grid-column: {begin - first + 1} / {end - first + 2}; --height: {height:.0f}%">'
-            f'<span class="relevance">{mark}{one.relevance:.2f}</span>'
+            f'<span class="relevance">{mark}{said}</span>'
             f'<span class="time">{film.times[begin]:.3g} s</span></li>\n'
         )
     return f'<span class="depth">relevance</span><ol>\n{"".join(items)}</ol>\n'

@@ -2,6 +2,8 @@
 
 `write` leaves <name>.html (opens from disk, without a network), <name>.png (a still, where there is one)
 and <name>.csv (the table). `tuner report` puts the same pictures into one page.
+
+plotly's code is 5 MB: pages either hold it, or share one copy that lies beside them.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
+
+# Where a drawing's page has plotly's code from: in itself, or shared with others.
+Library = Literal["held", "shared"]
+SHARED_LIBRARY = "plotly.min.js"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
@@ -65,13 +71,13 @@ def to_csv(rows: Sequence[Any]) -> str:
     return text.getvalue()
 
 
-def plotly_div(picture: Picture, *, library: bool) -> str:
-    """The interactive drawing as a fragment, the same each time; `library`: with plotly's code in it."""
+def _plotly_div(picture: Picture, library: Library) -> str:
+    """The interactive drawing as a fragment, the same each time."""
     assert picture.plotly is not None
     return str(
         picture.plotly.to_html(
             full_html=False,
-            include_plotlyjs=library,
+            include_plotlyjs=True if library == "held" else "directory",
             div_id=f"{picture.name}-plot",  # random otherwise
             default_height="min(620px, 90vh)",
             config={
@@ -83,9 +89,9 @@ def plotly_div(picture: Picture, *, library: bool) -> str:
     )
 
 
-def to_html(picture: Picture) -> str:
+def to_html(picture: Picture, library: Library = "held") -> str:
     """A whole page with this picture alone."""
-    drawn = picture.body or "" if picture.plotly is None else plotly_div(picture, library=True)
+    drawn = picture.body or "" if picture.plotly is None else _plotly_div(picture, library)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -96,17 +102,20 @@ def to_html(picture: Picture) -> str:
     )
 
 
-def write(picture: Picture, folder: Path, *, page: bool = True) -> tuple[Path, ...]:
-    """Writes the files and returns them, the page first; the same each time.
+def write(picture: Picture, folder: Path, library: Library = "held") -> tuple[Path, ...]:
+    """Writes the files, the same each time, and returns those that stand alone, the page first.
 
-    Without `page` there is none, unless nothing else shows the picture: a page of a drawing holds 5 MB of
-    plotly's code.
+    With a shared library the page of a drawing is none of these.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    if page or picture.still is None:
-        files.append(folder / f"{picture.name}.html")
-        files[-1].write_text(to_html(picture), encoding="utf-8")
+    page = folder / f"{picture.name}.html"
+    page.write_text(to_html(picture, library), encoding="utf-8")
+    files = [page]
+    if picture.plotly is not None and library == "shared":
+        from plotly.offline import get_plotlyjs
+
+        (folder / SHARED_LIBRARY).write_text(get_plotlyjs(), encoding="utf-8")
+        files.clear()
     if picture.still is not None:
         files.append(folder / f"{picture.name}.png")
         picture.still.savefig(files[-1], metadata={"Software": None})

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.layout import FloatArray, IntArray, Layout, Layouts
-from pipeline.methods.adatp import AdaTP, _scale
+from pipeline.methods.adatp import AdaTP
 
 if TYPE_CHECKING:
     from pipeline.clip import Clip
@@ -59,23 +59,19 @@ class Segment:
 
     first: int
     last: int
-    # To the question, scaled as the method scales it: what tau_t is compared with.
-    relevance: float
+    # To the question, scaled as the method scales it: what tau_t is compared with. None: the video has no
+    # contrast, and nothing is compared.
+    relevance: float | None
     boosted: bool
 
 
 def segments(method: AdaTP, layout: Layout) -> tuple[Segment, ...]:
     """The segments of one question's video, in order."""
-    layouts = Layouts((layout,))
-    partition = method.partition(layouts)
-    frames = partition.size // layout.cells
-    first = np.cumsum(frames) - frames
-    relevance = np.add.reduceat(layout.frame_relevance, first) / frames
-    scaled, _ = _scale(relevance, partition.layout, partition.first_group, method.relevance_norm)
-    return tuple(
-        Segment(int(begin), int(begin + count - 1), float(value), bool(boosted))
-        for begin, count, value, boosted in zip(first, frames, scaled, partition.boosted, strict=True)
-    )
+    found = method.segments(Layouts((layout,)))
+    ends = np.cumsum(found.size // layout.cells).tolist()
+    boosted = found.boosted_from(method.tau_t).boosted.tolist()
+    relevance = [None if math.isnan(value) else value for value in found.relevance.tolist()]
+    return tuple(map(Segment, [0, *ends[:-1]], [end - 1 for end in ends], relevance, boosted))
 
 
 @dataclass(frozen=True, eq=False)

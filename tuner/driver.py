@@ -41,8 +41,8 @@ from tuner.records.store import (
     StudyRecord,
     default_database,
 )
-from tuner.reporting import Results, changes, chosen, held_out, make_planner, refuse_changes, summarise
-from tuner.results import Configuration, HeldOut, RunSummary, Setting
+from tuner.reporting import changes, chosen, make_planner, refuse_changes, summarise
+from tuner.results import Configuration, RunSummary, Setting
 from tuner.search.evidence import SAMPLERS, SamplerName
 from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
 from tuner.sentences import provable
@@ -125,23 +125,6 @@ def run(
         if options.inspect:
             session.inspect(options)
         return replace(session.summary(options), seconds=clock() - began)
-
-
-def measure(
-    study: Study,
-    options: RunOptions,
-    configurations: Sequence[Configuration],
-    progress: Progress | None = None,
-) -> dict[Configuration, HeldOut]:
-    """These configurations on the held-out part, beside no search: what a comparison of methods is made of.
-
-    Errors: as `run`.
-    """
-    with prepared(study, options, progress or NoProgress()) as session:
-        session.execute(session.beside(options, configurations), options)
-        measured = session.store.measured()
-        results = Results(session.study, session.store, session.planner)
-        return {one: held_out(one, measured[one], results) for one in configurations}
 
 
 def ask(study: Study, options: RunOptions, asks: Sequence[Ask], progress: Progress | None = None) -> None:
@@ -244,9 +227,9 @@ class Session:
             loop.interrupt()
         if loop.interrupted:
             done = sum(trial.outcome is not None for trial in loop.trials)
+            so_far = "" if loop.beside else f" with {done} trials complete"
             raise InterruptedRunError(
-                f"Interrupted with {done} trials complete. Everything answered is kept: "
-                "the same command goes on."
+                f"Interrupted{so_far}. Everything answered is kept: the same command goes on."
             )
 
     def _executor(self, options: RunOptions) -> Executor:

@@ -27,6 +27,7 @@ from pipeline.methods import AdaTP, Method, OneShot
 from pipeline.solve import Unreachable
 from pipeline.trace import Segment, Trace, segments, trace
 from pipeline.video import read_frames
+from tuner.executors.evaluator import is_out_of_memory
 from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
 from tuner.records.store import RecordedAnswer, Store
@@ -51,7 +52,7 @@ TOP_SHARE = 0.1
 LAST_SHARE = 1 / 8
 
 # Raise it when the file's content changes: older files then count as missing.
-_VERSION = 1
+_VERSION = 2
 
 Kind = Literal["regression", "gain"]
 
@@ -277,11 +278,11 @@ class _Asker:
 
     def trace(self, question: StudyQuestion, method: Method) -> Trace:
         """The question's prefill under this method; its video can be read."""
-        import torch
-
         try:
             return trace(self._evaluator.runtime, *self._evaluator.asked(question.id), method)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise PipelineError("memory does not suffice.") from error
 
 

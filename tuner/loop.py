@@ -175,12 +175,11 @@ class Loop:
     ) -> None:
         """Reads what is there already.
 
-        `timeout`: seconds from now after which no further trial begins. `compare`: configurations that are
-        measured on the held-out part besides the best trial and AdaTP's defaults. `asks`: there is no search
-        then, only the baseline, `compare` and these. `race`: whether beaten
-        trials are stopped; without it, those that were stopped run to their end. `patience`: trials in a row
-        that add no hypervolume after which no further one begins. `above_budget`: multiples of the budget
-        that the best configuration is solved for at the end.
+        `timeout`: seconds from now after which no further trial begins. `asks`: no search,
+        only the baseline, these, and the configurations of `compare` on the held-out part. `race`: whether
+        beaten trials are stopped; without it, those that were stopped run to their end. `patience`: trials in
+        a row that add no hypervolume after which no further one begins. `above_budget`: multiples of the
+        budget that the best configuration is solved for at the end.
         """
         self._all_questions = len(study.questions)
         self._quarantined = store.quarantined()
@@ -410,6 +409,11 @@ class Loop:
         """Whether the run was ended early, by `interrupt` or by evaluations that kept dying."""
         return self._interrupted
 
+    @property
+    def beside(self) -> bool:
+        """Whether it asks beside any search, and searches nothing."""
+        return self._asks is not None
+
     # What came out of it
 
     @property
@@ -560,8 +564,6 @@ class Loop:
         defaults = self._defaults_trial()
         if defaults is not None:
             wanted[defaults.configuration] = defaults.number
-        for configuration in self._compare:
-            wanted.setdefault(configuration, None)
         yield from self._held_out_jobs(wanted)
         # Each further candidate is measured only where the ones before it leave it a chance.
         while (choice := self.choice()) is not None and choice.pending is not None and not self._interrupted:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -270,6 +271,16 @@ def load_summary(
     return load_summaries(study, budget=budget, seed=seed, database=database, latest=True)[0]
 
 
+def find_summary(study: Study, *, budget: float, database: str | None = None) -> RunSummary | None:
+    """The summary of the study's latest search with this budget; None where there is none.
+
+    Errors: UserError when the study was never run, or changed since.
+    """
+    with _recorded(study, database) as (study, store, record):
+        searches = [one for one in store.searches() if one.budget == budget]
+        return summarise(study, store, record, searches[-1]) if searches else None
+
+
 def load_summaries(
     study: Study,
     *,
@@ -282,10 +293,7 @@ def load_summaries(
 
     latest: of that one alone. Errors: as `load_summary`.
     """
-    with Store.open(database or default_database(study.name), create=False) as store:
-        record = store.require(study.name)
-        study = without_skipped(study, record)
-        refuse_changes(study, changes(study, record))
+    with _recorded(study, database) as (study, store, record):
         searches = [
             one
             for one in store.searches()
@@ -300,6 +308,16 @@ def load_summaries(
             raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
         wanted = searches[-1:] if latest else searches
         return tuple(summarise(study, store, record, one) for one in wanted)
+
+
+@contextmanager
+def _recorded(study: Study, database: str | None) -> Iterator[tuple[Study, Store, StudyRecord]]:
+    """The study as its records know it. Errors: UserError when it was never run, or changed since."""
+    with Store.open(database or default_database(study.name), create=False) as store:
+        record = store.require(study.name)
+        study = without_skipped(study, record)
+        refuse_changes(study, changes(study, record))
+        yield study, store, record
 
 
 def load_status(study_name: str, database: str | None = None) -> Status:

@@ -262,8 +262,7 @@ def test_another_methods_answers_are_counted_at_its_own_layers() -> None:
 def test_a_method_measured_beside_is_counted_from_its_records(tmp_path: Path) -> None:
     compare = [Configuration.from_method(OneShot(keep_ratio=0.5))]
     with open_store(tmp_path / "t.db", STUDY) as store:
-        InProcessExecutor(FakeEvaluator(STUDY)).run(make_loop(STUDY, store, trials=0, compare=compare))
-        forget_noise(store)
+        InProcessExecutor(FakeEvaluator(STUDY)).run(make_loop(STUDY, store, compare=compare, asks=()))
         assert replace(study_cost(store, PLANNER), seconds=None) == planned_cost(
             [], PLANNER, measured=compare
         )

@@ -19,13 +19,13 @@ from pipeline.errors import VideoError
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
 from tests.videos import write_video
-from tuner.driver import InterruptedRunError, RunOptions, measure, run
+from tuner.driver import InterruptedRunError, RunOptions, run
 from tuner.errors import UserError
 from tuner.loop import Loop
 from tuner.planning import fingerprint, fingerprint_base
 from tuner.records.store import Store, default_database
 from tuner.reporting import load_status, load_summary, make_planner
-from tuner.results import Configuration, Outcome
+from tuner.results import Outcome
 from tuner.study import Search, Study, StudyQuestion, Video
 
 # What is looked at afterwards has tests of its own: test_inspection.py.
@@ -258,13 +258,6 @@ def test_a_search_bounded_by_the_study_stays_within(study: Study) -> None:
     for trial in run(bounded, OPTIONS).trials:
         assert trial.configuration.get("alpha_boost") == 1.2
         assert 0.2 <= float(trial.configuration.get("tau_t")) <= 0.4
-
-
-def test_other_methods_are_measured_beside_the_search(study: Study) -> None:
-    peer = Configuration.from_dict({"method": "one_shot", "keep_ratio": 0.3})
-    measured = measure(study, OPTIONS, [peer])
-    assert measured[peer].outcome.questions == 6
-    assert run(study, replace(OPTIONS, trials=1)).best is not None
 
 
 @pytest.mark.parametrize(

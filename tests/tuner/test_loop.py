@@ -303,12 +303,13 @@ def test_works_overlap_where_they_do_not_depend_on_each_other(tmp_path: Path) ->
         assert (first.trial, second.trial, loop.propose()) == (0, 1, None)
 
 
-def test_other_configurations_are_measured_on_the_held_out_part_on_request(tmp_path: Path) -> None:
+def test_beside_any_search_configurations_are_measured_on_the_held_out_part(tmp_path: Path) -> None:
     study = make_study()
     peer = Configuration.from_dict({"method": "one_shot", "keep_ratio": 0.2})
     with open_store(tmp_path / "t.db", study) as store:
-        run(make_loop(study, store, trials=1, compare=[peer]), FakeEvaluator(study))
-        assert store.measured()[peer].questions == 12
+        run(make_loop(study, store, trials=1, compare=[peer], asks=()), FakeEvaluator(study))
+        assert {one: outcome.questions for one, outcome in store.measured().items()} == {peer: 12}
+        assert not store.trials()
 
 
 def test_without_labels_the_baseline_is_right_by_definition(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def finished(monkeypatch):
 
     monkeypatch.setattr("tuner.study.load_study", lambda name, **_: SimpleNamespace(name=name))
     monkeypatch.setattr("tuner.reporting.load_summary", load_summary)
-    monkeypatch.setattr("tuner.cli.figures.gather", lambda *_: Evidence())
+    monkeypatch.setattr("tuner.cli.figures.gather", lambda *_, **__: Evidence())
     return asked
 
 
@@ -91,7 +91,7 @@ def test_the_figures_of_a_run_hold_the_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary = make_summary()
     evidence = Evidence(comparison=make_comparison(own=summary), inspection=make_inspection())
-    monkeypatch.setattr("tuner.cli.figures.gather", lambda *_: evidence)
+    monkeypatch.setattr("tuner.cli.figures.gather", lambda *_, **__: evidence)
     files = draw(SimpleNamespace(name="demo"), summary)
     names = [one.name for one in files]
     assert names[:4] == ["report.html", "pareto.html", "pareto.png", "pareto.csv"]

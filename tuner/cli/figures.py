@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +19,9 @@ if TYPE_CHECKING:
     from tuner.results import Comparison, RunSummary
     from tuner.sensitivity.results import Sensitivity
     from tuner.study import Study
+
+# Says what the figures beside it were drawn from.
+_STAMP = ".drawn.json"
 
 
 @dataclass(frozen=True)
@@ -25,15 +34,22 @@ class Evidence:
     sensitivity: Sensitivity | None = None
 
 
-def gather(study: Study, summary: RunSummary, database: str | None = None) -> Evidence:
-    """What is recorded beside this summary of the study."""
+def gather(
+    study: Study,
+    summary: RunSummary,
+    database: str | None = None,
+    *,
+    comparison: Comparison | None = None,
+    sensitivity: Sensitivity | None = None,
+) -> Evidence:
+    """What is recorded beside this summary of the study; what is at hand is not looked up."""
     from tuner.comparison import load_comparison
     from tuner.history import load_history
     from tuner.inspection import load_inspection
     from tuner.sensitivity.saved import load_sensitivity
 
     best = summary.best
-    sensitivity = load_sensitivity(summary.study, summary.budget, summary.study_hash)
+    sensitivity = sensitivity or load_sensitivity(summary.study, summary.budget, summary.study_hash)
     if sensitivity is not None and best is not None and sensitivity.reference != best.configuration:
         sensitivity = None  # of what was best before more trials
     return Evidence(
@@ -41,21 +57,20 @@ def gather(study: Study, summary: RunSummary, database: str | None = None) -> Ev
         inspection=None
         if best is None
         else load_inspection(summary.study, summary.study_hash, best.configuration),
-        comparison=load_comparison(study, summary.budget, database),
+        comparison=comparison or load_comparison(study, summary.budget, database),
         sensitivity=sensitivity,
     )
 
 
 def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:
     """A study's figures in the order of the report; those without data are left out."""
-    from dashboards.sensitivity import sensitivity_pictures
-
     from dashboards.bias import bias_picture
     from dashboards.cards import cards_picture
     from dashboards.comparison import comparison_picture
     from dashboards.health import health_picture
     from dashboards.history import history_picture
     from dashboards.pareto import pareto_picture
+    from dashboards.sensitivity import sensitivity_pictures
 
     drawn: list[Picture | None] = [pareto_picture(summary, evidence.comparison)]
     if evidence.comparison is not None:
@@ -72,72 +87,104 @@ def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:
 
 def report(summary: RunSummary, evidence: Evidence) -> str:
     """The report's page."""
-    from dashboards.report import report_html
-
-    return report_html(
-        summary,
-        pictures(summary, evidence),
-        sensitivity=evidence.sensitivity,
-        comparison=evidence.comparison,
-    )
+    return _report(summary, evidence, pictures(summary, evidence))
 
 
-def draw(study: Study, summary: RunSummary, database: str | None = None) -> tuple[Path, ...]:
-    """Draws the study's figures and its report into .tuner/<study>/figures and returns the files."""
-    from dashboards.picture import write
-    from dashboards.report import report_html
+def draw(
+    study: Study,
+    summary: RunSummary,
+    database: str | None = None,
+    *,
+    comparison: Comparison | None = None,
+    sensitivity: Sensitivity | None = None,
+) -> tuple[Path, ...]:
+    """Draws the study's figures and its report into .tuner/<study>/figures, unless they are there, and
+    returns the files that stand alone, the report first.
 
-    evidence = gather(study, summary, database)
+    comparison, sensitivity: where they are at hand.
+    """
+    evidence = gather(study, summary, database, comparison=comparison, sensitivity=sensitivity)
     folder = _folder(summary.study)
-    drawn = pictures(summary, evidence)
-    # The others are in the report, interactive as well.
-    files = [file for one in drawn for file in write(one, folder, page=one.name == "pareto")]
-    page = folder / "report.html"
-    page.write_text(
-        report_html(summary, drawn, sensitivity=evidence.sensitivity, comparison=evidence.comparison),
-        encoding="utf-8",
-    )
-    return (page, *files)
+    stamp = _stamp(summary, evidence)
+    files = _drawn(folder, stamp)
+    if files is None:
+        drawn = pictures(summary, evidence)
+        (folder / _STAMP).unlink(missing_ok=True)
+        page = folder / "report.html"
+        files = (page, *_write(drawn, folder))
+        page.write_text(_report(summary, evidence, drawn), encoding="utf-8")
+        written = {"stamp": stamp, "files": [file.name for file in files]}
+        (folder / _STAMP).write_text(json.dumps(written), encoding="utf-8")
+    return files
 
 
 def draw_comparison(study: Study, comparison: Comparison, database: str | None = None) -> tuple[Path, ...]:
     """Draws the ways to prune side by side and writes their table; and all that `draw` does, where there was
     a search.
     """
-    from dashboards.comparison import comparison_picture
-    from dashboards.picture import write
     from tuner.comparison_summary import TABLE, to_json
+    from tuner.reporting import find_summary
 
-    folder = _folder(comparison.study)
-    files = write(comparison_picture(comparison), folder, page=False)
-    table = folder / TABLE
+    summary = find_summary(study, budget=comparison.budget, database=database)
+    if summary is None:
+        from dashboards.comparison import comparison_picture
+
+        files = _write([comparison_picture(comparison)], _folder(comparison.study))
+    else:
+        files = draw(study, summary, database, comparison=comparison)
+    table = _folder(comparison.study) / TABLE
     table.write_text(to_json(comparison), encoding="utf-8")
-    return _with_report(study, comparison.budget, database, (*files, table))
+    return (*files, table)
 
 
 def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = None) -> tuple[Path, ...]:
     """Draws a sensitivity study; and all that `draw` does, where there was a search."""
-    from dashboards.sensitivity import sensitivity_pictures
+    from tuner.reporting import find_summary
 
+    summary = find_summary(study, budget=found.budget, database=database)
+    if summary is None:
+        from dashboards.sensitivity import sensitivity_pictures
+
+        return _write(sensitivity_pictures(found), _folder(found.study))
+    return draw(study, summary, database, sensitivity=found)
+
+
+def _report(summary: RunSummary, evidence: Evidence, drawn: tuple[Picture, ...]) -> str:
+    from dashboards.report import report_html
+
+    return report_html(summary, drawn, sensitivity=evidence.sensitivity, comparison=evidence.comparison)
+
+
+def _write(drawn: Iterable[Picture], folder: Path) -> tuple[Path, ...]:
+    """MLflow shows a page only if it stands alone, and the report holds all of them: one alone does."""
     from dashboards.picture import write
 
-    drawn = sensitivity_pictures(found)
-    files = tuple(file for one in drawn for file in write(one, _folder(found.study), page=False))
-    return _with_report(study, found.budget, database, files)
+    return tuple(
+        file for one in drawn for file in write(one, folder, "held" if one.name == "pareto" else "shared")
+    )
 
 
-def _with_report(
-    study: Study, budget: float, database: str | None, files: tuple[Path, ...]
-) -> tuple[Path, ...]:
-    """These files, and the figures and the report of the latest search with this budget."""
-    from tuner.errors import UserError
-    from tuner.reporting import load_summary
+def _stamp(summary: RunSummary, evidence: Evidence) -> str:
+    """Of what is drawn and of what draws it: equal stamps, equal files."""
+    # How long the last call took is on no figure.
+    digest = hashlib.sha256(pickle.dumps((replace(summary, seconds=0.0), evidence)))
+    for package in ("dashboards", "tuner"):
+        for source in sorted(Path(str(resources.files(package))).rglob("*")):
+            if source.is_file() and source.suffix != ".pyc":
+                digest.update(source.read_bytes())
+    digest.update(repr([version(library) for library in ("plotly", "matplotlib")]).encode())
+    return digest.hexdigest()
 
+
+def _drawn(folder: Path, stamp: str) -> tuple[Path, ...] | None:
+    """The files there, if they were drawn from this; None: not all of them."""
     try:
-        summary = load_summary(study, budget=budget, database=database)
-    except UserError:  # no search so far
-        return files
-    return tuple(dict.fromkeys((*draw(study, summary, database), *files)))
+        written = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+        files = tuple(folder / name for name in written["files"])
+        same = written["stamp"] == stamp
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return files if same and all(file.is_file() for file in files) else None
 
 
 def _folder(study: str) -> Path:

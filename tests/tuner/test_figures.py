@@ -1,0 +1,89 @@
+"""Figures are drawn once from the same results, and again when anything they show changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from tests.inspections import make_inspection
+from tests.summaries import make_comparison, make_summary
+from tuner.cli import figures
+from tuner.cli.figures import Evidence, draw, draw_comparison
+
+STUDY = SimpleNamespace(name="demo")
+
+
+@pytest.fixture
+def drawings(monkeypatch, tmp_path):
+    """An empty folder, results without a study; how often pictures were drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "gather", lambda *_, comparison=None, **__: Evidence(comparison=comparison))
+    counted, pictures = [], figures.pictures
+
+    def counting(*given):
+        counted.append(given)
+        return pictures(*given)
+
+    monkeypatch.setattr(figures, "pictures", counting)
+    return counted
+
+
+def test_the_same_results_are_drawn_once(drawings):
+    files = draw(STUDY, make_summary(5))
+    before = {file: file.stat().st_mtime_ns for file in files}
+    assert draw(STUDY, make_summary(5, seconds=77.0)) == files
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+    assert len(drawings) == 1
+
+
+@pytest.mark.parametrize(
+    "what", ["another summary", "more evidence", "a file is gone", "an unreadable stamp"]
+)
+def test_whatever_changed_is_drawn_again(drawings, tmp_path, what):
+    summary = make_summary(5)
+    files = draw(STUDY, summary)
+    comparison = None
+    if what == "another summary":
+        summary = replace(summary, max_drop="0.05")
+    elif what == "more evidence":
+        comparison = make_comparison(1, own=summary)
+    elif what == "a file is gone":
+        files[-1].unlink()
+    else:
+        (tmp_path / ".tuner/demo/figures/.drawn.json").write_text("[]")
+    again = draw(STUDY, summary, comparison=comparison)
+    assert len(drawings) == 2
+    assert set(again) >= set(files)
+    assert all(file.is_file() for file in again)
+
+
+def test_arrays_and_pictures_in_the_evidence_are_told_apart(tmp_path):
+    summary, inspection = make_summary(2), make_inspection()
+    stamp = figures._stamp(summary, Evidence(inspection=inspection))
+    assert figures._stamp(summary, Evidence(inspection=make_inspection())) == stamp
+    other = replace(inspection.cards[0], tokens=tuple(one[:-1] for one in inspection.cards[0].tokens))
+    changed = replace(inspection, cards=(other, *inspection.cards[1:]))
+    assert figures._stamp(summary, Evidence(inspection=changed)) != stamp
+
+
+def test_a_comparison_without_a_search_is_drawn_alone(drawings, monkeypatch, tmp_path):
+    monkeypatch.setattr("tuner.reporting.find_summary", lambda *_, **__: None)
+    files = draw_comparison(STUDY, make_comparison(2))
+    assert [file.name for file in files] == ["comparison.png", "comparison.csv", "comparison.json"]
+    assert all(file.is_file() for file in files)
+    assert (tmp_path / ".tuner/demo/figures/comparison.html").is_file()
+    assert drawings == []
+
+
+def test_a_comparison_beside_a_search_is_not_computed_again(drawings, monkeypatch):
+    summary = make_summary(5)
+    comparison = make_comparison(2, own=summary)
+    monkeypatch.setattr("tuner.reporting.find_summary", lambda *_, **__: summary)
+    names = [file.name for file in draw_comparison(STUDY, comparison)]
+    assert names[0] == "report.html"
+    assert len(names) == len(set(names))
+    assert {"comparison.png", "comparison.csv", "comparison.json", "pareto.html"} <= set(names)
+    ((_, evidence),) = drawings
+    assert evidence.comparison is comparison
