@@ -59,6 +59,15 @@ def test_whatever_changed_is_drawn_again(drawings, tmp_path, what):
     assert all(file.is_file() for file in again)
 
 
+def test_equal_results_have_the_same_stamp_whatever_made_them():
+    summary = make_summary(3)
+    name = "".join(["de", "mo"])
+    other = replace(summary, study=name, trials=tuple(replace(one) for one in summary.trials))
+    assert other == summary
+    assert other.study is not summary.study
+    assert figures._stamp(other, Evidence()) == figures._stamp(summary, Evidence())
+
+
 def test_arrays_and_pictures_in_the_evidence_are_told_apart(tmp_path):
     summary, inspection = make_summary(2), make_inspection()
     stamp = figures._stamp(summary, Evidence(inspection=inspection))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 from collections.abc import Iterable
@@ -40,16 +41,15 @@ def gather(
     database: str | None = None,
     *,
     comparison: Comparison | None = None,
-    sensitivity: Sensitivity | None = None,
 ) -> Evidence:
-    """What is recorded beside this summary of the study; what is at hand is not looked up."""
+    """What is recorded beside this summary of the study; a comparison that is at hand is not solved again."""
     from tuner.comparison import load_comparison
     from tuner.history import load_history
     from tuner.inspection import load_inspection
     from tuner.sensitivity.saved import load_sensitivity
 
     best = summary.best
-    sensitivity = sensitivity or load_sensitivity(summary.study, summary.budget, summary.study_hash)
+    sensitivity = load_sensitivity(summary.study, summary.budget, summary.study_hash)
     if sensitivity is not None and best is not None and sensitivity.reference != best.configuration:
         sensitivity = None  # of what was best before more trials
     return Evidence(
@@ -96,14 +96,11 @@ def draw(
     database: str | None = None,
     *,
     comparison: Comparison | None = None,
-    sensitivity: Sensitivity | None = None,
 ) -> tuple[Path, ...]:
     """Draws the study's figures and its report into .tuner/<study>/figures, unless they are there, and
-    returns the files that stand alone, the report first.
-
-    comparison, sensitivity: where they are at hand.
+    returns the files that stand alone, the report first. comparison: where it is at hand.
     """
-    evidence = gather(study, summary, database, comparison=comparison, sensitivity=sensitivity)
+    evidence = gather(study, summary, database, comparison=comparison)
     folder = _folder(summary.study)
     stamp = _stamp(summary, evidence)
     files = _drawn(folder, stamp)
@@ -138,7 +135,7 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
 
 
 def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = None) -> tuple[Path, ...]:
-    """Draws a sensitivity study; and all that `draw` does, where there was a search."""
+    """Draws a saved sensitivity study; and all that `draw` does, where there was a search."""
     from tuner.reporting import find_summary
 
     summary = find_summary(study, budget=found.budget, database=database)
@@ -146,7 +143,7 @@ def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = No
         from dashboards.sensitivity import sensitivity_pictures
 
         return _write(sensitivity_pictures(found), _folder(found.study))
-    return draw(study, summary, database, sensitivity=found)
+    return draw(study, summary, database)
 
 
 def _report(summary: RunSummary, evidence: Evidence, drawn: tuple[Picture, ...]) -> str:
@@ -166,8 +163,13 @@ def _write(drawn: Iterable[Picture], folder: Path) -> tuple[Path, ...]:
 
 def _stamp(summary: RunSummary, evidence: Evidence) -> str:
     """Of what is drawn and of what draws it: equal stamps, equal files."""
+    shown = io.BytesIO()
+    pickler = pickle.Pickler(shown)
+    # Without references to what was written before: they tell equal values of different identity apart.
+    pickler.fast = True
     # How long the last call took is on no figure.
-    digest = hashlib.sha256(pickle.dumps((replace(summary, seconds=0.0), evidence)))
+    pickler.dump((replace(summary, seconds=0.0), evidence))
+    digest = hashlib.sha256(shown.getvalue())
     for package in ("dashboards", "tuner"):
         for source in sorted(Path(str(resources.files(package))).rglob("*")):
             if source.is_file() and source.suffix != ".pyc":
