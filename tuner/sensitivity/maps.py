@@ -59,12 +59,12 @@ def grid(knob: str, range_: Range, points: int = POINTS) -> Floats:
     """(points,) values from one end of the range to the other, even where they are shown."""
     if knob != "tau_s":
         return np.linspace(range_.low, range_.high, points)
-    values = 1 - 10 ** -np.linspace(shown_at(knob, range_.low), shown_at(knob, range_.high), points)
+    values = 1 - 10 ** -np.linspace(place_of(knob, range_.low), place_of(knob, range_.high), points)
     values[[0, -1]] = range_.low, range_.high
     return np.asarray(values, dtype=np.float64)
 
 
-def shown_at(knob: str, value: float) -> float:
+def place_of(knob: str, value: float) -> float:
     """Where a knob's value lies on the scale it is shown on: its own, but of tau_s the logarithm of the
     distance from 1, because similarities crowd near 1, and there tau_s acts.
     """
