@@ -157,8 +157,8 @@ def _maps_text(found: Sensitivity, rows: Sequence[MapRow]) -> str:
     if blank:
         over = compute_label(found)
         text += (
-            f" Nothing is predicted for the {blank} blank of {len(rows)} cells, which the design's runs do not "
-            "cover" + ("." if over is None else f": they have {over}.")
+            f" Nothing is predicted for the {blank} blank of {len(rows)} cells: the design's runs do not "
+            "cover them" + ("." if over is None else f", having {over}.")
         )
     fitting = [(one.accuracy, one) for one in rows if one.within_budget and one.accuracy is not None]
     if fitting:
