@@ -418,6 +418,9 @@ def _map_axis(knob: str, values: Sequence[float]) -> dict[str, Any]:
         "title": knob_label(knob),
         "range": [place_of(knob, values[0]), place_of(knob, values[-1])],
         "showgrid": False,
+        # Room, so that the lowest labels of both axes do not touch.
+        "ticks": "outside",
+        "tickcolor": GREY,
     }
     ticks = ticks_of(knob, values[0], values[-1], most=5)
     if ticks is not None:
