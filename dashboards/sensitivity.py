@@ -17,6 +17,7 @@ from dashboards.sensitivity_stills import curves_still, indices_still, maps_stil
 from dashboards.sensitivity_tables import (
     MapRow,
     accuracy_label,
+    compute_label,
     curve_rows,
     index_rows,
     inside,
@@ -67,7 +68,7 @@ def _indices_text(found: Sensitivity) -> str:
             values = ", ".join(f"{one.input} {_with_interval(one.total, 1, '.2f')}" for one in ranked)
             sentences.append(
                 f"Total indices for {output_label(output.name, found)}, with 95 % intervals, over "
-                f"{found.design_runs} runs on the tune videos: {values}."
+                f"{found.design_runs} runs on the tune videos{_over(found)}: {values}."
             )
         elif ranked:
             sentences.append(
@@ -130,7 +131,7 @@ def _maps(found: Sensitivity) -> Picture:
     rows = map_rows(found)
     return Picture(
         name="sensitivity-maps",
-        title=f"Two inputs at a time: {accuracy_label(found)} as the surrogate predicts it",
+        title=f"Two knobs at a time: {accuracy_label(found)} as the surrogate predicts it, and the budget",
         description=_maps_text(found, rows),
         table=rows,
         plotly=maps_page(found),
@@ -140,21 +141,32 @@ def _maps(found: Sensitivity) -> Picture:
 
 def _maps_text(found: Sensitivity, rows: Sequence[MapRow]) -> str:
     output = next((one for one in found.outputs if one.name == "accuracy"), None)
+    budget = f"the budget of {100 * found.budget:g} %"
     text = (
-        f"Predicted {accuracy_label(found)} on the tune videos, the other inputs as in the reference"
+        f"Predicted {accuracy_label(found)} on the tune videos when two knobs drift from the reference "
+        "together"
         + ("" if output is None else f" (cross-validated R² {output.r2:.2f})")
-        + "; FLOPs are exact."
+        + f"; FLOPs are exact, and what is over {budget} is marked with strokes."
     )
-    fitting = [one for one in rows if one.within_budget]
-    if fitting:
-        best = max(fitting, key=lambda one: one.accuracy)
+    for one in found.maps:
+        fits = {row.within_budget for row in rows if (row.first, row.second) == (one.first, one.second)}
+        if len(fits) == 1:
+            where = "within" if True in fits else "over"
+            text += f" All of {one.first} with {one.second} is {where} the budget: no line."
+    blank = sum(one.accuracy is None for one in rows)
+    if blank:
+        over = compute_label(found)
         text += (
-            f" The highest value within the budget of {100 * found.budget:g} % is "
-            f"{100 * best.accuracy:.1f} %, at {_at(best.first, best.first_value)} and "
-            f"{_at(best.second, best.second_value)}."
+            f" Nothing is predicted for the {blank} blank of {len(rows)} cells: the design's runs do not "
+            "cover them" + ("." if over is None else f", having {over}.")
         )
-    if len(fitting) == len(rows):
-        text += " All of it is within the budget."
+    fitting = [(one.accuracy, one) for one in rows if one.within_budget and one.accuracy is not None]
+    if fitting:
+        value, best = max(fitting, key=lambda one: one[0])
+        text += (
+            f" The highest value within the budget is {100 * value:.1f} %, at {best.first} "
+            f"{number(best.first_value)} and {best.second} {number(best.second_value)}."
+        )
     return text
 
 
@@ -219,9 +231,10 @@ def _with_interval(one: Measured, scale: float, form: str) -> str:
     return text
 
 
+def _over(found: Sensitivity) -> str:
+    over = compute_label(found)
+    return "" if over is None else f" with compute at {over}"
+
+
 def _part(found: Sensitivity) -> str:
     return "held-out videos" if found.part == "held_out" else "tune videos"
-
-
-def _at(name: str, value: float) -> str:
-    return f"compute {100 * value:.1f} %" if name == "compute" else f"{name} {number(value)}"

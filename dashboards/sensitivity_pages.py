@@ -7,30 +7,27 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from dashboards.picture import BLACK, BLUE, FONT, GREY, VERMILION
+from dashboards.sensitivity_maps import BUDGET_LINE, MAP_COLORS, color_scale, drawn_map
 from dashboards.sensitivity_tables import (
     COLUMNS,
     INDEX_KINDS,
-    MAP_COLORS,
     CurveRow,
     IndexRow,
     accuracy_label,
     curve_rows,
     curve_title,
-    flops_levels,
     index_values,
     input_label,
     knob_label,
-    line_color,
     number,
     panel_title,
     panels_of,
-    place_of,
-    scaled,
     ticks_of,
-    turned,
     vertices,
 )
-from tuner.sensitivity.results import Curve, Sensitivity
+from tuner.search.space import TOLERANCE
+from tuner.sensitivity.maps import place_of
+from tuner.sensitivity.results import Curve, PairMap, Sensitivity
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -299,34 +296,39 @@ def _curve_hover(row: CurveRow) -> str:
 
 
 def maps_page(found: Sensitivity) -> PlotlyFigure:
-    """Maps side by side on one color scale, with lines of equal FLOPs."""
+    """Maps side by side on one color scale, with lines of equal FLOPs and what is over the budget."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    wide = len(found.maps)
+    wide, scale = len(found.maps), color_scale(found)
+    budget = f"budget {100 * found.budget:g} %"
     for place, one in enumerate(found.maps):
+        drawn = drawn_map(one, found.budget, scale)
         axis, x = _axis(place), _cell(place, wide, 0.27)
-        first, second = scaled(one.first, one.first_values), scaled(one.second, one.second_values)
-        axes = {"xaxis": f"x{axis}", "yaxis": f"y{axis}"}
-        accuracy, ratio = turned(one.accuracy), turned(one.flops_ratio)
+        axes: dict[str, Any] = {"xaxis": f"x{axis}", "yaxis": f"y{axis}"}
         figure.add_trace(
             go.Heatmap(
-                x=first,
-                y=second,
-                z=accuracy,
-                customdata=ratio,
+                x=drawn.x,
+                y=drawn.y,
+                z=drawn.accuracy,
+                text=[
+                    [_map_hover(one, found, i, j) for i in range(len(drawn.x))] for j in range(len(drawn.y))
+                ],
                 **axes,
                 coloraxis="coloraxis",
-                hovertemplate=f"{one.first} %{{x:.4g}}<br>{one.second} %{{y:.4g}}<br>"
-                "predicted %{z:.1f} %<br>FLOPs %{customdata:.1f} %<extra></extra>",
+                hovertemplate="%{text}<extra></extra>",
             )
         )
-        for level, dash, width in flops_levels(ratio, 100 * found.budget):
+        lines = [
+            *((level, color, 1.0, "dot") for level, color in drawn.lines),
+            *((100 * found.budget, *line, "solid") for line in BUDGET_LINE if drawn.budget_at),
+        ]
+        for level, color, width, dash in lines:
             figure.add_trace(
                 go.Contour(
-                    x=first,
-                    y=second,
-                    z=ratio,
+                    x=drawn.x,
+                    y=drawn.y,
+                    z=drawn.flops,
                     **axes,
                     contours={
                         "coloring": "none",
@@ -334,56 +336,70 @@ def maps_page(found: Sensitivity) -> PlotlyFigure:
                         "end": level,
                         "size": 1,
                         "showlabels": dash == "dot",
-                        "labelfont": {"color": "#ffffff", "size": 11},
+                        "labelfont": {"color": color, "size": 11},
                         "labelformat": ".0f",
                     },
-                    line={"color": line_color(width), "width": width, "dash": dash},
+                    line={"color": color, "width": width, "dash": dash},
                     showscale=False,
                     hoverinfo="skip",
                     showlegend=False,
                 )
             )
-        if one.reference is not None:
-            figure.add_trace(
-                go.Scatter(
-                    x=scaled(one.first, one.reference[:1]),
-                    y=scaled(one.second, one.reference[1:]),
-                    **axes,
-                    mode="markers",
-                    marker={
-                        "color": VERMILION,
-                        "symbol": "diamond",
-                        "size": 13,
-                        "line": {"color": "#ffffff", "width": 2},
-                    },
-                    name="the reference",
-                    cliponaxis=False,
-                    legendgroup="reference",
-                    showlegend=place == 0,
-                    hovertemplate="the reference<extra></extra>",
-                )
+        figure.add_trace(
+            go.Scatter(
+                x=[mark.x for mark in drawn.over],
+                y=[mark.y for mark in drawn.over],
+                **axes,
+                mode="markers",
+                marker={
+                    "symbol": "line-ne",
+                    "size": 7,
+                    "line": {"color": [mark.color for mark in drawn.over], "width": 1},
+                },
+                showlegend=False,
+                hoverinfo="skip",
             )
+        )
+        if drawn.budget_at is not None:
+            figure.add_annotation(
+                x=drawn.budget_at[0],
+                y=drawn.budget_at[1],
+                xref=axes["xaxis"],
+                yref=axes["yaxis"],
+                text=f"<b>{budget}</b>",
+                showarrow=False,
+                font={"size": 11, "color": BLACK},
+                bgcolor="#ffffff",
+                borderpad=2,
+            )
+        figure.add_trace(
+            go.Scatter(
+                x=drawn.reference[:1],
+                y=drawn.reference[1:],
+                **axes,
+                mode="markers",
+                marker={
+                    "color": VERMILION,
+                    "symbol": "diamond",
+                    "size": 14,
+                    "line": {"color": "#ffffff", "width": 2},
+                },
+                name="the reference",
+                cliponaxis=False,
+                legendgroup="reference",
+                showlegend=place == 0,
+                hovertemplate=f"the reference: {one.first} {number(one.reference[0])}, "
+                f"{one.second} {number(one.reference[1])}<extra></extra>",
+            )
+        )
         figure.update_layout(
             {
-                f"xaxis{axis}": _plotly_axis(
-                    f"y{axis}", x, title=input_label(one.first, unit=True), showgrid=False
-                ),
-                f"yaxis{axis}": _plotly_axis(
-                    f"x{axis}", [0, 1], title=input_label(one.second, unit=True), showgrid=False
-                ),
+                f"xaxis{axis}": _plotly_axis(f"y{axis}", x, **_map_axis(one.first, one.first_values)),
+                f"yaxis{axis}": _plotly_axis(f"x{axis}", [0, 1], **_map_axis(one.second, one.second_values)),
             }
         )
-    drawn = {
-        dash for one in found.maps for _, dash, _ in flops_levels(turned(one.flops_ratio), 100 * found.budget)
-    }
-    for name, dash, width in (
-        (f"budget: {100 * found.budget:g} % of FLOPs", "solid", 2.5),
-        ("other FLOPs, %", "dot", 1.2),
-    ):
-        if dash in drawn:
-            line = {"color": BLACK if dash == "solid" else GREY, "dash": dash, "width": width}
-            figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=name))
-    _finish(figure, height=470, left=70)
+    _map_legend(figure, found)
+    _finish(figure, height=490, left=80)
     figure.update_layout(
         coloraxis={
             "colorscale": MAP_COLORS[0],
@@ -394,6 +410,62 @@ def maps_page(found: Sensitivity) -> PlotlyFigure:
         }
     )
     return figure
+
+
+def _map_axis(knob: str, values: Sequence[float]) -> dict[str, Any]:
+    """From the first value to the last: of the cells there half is seen, as all of the FLOPs' lines is."""
+    axis: dict[str, Any] = {
+        "title": knob_label(knob),
+        "range": [place_of(knob, values[0]), place_of(knob, values[-1])],
+        "showgrid": False,
+        # Room, so that the lowest labels of both axes do not touch.
+        "ticks": "outside",
+        "tickcolor": GREY,
+    }
+    ticks = ticks_of(knob, values[0], values[-1], most=5)
+    if ticks is not None:
+        axis |= {"tickvals": ticks[0], "ticktext": ticks[1]}
+    return axis
+
+
+def _map_hover(one: PairMap, found: Sensitivity, i: int, j: int) -> str:
+    accuracy, flops = one.accuracy[i][j], one.flops_ratio[i][j]
+    return (
+        f"<b>{one.first} {number(one.first_values[i])}, {one.second} {number(one.second_values[j])}</b><br>"
+        + ("not predicted" if accuracy is None else f"predicted {100 * accuracy:.1f} %")
+        + f"<br>FLOPs {100 * flops:.1f} %, "
+        + ("within the budget" if flops <= found.budget + TOLERANCE else "over the budget")
+    )
+
+
+def _map_legend(figure: PlotlyFigure, found: Sensitivity) -> None:
+    """What the lines and marks of all maps are; those that none has are left out."""
+    import plotly.graph_objects as go
+
+    drawn = [drawn_map(one, found.budget, None) for one in found.maps]
+    entries: list[tuple[bool, str, dict[str, Any]]] = [
+        (
+            any(one.budget_at for one in drawn),
+            f"budget: {100 * found.budget:g} % of FLOPs",
+            {"mode": "lines", "line": {"color": BLACK, "width": 2.5}},
+        ),
+        (
+            any(one.over for one in drawn),
+            "over the budget",
+            {
+                "mode": "markers",
+                "marker": {"symbol": "line-ne", "size": 9, "line": {"color": BLACK, "width": 1.2}},
+            },
+        ),
+        (
+            any(one.lines for one in drawn),
+            "other FLOPs, %",
+            {"mode": "lines", "line": {"color": GREY, "width": 1.2, "dash": "dot"}},
+        ),
+    ]
+    for there, name, look in entries:
+        if there:
+            figure.add_trace(go.Scatter(x=[None], y=[None], name=name, **look))
 
 
 def tags_page(found: Sensitivity, curves: Sequence[Curve], kinds: Sequence[tuple[str, int]]) -> PlotlyFigure:

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dashboards.picture import BLACK, BLUE, GREEN, GREY, SKY, VERMILION
+from dashboards.sensitivity_maps import BUDGET_LINE, MAP_COLORS, color_scale, drawn_map
 from dashboards.sensitivity_tables import (
     COLUMNS,
     INDEX_KINDS,
-    MAP_COLORS,
     CurveRow,
     IndexRow,
     accuracy_label,
     curve_rows,
     curve_title,
-    flops_levels,
     index_values,
     input_label,
     knob_label,
-    line_color,
     panel_title,
     panels_of,
-    place_of,
-    scaled,
     ticks_of,
-    turned,
     vertices,
 )
+from tuner.sensitivity.maps import place_of
 from tuner.sensitivity.results import Curve, Sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure as MatplotlibFigure
 
 
-_TEXT = "#5b6068"
+# A stroke like "/".
+_STROKE: tuple[int, Literal[2], int] = (2, 2, -45)
 
 
 def indices_still(found: Sensitivity, rows: Sequence[IndexRow]) -> MatplotlibFigure:
@@ -160,45 +159,58 @@ def _still_curve(axes: Axes, rows: Sequence[CurveRow], name: str | None) -> None
 
 def maps_still(found: Sensitivity) -> MatplotlibFigure:
     """As `maps_page`."""
-    figure = _figure(max(5.0, 4.6 * len(found.maps)), 4.6)
-    heights = [100 * value for one in found.maps for row in one.accuracy for value in row]
-    mesh = None
+    from matplotlib.lines import Line2D
+
+    figure = _figure(max(5.0, 4.6 * len(found.maps)), 4.9)
+    scale = color_scale(found)
+    mesh, legend = None, {}
     for axes, one in zip(figure.subplots(1, len(found.maps), squeeze=False)[0], found.maps, strict=True):
-        first, second = scaled(one.first, one.first_values), scaled(one.second, one.second_values)
-        ratio = turned(one.flops_ratio)
-        mesh = axes.pcolormesh(
-            first,
-            second,
-            turned(one.accuracy),
-            shading="nearest",
-            cmap=MAP_COLORS[1],
-            vmin=min(heights),
-            vmax=max(heights),
-            rasterized=True,
+        drawn = drawn_map(one, found.budget, scale)
+        if scale is not None:
+            mesh = axes.pcolormesh(
+                drawn.x,
+                drawn.y,
+                [[math.nan if value is None else value for value in row] for row in drawn.accuracy],
+                shading="nearest",
+                cmap=MAP_COLORS[1],
+                vmin=scale.low,
+                vmax=scale.high,
+                rasterized=True,
+            )
+        place = (drawn.x, drawn.y, drawn.flops)
+        for level, color in drawn.lines:
+            line = axes.contour(*place, levels=[level], colors=color, linewidths=0.9, linestyles=":")
+            axes.clabel(line, fmt="%.0f", fontsize=8)
+            legend["other FLOPs, %"] = Line2D([], [], color=GREY, linewidth=1.2, linestyle=":")
+        if drawn.over:
+            at = [mark.x for mark in drawn.over], [mark.y for mark in drawn.over]
+            axes.scatter(*at, marker=_STROKE, s=30, linewidths=0.9, color=[mark.color for mark in drawn.over])
+            legend["over the budget"] = Line2D([], [], color=BLACK, marker=_STROKE, linestyle="none")
+        if drawn.budget_at is not None:
+            for color, width in BUDGET_LINE:
+                axes.contour(*place, levels=[100 * found.budget], colors=color, linewidths=width)
+            axes.annotate(
+                f"budget {100 * found.budget:g} %",
+                drawn.budget_at,
+                ha="center",
+                va="center",
+                fontsize=8,
+                fontweight="bold",
+                color=BLACK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+            )
+            legend[f"budget: {100 * found.budget:g} % of FLOPs"] = Line2D([], [], color=BLACK, linewidth=2.5)
+        (legend["the reference"],) = axes.plot(
+            *([value] for value in drawn.reference),
+            "D",
+            color=VERMILION,
+            markeredgecolor="white",
+            markersize=9,
+            clip_on=False,
+            zorder=5,
         )
-        for level, dash, width in flops_levels(ratio, 100 * found.budget):
-            lines = axes.contour(
-                first,
-                second,
-                ratio,
-                levels=[level],
-                colors=line_color(width),
-                linewidths=width,
-                linestyles="-" if dash == "solid" else ":",
-            )
-            if dash == "dot":
-                axes.clabel(lines, fmt="%.0f %%", fontsize=8)
-        if one.reference is not None:
-            axes.plot(
-                scaled(one.first, one.reference[:1]),
-                scaled(one.second, one.reference[1:]),
-                "D",
-                color=VERMILION,
-                markeredgecolor="white",
-                markersize=9,
-            )
-        axes.set_xlabel(input_label(one.first, unit=True))
-        axes.set_ylabel(input_label(one.second, unit=True))
+        axes.set_xlim(*_map_axis(axes.xaxis, one.first, one.first_values))
+        axes.set_ylim(*_map_axis(axes.yaxis, one.second, one.second_values))
     if mesh is not None:
         figure.colorbar(
             mesh,
@@ -206,13 +218,19 @@ def maps_still(found: Sensitivity) -> MatplotlibFigure:
             label=f"predicted {accuracy_label(found)} (higher is better)",
             format=_percent(100),
         )
-    figure.suptitle(
-        f"diamond: the reference; dotted lines: FLOPs, % of unpruned; black line: the budget of "
-        f"{100 * found.budget:g} %",
-        fontsize=9.5,
-        color=_TEXT,
+    figure.legend(
+        list(legend.values())[::-1], list(legend)[::-1], loc="outside lower center", ncols=4, frameon=False
     )
     return figure
+
+
+def _map_axis(axis: Axis, knob: str, values: Sequence[float]) -> tuple[float, float]:
+    """Label and ticks; returns its ends, which are the cells' middles."""
+    axis.set_label_text(knob_label(knob))
+    ticks = ticks_of(knob, values[0], values[-1], most=5)
+    if ticks is not None:
+        axis.set_ticks(ticks[0], labels=ticks[1])
+    return place_of(knob, values[0]), place_of(knob, values[-1])
 
 
 def tags_still(

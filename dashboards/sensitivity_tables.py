@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from dashboards.picture import BLACK, BLUE, GREY, VERMILION
+from dashboards.picture import BLUE, GREY, VERMILION
 from tuner.results import Interval, Measured
+from tuner.search.space import TOLERANCE
+from tuner.sensitivity.maps import place_of
 from tuner.sensitivity.results import Curve, CurvePoint, OutputName, Sensitivity
 
 COLUMNS = 2
-
-
-MAP_COLORS = ("Cividis", "cividis")
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,13 @@ class CurveRow:
 
 @dataclass(frozen=True)
 class MapRow:
-    """The surrogate's accuracy and the exact FLOPs ratio at one cell of a pairwise map."""
+    """The exact FLOPs ratio at one cell of a pairwise map, and the surrogate's accuracy where it has one."""
 
     first: str
     second: str
     first_value: float
     second_value: float
-    accuracy: float
+    accuracy: float | None
     flops_ratio: float
     within_budget: bool
 
@@ -104,7 +102,7 @@ def map_rows(found: Sensitivity) -> tuple[MapRow, ...]:
             second,
             one.accuracy[i][j],
             one.flops_ratio[i][j],
-            one.flops_ratio[i][j] <= found.budget,
+            one.flops_ratio[i][j] <= found.budget + TOLERANCE,
         )
         for one in found.maps
         for i, first in enumerate(one.first_values)
@@ -156,16 +154,7 @@ def curve_title(curve: Curve) -> str:
     return f"<b>{curve.knob}</b>: chosen {number(curve.chosen)}, {safe}"
 
 
-# Similarities crowd near 1, and there tau_s acts: it is drawn by the logarithm of its distance from 1.
-_NEAREST = 1e-4
-
-
 _SIMILARITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
-
-
-def place_of(knob: str, value: float) -> float:
-    """Where a knob's value is drawn."""
-    return -math.log10(max(1 - value, _NEAREST)) if knob == "tau_s" else value
 
 
 def ticks_of(knob: str, low: float, high: float, most: int = 8) -> tuple[list[float], list[str]] | None:
@@ -191,25 +180,6 @@ def vertices(rows: Sequence[CurveRow], name: str) -> dict[str, list[float]]:
             drawn["x"].append(place_of(one.knob, value))
             drawn["y"].append(100 * (one.difference if height is None else height))
     return drawn
-
-
-def flops_levels(ratio: Sequence[Sequence[float]], budget: float) -> list[tuple[float, str, float]]:
-    """FLOPs lines worth drawing: the budget where it is crossed, and round values that are."""
-    low, high = min(map(min, ratio)), max(map(max, ratio))
-    step = next((one for one in (1.0, 2.0, 5.0, 10.0, 20.0) if (high - low) / one <= 5), 50.0)
-    round_ones = [step * k for k in range(int(low // step) + 1, int(high // step) + 1)]
-    levels = [(one, "dot", 1.2) for one in round_ones if low < one < high and abs(one - budget) > step / 4]
-    return levels + ([(budget, "solid", 5.0), (budget, "solid", 2.5)] if low < budget < high else [])
-
-
-def line_color(width: float) -> str:
-    """The budget's line is black on a wider white one: seen on dark and on bright cells."""
-    return BLACK if width == 2.5 else "#ffffff"
-
-
-def turned(values: Sequence[Sequence[float]]) -> list[list[float]]:
-    """[first][second] fractions as the [second][first] per cents that drawings take."""
-    return [[100 * value for value in column] for column in zip(*values, strict=True)]
 
 
 def _curve_row(curve: Curve, point: CurvePoint) -> CurveRow:
@@ -270,15 +240,14 @@ def output_label(name: OutputName, found: Sensitivity) -> str:
     return words[name]
 
 
-def input_label(name: str, unit: bool = False) -> str:
+def input_label(name: str) -> str:
     """An input's name, and what its values are where that is not the knob's own value."""
-    if name == "gamma_cap":
-        return "gamma_cap, share of the way from p to 1" if unit else "gamma_cap (from p to 1)"
-    if name == "compute":
-        return "compute: FLOPs, % of unpruned" if unit else "compute (FLOPs)"
-    return name
+    return {"gamma_cap": "gamma_cap (from p to 1)", "compute": "compute (FLOPs)"}.get(name, name)
 
 
-def scaled(name: str, values: Sequence[float]) -> list[float]:
-    """Values of an input as they are drawn: compute in per cent."""
-    return [100 * one for one in values] if name == "compute" else list(values)
+def compute_label(found: Sensitivity) -> str | None:
+    """What compute ranges over in the design; None where it is no input."""
+    over = found.design_compute
+    return (
+        None if over is None else f"{100 * over.low:.3g} % to {100 * over.high:.3g} % of the unpruned FLOPs"
+    )

@@ -91,19 +91,21 @@ def make_output(name="accuracy", r2=0.86, totals=(0.55, 0.25, 0.12, 0.02, 0.2)) 
     )
 
 
-def make_map(first="compute", second="tau_t") -> PairMap:
-    grid = np.linspace(0, 1, 21)
-    low, high = {"compute": (0.1, 0.3), "alpha_boost": (1.0, 1.5)}.get(first, (0.0, 1.0))
-    x, y = np.meshgrid(grid, grid, indexing="ij")
+def make_map(first="p", second="tau_t", flops=(0.15, 0.42), covered=(0.2, 0.4)) -> PairMap:
+    """FLOPs rise along the first knob between these ends, and a little along the second."""
+    values = [np.linspace(*RANGES[knob], 21) for knob in (first, second)]
+    x, y = np.meshgrid(np.linspace(0, 1, 21), np.linspace(0, 1, 21), indexing="ij")
+    ratio = flops[0] + (flops[1] - flops[0]) * (0.9 * x + 0.1 * y)
     accuracy = 0.6 + 0.25 * x - 0.1 * (y - 0.7) ** 2
-    ratio = 0.1 + 0.22 * x + 0.01 * y
-
-    def rows(values):
-        return tuple(map(tuple, values.tolist()))
-
-    values = tuple((low + (high - low) * grid).tolist())
-    at = (low + 0.9 * (high - low), 0.72)
-    return PairMap(first, second, values, tuple(grid.tolist()), rows(accuracy), rows(ratio), at)
+    known = (ratio >= covered[0]) & (ratio <= covered[1])
+    return PairMap(
+        first,
+        second,
+        *(tuple(one.tolist()) for one in values),
+        accuracy=tuple(map(tuple, np.where(known, accuracy, None).tolist())),
+        flops_ratio=tuple(map(tuple, ratio.tolist())),
+        reference=(float(getattr(REFERENCE, first)), float(getattr(REFERENCE, second))),
+    )
 
 
 def make_sensitivity(**changes: Any) -> Sensitivity:
@@ -130,13 +132,14 @@ def make_sensitivity(**changes: Any) -> Sensitivity:
         ),
         design_runs=64,
         inputs=("tau_s", "tau_t", "alpha_boost", "gamma_cap", "compute"),
+        design_compute=Interval(0.2, 0.4),
         outputs=(
             make_output(),
             make_output("logprob", 0.93, (0.7, 0.3, 0.05, 0.01, 0.05)),
             make_output("regressions", 0.81),
             Output("seconds", 0.31, good=False, more_runs=None, indices=()),
         ),
-        maps=(make_map(), make_map("compute", "tau_s"), make_map("alpha_boost", "tau_t")),
+        maps=(make_map(), make_map("p", "tau_s"), make_map("tau_t", "alpha_boost", (0.28, 0.295))),
         failures=(
             FailureMode("middle frames over-pruned", True, "Middle questions lose 5.0 points more."),
             FailureMode("small things lost to deduplication", None, "No question carries a size."),

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from dashboards.picture import to_html, write
+from dashboards.picture import to_csv, to_html, write
 from dashboards.sensitivity import sensitivity_pictures
-from dashboards.sensitivity_tables import curve_rows, index_rows, map_rows, place_of, ticks_of, vertices
+from dashboards.sensitivity_maps import color_scale, drawn_map
+from dashboards.sensitivity_tables import curve_rows, index_rows, map_rows, ticks_of, vertices
 from tests.sensitivities import make_curve, make_map, make_output, make_point, make_sensitivity
 from tuner.results import Interval
+from tuner.sensitivity.maps import place_of
 from tuner.sensitivity.results import Output
 
 
@@ -58,6 +60,61 @@ def test_map_rows_are_the_maps_cells_with_their_place_in_the_budget():
     assert (row.first_value, row.second_value) == (one.first_values[3], one.second_values[5])
     assert (row.accuracy, row.flops_ratio) == (one.accuracy[3][5], one.flops_ratio[3][5])
     assert all(row.within_budget == (row.flops_ratio <= 0.3) for row in rows)
+    blank = [one for one in rows if one.accuracy is None]
+    assert {0.2 <= one.flops_ratio <= 0.4 for one in blank} == {False}
+    assert to_csv(blank[:1]).splitlines()[1].split(",")[4] == ""
+
+
+@pytest.mark.quick
+def test_a_drawn_maps_budget_is_a_line_and_every_cell_over_it_is_marked():
+    one = make_map()
+    drawn = drawn_map(one, 0.3, Interval(60.0, 85.0))
+    over = {
+        (x, y)
+        for x, row in zip(one.first_values, one.flops_ratio, strict=True)
+        for y, value in zip(one.second_values, row, strict=True)
+        if value > 0.3
+    }
+    assert {(mark.x, mark.y) for mark in drawn.over} == over
+    assert 0 < len(over) < 21 * 21
+    # Bright, dark and blank cells have inks of their own.
+    assert len({mark.color for mark in drawn.over}) >= 2
+    assert drawn.budget_at is not None
+    x, y = (drawn.budget_at[0] - 0.2) / 0.8, drawn.budget_at[1]
+    assert 0.15 + 0.27 * (0.9 * x + 0.1 * y) == pytest.approx(0.3)  # FLOPs are linear in this map
+    assert drawn.reference == (0.62, 0.72)
+    assert abs(y - 0.72) > 0.3  # away from the reference
+    assert [level for level, _ in drawn.lines] == [20.0, 40.0]  # round ones, but not the budget
+    assert (drawn.accuracy[5][9], drawn.flops[5][9]) == pytest.approx(
+        (100 * one.accuracy[9][5], 100 * one.flops_ratio[9][5])
+    )
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("flops", "word"), [((0.2, 0.29), "within"), ((0.31, 0.39), "over")])
+def test_a_map_on_one_side_of_the_budget_has_no_line_and_says_so(flops, word):
+    found = make_sensitivity(maps=(make_map(flops=flops),), outputs=(), curves=(), by_tag=())
+    (picture,) = sensitivity_pictures(found)
+    assert drawn_map(found.maps[0], 0.3, color_scale(found)).budget_at is None
+    assert f"All of p with tau_t is {word} the budget: no line." in picture.description
+    assert ("highest value within the budget" in picture.description) == (word == "within")
+    assert "blank" not in picture.description
+    assert not picture.plotly.layout.annotations
+    names = {one.name for one in picture.plotly.data if one.type == "scatter" and one.showlegend is None}
+    assert names == {"other FLOPs, %"} | ({"over the budget"} if word == "over" else set())
+
+
+def test_maps_are_drawn_with_blank_cells_with_nothing_but_blank_cells_and_over_every_pair_of_knobs(tmp_path):
+    blank = make_map(covered=(0.0, 0.0))
+    assert color_scale(make_sensitivity(maps=(blank,))) is None
+    for maps in ((blank,), (make_map("tau_s", "gamma_cap"), blank), (make_map("alpha_boost", "tau_s"),)):
+        found = make_sensitivity(maps=maps, outputs=(), curves=(), by_tag=())
+        (picture,) = sensitivity_pictures(found)
+        write(picture, tmp_path)
+        cells = [z for one in picture.plotly.data if one.type == "heatmap" for row in one.z for z in row]
+        assert sum(one is None for one in cells) == sum(row.accuracy is None for row in picture.table) > 0
+        assert "20 % to 40 % of the unpruned FLOPs" in picture.description
+        assert f"{sum(one is None for one in cells)} blank of {len(cells)} cells" in picture.description
 
 
 @pytest.mark.quick
@@ -85,7 +142,11 @@ def test_descriptions_carry_the_numbers(pictures):
     assert "compute 0.55 (0.39 to 0.72)" in pictures["sensitivity-indices"].description
     assert "seconds per answer (R² 0.31; nothing suggests" in pictures["sensitivity-indices"].description
     assert "lose at most 2.0 points: tau_s 0.7828 to 0.999" in pictures["sensitivity-curves"].description
-    assert "within the budget of 30 % is" in pictures["sensitivity-maps"].description
+    assert "over 64 runs on the tune videos with compute at 20 % to 40 % of the unpruned FLOPs" in (
+        pictures["sensitivity-indices"].description
+    )
+    assert "over the budget of 30 % is marked" in pictures["sensitivity-maps"].description
+    assert "All of tau_t with alpha_boost is within the budget" in pictures["sensitivity-maps"].description
     assert "order at tau_t 0.5: -1.9 (-5.1 to +1.3) points" in pictures["sensitivity-by-type"].description
 
 

@@ -25,26 +25,33 @@ from tuner.study import Search
 
 SEED = 0
 
-# Compute is studied from this share of the budget up to it, or from the smallest reachable ratio.
-_LEAST_COMPUTE = 1 / 3
+# Compute is studied between these shares of the budget, as far as it can be reached.
+_LEAST_COMPUTE, _MOST_COMPUTE = 1 / 3, 4 / 3
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Configurations over A values of one knob and B of another, the other knobs as in the reference."""
+
+    knobs: tuple[str, str]
+    values: tuple[Floats, Floats]  # (A,) and (B,), ascending
+    unit: Floats  # (A, B, D) as `DesignSpace.unit`: beyond [0, 1] the design knows nothing
+    flops_ratio: Floats  # (A, B) what the budget binds, from the plans
+    reference: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
     """R configurations over D independent inputs, answered on one whole part of the study.
 
-    unit: (R, D) in [0, 1], a scrambled Sobol sequence; values: (R, D), the same points as values of the
-    inputs; outputs: each (R,); reference: (D,), the reference's unit point; budget: FLOPs ratio; flops: FLOPs
-    ratios (N,) of unit points (N, D), as `DesignSpace.flops`.
+    unit: (R, D) in [0, 1], a scrambled Sobol sequence; outputs: each (R,); plane: what two inputs' knobs make
+    of the reference.
     """
 
     inputs: tuple[str, ...]
     unit: Floats
-    values: Floats
     outputs: Mapping[OutputName, Floats]
-    reference: Floats
-    budget: float
-    flops: Callable[[Floats], Floats]
+    plane: Callable[[str, str], Plane]
 
 
 class DesignSpace:
@@ -55,32 +62,27 @@ class DesignSpace:
     tau_t        its value
     alpha_boost  its value
     gamma_cap    as the share of the way from p to 1: below p it would do nothing
-    compute      FLOPs target, from the smallest reachable ratio, or a third of the budget where that is more,
-                 up to the budget; p is solved for it
+    compute      FLOPs target, from a third of the budget up to four thirds of it, as far as the study's knobs
+                 reach and at most 1; p is solved for it
 
-    A knob that the study fixes is no input; p fixed: no compute.
+    A knob that the study fixes is no input; p fixed: no compute. Compute goes beyond the budget because knobs
+    that drift do: what lies on either side of the budget's line is seen only if the runs do, too. A third of
+    the budget beyond it is our choice: more would spend runs on what nobody ships.
     """
 
     def __init__(self, planner: Planner, search: Search, budget: float) -> None:
         self._planner = planner
         self._knobs = knob_ranges(search, planner.similarities)
-        smallest = smallest_reachable(planner, search)
         self._ranges = {name: self._knobs[name] for name in ("tau_s", "tau_t", "alpha_boost")}
         self._ranges["gamma_cap"] = Range(0.0, float(_free(self._knobs["gamma_cap"])))
-        low = budget if not _free(self._knobs["p"]) else min(max(smallest, budget * _LEAST_COMPUTE), budget)
-        self._ranges["compute"] = Range(low, budget)
+        self._ranges["compute"] = self._reachable(search, budget)
         self.inputs = tuple(name for name, one in self._ranges.items() if _free(one))
         self._tau_s = self._tau_s_scale()
-        # No configuration needs more at the lowest p than the one with most segments, all of them boosted.
-        self._always_reachable = planner.binding_ratio(
-            AdaTP(
-                self._knobs["tau_s"].high,
-                self._knobs["tau_t"].low,
-                self._knobs["alpha_boost"].high,
-                1.0,
-                self._knobs["p"].low,
-            )
-        )
+
+    @property
+    def compute(self) -> Range | None:
+        """What compute ranges over, as FLOPs ratios; None where it is no input."""
+        return self._ranges["compute"] if "compute" in self.inputs else None
 
     def sample(self, runs: int) -> Floats:
         """(runs, D): the first points of a scrambled Sobol sequence; more runs keep the earlier ones."""
@@ -102,7 +104,10 @@ class DesignSpace:
         return np.stack(columns, axis=1) if columns else np.zeros(unit.shape)
 
     def unit(self, configuration: Configuration, binding_ratio: float) -> Floats:
-        """(D,) where a configuration of AdaTP lies, cut to [0, 1]."""
+        """(D,) where a configuration of AdaTP lies; beyond [0, 1] where that is not in the design's range.
+
+        Of what changes nothing (a tau_s beyond the similarities, a gamma_cap below p) it is the end.
+        """
         method = configuration.build()
         assert isinstance(method, AdaTP)
         room = 1 - method.p
@@ -110,7 +115,7 @@ class DesignSpace:
             "tau_s": method.tau_s,
             "tau_t": method.tau_t,
             "alpha_boost": method.alpha_boost,
-            "gamma_cap": (method.gamma_cap - method.p) / room if room > 0 else 0.0,
+            "gamma_cap": max(0.0, (method.gamma_cap - method.p) / room) if room > 0 else 0.0,
             "compute": binding_ratio,
         }
         point = []
@@ -119,7 +124,7 @@ class DesignSpace:
             place = (values[name] - one.low) / (one.high - one.low)
             if name == "tau_s":
                 place = float(np.interp(values[name], *self._tau_s))
-            point.append(min(max(place, 0.0), 1.0))
+            point.append(place)
         return np.array(point)
 
     def configuration(self, point: Floats) -> Configuration:
@@ -131,25 +136,23 @@ class DesignSpace:
             method = method.with_ratio(self._knobs["p"].clip(ratio))
         return Configuration.from_method(method.plain())
 
-    def flops(self, unit: Floats) -> Floats:
-        """(N,) binding FLOPs ratios of unit points (N, D).
-
-        Where the target can be reached it is the ratio: p is solved for it, and whole tokens keep the plans
-        at most a step below (under 1e-4 in a study of 600 questions, about 0.01 in one of a dozen).
-        Elsewhere the ratio is that of the lowest p.
-        """
-        known: dict[_Capped, float] = {}
-        ratios = []
-        for point in unit:
-            method, target = self._uncapped(point)
-            method = method.with_ratio(self._knobs["p"].low)
-            if target >= self._always_reachable and _free(self._knobs["p"]):
-                ratios.append(target)
-                continue
-            if method not in known:
-                known[method] = self._planner.binding_ratio(method)
-            ratios.append(max(target, known[method]) if _free(self._knobs["p"]) else known[method])
-        return np.array(ratios)
+    def _reachable(self, search: Search, budget: float) -> Range:
+        """Of compute; a single value where the study fixes p."""
+        p = self._knobs["p"]
+        if not _free(p):
+            return Range(budget, budget)
+        # No configuration needs more than the one with most segments, all of them boosted.
+        largest = self._planner.binding_ratio(
+            AdaTP(
+                self._knobs["tau_s"].high,
+                self._knobs["tau_t"].low,
+                self._knobs["alpha_boost"].high,
+                self._knobs["gamma_cap"].high,
+                p.high,
+            )
+        )
+        high = min(_MOST_COMPUTE * budget, largest, 1.0)
+        return Range(min(max(_LEAST_COMPUTE * budget, smallest_reachable(self._planner, search)), high), high)
 
     def _uncapped(self, point: Floats) -> tuple[_Capped, float]:
         values = {name: one.low for name, one in self._ranges.items()}

@@ -85,18 +85,19 @@ class Output:
 
 @dataclass(frozen=True)
 class PairMap:
-    """The surrogate's accuracy over two inputs, the others as in the reference."""
+    """The surrogate's accuracy over two knobs as they are set, the others as in the reference."""
 
     first: str
     second: str
     first_values: tuple[float, ...]
     second_values: tuple[float, ...]
-    # [i][j] belongs to first_values[i], second_values[j].
-    accuracy: tuple[tuple[float, ...], ...]
-    # Exact FLOPs ratios, from the plans: the budget is a line of this.
+    # [i][j] belongs to first_values[i], second_values[j]; None beyond what the design covers: a surrogate
+    # says nothing there.
+    accuracy: tuple[tuple[float | None, ...], ...]
+    # Exact, from the plans, and everywhere: the budget is a line of this.
     flops_ratio: tuple[tuple[float, ...], ...]
-    # Where the reference lies on the map.
-    reference: tuple[float, float] | None = None
+    # The reference's values of both knobs.
+    reference: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ class Sensitivity:
     design_runs: int
     # Inputs of the design, in the order of its coordinates.
     inputs: tuple[str, ...]
+    # The FLOPs ratios between which it has its runs; None where compute is no input.
+    design_compute: Interval | None
     outputs: tuple[Output, ...]
     maps: tuple[PairMap, ...]
     failures: tuple[FailureMode, ...]

@@ -25,7 +25,7 @@ from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
 from tuner.records.store import Pair, Store, StudyRecord, default_database
 from tuner.reporting import chosen, make_planner, setting_from, without_skipped
-from tuner.results import Configuration, Part, QuestionResult
+from tuner.results import Configuration, Interval, Part, QuestionResult
 from tuner.scoring import judge
 from tuner.search.space import Range, knob_ranges, make_space
 from tuner.sensitivity import failures
@@ -41,6 +41,7 @@ from tuner.sensitivity.curves import (
     grid_track,
 )
 from tuner.sensitivity.design import Design, DesignSpace
+from tuner.sensitivity.maps import plane
 from tuner.sensitivity.results import Curve, Output, OutputName, PairMap, Sensitivity
 from tuner.sensitivity.sentences import sentences
 from tuner.study import Study
@@ -297,6 +298,7 @@ class _Plan:
         outputs, maps = self._analysed(answers, analyse)
         binds = self.method.binds if self.planner.boosts(self.method) else "none"
         setting = setting_from(self.record.setting)
+        over = self.space.compute
         result = Sensitivity(
             study=self.study.name,
             study_hash=self.record.hash,
@@ -314,6 +316,7 @@ class _Plan:
             by_tag=by_tag,
             design_runs=len(self.design),
             inputs=self.space.inputs,
+            design_compute=None if over is None else Interval(over.low, over.high),
             outputs=outputs,
             maps=maps,
             failures=(
@@ -375,17 +378,15 @@ class _Plan:
             )
             outputs["seconds"].append(math.fsum(now.seconds for now in after) / len(after))
         arrays = {name: np.array(values) for name, values in outputs.items()}
-        reference = Configuration.from_method(self.method)
         return analyse(
             Design(
                 inputs=self.space.inputs,
                 unit=self.unit,
-                values=self.space.values(self.unit),
                 # Free answers without a reference text have no log-probability.
                 outputs={name: one for name, one in arrays.items() if np.isfinite(one).all()},
-                reference=self.space.unit(reference, self.planner.binding_ratio(self.method)),
-                budget=self.budget,
-                flops=self.space.flops,
+                plane=lambda first, second: plane(
+                    self.planner, self.space, self.method, self.ranges, (first, second)
+                ),
             )
         )
 

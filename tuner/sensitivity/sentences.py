@@ -267,9 +267,16 @@ def _output(output: Output, name: str, found: Sensitivity) -> str:
         for one in ranked
     ]
     return (
-        f"Over the whole space up to the budget, share of the variance of {name} that hangs on each knob "
+        f"Over the whole space{_compute(found)}, share of the variance of {name} that hangs on each knob "
         f"({known}): {_list(shares)}."
     )
+
+
+def _compute(found: Sensitivity) -> str:
+    over = found.design_compute
+    if over is None:
+        return ""
+    return f", with compute between {100 * over.low:.3g} % and {100 * over.high:.3g} % of the unpruned FLOPs"
 
 
 def _at_chosen(curve: Curve) -> CurvePoint:

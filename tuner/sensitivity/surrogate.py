@@ -22,11 +22,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuner.results import Interval, Measured
+from tuner.search.space import TOLERANCE
 from tuner.sensitivity.design import Design
 from tuner.sensitivity.results import Index, Output, OutputName, PairMap
 from tuner.statistics import Floats
@@ -54,7 +56,6 @@ BETTER: dict[OutputName, Literal["maximize", "minimize"]] = {
 }
 
 MAP_INPUTS = 3
-MAP_POINTS = 21
 
 _FOLDS, _REPEATS = 5, 3
 DRAWS = 100
@@ -224,7 +225,7 @@ def more_runs(runs: int, inputs: int, r2: float, half: float, three_quarters: fl
 
 def _check(design: Design) -> None:
     runs, inputs = design.unit.shape
-    if len(design.inputs) != inputs or design.values.shape != (runs, inputs):
+    if len(design.inputs) != inputs:
         raise ValueError(f"A design of {runs} runs over {len(design.inputs)} inputs has (R, D) points.")
     for name, values in design.outputs.items():
         if np.shape(values) != (runs,) or not np.isfinite(values).all():
@@ -259,44 +260,36 @@ def _analyse(design: Design, free: list[int], name: OutputName, values: Floats) 
 
 
 def _maps(design: Design, free: list[int], output: Output) -> tuple[PairMap, ...]:
-    """The surrogate's accuracy over each two of the inputs that matter most."""
+    """The surrogate's accuracy over each two knobs of the inputs that matter most."""
     surrogate = fit(design.unit[:, free], np.asarray(design.outputs["accuracy"], dtype=np.float64))
-    weight = {design.inputs.index(one.input): one.total.value for one in output.indices}
-    chosen = sorted(weight, key=lambda column: -weight[column])[:MAP_INPUTS]
-    grid = np.linspace(0.0, 1.0, MAP_POINTS)
+    ranked = sorted(output.indices, key=lambda one: -one.total.value)
     maps = []
-    for first, second in combinations(chosen, 2):
-        points = np.tile(np.asarray(design.reference, dtype=np.float64), (MAP_POINTS**2, 1))
-        points[:, first] = np.repeat(grid, MAP_POINTS)
-        points[:, second] = np.tile(grid, MAP_POINTS)
-        accuracy = surrogate.predict(points[:, free]).clip(0.0, 1.0)
+    for first, second in combinations([one.input for one in ranked[:MAP_INPUTS]], 2):
+        plane = design.plane(first, second)
+        known = _inside(plane.unit).all(axis=-1)
+        accuracy = np.full(known.shape, None, dtype=object)
+        if known.any():
+            unit = plane.unit[known][:, free].clip(0.0, 1.0)
+            accuracy[known] = surrogate.predict(unit).clip(0.0, 1.0).tolist()
         maps.append(
             PairMap(
-                first=design.inputs[first],
-                second=design.inputs[second],
-                first_values=_natural(design, first, grid),
-                second_values=_natural(design, second, grid),
+                *plane.knobs,
+                first_values=tuple(plane.values[0].tolist()),
+                second_values=tuple(plane.values[1].tolist()),
                 accuracy=_rows(accuracy),
-                flops_ratio=_rows(np.asarray(design.flops(points))),
-                reference=(
-                    _natural(design, first, design.reference[[first]])[0],
-                    _natural(design, second, design.reference[[second]])[0],
-                ),
+                flops_ratio=_rows(plane.flops_ratio),
+                reference=plane.reference,
             )
         )
     return tuple(maps)
 
 
-def _natural(design: Design, column: int, places: Floats) -> tuple[float, ...]:
-    """What an input's coordinates stand for: on straight lines between the runs and beyond."""
-    from scipy.interpolate import make_interp_spline
-
-    unit, where = np.unique(design.unit[:, column], return_index=True)
-    return tuple(make_interp_spline(unit, design.values[where, column], k=1)(places).tolist())
+def _inside(unit: Floats) -> NDArray[np.bool_]:
+    return (unit >= -TOLERANCE) & (unit <= 1 + TOLERANCE)
 
 
-def _rows(values: Floats) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in values.reshape(MAP_POINTS, MAP_POINTS).tolist())
+def _rows(values: NDArray[Any]) -> tuple[tuple[Any, ...], ...]:
+    return tuple(map(tuple, values.tolist()))
 
 
 def _parts(theta: Floats) -> tuple[float, Floats, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -228,21 +229,25 @@ def test_the_design_is_on_tune_questions_and_every_input_moves_alone(bench: Benc
     bench.run(runs=16)
     design = bench.designs[-1]
     assert design.inputs == ("tau_s", "tau_t", "alpha_boost", "gamma_cap", "compute")
-    assert design.unit.shape == design.values.shape == (16, 5)
+    assert design.unit.shape == (16, 5)
     assert {name: one.shape for name, one in design.outputs.items()} == dict.fromkeys(
         ("accuracy", "logprob", "regressions", "seconds"), (16,)
     )
-    assert ((design.reference >= 0) & (design.reference <= 1)).all()
     assert (np.corrcoef(design.unit.T) - np.eye(5) < 0.5).all()
-    # FLOPs of unit points are those of their plans.
-    space = module._Plan
-    with Store.open(bench.options.database) as store:
-        plan = space.of(bench.study, store, BUDGET, 16, None)
-    ratios = [bench.planner.binding_ratio(one) for one in plan.design]
-    # Twelve small questions: whole tokens are coarse.
-    assert design.flops(design.unit) == pytest.approx(ratios, abs=0.01)
-    assert (design.flops(design.unit) >= np.array(ratios) - 1e-9).all()
-    assert max(ratios) <= BUDGET + 1e-9
+
+
+def test_maps_are_around_the_studys_reference(bench: Bench) -> None:
+    found = bench.run()
+    reference = found.reference.build()
+    over = found.design_compute
+    assert over is not None
+    plane = bench.designs[-1].plane("compute", "tau_t")
+    assert plane.knobs == ("p", "tau_t")
+    assert plane.reference == (reference.p, reference.tau_t)
+    # The budget is a line of the map, and the reference lies on its side that fits.
+    assert plane.flops_ratio.min() < BUDGET < plane.flops_ratio.max()
+    assert bench.planner.binding_ratio(reference) <= BUDGET
+    assert over.low < BUDGET < over.high
 
 
 def test_fixed_knobs_have_no_curve_and_are_no_input(bench: Bench) -> None:
@@ -250,6 +255,8 @@ def test_fixed_knobs_have_no_curve_and_are_no_input(bench: Bench) -> None:
     found = bench.run()
     assert [one.knob for one in found.curves] == ["tau_t", "alpha_boost", "p"]
     assert found.inputs == ("tau_t", "alpha_boost", "compute")
+    bench.study = replace(bench.study, search=Search(fixed=(("p", 0.4),)))
+    assert bench.run(runs=0).design_compute is None
     assert found.reference.get("tau_s") == 0.9
 
 
@@ -282,8 +289,12 @@ def test_the_file_brings_back_the_same_values_of_the_same_study_alone(bench: Ben
     assert load_sensitivity("fake", BUDGET, "hash") == found
     assert load_sensitivity("fake", BUDGET, "another") is None
     assert load_sensitivity("fake", 0.4) is None
-    path.write_text("{")
-    assert load_sensitivity("fake", BUDGET) is None
+    # One of before maps were over knobs; and none at all.
+    values = json.loads(path.read_text())
+    del values["design_compute"]
+    for text in (json.dumps(values), "{"):
+        path.write_text(text)
+        assert load_sensitivity("fake", BUDGET) is None
 
 
 def test_mistakes_are_told(bench: Bench) -> None:

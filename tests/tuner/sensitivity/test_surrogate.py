@@ -9,10 +9,9 @@ import pytest
 from scipy.stats import qmc
 
 from tuner.search.optuna_sampler import ped_anova
-from tuner.sensitivity.design import Design
+from tuner.sensitivity.design import Design, Plane
 from tuner.sensitivity.surrogate import (
     GOOD_R2,
-    MAP_POINTS,
     analyse,
     cross_validated_r2,
     fit,
@@ -21,6 +20,7 @@ from tuner.sensitivity.surrogate import (
 )
 
 WEIGHTS = np.array([0.4, 0.2, 0.1, 0.0])
+GRID = np.linspace(0, 1, 17)
 ADDITIVE = WEIGHTS**2 / np.sum(WEIGHTS**2)  # first-order and total alike
 
 
@@ -29,10 +29,18 @@ def points(runs, inputs, seed=0):
 
 
 def make_design(unit, **outputs):
-    """Inputs from 2 to 4; FLOPs follow the first one."""
+    """Inputs "a" and so on, whose knobs "A" go from 2 to 4; of "A" a quarter lies beyond the design."""
     names = ("a", "b", "c", "d", "e")[: unit.shape[1]]
-    reference = np.full(unit.shape[1], 0.25)
-    return Design(names, unit, 2 + 2 * unit, outputs, reference, 0.3, lambda at: 0.5 * at[:, 0])
+
+    def plane(first, second):
+        places = [GRID * (4 / 3 if one == "a" else 1.0) for one in (first, second)]
+        at = np.full((GRID.size, GRID.size, len(names)), 0.25)
+        at[..., names.index(first)] = places[0][:, None]
+        at[..., names.index(second)] = places[1][None]
+        values = (2 + 2 * GRID, 2 + 2 * GRID)
+        return Plane((first.upper(), second.upper()), values, at, 0.3 * at[..., 0], (2.5, 2.5))
+
+    return Design(names, unit, outputs, plane)
 
 
 def additive(unit, noise=0.0):
@@ -75,19 +83,38 @@ def test_indices_come_with_ped_anova_which_adds_up_to_one(found):
     assert max(indices, key=lambda one: one.ped_anova).input == "a"
 
 
-def test_maps_show_the_three_inputs_that_matter_over_their_values_with_exact_flops(found):
+def test_maps_show_the_three_inputs_that_matter_over_their_knobs_with_exact_flops(found):
     _, maps = found
-    assert [(one.first, one.second) for one in maps] == [("a", "b"), ("a", "c"), ("b", "c")]
-    grid = np.linspace(0, 1, MAP_POINTS)
+    assert [(one.first, one.second) for one in maps] == [("A", "B"), ("A", "C"), ("B", "C")]
+    design = make_design(points(32, 4))
     for one in maps:
-        assert one.first_values == pytest.approx(2 + 2 * grid)
-        assert one.reference == pytest.approx((2.5, 2.5))
-    at = np.full((MAP_POINTS, MAP_POINTS, 4), 0.25)
-    at[..., 0], at[..., 1] = grid[:, None], grid[None]
-    expected = additive(at.reshape(-1, 4)).reshape(MAP_POINTS, MAP_POINTS)
-    assert np.abs(np.array(maps[0].accuracy) - expected).max() < 0.05
-    assert np.array(maps[0].flops_ratio) == pytest.approx(np.repeat(0.5 * grid[:, None], MAP_POINTS, 1))
-    assert np.array(maps[2].flops_ratio) == pytest.approx(0.125)  # both others than the first
+        plane = design.plane(one.first.lower(), one.second.lower())
+        assert one.first_values == one.second_values == tuple(2 + 2 * GRID)
+        assert one.reference == (2.5, 2.5)
+        assert np.array(one.flops_ratio) == pytest.approx(plane.flops_ratio)
+        accuracy = np.array(one.accuracy, dtype=float)  # nothing predicted: not a number
+        # The budget of 0.3 is the design's end along "a"; nothing is said beyond, and all of it before.
+        assert (np.isnan(accuracy) == (plane.flops_ratio > 0.3 + 1e-9)).all()
+        assert np.nanmax(np.abs(accuracy - (0.2 + plane.unit @ WEIGHTS))) < 0.05
+    assert np.isnan(np.array(maps[0].accuracy, dtype=float)).any()
+    assert not np.isnan(np.array(maps[2].accuracy, dtype=float)).any()
+
+
+def test_a_map_wholly_beyond_the_design_is_blank_and_an_end_of_the_design_is_not():
+    unit = points(16, 3)
+    design = make_design(unit, accuracy=0.4 + 0.3 * unit[:, 0] + 0.1 * unit[:, 1] + 0.05 * unit[:, 2])
+    places = {"AB": 1.001, "AC": -0.001, "BC": 1 + 1e-12}
+
+    def plane(first, second):
+        found = design.plane(first, second)
+        found.unit[..., 0] = places["".join(found.knobs)]
+        return found
+
+    _, maps = analyse(replace(design, plane=plane))
+    above, below, end = ({value for row in one.accuracy for value in row} for one in maps)
+    assert above == below == {None}
+    assert None not in end
+    assert min(end) == pytest.approx(0.7, abs=0.03)
 
 
 def test_ishigamis_indices_lie_within_their_intervals():
