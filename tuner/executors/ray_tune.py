@@ -150,7 +150,9 @@ class _Trainable(tune.Trainable):
                 configuration, questions, self._work["references"], reshaped=self._work["reshaped"]
             )
         self._rung += 1
-        return {"rung": rung, "answers": answers, "cache_use": self._evaluator.cache_use()}
+        # As pairs: Tune takes a dict apart.
+        use = list(self._evaluator.cache_use().items())
+        return {"rung": rung, "answers": answers, "cache_use": use}
 
 
 class _Bridge:
@@ -242,7 +244,7 @@ class _Scheduler(TrialScheduler):
         decision = "stop"
         with self._bridge.guarded():
             answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
-            use = CacheUse(**result["cache_use"])
+            use = CacheUse(**dict(result["cache_use"]))
             decision = self._bridge.loop.record(work, result["rung"], answers, use)
         if decision == "stop":
             del self._bridge.works[trial.trial_id]
