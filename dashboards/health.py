@@ -35,6 +35,7 @@ def health_rows(summary: RunSummary, history: History | None = None) -> tuple[He
         *_left_out(summary),
         *_tried(summary),
         *_cost(summary),
+        *_cache_hits(summary),
         *_model_time(summary, history),
     ]
     if summary.serving is not None and summary.serving.measured is not None:
@@ -141,8 +142,40 @@ def _cost(summary: RunSummary) -> Iterator[HealthRow]:
     yield HealthRow(section, "answers shared", 100 * cost.shared_share, "%", note)
     note = f"{cost.raced:,} of them were not asked, for the race had stopped their trial"
     yield HealthRow(section, "answers raced away", 100 * cost.raced_share, "%", note)
-    note = "once, and kept on disk; how often a later run found them there is not recorded"
-    yield HealthRow(section, "videos encoded", None, "", note)
+
+
+# Below it most answers pay for a prefix of their own.
+_FEW_PREFIXES = 0.5
+
+
+def _cache_hits(summary: RunSummary) -> Iterator[HealthRow]:
+    section, use = "Cache hits", summary.cache_use
+    if use is None:
+        yield HealthRow(section, "vision features and prefixes", None, "%", "not recorded")
+        return
+    if use.feature_hit_rate is not None:
+        note = (
+            f"of {use.features:,} times a video's were asked for: {use.features_in_memory:,} in memory, "
+            f"{use.features_read:,} on disk; {use.features_computed:,} computed"
+        )
+        if use.features_computed > summary.videos > 0:
+            note += (
+                f" for {summary.videos:,} videos. Once each is enough: their folder is full, was emptied, or "
+                "is not shared by all workers"
+            )
+        yield HealthRow(section, "vision features", 100 * use.feature_hit_rate, "%", note)
+    if use.prefix_hit_rate is not None:
+        note = (
+            "system prompt and video through the layers that can be kept, in each worker's memory: "
+            f"{use.prefixes_reused:,} of {use.prefixes:,} answers reused one; {use.prefixes_built:,} built"
+        )
+        if use.prefix_hit_rate < _FEW_PREFIXES:
+            note += ". That is often: fewer --workers share each prefix among more answers"
+        yield HealthRow(section, "prefixes", 100 * use.prefix_hit_rate, "%", note)
+    if use.prefixes < summary.evaluated_answers:
+        older = summary.evaluated_answers - use.prefixes
+        note = "not in these shares: an older version evaluated them, and did not count"
+        yield HealthRow(section, "older answers", older, "answers", note)
 
 
 def _model_time(summary: RunSummary, history: History | None) -> Iterator[HealthRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -88,6 +88,10 @@ class Runtime:
         self._cache = cache
         self._decode_timeout = decode_timeout
         self._prefixes = _PrefixStore(prefix_bytes)
+        # Since it was loaded, how often a video's features were read from the disk cache or computed, and a
+        # prefix was reused or built: `features_read`, `features_computed`, `prefixes_reused`,
+        # `prefixes_built`.
+        self.cache_counts: Counter[str] = Counter()
         self._made_prompt = lru_cache(maxsize=4096)(family.prompt)
         self._option_ids = lru_cache(maxsize=4096)(family.answer_ids)
         self._text_embedding = lru_cache(maxsize=4096)(self._make_text_embedding)
@@ -148,11 +152,14 @@ class Runtime:
         digest = video.content_hash(path)
         key = _digest("clip", self.encoding, digest)
         stored = self._cache.get(key) if self._cache is not None else None
-        if stored is None or not stored.keys() >= STORED:
+        if stored is not None and stored.keys() >= STORED:
+            self.cache_counts["features_read"] += 1
+        else:
             frames, times, seconds = video.read_frames(path, self.frames, self._decode_timeout)
             stored = self._encode_frames(frames, times, seconds)
             if self._cache is not None:
                 self._cache.put(key, stored, {"kind": "clip", "video": digest, "encoding": self.encoding})
+            self.cache_counts["features_computed"] += 1
         return self._clip(str(path), digest, stored)
 
     def encode_frames(
@@ -339,7 +346,9 @@ class Runtime:
             features = clip.features.to(before.device, before.dtype)
             return build_prefix(self.family, torch.cat((before, features[None]), dim=1), layers)
 
-        return self._prefixes.get((clip.content_hash, layers), build)
+        key = (clip.content_hash, layers)
+        self.cache_counts["prefixes_reused" if key in self._prefixes else "prefixes_built"] += 1
+        return self._prefixes.get(key, build)
 
     def forget_prefixes(self) -> None:
         """Frees the stored prefixes."""
@@ -365,6 +374,9 @@ class _PrefixStore:
 
     def clear(self) -> None:
         self._held.clear()
+
+    def __contains__(self, key: tuple[str, int]) -> bool:
+        return key in self._held
 
     def __len__(self) -> int:
         return len(self._held)

@@ -42,7 +42,7 @@ from tuner.records.store import (
     default_database,
 )
 from tuner.reporting import changes, chosen, make_planner, refuse_changes, summarise
-from tuner.results import Configuration, RunSummary, Setting
+from tuner.results import CacheUse, Configuration, RunSummary, Setting
 from tuner.search.evidence import SAMPLERS, SamplerName
 from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
 from tuner.sentences import provable
@@ -360,6 +360,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
                 raise InterruptedRunError(
                     "Interrupted while encoding. What was encoded is kept: the same command goes on."
                 ) from None
+            store.count_cache_use(CacheUse(**model.runtime.cache_counts))
             store.begin(record)
             # Without the videos that turned out to be unreadable; with the encoding every worker must have.
             model.spec = replace(_spec(study, options, folder), encoding=record.encoding)

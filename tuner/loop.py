@@ -38,7 +38,7 @@ from tuner.records.store import (
     Store,
     TrialRecord,
 )
-from tuner.results import Configuration, Noise, Outcome, Part, QuestionResult
+from tuner.results import CacheUse, Configuration, Noise, Outcome, Part, QuestionResult
 from tuner.scoring import graded, judge, outcome, reference
 from tuner.search.evidence import Evidence, Sampler
 from tuner.search.space import TOLERANCE, Point, Space
@@ -251,9 +251,16 @@ class Loop:
                 self._waiting.extend((job, bundle) for bundle in self._bundles(job))
         return None
 
-    def record(self, work: Work, rung_index: int, answers: Sequence[RecordedAnswer]) -> Decision:
+    def record(
+        self,
+        work: Work,
+        rung_index: int,
+        answers: Sequence[RecordedAnswer],
+        cache_use: CacheUse | None = None,
+    ) -> Decision:
         """Writes one rung in one transaction; "stop" when this work needs no further rung.
 
+        cache_use: what the caches did for it. That of a rung that is never recorded is lost.
         Errors: ValueError when the answers are not exactly those the rung asked for.
         """
         job, _ = self._in_flight[work.id]
@@ -264,6 +271,8 @@ class Loop:
                 f"but got {', '.join(answer.question for answer in answers)}."
             )
         del self._failures[None]
+        if cache_use is not None:
+            self._store.count_cache_use(cache_use)
         # A question that was quarantined while it was being asked here is no part of the job any more.
         answers = [answer for answer in answers if answer.question in job.fingerprints]
         job.answers.update((answer.question, answer) for answer in answers)

@@ -469,6 +469,10 @@ def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
             "study_raced_share": summary.cost.raced_share,
             "study_shared_share": summary.cost.shared_share,
         }
+    use = summary.cache_use
+    if use is not None:
+        rates = {"study_feature_hit_rate": use.feature_hit_rate, "study_prefix_hit_rate": use.prefix_hit_rate}
+        metrics |= {name: rate for name, rate in rates.items() if rate is not None}
     if summary.margin is not None:
         metrics["margin"] = summary.margin
     if summary.provable_drop is not None:

@@ -244,6 +244,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         goal=search.goal,
         sampler=search.sampler,
         cost=study_cost(store, planner),
+        videos=len({one.video for one in record.questions}),
+        cache_use=store.cache_use(),
     )
 
 

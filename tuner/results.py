@@ -8,7 +8,8 @@ dashboards read them. Ratios are fractions of the unpruned cost (0.3 = 30 %), ac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.break_even import Serving, break_even
@@ -351,6 +352,46 @@ class ServingCost:
 
 
 @dataclass(frozen=True)
+class CacheUse:
+    """How often what is kept of a video was at hand: its vision features, its prefix (system prompt and video
+    through the layers that can be kept).
+
+    Each answer asks for both, and the encoding of the study for every video's features. Not counted: a rung
+    that was lost with its worker, an encoding that never ended, what `tuner run` measures at its end.
+    """
+
+    # Asked for: in the worker's memory, in the cache on disk, or in neither.
+    features_in_memory: int = 0
+    features_read: int = 0
+    features_computed: int = 0
+    prefixes_reused: int = 0
+    prefixes_built: int = 0
+
+    def __add__(self, other: CacheUse) -> CacheUse:
+        return CacheUse(*map(add, astuple(self), astuple(other)))
+
+    @property
+    def features(self) -> int:
+        """Times that vision features were asked for."""
+        return self.features_in_memory + self.features_read + self.features_computed
+
+    @property
+    def prefixes(self) -> int:
+        """Times that a prefix was asked for: answers."""
+        return self.prefixes_reused + self.prefixes_built
+
+    @property
+    def feature_hit_rate(self) -> float | None:
+        """Share of `features` that were not computed; None where none were asked for."""
+        return 1 - self.features_computed / self.features if self.features else None
+
+    @property
+    def prefix_hit_rate(self) -> float | None:
+        """Share of `prefixes` that were not built; None where none were asked for."""
+        return self.prefixes_reused / self.prefixes if self.prefixes else None
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """All that `tuner run` reports at its end, and all that export, mirror and figures are drawn from."""
 
@@ -401,6 +442,10 @@ class RunSummary:
     cost: StudyCost | None = None
     # As `baseline_cost`, of the tune questions: what a trial's seconds are set against.
     baseline_cost_tune: AnswerCost | None = None
+    # Videos of the study, without those skipped.
+    videos: int = 0
+    # As `cost`; None where nothing was counted: an older version answered.
+    cache_use: CacheUse | None = None
 
     @property
     def test_of_best(self) -> Tested | None:

@@ -146,6 +146,9 @@ class TabulatedEvaluator:
             graded = table.answers(method)
         return [self._one(name, graded, table.index[name]) for name in questions]
 
+    def cache_use(self) -> dict[str, int]:
+        return {}
+
     def _one(self, name: str, graded: Graded, index: int) -> dict[str, Any]:
         question = self.table.study.question(name)
         assert question.options is not None

@@ -85,6 +85,33 @@ def test_everything_is_answered_once(kind: str, tmp_path: Path) -> None:
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())
 
 
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_what_the_caches_did_comes_back_with_the_answers(kind: str, tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        make_executor(kind, FakeEvaluator(study)).run(make_loop(study, store))
+        use, noise = store.cache_use(), store.noise()
+        assert use is not None
+        assert noise is not None
+        # Two workers may ask the same of a plan that two trials share.
+        asked = use.prefixes - noise.questions - store.count_answers()
+        assert asked == 0 or (kind == "ray_2" and asked > 0)
+        assert use.features_in_memory == use.prefixes
+        assert 0 < use.prefixes_built < use.prefixes_reused
+
+
+def test_a_killed_worker_takes_its_last_counts_along(tmp_path: Path) -> None:
+    study = make_study()
+    evaluator = FakeEvaluator(study, kill_marker=tmp_path / "killed", kill_after=3)
+    with open_store(tmp_path / "t.db", study) as store:
+        make_executor("ray_1", evaluator).run(make_loop(study, store))
+        use, noise = store.cache_use(), store.noise()
+        assert use is not None
+        assert noise is not None
+        # What it died of had not been answered, so nothing is counted twice either.
+        assert use.prefixes == store.count_answers() + noise.questions
+
+
 @dataclass
 class Meeting(FakeEvaluator):
     """Answers for a trial only once another process is at one, too."""

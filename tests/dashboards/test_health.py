@@ -12,7 +12,7 @@ from dashboards.picture import to_html, write
 from tests.summaries import make_summary
 from tuner.costs import StudyCost
 from tuner.history import History, ModelTime
-from tuner.results import StoppedTrial
+from tuner.results import CacheUse, StoppedTrial
 
 pytestmark = pytest.mark.quick
 
@@ -52,8 +52,38 @@ def test_costs_are_told_in_passes_and_shares():
     assert (rows["answers shared"].value, rows["answers shared"].bar) == (13.0, 0.13)
     assert rows["answers raced away"].value == 34.0
     assert rows["all answers"].value == 674.0
-    # Nothing records how often features were found on disk.
-    assert rows["videos encoded"].value is None
+
+
+def test_cache_hits_are_shares_of_what_was_asked_for():
+    rows = by_name(
+        make_summary(cache_use=CacheUse(800, 240, 160, 950, 50), videos=160, evaluated_answers=900)
+    )
+    assert rows["vision features"].section == rows["prefixes"].section == "Cache hits"
+    assert rows["vision features"].value == pytest.approx(100 * 1040 / 1200)
+    assert rows["vision features"].note == (
+        "of 1,200 times a video's were asked for: 800 in memory, 240 on disk; 160 computed"
+    )
+    assert (rows["prefixes"].value, rows["prefixes"].bar) == (pytest.approx(95), pytest.approx(0.95))
+    assert rows["prefixes"].note.endswith("950 of 1,000 answers reused one; 50 built")
+    assert "older answers" not in rows
+
+
+def test_caches_that_do_not_work_say_what_to_do():
+    rows = by_name(make_summary(cache_use=CacheUse(0, 39, 161, 40, 60), videos=160, evaluated_answers=130))
+    assert (
+        "161 computed for 160 videos. Once each is enough: their folder is full"
+        in rows["vision features"].note
+    )
+    assert rows["prefixes"].note.endswith(
+        "60 built. That is often: fewer --workers share each prefix among more answers"
+    )
+    assert rows["older answers"].value == 30
+
+
+def test_caches_of_an_older_study_are_not_recorded():
+    row = by_name(make_summary(cache_use=None))["vision features and prefixes"]
+    assert (row.value, row.note) == (None, "not recorded")
+    assert "prefixes" not in by_name(make_summary(cache_use=CacheUse()))
 
 
 def test_model_time_is_told_by_what_asked_for_it_where_the_history_is_known():
@@ -102,6 +132,7 @@ def test_a_study_with_nothing_measured_says_so():
         best_held_out=None,
         defaults=None,
         defaults_held_out=None,
+        cache_use=CacheUse(),
     )
     rows = by_name(summary)
     assert rows["noise floor"].value is None

@@ -91,6 +91,23 @@ def test_prefixes_are_built_once_per_clip_and_depth_within_a_bound(checkpoints, 
     assert len(runtime._prefixes) == 1
 
 
+def test_prefixes_reused_and_built_are_counted(checkpoints):
+    clips = [scenes(FRAMES, seed=seed) for seed in range(2)]
+    question = Question("q", "what color?", ("red", "blue"))
+    counts = {}
+    for room in (2**30, 1):
+        runtime = load(checkpoints, prefix_bytes=room)
+        one, other = (runtime.encode_frames(frames, np.arange(FRAMES)) for frames in clips)
+        for clip in (one, one, other, one):
+            runtime.answer(clip, question, AdaTP(p=0.5))
+        runtime.answer(one, question, None)  # ends behind the last layer: another prefix
+        counts[room] = dict(runtime.cache_counts)
+    assert counts == {
+        2**30: {"prefixes_built": 3, "prefixes_reused": 2},
+        1: {"prefixes_built": 4, "prefixes_reused": 1},
+    }
+
+
 @pytest.fixture
 def fake_video(tmp_path, monkeypatch):
     """A file that decodes to scenes, and the number of times it was decoded."""
@@ -109,12 +126,14 @@ def fake_video(tmp_path, monkeypatch):
 def test_stored_features_and_recomputed_ones_are_the_same_bit_for_bit(checkpoints, tmp_path, fake_video):
     path, decoded = fake_video
     question = Question("q", "what color is the ring?", ("red", "dark blue"))
-    answers = []
+    answers, counts = [], []
     for cache in (None, FeatureCache(tmp_path / "cache", 2**20), FeatureCache(tmp_path / "cache", 2**20)):
         runtime = load(checkpoints, cache=cache)
         clip = runtime.encode(path)
         answers.append((clip, runtime.answer(clip, question, AdaTP(p=0.6))))
+        counts.append((runtime.cache_counts["features_computed"], runtime.cache_counts["features_read"]))
     assert len(decoded) == 2  # the third came from disk
+    assert counts == [(1, 0), (1, 0), (0, 1)]
     (first, answer), *others = answers
     for clip, other in others:
         assert clip.features.equal(first.features)

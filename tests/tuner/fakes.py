@@ -148,6 +148,8 @@ class FakeEvaluator:
     # Such questions harm only after this many calls.
     harmless_calls: int = 0
     calls: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
+    # Calls whose use of caches was told.
+    counted: int = 0
 
     def __call__(self) -> FakeEvaluator:
         return self
@@ -178,6 +180,16 @@ class FakeEvaluator:
                 raise MemoryError("no room for so many tokens")
         self.calls.append((None if configuration is None else str(configuration["method"]), tuple(questions)))
         return [self._one(configuration, one) for one in questions]
+
+    def cache_use(self) -> dict[str, int]:
+        """As of a worker whose memory holds all features, but no prefix from one call to the next."""
+        calls, self.counted = self.calls[self.counted :], len(self.calls)
+        asked = sum(len(questions) for _, questions in calls)
+        return {
+            "features_in_memory": asked,
+            "prefixes_built": len(calls),
+            "prefixes_reused": asked - len(calls),
+        }
 
     def _one(self, configuration: Mapping[str, Any] | None, question_id: str) -> dict[str, Any]:
         question = self.study.question(question_id)

@@ -141,7 +141,28 @@ def test_a_run_ends_with_its_summary_and_the_same_again_loads_no_model(
     again = run(study, OPTIONS)
     assert comparable(again) == comparable(summary)
     assert again.serving == summary.serving
+    assert again.cache_use == summary.cache_use
     assert comparable(load_summary(study)) == comparable(summary)
+
+
+def test_what_the_caches_did_is_recorded_from_the_encoding_on(study: Study) -> None:
+    first = run(study, OPTIONS)
+    use, noise = first.cache_use, first.noise
+    assert use is not None
+    assert noise is not None
+    # Each of four videos is encoded, and read by the evaluator when it is first asked about. What is measured
+    # for a server afterwards is not counted.
+    assert (first.videos, use.features_computed, use.features_read) == (4, 4, 4)
+    assert use.prefixes == use.features_in_memory + 4 == first.evaluated_answers + noise.questions
+    # Unpruned, and up to the first pruning.
+    assert use.prefixes_built == 8
+    more = run(study, replace(OPTIONS, trials=6))
+    assert more.cache_use is not None
+    assert more.cache_use.features_computed == 4
+    assert more.cache_use.prefixes == more.evaluated_answers + noise.questions > use.prefixes
+    # Features outlive the records.
+    fresh = run(study, replace(OPTIONS, fresh=True))
+    assert fresh.cache_use == replace(use, features_computed=0, features_read=8)
 
 
 def test_what_answers_and_a_server_cost_is_recorded(study: Study) -> None:

@@ -20,7 +20,7 @@ import pytest
 from dashboards.pareto import write_pareto
 from tests.summaries import make_held_out, make_regressions, make_summary, make_trial
 from tuner.recording import HarmlessRecorder, NoRecorder, Recorded
-from tuner.results import Measured, StoppedTrial
+from tuner.results import CacheUse, Measured, StoppedTrial
 
 mlflow_mirror = pytest.importorskip("tuner.mlflow_mirror")
 MlflowMirror = mlflow_mirror.MlflowMirror
@@ -322,6 +322,13 @@ def test_the_verdict_and_what_it_rests_on_are_mirrored(runs):
     }
     assert {name: study.metrics[name] for name in wanted} == pytest.approx(wanted)
     assert "Within 0.08 of the unpruned model: shown." in study.tags["mlflow.note.content"]
+
+
+def test_the_hit_rates_of_the_caches_are_mirrored_where_something_was_asked_for(runs):
+    MlflowMirror().record(make_summary(2, cache_use=CacheUse(features_read=3, features_computed=1)))
+    metrics = runs()["demo 5f2c9d7b"].data.metrics
+    assert metrics["study_feature_hit_rate"] == 0.75
+    assert "study_prefix_hit_rate" not in metrics
 
 
 def test_without_a_verdict_there_is_nothing_to_chart(runs):

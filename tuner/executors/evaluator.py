@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +52,9 @@ class Evaluator(Protocol):
 
         reshaped: ask in packs of another size than usual, so that every product has another shape.
         """
+
+    def cache_use(self) -> dict[str, int]:
+        """Since it was called last: fields of `tuner.results.CacheUse` as plain data, those of 0 left out."""
 
 
 EvaluatorFactory = Callable[[], Evaluator]
@@ -151,6 +154,9 @@ class PipelineEvaluator:
         self._batch = spec.batch
         self._clip_bytes = clip_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()
+        self._in_memory = 0
+        # The runtime may have worked for others before.
+        self._counted = Counter(runtime.cache_counts)
 
     def answer(
         self,
@@ -177,6 +183,12 @@ class PipelineEvaluator:
             answers += map(asdict, self._ask(requests))
         return answers
 
+    def cache_use(self) -> dict[str, int]:
+        """See `Evaluator.cache_use`."""
+        now = self.runtime.cache_counts + Counter(features_in_memory=self._in_memory)
+        use, self._counted = now - self._counted, now
+        return dict(use)
+
     def _ask(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers; where memory does not suffice for so many at once, by halves from then on."""
         try:
@@ -198,7 +210,9 @@ class PipelineEvaluator:
         return self._clip(self._videos[question]), self._questions[question]
 
     def _clip(self, path: str) -> Clip:
-        if path not in self._clips:
+        if path in self._clips:
+            self._in_memory += 1
+        else:
             self._clips[path] = self.runtime.encode(path)
             while len(self._clips) > 1 and sum(map(_size, self._clips.values())) > self._clip_bytes:
                 self._clips.popitem(last=False)

@@ -8,14 +8,16 @@ from typing import Any
 from tuner.executors.evaluator import Evaluator, EvaluatorFactory, free_memory, is_out_of_memory
 from tuner.loop import Loop, Work
 from tuner.records.store import RecordedAnswer
+from tuner.results import CacheUse
 
 
 @dataclass(frozen=True)
 class InProcessExecutor:
     """Calls the factory once, and only when there is something to evaluate.
 
-    Memory that does not suffice for a question is told to the loop. Any other exception of the evaluator ends
-    the run: in one process the same question would raise it again.
+    Memory that does not suffice for a question is told to the loop; what the caches did for it counts with
+    the rung that is answered next. Any other exception of the evaluator ends the run: in one process the same
+    question would raise it again.
     """
 
     factory: EvaluatorFactory
@@ -32,7 +34,7 @@ class InProcessExecutor:
                     free_memory()
                     loop.failed(work, answers, "out_of_memory")
                     break
-                if loop.record(work, index, answers) == "stop":
+                if loop.record(work, index, answers, CacheUse(**evaluator.cache_use())) == "stop":
                     break
 
 

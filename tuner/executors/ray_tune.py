@@ -33,6 +33,7 @@ from tuner.errors import UserError
 from tuner.executors.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
 from tuner.loop import Ending, Loop, Work
 from tuner.records.store import RecordedAnswer
+from tuner.results import CacheUse
 
 # Read by Ray when it starts and by Tune when it runs.
 _ENVIRONMENT = {
@@ -118,7 +119,10 @@ class RayExecutor:
 
 
 class _Trainable(tune.Trainable):
-    """One worker: keeps its evaluator from trial to trial and answers one rung per step."""
+    """One worker: keeps its evaluator from trial to trial and answers one rung per step.
+
+    What the caches did for a rung travels with its answers: a worker that dies takes its last counts along.
+    """
 
     def setup(self, config: dict[str, Any], factory: EvaluatorFactory | None = None) -> None:
         assert factory is not None  # handed over by tune.with_parameters
@@ -146,7 +150,9 @@ class _Trainable(tune.Trainable):
                 configuration, questions, self._work["references"], reshaped=self._work["reshaped"]
             )
         self._rung += 1
-        return {"rung": rung, "answers": answers}
+        # As pairs: Tune takes a dict apart.
+        use = list(self._evaluator.cache_use().items())
+        return {"rung": rung, "answers": answers, "cache_use": use}
 
 
 class _Bridge:
@@ -238,7 +244,8 @@ class _Scheduler(TrialScheduler):
         decision = "stop"
         with self._bridge.guarded():
             answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
-            decision = self._bridge.loop.record(work, result["rung"], answers)
+            use = CacheUse(**dict(result["cache_use"]))
+            decision = self._bridge.loop.record(work, result["rung"], answers, use)
         if decision == "stop":
             del self._bridge.works[trial.trial_id]
         return str(TrialScheduler.STOP if decision == "stop" else TrialScheduler.CONTINUE)

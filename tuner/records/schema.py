@@ -13,6 +13,7 @@ selection the trial a search chose on the tune part
 measured  a configuration on the held-out part
 serving   seconds a server pays for a configuration, measured on one machine
 timed     seconds of prefill and answer, side by side with other configurations, on one machine
+cache_use how often features and prefixes were at hand
 
 An outcome (accuracy, FLOPs ratios, ...) is derived from the answers and the plans and written in the same
 transaction as the last answer it needs, so that SQL and the dashboards need not recompute it.
@@ -326,3 +327,17 @@ class TimedRow(Base):
     seconds: Mapped[float]
     baseline_seconds: Mapped[float]
     created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class CacheUseRow(Base):
+    """`tuner.results.CacheUse`: sums over the study; of one that is older than this table, since then."""
+
+    __tablename__ = "cache_use"
+    __table_args__ = (UniqueConstraint("study_id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    features_in_memory: Mapped[int] = mapped_column(BigInteger)
+    features_read: Mapped[int] = mapped_column(BigInteger)
+    features_computed: Mapped[int] = mapped_column(BigInteger)
+    prefixes_reused: Mapped[int] = mapped_column(BigInteger)
+    prefixes_built: Mapped[int] = mapped_column(BigInteger)

@@ -49,6 +49,7 @@ from tuner.records.schema import (
     SCHEMA_VERSION,
     AnswerRow,
     Base,
+    CacheUseRow,
     MeasuredRow,
     NoiseRow,
     QuarantineRow,
@@ -63,7 +64,7 @@ from tuner.records.schema import (
     TrialRow,
     VideoRow,
 )
-from tuner.results import Configuration, MeasuredServing, Noise, Outcome, Part, Profiled, Timed
+from tuner.results import CacheUse, Configuration, MeasuredServing, Noise, Outcome, Part, Profiled, Timed
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
@@ -218,6 +219,7 @@ class Store:
         self._engine = engine
         self._study: int | None = None
         self._question_ids: dict[str, int] = {}
+        self._counted = CacheUse()
         self._insert: Callable[[type[Base]], Any] = (
             sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         )
@@ -378,6 +380,7 @@ class Store:
                 for position, question in enumerate(study.questions)
             ]
             connection.execute(insert(QuestionRow), rows)
+            self._write_counted(connection, study_id)
         self.find(study.name)
 
     def archive(self, name: str) -> bool:
@@ -606,6 +609,7 @@ class Store:
             for (question, fingerprint), answer in answers.items()
         ]
         with self._transaction() as connection:
+            self._write_counted(connection, self._study_id)
             if rows:
                 connection.execute(self._insert(AnswerRow).on_conflict_do_nothing(), rows)
             if completed is not None:
@@ -756,6 +760,7 @@ class Store:
     def record_noise(self, noise: Noise) -> None:
         """Writes what was measured; the first measurement stays."""
         with self._transaction() as connection:
+            self._write_counted(connection, self._study_id)
             connection.execute(
                 self._insert(NoiseRow)
                 .values(study_id=self._study_id, **asdict(noise))
@@ -770,6 +775,37 @@ class Store:
         if row is None:
             return None
         return Noise(**{one.name: getattr(row, one.name) for one in fields(Noise)})
+
+    # What the caches did
+
+    def count_cache_use(self, use: CacheUse) -> None:
+        """Adds to the study's sums, together with what is written next of its answers: it costs no
+        transaction of its own.
+        """
+        self._counted += use
+
+    def _write_counted(self, connection: Connection, study_id: int) -> None:
+        use, self._counted = self._counted, CacheUse()
+        if use == CacheUse():
+            return
+        values = asdict(use)
+        connection.execute(
+            self._insert(CacheUseRow)
+            .values(study_id=study_id, **values)
+            .on_conflict_do_update(
+                index_elements=["study_id"],
+                set_={name: getattr(CacheUseRow, name) + value for name, value in values.items()},
+            )
+        )
+
+    def cache_use(self) -> CacheUse | None:
+        """The study's sums; None where nothing was counted."""
+        query = select(CacheUseRow.__table__).where(CacheUseRow.study_id == self._study_id)
+        with self._transaction() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            return None
+        return CacheUse(**{one.name: getattr(row, one.name) for one in fields(CacheUse)})
 
     # What a server pays
 

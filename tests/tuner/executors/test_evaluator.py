@@ -1,6 +1,7 @@
 """Questions go to the model in packs, in order, and in smaller ones where memory does not suffice."""
 
 import resource
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +21,10 @@ class FakeRuntime:
     def __init__(self, room: int = 100) -> None:
         self.room = room
         self.packs: list[list[str]] = []
+        self.cache_counts = Counter({"features_computed": 5})  # for somebody else
 
     def encode(self, path):
+        self.cache_counts["features_read"] += 1
         return SimpleNamespace(path=path, features=torch.zeros(1), frame_embeddings=torch.zeros(1))
 
     def answer_many(self, requests):
@@ -34,7 +37,7 @@ class FakeRuntime:
         ]
 
 
-def evaluator(runtime, batch):
+def evaluator(runtime, batch, **options):
     spec = EvaluatorSpec(
         model="model",
         revision=None,
@@ -47,7 +50,7 @@ def evaluator(runtime, batch):
         cache=None,
         batch=batch,
     )
-    return PipelineEvaluator(spec, runtime)
+    return PipelineEvaluator(spec, runtime, **options)
 
 
 def ids(answers):
@@ -87,6 +90,21 @@ def test_a_pack_that_does_not_fit_is_halved_from_then_on():
     runtime.packs.clear()
     assert ids(one.answer(None, asked, {})) == asked
     assert [len(pack) for pack in runtime.packs] == [2, 2, 2, 1]
+
+
+@pytest.mark.quick
+def test_clips_in_memory_are_counted_until_they_are_told():
+    one = evaluator(FakeRuntime(), 2)
+    assert one.cache_use() == {}
+    asked = [question.id for question in QUESTIONS]  # of three videos
+    one.answer(None, asked, {})
+    assert one.cache_use() == {"features_read": 3, "features_in_memory": 4}
+    one.answer(None, asked, {})
+    assert one.cache_use() == {"features_in_memory": 7}
+    assert one.cache_use() == {}
+    small = evaluator(FakeRuntime(), 2, clip_bytes=1)  # room for one
+    small.answer(None, ["q0", "q6", "q0", "q1"], {})
+    assert small.cache_use() == {"features_read": 3, "features_in_memory": 1}
 
 
 @pytest.mark.quick

@@ -12,13 +12,13 @@ from sqlalchemy.exc import IntegrityError
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, OneShot
-from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_planner, make_study, open_store
 from tuner.errors import DiskFullError, UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import store as records
 from tuner.records.schema import AnswerRow
 from tuner.records.store import RecordedAnswer, RefusalRecord, Store, default_database
-from tuner.results import Configuration, MeasuredServing, Outcome, Profiled, Timed
+from tuner.results import CacheUse, Configuration, MeasuredServing, Noise, Outcome, Profiled, Timed
 
 pytestmark = pytest.mark.quick
 
@@ -111,9 +111,11 @@ def test_a_rung_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         propose(store, 0)
         key = ("v00.mp4-q0", "a" * 32)
         broken = replace(OUTCOME, accuracy=object())  # type: ignore[arg-type]
+        store.count_cache_use(CacheUse(prefixes_built=1))
         with pytest.raises(Exception, match="must be a string or a real number"):
             store.record({key: answer(key[0])}, completed=(0, broken))
         assert store.count_answers() == 0
+        assert store.cache_use() is None
 
 
 def test_the_same_search_asked_for_more_trials_stays_one_search(tmp_path: Path) -> None:
@@ -272,6 +274,49 @@ def test_a_database_made_before_memory_was_recorded_is_brought_up_to_date(tmp_pa
         store.record({}, completed=(0, replace(OUTCOME, peak_bytes_mean=1.5, peak_bytes_max=2**40)))
         assert store.trials()[0].outcome == replace(OUTCOME, peak_bytes_mean=1.5, peak_bytes_max=2**40)
         assert store.serving(number) is None
+
+
+def test_what_the_caches_did_is_written_with_the_answers_and_adds_up(tmp_path: Path) -> None:
+    file, study = tmp_path / "t.db", make_study()
+    one, two = (question.id for question in study.questions[:2])
+    first, second = CacheUse(1, 2, 3, 4, 5), CacheUse(features_read=10, prefixes_built=20)
+    with open_store(file, study) as store:
+        assert store.cache_use() is None
+        store.count_cache_use(first)
+        assert store.cache_use() is None
+        store.record({(one, "0" * 32): answer(one)})
+        assert store.cache_use() == first
+    with open_store(file, study) as store:
+        store.count_cache_use(second)
+        store.count_cache_use(second)
+        store.record_noise(Noise(1, 1, 0, 0.0, 0.0))
+        store.record({(two, "0" * 32): answer(two)})
+        assert store.cache_use() == first + second + second == CacheUse(1, 22, 3, 4, 45)
+        store.archive(study.name)
+        begin(store, study)
+        assert store.cache_use() is None
+
+
+def test_what_encoding_took_is_written_with_the_study(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/t.db") as store:
+        store.count_cache_use(CacheUse(features_computed=8))
+        begin(store, make_study())
+        assert store.cache_use() == CacheUse(features_computed=8)
+
+
+def test_a_study_older_than_the_counts_is_counted_from_then_on(tmp_path: Path) -> None:
+    file, study = tmp_path / "old.db", make_study()
+    with open_store(file, study) as store:
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=1))
+        before = store.count_answers()
+    with sqlite3.connect(file) as old:
+        old.execute("DROP TABLE cache_use")
+    with open_store(file, study) as store:
+        assert store.cache_use() is None
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=3))
+        use = store.cache_use()
+        assert use is not None
+        assert use.prefixes == store.count_answers() - before > 0
 
 
 def test_two_processes_may_bring_a_database_up_to_date_at_once(
