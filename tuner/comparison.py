@@ -158,7 +158,7 @@ def compare(study: Study, options: RunOptions, progress: Progress | None = None)
                 f"nothing prunes this study down to the budget {budget:g}; the smallest FLOPs ratios are "
                 + ", ".join(f"{ratio:.4f} ({name})" for name, ratio in smallest)
             )
-        session.execute(session.beside(options, lineup.configurations), options)
+        session.execute(session.beside(lineup.configurations), options)
         _time(session, lineup.configurations)
         return _comparison(session.study, session.store, session.record, budget, lineup, session.machine)
 

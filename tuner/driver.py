@@ -24,12 +24,13 @@ from pipeline.meter import machine as machine_name
 from pipeline.methods import KNOBS
 from pipeline.plan import pruning_layers
 from pipeline.video import content_hash
+from tuner.beside import Ask, Beside
 from tuner.errors import UserError, disk_may_be_full
 from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
 from tuner.executors.in_process import InProcessExecutor
 from tuner.inspection import inspect, load_inspection, save_inspection
 from tuner.lock import held
-from tuner.loop import Ask, Loop
+from tuner.loop import Loop
 from tuner.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.planning import Planner, fingerprint_base
 from tuner.progress import NoProgress, Progress
@@ -45,6 +46,7 @@ from tuner.reporting import changes, chosen, make_planner, refuse_changes, summa
 from tuner.results import CacheUse, Configuration, RunSummary, Setting
 from tuner.search.evidence import SAMPLERS, SamplerName
 from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
+from tuner.search_loop import SearchLoop
 from tuner.sentences import provable
 from tuner.serving import measure_serving
 from tuner.statistics import provable_drop
@@ -133,7 +135,7 @@ def ask(study: Study, options: RunOptions, asks: Sequence[Ask], progress: Progre
     Errors: as `run`.
     """
     with prepared(study, options, progress or NoProgress()) as session:
-        session.execute(session.beside(options, asks=asks), options)
+        session.execute(session.beside(asks=asks), options)
 
 
 @dataclass(eq=False)
@@ -152,7 +154,7 @@ class Session:
         options: RunOptions,
         clock: Callable[[], float],
         began: float,
-    ) -> Loop:
+    ) -> SearchLoop:
         """The search these options ask for, as a loop; `began`: when, by that clock, the run did."""
         from tuner.search.design import Designed
         from tuner.search.optuna_sampler import make_sampler
@@ -160,7 +162,7 @@ class Session:
         timeout = options.timeout
         if timeout is not None:
             timeout = max(0.0, timeout - (clock() - began))
-        return Loop(
+        return SearchLoop(
             self.study,
             self.store,
             self.planner,
@@ -176,23 +178,10 @@ class Session:
             progress=self.progress,
         )
 
-    def beside(
-        self, options: RunOptions, compare: Sequence[Configuration] = (), asks: Sequence[Ask] = ()
-    ) -> Loop:
-        """Work beside the searches: it writes none of them, and chooses nothing."""
-        from tuner.search.design import Designed
-        from tuner.search.optuna_sampler import make_sampler
-
-        return Loop(
-            self.study,
-            self.store,
-            self.planner,
-            SearchRecord(0, _budget(options), options.seed, options.coordinates, 0),
-            make_space("budget", self.planner, self.study.search, _budget(options), _goal(options)),
-            Designed(make_sampler(options.sampler)),
-            compare=compare,
-            asks=asks,
-            progress=self.progress,
+    def beside(self, measure: Sequence[Configuration] = (), asks: Sequence[Ask] = ()) -> Beside:
+        """Work beside the searches."""
+        return Beside(
+            self.study, self.store, self.planner, measure=measure, asks=asks, progress=self.progress
         )
 
     def search(self, options: RunOptions) -> SearchRecord:
@@ -227,7 +216,7 @@ class Session:
             loop.interrupt()
         if loop.interrupted:
             done = sum(trial.outcome is not None for trial in loop.trials)
-            so_far = "" if loop.beside else f" with {done} trials complete"
+            so_far = f" with {done} trials complete" if isinstance(loop, SearchLoop) else ""
             raise InterruptedRunError(
                 f"Interrupted{so_far}. Everything answered is kept: the same command goes on."
             )

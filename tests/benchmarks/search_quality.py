@@ -30,12 +30,12 @@ from pipeline.plan import StudyPlans
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tests.benchmarks.tabulated import Tabulated, TabulatedEvaluator
 from tuner.executors.in_process import InProcessExecutor
-from tuner.loop import Loop
 from tuner.records.store import Store, StudyRecord
 from tuner.search.design import Designed
 from tuner.search.evidence import SamplerName
 from tuner.search.optuna_sampler import make_sampler
 from tuner.search.space import Coordinates, make_space
+from tuner.search_loop import SearchLoop
 from tuner.selection import hypervolume
 
 BUDGET = 0.3
@@ -157,7 +157,7 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
             )
         )
         record = store.search(BUDGET, seed, strategy.coordinates, strategy.trials, sampler=strategy.sampler)
-        loop = Loop(
+        loop = SearchLoop(
             study,
             store,
             planner,

@@ -32,13 +32,14 @@ from pipeline.plan import StudyPlans
 from pipeline.solve import Unreachable
 from tests.benchmarks.clock import verdict
 from tuner.costs import StudyCost, Workers, planned_cost, study_cost
-from tuner.loop import Loop, Work
+from tuner.loop import Work
 from tuner.planning import Planner
 from tuner.records.store import RecordedAnswer, Store, StudyRecord, default_database
 from tuner.reporting import make_planner
 from tuner.results import Configuration
 from tuner.search.optuna_sampler import OptunaSampler
 from tuner.search.space import make_space
+from tuner.search_loop import SearchLoop
 from tuner.study import Study, load_study
 
 # Passes for 100 evaluated trials at a budget of 0.3, baseline included.
@@ -181,7 +182,7 @@ def driver_time(
         store.begin(record)
         search = store.search(budget, seed, "budget", trials)
         space = make_space("budget", planner, study.search, budget)
-        loop = Loop(study, store, planner, search, space, OptunaSampler())
+        loop = SearchLoop(study, store, planner, search, space, OptunaSampler())
         while True:
             begin = now()
             work = loop.propose()

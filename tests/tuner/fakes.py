@@ -16,12 +16,12 @@ import numpy as np
 from pipeline.flops import ModelShape, VisionShape
 from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
-from tuner.loop import Loop
 from tuner.planning import Planner
 from tuner.records.store import Goal, SearchRecord, Store, StoredQuestion, StudyRecord
 from tuner.search.evidence import Sampler
 from tuner.search.optuna_sampler import OptunaSampler
 from tuner.search.space import Coordinates, make_space
+from tuner.search_loop import SearchLoop
 from tuner.study import Study, StudyQuestion, Video
 
 SHAPE = ModelShape(
@@ -121,7 +121,7 @@ def make_loop(
     goal: Goal = "budget",
     max_drop: str = "0.02",
     **options: Any,
-) -> Loop:
+) -> SearchLoop:
     """Without race and without configurations above the budget, unless the options say so."""
     planner = make_planner(study)
     search: SearchRecord = store.search(budget, seed, coordinates, trials, goal=goal, max_drop=max_drop)
@@ -129,7 +129,7 @@ def make_loop(
     options = {"race": False, "above_budget": (), "rung_videos": 2, **options}
     # Few random trials, so that short tests reach the model of the sampler.
     chosen = OptunaSampler(startup_trials=3) if sampler is None else sampler
-    return Loop(study, store, planner, search, space, chosen, **options)
+    return SearchLoop(study, store, planner, search, space, chosen, **options)
 
 
 @dataclass

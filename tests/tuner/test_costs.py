@@ -18,6 +18,7 @@ from pipeline.plan import pruning_layers
 from tests.benchmarks.study_cost import at_7b, driver_time, solved
 from tests.tuner.fakes import BASE, SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner import costs
+from tuner.beside import Beside
 from tuner.costs import Workers, planned_cost, study_cost
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning import Planner
@@ -260,11 +261,11 @@ def test_another_methods_answers_are_counted_at_its_own_layers() -> None:
 
 @quick
 def test_a_method_measured_beside_is_counted_from_its_records(tmp_path: Path) -> None:
-    compare = [Configuration.from_method(OneShot(keep_ratio=0.5))]
+    measured = [Configuration.from_method(OneShot(keep_ratio=0.5))]
     with open_store(tmp_path / "t.db", STUDY) as store:
-        InProcessExecutor(FakeEvaluator(STUDY)).run(make_loop(STUDY, store, compare=compare, asks=()))
+        InProcessExecutor(FakeEvaluator(STUDY)).run(Beside(STUDY, store, PLANNER, measure=measured))
         assert replace(study_cost(store, PLANNER), seconds=None) == planned_cost(
-            [], PLANNER, measured=compare
+            [], PLANNER, measured=measured
         )
 
 

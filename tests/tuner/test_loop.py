@@ -8,11 +8,12 @@ import pytest
 
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.executors.in_process import InProcessExecutor
-from tuner.loop import ABOVE_BUDGET, MOST_FAILURES, MOST_REFUSALS, EvaluationError, Loop, Work
+from tuner.loop import MOST_FAILURES, EvaluationError, Loop, Work
 from tuner.records.store import RecordedAnswer, Store
 from tuner.results import Configuration
 from tuner.search.evidence import Evidence
 from tuner.search.space import Point, smallest_reachable
+from tuner.search_loop import ABOVE_BUDGET, MOST_REFUSALS
 from tuner.study import Study
 
 pytestmark = pytest.mark.quick
@@ -301,15 +302,6 @@ def test_works_overlap_where_they_do_not_depend_on_each_other(tmp_path: Path) ->
         assert first is not None
         assert second is not None
         assert (first.trial, second.trial, loop.propose()) == (0, 1, None)
-
-
-def test_beside_any_search_configurations_are_measured_on_the_held_out_part(tmp_path: Path) -> None:
-    study = make_study()
-    peer = Configuration.from_dict({"method": "one_shot", "keep_ratio": 0.2})
-    with open_store(tmp_path / "t.db", study) as store:
-        run(make_loop(study, store, trials=1, compare=[peer], asks=()), FakeEvaluator(study))
-        assert {one: outcome.questions for one, outcome in store.measured().items()} == {peer: 12}
-        assert not store.trials()
 
 
 def test_without_labels_the_baseline_is_right_by_definition(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 from pipeline.methods import AdaTP
 from pipeline.plan import pruning_layers
 from tuner import statistics
+from tuner.beside import Ask
 from tuner.driver import RunOptions, ask
 from tuner.errors import UserError
-from tuner.loop import Ask
 from tuner.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress

@@ -16,16 +16,13 @@ from rich.console import Console
 from pipeline.methods import AdaTP, from_dict
 from tests.tuner import fakes
 from tuner import statistics
+from tuner.beside import Ask, Beside
 from tuner.cli.sensitivity import render
 from tuner.driver import RunOptions
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
-from tuner.loop import Ask, Loop
-from tuner.records.store import SearchRecord, Store
+from tuner.records.store import Store
 from tuner.results import Configuration, Interval, Measured
-from tuner.search.design import Designed
-from tuner.search.optuna_sampler import make_sampler
-from tuner.search.space import make_space
 from tuner.sensitivity import run as module
 from tuner.sensitivity.design import Design
 from tuner.sensitivity.results import Index, Output, Sensitivity
@@ -97,10 +94,7 @@ class Bench:
     def ask(self, study: Study, options: RunOptions, asks: Sequence[Ask], progress: Any = None) -> None:
         with Store.open(options.database) as store:
             store.require(study.name)
-            space = make_space("budget", self.planner, study.search, BUDGET)
-            search = SearchRecord(0, BUDGET, 0, "budget", 0)
-            sampler = Designed(make_sampler("random"))
-            loop = Loop(study, store, self.planner, search, space, sampler, asks=asks, progress=progress)
+            loop = Beside(study, store, self.planner, asks=asks, progress=progress)
             InProcessExecutor(lambda: self.evaluator).run(loop)
 
     def analyse(self, design: Design) -> tuple[tuple, tuple]:
