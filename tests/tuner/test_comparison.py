@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -25,7 +26,7 @@ from tuner.driver import InterruptedRunError, RunOptions, Session, run
 from tuner.errors import UserError
 from tuner.executors.evaluator import PipelineEvaluator
 from tuner.loop import Loop, Work
-from tuner.records.store import RecordedAnswer, Store, default_database
+from tuner.records.store import Store, default_database
 from tuner.results import AnswerCost, Compared, Comparison, Configuration, Interval, Measured, Timed
 from tuner.search.space import TOLERANCE
 from tuner.study import Search, Study, StudyQuestion, Video
@@ -295,15 +296,15 @@ def test_ctrl_c_keeps_what_was_answered_and_the_same_command_goes_on(
 ) -> None:
     record, seen = Loop.record, []
 
-    def interrupted(self: Loop, work: Work, rung: int, answers: list[RecordedAnswer]) -> str:
+    def interrupted(self: Loop, work: Work, *given: Any) -> str:
         seen.append(work.kind)
         if seen.count("held_out") == 3:
             self.interrupt()
-        return record(self, work, rung, answers)
+        return record(self, work, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "record", interrupted)
-        with pytest.raises(InterruptedRunError, match="the same command goes on"):
+        with pytest.raises(InterruptedRunError, match=r"^Interrupted\. .*the same command goes on"):
             compare(study, OPTIONS)
     before, asked = answers_of("tiny"), list[str]()
     assert before > len(study.questions)
