@@ -31,7 +31,9 @@ from tuner.errors import UserError
 from tuner.executors.evaluator import is_out_of_memory
 from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
-from tuner.records.store import Store, StudyRecord, default_database
+from tuner.records.database import default_database
+from tuner.records.store import Store
+from tuner.records.values import StudyRecord
 from tuner.reporting import (
     Results,
     changes,

@@ -37,7 +37,8 @@ from pipeline.methods import AdaTP
 from pipeline.methods.base import Method, Partition
 from pipeline.plan import ScoreRows, StudyPlans
 from tuner.planning import Planner
-from tuner.records.store import Store, StoredAnswer
+from tuner.records.store import Store
+from tuner.records.values import StoredAnswer
 from tuner.results import Configuration, Noise
 
 

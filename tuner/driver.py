@@ -34,14 +34,9 @@ from tuner.loop import Loop
 from tuner.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.planning import Planner, fingerprint_base
 from tuner.progress import NoProgress, Progress
-from tuner.records.store import (
-    Goal,
-    SearchRecord,
-    Store,
-    StoredQuestion,
-    StudyRecord,
-    default_database,
-)
+from tuner.records.database import default_database
+from tuner.records.store import Store
+from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
 from tuner.reporting import changes, chosen, make_planner, refuse_changes, summarise
 from tuner.results import CacheUse, Configuration, RunSummary, Setting
 from tuner.search.evidence import SAMPLERS, SamplerName

@@ -10,15 +10,9 @@ from typing import NamedTuple
 
 from tuner.errors import UserError
 from tuner.planning import Planner
-from tuner.records.store import (
-    Purpose,
-    SearchRecord,
-    Store,
-    StoredAnswer,
-    StudyRecord,
-    TrialRecord,
-    default_database,
-)
+from tuner.records.database import default_database
+from tuner.records.store import Store
+from tuner.records.values import Purpose, SearchRecord, StoredAnswer, StudyRecord, TrialRecord
 from tuner.reporting import make_planner
 from tuner.results import Configuration
 from tuner.search.space import TOLERANCE

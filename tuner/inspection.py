@@ -30,7 +30,8 @@ from pipeline.video import read_frames
 from tuner.executors.evaluator import is_out_of_memory
 from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
-from tuner.records.store import RecordedAnswer, Store
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer
 from tuner.reporting import Results, flips
 from tuner.results import Configuration, QuestionResult, RegressionRow
 from tuner.study import Study, StudyQuestion

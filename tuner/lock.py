@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Connection, CursorResult, NullPool, create_engine, text
 
 from tuner.errors import UserError
-from tuner.records.store import parse_url
+from tuner.records.database import parse_url
 
 # `tuner status` looks whether a lock is free by taking it for a moment: a run that begins just then waits.
 _PATIENCE = 2.0

@@ -22,13 +22,8 @@ from typing import Any, Literal
 from tuner import racing
 from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
-from tuner.records.store import (
-    Pair,
-    RecordedAnswer,
-    Stopped,
-    Store,
-    TrialRecord,
-)
+from tuner.records.store import Store
+from tuner.records.values import Pair, RecordedAnswer, Stopped, TrialRecord
 from tuner.results import CacheUse, Configuration, Outcome, Part, QuestionResult
 from tuner.scoring import judge, outcome, reference
 from tuner.study import Study

@@ -24,7 +24,7 @@ from pipeline.methods import AdaTP, Method, knobs
 from pipeline.plan import Plan, StudyPlans
 from pipeline.solve import Unreachable, solve_p
 from tuner.records.schema import FINGERPRINT_DIGITS
-from tuner.records.store import StoredQuestion
+from tuner.records.values import StoredQuestion
 from tuner.results import MeasuredServing, Part, ServingCost
 
 PARTS: tuple[Part, Part] = ("tune", "held_out")

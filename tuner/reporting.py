@@ -18,15 +18,9 @@ from tuner.costs import study_cost
 from tuner.errors import UserError
 from tuner.margin import MaxDrop
 from tuner.planning import Planner
-from tuner.records.store import (
-    RecordedAnswer,
-    RefusalRecord,
-    SearchRecord,
-    Store,
-    StudyRecord,
-    TrialRecord,
-    default_database,
-)
+from tuner.records.database import default_database
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer, RefusalRecord, SearchRecord, StudyRecord, TrialRecord
 from tuner.results import (
     AnswerCost,
     Binding,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pipeline.flops import Compute
-from tuner.records.store import RecordedAnswer
+from tuner.records.values import RecordedAnswer
 from tuner.results import AnswerCost, Outcome, Part, QuestionResult
 from tuner.study import StudyQuestion
 

@@ -19,14 +19,14 @@ from tuner.loop import Job, Loop, hashed
 from tuner.margin import MaxDrop
 from tuner.planning import Planner
 from tuner.progress import Progress
-from tuner.records.store import (
+from tuner.records.store import Store
+from tuner.records.values import (
     Pair,
     Purpose,
     RecordedAnswer,
     RefusalRecord,
     SearchRecord,
     Stopped,
-    Store,
     TrialRecord,
 )
 from tuner.results import Configuration, Noise, QuestionResult

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tuner import statistics
 from tuner.margin import MaxDrop
-from tuner.records.store import Goal, TrialRecord
+from tuner.records.values import Goal, TrialRecord
 from tuner.results import Configuration, QuestionResult, Tested, Verdict
 from tuner.search.space import TOLERANCE
 

@@ -30,7 +30,8 @@ from pipeline.plan import StudyPlans
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tests.benchmarks.tabulated import Tabulated, TabulatedEvaluator
 from tuner.executors.in_process import InProcessExecutor
-from tuner.records.store import Store, StudyRecord
+from tuner.records.store import Store
+from tuner.records.values import StudyRecord
 from tuner.search.design import Designed
 from tuner.search.evidence import SamplerName
 from tuner.search.optuna_sampler import make_sampler

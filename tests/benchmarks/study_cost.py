@@ -34,7 +34,9 @@ from tests.benchmarks.clock import verdict
 from tuner.costs import StudyCost, Workers, planned_cost, study_cost
 from tuner.loop import Work
 from tuner.planning import Planner
-from tuner.records.store import RecordedAnswer, Store, StudyRecord, default_database
+from tuner.records.database import default_database
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer, StudyRecord
 from tuner.reporting import make_planner
 from tuner.results import Configuration
 from tuner.search.optuna_sampler import OptunaSampler

@@ -29,7 +29,7 @@ from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tuner.planning import Planner, fingerprint_base
-from tuner.records.store import StoredQuestion
+from tuner.records.values import StoredQuestion
 from tuner.study import Study, load_study
 
 DATA = Path(__file__).parent / "data" / "demo_table.npz"

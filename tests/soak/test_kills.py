@@ -23,7 +23,8 @@ import psutil
 import pytest
 
 from tuner.executors.evaluator import EvaluatorSpec, PipelineEvaluator
-from tuner.records.store import RecordedAnswer, Store
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer
 from tuner.reporting import make_planner
 from tuner.results import Configuration
 from tuner.scoring import reference

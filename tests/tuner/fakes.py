@@ -17,7 +17,8 @@ from pipeline.flops import ModelShape, VisionShape
 from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
 from tuner.planning import Planner
-from tuner.records.store import Goal, SearchRecord, Store, StoredQuestion, StudyRecord
+from tuner.records.store import Store
+from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
 from tuner.search.evidence import Sampler
 from tuner.search.optuna_sampler import OptunaSampler
 from tuner.search.space import Coordinates, make_space

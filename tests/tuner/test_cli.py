@@ -25,7 +25,8 @@ from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.lock import held
 from tuner.recording import Recorded
-from tuner.records.store import Stopped, Store
+from tuner.records.store import Store
+from tuner.records.values import Stopped
 from tuner.results import Configuration
 
 COLORS = ["red", "green", "blue", "yellow"]

@@ -26,7 +26,8 @@ from tuner.driver import InterruptedRunError, RunOptions, Session, run
 from tuner.errors import UserError
 from tuner.executors.evaluator import PipelineEvaluator
 from tuner.loop import Loop, Work
-from tuner.records.store import Store, default_database
+from tuner.records.database import default_database
+from tuner.records.store import Store
 from tuner.results import AnswerCost, Compared, Comparison, Configuration, Interval, Measured, Timed
 from tuner.search.space import TOLERANCE
 from tuner.study import Search, Study, StudyQuestion, Video

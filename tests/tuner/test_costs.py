@@ -23,7 +23,8 @@ from tuner.costs import Workers, planned_cost, study_cost
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning import Planner
 from tuner.records.schema import NoiseRow
-from tuner.records.store import RecordedAnswer, Stopped, Store, StoredQuestion
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer, Stopped, StoredQuestion
 from tuner.results import Configuration, Noise
 
 STUDY = make_study()
@@ -324,7 +325,7 @@ def test_prefixes_are_held_and_sized_as_the_runtime_does(
     from pipeline.question import Question
     from pipeline.runtime import Runtime
     from tests.checkpoints import scenes, write_checkpoints
-    from tuner.records.store import StoredAnswer
+    from tuner.records.values import StoredAnswer
 
     assert Workers().prefix_bytes == runtime_module.PREFIX_BYTES
     saved = write_checkpoints(tmp_path)

@@ -23,7 +23,8 @@ from tuner.driver import InterruptedRunError, RunOptions, run
 from tuner.errors import UserError
 from tuner.loop import Loop
 from tuner.planning import fingerprint, fingerprint_base
-from tuner.records.store import Store, default_database
+from tuner.records.database import default_database
+from tuner.records.store import Store
 from tuner.reporting import load_status, load_summary, make_planner
 from tuner.results import Outcome
 from tuner.study import Search, Study, StudyQuestion, Video

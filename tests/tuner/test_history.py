@@ -12,7 +12,8 @@ from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, mak
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.history import History, history, load_history
-from tuner.records.store import Stopped, Store
+from tuner.records.store import Store
+from tuner.records.values import Stopped
 from tuner.results import Configuration
 from tuner.search.space import TOLERANCE
 from tuner.selection import hypervolume

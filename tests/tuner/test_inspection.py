@@ -26,7 +26,8 @@ from tuner.inspection import (
     relative,
     save_inspection,
 )
-from tuner.records.store import Store, default_database
+from tuner.records.database import default_database
+from tuner.records.store import Store
 from tuner.reporting import Results, flips, make_planner
 from tuner.results import Configuration, RunSummary
 from tuner.study import Study

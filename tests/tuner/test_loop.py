@@ -9,7 +9,8 @@ import pytest
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.executors.in_process import InProcessExecutor
 from tuner.loop import MOST_FAILURES, EvaluationError, Loop, Work
-from tuner.records.store import RecordedAnswer, Store
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer
 from tuner.results import Configuration
 from tuner.search.evidence import Evidence
 from tuner.search.space import Point, smallest_reachable

@@ -11,7 +11,8 @@ import pytest
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
 from tuner.executors.in_process import InProcessExecutor
 from tuner.loop import EvaluationError, Loop, Rung, Work
-from tuner.records.store import RecordedAnswer, Store
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer
 from tuner.results import Configuration
 
 pytestmark = pytest.mark.quick

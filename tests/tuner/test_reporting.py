@@ -11,7 +11,8 @@ import pytest
 from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner import statistics
 from tuner.executors.in_process import InProcessExecutor
-from tuner.records.store import Stopped, Store
+from tuner.records.store import Store
+from tuner.records.values import Stopped
 from tuner.reporting import Results, summarise
 from tuner.results import Configuration, Noise, RunSummary
 from tuner.study import Study

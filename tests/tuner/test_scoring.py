@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.flops import Compute
-from tuner.records.store import RecordedAnswer
+from tuner.records.values import RecordedAnswer
 from tuner.results import AnswerCost, QuestionResult
 from tuner.scoring import answer_cost, divergence, judge, outcome, reference
 from tuner.study import StudyQuestion

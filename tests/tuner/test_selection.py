@@ -9,7 +9,7 @@ import pytest
 from tuner import statistics
 from tuner.errors import UserError
 from tuner.margin import MaxDrop
-from tuner.records.store import TrialRecord
+from tuner.records.values import TrialRecord
 from tuner.results import Configuration, Outcome, QuestionResult
 from tuner.selection import MOST_CANDIDATES, candidates, choose, choose_best, hypervolume
 

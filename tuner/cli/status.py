@@ -25,7 +25,7 @@ def status(
     from rich.console import Console
 
     from tuner.lock import holder
-    from tuner.records.store import default_database
+    from tuner.records.database import default_database
     from tuner.reporting import load_status
     from tuner.study import load_study
 

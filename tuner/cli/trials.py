@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from tuner.records.store import SearchRecord, TrialRecord
+    from tuner.records.values import SearchRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def trials(
     """List all trials with their knobs and what they reach on tune videos; also while a run goes on."""
     from rich.console import Console
 
-    from tuner.records.store import Store, default_database
+    from tuner.records.database import default_database
+    from tuner.records.store import Store
     from tuner.study import load_study
 
     name = load_study(study, skip_bad_videos=True).name

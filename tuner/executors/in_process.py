@@ -7,7 +7,7 @@ from typing import Any
 
 from tuner.executors.evaluator import Evaluator, EvaluatorFactory, free_memory, is_out_of_memory
 from tuner.loop import Loop, Work
-from tuner.records.store import RecordedAnswer
+from tuner.records.values import RecordedAnswer
 from tuner.results import CacheUse
 
 

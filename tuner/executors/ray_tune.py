@@ -32,7 +32,7 @@ from ray.tune.search import Searcher
 from tuner.errors import UserError
 from tuner.executors.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
 from tuner.loop import Ending, Loop, Work
-from tuner.records.store import RecordedAnswer
+from tuner.records.values import RecordedAnswer
 from tuner.results import CacheUse
 
 # Read by Ray when it starts and by Tune when it runs.

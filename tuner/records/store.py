@@ -8,45 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from sqlalchemy import (
-    URL,
-    Column,
     ColumnElement,
     Connection,
     Engine,
     Insert,
     Update,
-    create_engine,
-    event,
     func,
     insert,
-    inspect,
-    make_url,
     select,
     tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.schema import CreateColumn
 
 from pipeline.break_even import Serving
 from pipeline.layout import Layout
 from pipeline.methods import KNOBS
-from tuner.errors import DiskFullError, UserError
+from tuner.errors import UserError
 from tuner.margin import DEFAULT_MAX_DROP
+from tuner.records.database import open_engine, shown, transaction
 from tuner.records.schema import (
     FINGERPRINT_DIGITS,
-    SCHEMA_VERSION,
     AnswerRow,
     Base,
     CacheUseRow,
@@ -55,7 +45,6 @@ from tuner.records.schema import (
     QuarantineRow,
     QuestionRow,
     RefusalRow,
-    SchemaRow,
     SearchRow,
     SelectionRow,
     ServingRow,
@@ -64,152 +53,23 @@ from tuner.records.schema import (
     TrialRow,
     VideoRow,
 )
+from tuner.records.values import (
+    Goal,
+    Pair,
+    Purpose,
+    RecordedAnswer,
+    RefusalRecord,
+    SearchRecord,
+    Stopped,
+    StoredAnswer,
+    StoredQuestion,
+    StudyRecord,
+    TrialRecord,
+)
 from tuner.results import CacheUse, Configuration, MeasuredServing, Noise, Outcome, Part, Profiled, Timed
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
-
-# What SQLite says where there is no room: on a full disk; under a quota; for the file that readers share.
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
-# The same in PostgreSQL's codes.
-_DISK_FULL = "53100"
-
-Pair = tuple[str, str]
-"""(question id, fingerprint): what an answer is known by."""
-
-Goal = Literal["budget", "max_drop"]
-Purpose = Literal["search", "above"]
-
-
-@dataclass(frozen=True)
-class RecordedAnswer:
-    """What the model said, as stored; judged by `tuner.scoring`."""
-
-    question: str
-    text: str
-    option: int | None
-    option_logprobs: tuple[float, ...] | None
-    logprob: float | None
-    kept: tuple[int, ...]
-    seconds: float
-    peak_bytes: int | None = None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From plain data as a worker sends it; lists become tuples."""
-        logprobs = values["option_logprobs"]
-        return cls(
-            question=values["question"],
-            text=values["text"],
-            option=values["option"],
-            option_logprobs=None if logprobs is None else tuple(logprobs),
-            logprob=values["logprob"],
-            kept=tuple(values["kept"]),
-            seconds=values["seconds"],
-            peak_bytes=values.get("peak_bytes"),
-        )
-
-
-class StoredAnswer(NamedTuple):
-    """What an answer cost: visual tokens kept at each pruning (none: the unpruned model), and seconds."""
-
-    question: str
-    fingerprint: str
-    kept: tuple[int, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class StoredQuestion:
-    """A question with its place in the study and the layout its plans are made from."""
-
-    id: str
-    video: str
-    part: Part
-    layout: Layout
-
-
-@dataclass(frozen=True)
-class StudyRecord:
-    """All that planning, scoring and exporting need of a study, without its model."""
-
-    name: str
-    hash: str
-    parts: dict[str, Any]
-    setting: dict[str, Any]
-    shape: dict[str, Any]
-    fingerprint_base: str
-    text_encoder_identity: str
-    # Videos left out because they cannot be read: name, reason and content hash of each.
-    skipped: tuple[dict[str, str], ...]
-    questions: tuple[StoredQuestion, ...]
-
-    @property
-    def encoding(self) -> str:
-        """Model, text encoder, frames and number format: what stored layouts and answers depend on."""
-        return str(self.parts["settings"]["encoding"])
-
-
-@dataclass(frozen=True)
-class SearchRecord:
-    """What one search asked for; `id` is the database's."""
-
-    id: int
-    budget: float
-    seed: int
-    coordinates: str
-    trials: int
-    sampler: str = "tpe"
-    goal: Goal = "budget"
-    # As `tuner.margin.MaxDrop` writes it.
-    max_drop: str = DEFAULT_MAX_DROP
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Why the race ended a trial: completed ones beat it at its cost, seen after so many videos.
-
-    `by`: the one with the largest share in the mixture it was compared with.
-    """
-
-    by: int
-    videos: int
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A row of knobs; `outcome` is None while answers are missing, and for ever where the race stopped it."""
-
-    number: int
-    search: int
-    configuration: Configuration
-    fingerprints: tuple[str, ...]
-    binding_ratio: float
-    outcome: Outcome | None
-    purpose: Purpose = "search"
-    stopped: Stopped | None = None
-
-    @property
-    def unfinished(self) -> bool:
-        """Neither complete nor stopped: a run that goes on finishes it first."""
-        return self.outcome is None and self.stopped is None
-
-
-@dataclass(frozen=True)
-class RefusalRecord:
-    """A proposal over the budget, with the coordinates the sampler proposed it by."""
-
-    search: int
-    number: int
-    attempt: int
-    configuration: Configuration
-    proposed: dict[str, float]
-    binding_ratio: float
-
-
-def default_database(study: str, root: Path = Path(".tuner")) -> str:
-    """The SQLite database a study's records lie in unless told otherwise: `.tuner/<study>/tuner.db`."""
-    return f"sqlite:///{(root / study / 'tuner.db').as_posix()}"
 
 
 class Store:
@@ -226,52 +86,13 @@ class Store:
 
     @classmethod
     def open(cls, url: str, *, create: bool = True) -> Self:
-        """Opens the database at a `sqlite:///` or `postgresql://` URL; an empty one gets its tables.
-
-        Without `create` a database that is not there is a mistake.
-
-        Errors: UserError for a URL that names no such database, one that cannot be reached, or tables that
-        another version wrote.
-        """
-        try:
-            engine = create_engine(_parsed(url, create=create))
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"The database {_shown(url)} needs the package {error.name}: "
-                "pip install 'adatp-tuner[cluster]'"
-            ) from error
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        try:
-            with engine.begin() as connection:
-                found = None
-                if inspect(connection).has_table(SchemaRow.__tablename__):
-                    found = connection.execute(select(SchemaRow.version)).scalar_one_or_none()
-                if found is None:
-                    # The version comes last. SQLite commits each table by itself: a killed process or a full
-                    # disk may have left some, and then the others are made now.
-                    Base.metadata.create_all(connection)
-                    found = SCHEMA_VERSION
-                    connection.execute(insert(SchemaRow).values(version=found))
-            if found == SCHEMA_VERSION:
-                _add_what_came_later(engine)
-        except DBAPIError as error:
-            engine.dispose()
-            if _is_full(error):
-                raise DiskFullError.of(f"the database {_shown(url)}", error.orig) from error
-            raise UserError(f"The database {_shown(url)} cannot be opened: {error.orig}") from error
-        if found != SCHEMA_VERSION:
-            engine.dispose()
-            raise UserError(
-                f"The database {_shown(url)} has tables of version {found}, but this tuner writes version "
-                f"{SCHEMA_VERSION}: name another one with --database."
-            )
-        return cls(engine)
+        """On the database at this URL. Errors: as `tuner.records.database.open_engine`."""
+        return cls(open_engine(url, create=create))
 
     @property
     def url(self) -> str:
         """Where the records lie, without a password."""
-        return self._engine.url.render_as_string(hide_password=True)
+        return shown(self._engine)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -283,15 +104,8 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            if not _is_full(error):
-                raise
-            raise DiskFullError.of(f"the database {self.url}", error.orig) from error
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        return transaction(self._engine)
 
     # Studies
 
@@ -888,90 +702,6 @@ class Store:
             by_digest[row.configuration]: Timed(**{one.name: getattr(row, one.name) for one in fields(Timed)})
             for row in rows
         }
-
-
-def _add_what_came_later(engine: Engine) -> None:
-    """Tables and columns that were added since the database was made; older answers leave them empty."""
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        missing = _missing_columns(connection)
-    for table, column in missing:
-        definition = CreateColumn(column).compile(dialect=engine.dialect)
-        try:
-            with engine.begin() as connection:
-                connection.exec_driver_sql(f'ALTER TABLE "{table}" ADD COLUMN {definition}')
-        except DBAPIError:
-            # Another process opened the same database and was faster.
-            with engine.begin() as connection:
-                still = [(name, one.name) for name, one in _missing_columns(connection)]
-            if (table, column.name) in still:
-                raise
-
-
-def _missing_columns(connection: Connection) -> list[tuple[str, Column[Any]]]:
-    inspector = inspect(connection)
-    found = {
-        table: {column["name"] for column in inspector.get_columns(table)} for table in Base.metadata.tables
-    }
-    return [
-        (name, column)
-        for name, table in Base.metadata.tables.items()
-        for column in table.columns
-        if column.name not in found[name]
-    ]
-
-
-def parse_url(url: str) -> URL:
-    """The URL of a database as SQLAlchemy takes it, with the driver that belongs to this package.
-
-    Errors: UserError for one that names neither an SQLite nor a PostgreSQL database.
-    """
-    try:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UserError(
-            f"--database is a URL like sqlite:///tuner.db or postgresql://host/name, but got {url!r}."
-        ) from (error)
-    if backend not in ("sqlite", "postgresql"):
-        raise UserError(f"--database is SQLite or PostgreSQL, but got {backend!r}.")
-    if backend == "postgresql" and parsed.drivername == "postgresql":
-        return parsed.set(drivername="postgresql+psycopg")
-    return parsed
-
-
-def _parsed(url: str, *, create: bool) -> URL:
-    parsed = parse_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        file = Path(str(parsed.database))
-        if not create and not file.is_file():
-            raise UserError(f"there are no records at {file}; `tuner run` makes them")
-        file.parent.mkdir(parents=True, exist_ok=True)
-    return parsed
-
-
-def _is_full(error: DBAPIError) -> bool:
-    return (
-        getattr(error.orig, "sqlite_errorcode", None) in _FULL
-        or getattr(error.orig, "sqlstate", None) == _DISK_FULL
-    )
-
-
-def _shown(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def _set_pragmas(connection: Any, _: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA foreign_keys=ON")
-        # Readers (`tuner status`, dashboards) never wait for the writer.
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL a killed process loses nothing; a power cut can undo the last transactions, never tear one.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.close()
 
 
 def _inserted(connection: Connection, table: type[Base], **values: Any) -> int:

@@ -26,7 +26,7 @@ from pipeline.methods import KNOBS, AdaTP, knobs
 from pipeline.solve import Unreachable
 from tuner.errors import UserError
 from tuner.planning import Planner
-from tuner.records.store import Goal
+from tuner.records.values import Goal
 from tuner.results import Configuration
 from tuner.study import Search
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.methods import AdaTP
 from tuner import statistics
 from tuner.planning import Planner
-from tuner.records.store import Pair
+from tuner.records.values import Pair
 from tuner.results import Interval, QuestionResult
 from tuner.search.space import TOLERANCE, Range
 from tuner.sensitivity.breakpoints import Steps

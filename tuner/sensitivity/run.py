@@ -23,7 +23,9 @@ from tuner.errors import UserError
 from tuner.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
-from tuner.records.store import Pair, Store, StudyRecord, default_database
+from tuner.records.database import default_database
+from tuner.records.store import Store
+from tuner.records.values import Pair, StudyRecord
 from tuner.reporting import chosen, make_planner, setting_from, without_skipped
 from tuner.results import Configuration, Interval, Part, QuestionResult
 from tuner.scoring import judge

@@ -15,9 +15,11 @@ from pipeline.methods import AdaTP, OneShot
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_planner, make_study, open_store
 from tuner.errors import DiskFullError, UserError
 from tuner.executors.in_process import InProcessExecutor
-from tuner.records import store as records
+from tuner.records import database as records
+from tuner.records.database import default_database
 from tuner.records.schema import AnswerRow
-from tuner.records.store import RecordedAnswer, RefusalRecord, Store, default_database
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer, RefusalRecord
 from tuner.results import CacheUse, Configuration, MeasuredServing, Noise, Outcome, Profiled, Timed
 
 pytestmark = pytest.mark.quick
@@ -227,7 +229,7 @@ def test_a_missing_database_driver_is_named_with_the_way_to_get_it(monkeypatch: 
     def missing(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
 
-    monkeypatch.setattr("tuner.records.store.create_engine", missing)
+    monkeypatch.setattr("tuner.records.database.create_engine", missing)
     with pytest.raises(UserError, match=r"needs the package psycopg: pip install 'adatp-tuner\[cluster\]'"):
         Store.open("postgresql://someone:secret@127.0.0.1:1/none")
 

@@ -1,0 +1,143 @@
+"""What the records hold, as plain values: what `Store` takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+from pipeline.layout import Layout
+from tuner.margin import DEFAULT_MAX_DROP
+from tuner.results import Configuration, Outcome, Part
+
+Pair = tuple[str, str]
+"""(question id, fingerprint): what an answer is known by."""
+
+Goal = Literal["budget", "max_drop"]
+Purpose = Literal["search", "above"]
+
+
+@dataclass(frozen=True)
+class RecordedAnswer:
+    """What the model said, as stored; judged by `tuner.scoring`."""
+
+    question: str
+    text: str
+    option: int | None
+    option_logprobs: tuple[float, ...] | None
+    logprob: float | None
+    kept: tuple[int, ...]
+    seconds: float
+    peak_bytes: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From plain data as a worker sends it; lists become tuples."""
+        logprobs = values["option_logprobs"]
+        return cls(
+            question=values["question"],
+            text=values["text"],
+            option=values["option"],
+            option_logprobs=None if logprobs is None else tuple(logprobs),
+            logprob=values["logprob"],
+            kept=tuple(values["kept"]),
+            seconds=values["seconds"],
+            peak_bytes=values.get("peak_bytes"),
+        )
+
+
+class StoredAnswer(NamedTuple):
+    """What an answer cost: visual tokens kept at each pruning (none: the unpruned model), and seconds."""
+
+    question: str
+    fingerprint: str
+    kept: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StoredQuestion:
+    """A question with its place in the study and the layout its plans are made from."""
+
+    id: str
+    video: str
+    part: Part
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """All that planning, scoring and exporting need of a study, without its model."""
+
+    name: str
+    hash: str
+    parts: dict[str, Any]
+    setting: dict[str, Any]
+    shape: dict[str, Any]
+    fingerprint_base: str
+    text_encoder_identity: str
+    # Videos left out because they cannot be read: name, reason and content hash of each.
+    skipped: tuple[dict[str, str], ...]
+    questions: tuple[StoredQuestion, ...]
+
+    @property
+    def encoding(self) -> str:
+        """Model, text encoder, frames and number format: what stored layouts and answers depend on."""
+        return str(self.parts["settings"]["encoding"])
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What one search asked for; `id` is the database's."""
+
+    id: int
+    budget: float
+    seed: int
+    coordinates: str
+    trials: int
+    sampler: str = "tpe"
+    goal: Goal = "budget"
+    # As `tuner.margin.MaxDrop` writes it.
+    max_drop: str = DEFAULT_MAX_DROP
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Why the race ended a trial: completed ones beat it at its cost, seen after so many videos.
+
+    `by`: the one with the largest share in the mixture it was compared with.
+    """
+
+    by: int
+    videos: int
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A row of knobs; `outcome` is None while answers are missing, and for ever where the race stopped it."""
+
+    number: int
+    search: int
+    configuration: Configuration
+    fingerprints: tuple[str, ...]
+    binding_ratio: float
+    outcome: Outcome | None
+    purpose: Purpose = "search"
+    stopped: Stopped | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Neither complete nor stopped: a run that goes on finishes it first."""
+        return self.outcome is None and self.stopped is None
+
+
+@dataclass(frozen=True)
+class RefusalRecord:
+    """A proposal over the budget, with the coordinates the sampler proposed it by."""
+
+    search: int
+    number: int
+    attempt: int
+    configuration: Configuration
+    proposed: dict[str, float]
+    binding_ratio: float
