@@ -59,6 +59,18 @@ def test_whatever_changed_is_drawn_again(drawings, tmp_path, what):
     assert all(file.is_file() for file in again)
 
 
+def test_a_figure_without_data_any_more_is_gone(drawings, tmp_path):
+    summary = make_summary(5)
+    draw(STUDY, summary, comparison=make_comparison(1, own=summary))
+    folder = tmp_path / ".tuner/demo/figures"
+    (folder / "mine.png").write_bytes(b"of somebody else")
+    assert len(list(folder.glob("comparison.*"))) == 3
+    draw(STUDY, summary)
+    assert list(folder.glob("comparison.*")) == []
+    assert {one.name for one in folder.glob("pareto.*")} == {"pareto.html", "pareto.png", "pareto.csv"}
+    assert (folder / "mine.png").exists()
+
+
 def test_equal_results_have_the_same_stamp_whatever_made_them():
     summary = make_summary(3)
     name = "".join(["de", "mo"])

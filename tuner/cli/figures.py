@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,25 @@ if TYPE_CHECKING:
     from tuner.sensitivity.results import Sensitivity
     from tuner.study import Study
 
-# Says what the figures beside it were drawn from.
 _STAMP = ".drawn.json"
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What the figures in a folder were drawn from, the files that stand alone, and all figures' names."""
+
+    stamp: str = ""
+    files: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> _Drawn:
+        """Nothing where the folder does not say."""
+        try:
+            written = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+            return cls(written["stamp"], tuple(written["files"]), tuple(written["pictures"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
 
 
 @dataclass(frozen=True)
@@ -103,15 +120,20 @@ def draw(
     evidence = gather(study, summary, database, comparison=comparison)
     folder = _folder(summary.study)
     stamp = _stamp(summary, evidence)
-    files = _drawn(folder, stamp)
-    if files is None:
-        drawn = pictures(summary, evidence)
-        (folder / _STAMP).unlink(missing_ok=True)
-        page = folder / "report.html"
-        files = (page, *_write(drawn, folder))
-        page.write_text(_report(summary, evidence, drawn), encoding="utf-8")
-        written = {"stamp": stamp, "files": [file.name for file in files]}
-        (folder / _STAMP).write_text(json.dumps(written), encoding="utf-8")
+    before = _Drawn.read(folder)
+    files = tuple(folder / name for name in before.files)
+    if before.stamp == stamp and all(file.is_file() for file in files):
+        return files
+    drawn = pictures(summary, evidence)
+    (folder / _STAMP).unlink(missing_ok=True)
+    for name in before.pictures:  # of what is no longer so, too
+        for kind in ("html", "png", "csv"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    page = folder / "report.html"
+    files = (page, *_write(drawn, folder))
+    page.write_text(_report(summary, evidence, drawn), encoding="utf-8")
+    written = _Drawn(stamp, tuple(file.name for file in files), tuple(one.name for one in drawn))
+    (folder / _STAMP).write_text(json.dumps(asdict(written)), encoding="utf-8")
     return files
 
 
@@ -176,17 +198,6 @@ def _stamp(summary: RunSummary, evidence: Evidence) -> str:
                 digest.update(source.read_bytes())
     digest.update(repr([version(library) for library in ("plotly", "matplotlib")]).encode())
     return digest.hexdigest()
-
-
-def _drawn(folder: Path, stamp: str) -> tuple[Path, ...] | None:
-    """The files there, if they were drawn from this; None: not all of them."""
-    try:
-        written = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-        files = tuple(folder / name for name in written["files"])
-        same = written["stamp"] == stamp
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return files if same and all(file.is_file() for file in files) else None
 
 
 def _folder(study: str) -> Path:
