@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,56 +61,12 @@ def run_in_process(path: Path, evaluator: FakeEvaluator) -> None:
         InProcessExecutor(evaluator).run(make_loop(evaluator.study, store))
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path) -> list[Any]:
-    study = make_study()
-    run_in_process(tmp_path / "undisturbed.db", FakeEvaluator(study))
-    with open_store(tmp_path / "undisturbed.db", study) as store:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    study, path = make_study(), tmp_path_factory.mktemp("undisturbed") / "t.db"
+    run_in_process(path, FakeEvaluator(study))
+    with open_store(path, study) as store:
         return table(store)
-
-
-@pytest.mark.parametrize("kind", EXECUTORS)
-def test_everything_is_answered_once(kind: str, tmp_path: Path) -> None:
-    study = make_study()
-    with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(study, store)
-        make_executor(kind, FakeEvaluator(study)).run(loop)
-        assert loop.finished
-        assert not loop.interrupted
-        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
-        wanted = {(question.id, "baseline") for question in study.questions}
-        for trial in store.trials():
-            tune = zip(study.questions, trial.fingerprints, strict=True)
-            wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.part_of(one) == "tune"}
-        held_out = len(study.questions_of("held_out"))
-        assert store.count_answers() == len(wanted) + held_out * len(store.measured())
-
-
-@pytest.mark.parametrize("kind", EXECUTORS)
-def test_what_the_caches_did_comes_back_with_the_answers(kind: str, tmp_path: Path) -> None:
-    study = make_study()
-    with open_store(tmp_path / "t.db", study) as store:
-        make_executor(kind, FakeEvaluator(study)).run(make_loop(study, store))
-        use, noise = store.cache_use(), store.noise()
-        assert use is not None
-        assert noise is not None
-        # Two workers may ask the same of a plan that two trials share.
-        asked = use.prefixes - noise.questions - store.count_answers()
-        assert asked == 0 or (kind == "ray_2" and asked > 0)
-        assert use.features_in_memory == use.prefixes
-        assert 0 < use.prefixes_built < use.prefixes_reused
-
-
-def test_a_killed_worker_takes_its_last_counts_along(tmp_path: Path) -> None:
-    study = make_study()
-    evaluator = FakeEvaluator(study, kill_marker=tmp_path / "killed", kill_after=3)
-    with open_store(tmp_path / "t.db", study) as store:
-        make_executor("ray_1", evaluator).run(make_loop(study, store))
-        use, noise = store.cache_use(), store.noise()
-        assert use is not None
-        assert noise is not None
-        # What it died of had not been answered, so nothing is counted twice either.
-        assert use.prefixes == store.count_answers() + noise.questions
 
 
 @dataclass
@@ -141,22 +98,71 @@ class Told(NoProgress):
         self.messages.append(text)
 
 
-def test_two_workers_evaluate_two_trials_at_a_time(tmp_path: Path) -> None:
-    study = make_study()
-    with open_store(tmp_path / "t.db", study) as store:
-        progress = Told()
-        loop = make_loop(study, store, progress=progress)
-        make_executor("ray_2", Meeting(study, folder=tmp_path)).run(loop)
+@dataclass(frozen=True)
+class Ran:
+    """A loop that ended, with what it said; its store is closed."""
+
+    path: Path
+    loop: Loop
+    messages: list[str]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
+    """A whole run on an executor of this kind: once, because a worker takes seconds to start."""
+
+    @cache
+    def run(kind: str) -> Ran:
+        study, folder, progress = make_study(), tmp_path_factory.mktemp(kind), Told()
+        # Two workers have to meet: an attempt that waited for nobody dies and is tried again.
+        evaluator = Meeting(study, folder=folder) if kind == "ray_2" else FakeEvaluator(study)
+        with open_store(folder / "t.db", study) as store:
+            loop = make_loop(study, store, progress=progress)
+            make_executor(kind, evaluator).run(loop)
+        return Ran(folder / "t.db", loop, progress.messages)
+
+    return run
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_everything_is_answered_once(kind: str, ran: Callable[[str], Ran]) -> None:
+    study, found = make_study(), ran(kind)
+    with open_store(found.path, study) as store:
+        assert found.loop.finished
+        assert not found.loop.interrupted
+        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+        wanted = {(question.id, "baseline") for question in study.questions}
+        for trial in store.trials():
+            tune = zip(study.questions, trial.fingerprints, strict=True)
+            wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.part_of(one) == "tune"}
+        held_out = len(study.questions_of("held_out"))
+        assert store.count_answers() == len(wanted) + held_out * len(store.measured())
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_what_the_caches_did_comes_back_with_the_answers(kind: str, ran: Callable[[str], Ran]) -> None:
+    with open_store(ran(kind).path, make_study()) as store:
+        use, noise = store.cache_use(), store.noise()
+        assert use is not None
+        assert noise is not None
+        # Two workers may ask the same of a plan that two trials share.
+        asked = use.prefixes - noise.questions - store.count_answers()
+        assert asked == 0 or (kind == "ray_2" and asked > 0)
+        assert use.features_in_memory == use.prefixes
+        assert 0 < use.prefixes_built < use.prefixes_reused
+
+
+def test_two_workers_evaluate_two_trials_at_a_time(ran: Callable[[str], Ran]) -> None:
+    found = ran("ray_2")
+    with open_store(found.path, make_study()) as store:
         assert all(one.outcome is not None for one in store.trials())
-        # An attempt that waited for nobody would have died and been tried again.
-        assert not [one for one in progress.messages if "died" in one]
+    assert len(list(found.path.parent.glob("*.met"))) >= 2
+    assert not [one for one in found.messages if "died" in one]
 
 
 @pytest.mark.parametrize("kind", ["in_process", "ray_1"])
-def test_one_worker_is_deterministic(kind: str, tmp_path: Path, undisturbed: list[Any]) -> None:
-    study = make_study()
-    with open_store(tmp_path / "t.db", study) as store:
-        make_executor(kind, FakeEvaluator(study)).run(make_loop(study, store))
+def test_one_worker_is_deterministic(kind: str, ran: Callable[[str], Ran], undisturbed: list[Any]) -> None:
+    with open_store(ran(kind).path, make_study()) as store:
         assert table(store) == undisturbed
 
 
@@ -171,6 +177,11 @@ def test_a_killed_worker_loses_only_its_rung(
         assert (tmp_path / "killed").exists()
         if kind == "ray_1":
             assert table(store) == undisturbed
+            use, noise = store.cache_use(), store.noise()
+            assert use is not None
+            assert noise is not None
+            # What it died of had not been answered, so nothing is counted twice.
+            assert use.prefixes == store.count_answers() + noise.questions
         else:
             assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
 

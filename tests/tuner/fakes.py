@@ -20,7 +20,6 @@ from tuner.planning import Planner
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
 from tuner.search.evidence import Sampler
-from tuner.search.optuna_sampler import OptunaSampler
 from tuner.search.space import Coordinates, make_space
 from tuner.search_loop import SearchLoop
 from tuner.study import Study, StudyQuestion, Video
@@ -128,9 +127,13 @@ def make_loop(
     search: SearchRecord = store.search(budget, seed, coordinates, trials, goal=goal, max_drop=max_drop)
     space = make_space(coordinates, planner, study.search, budget, goal)
     options = {"race": False, "above_budget": (), "rung_videos": 2, **options}
-    # Few random trials, so that short tests reach the model of the sampler.
-    chosen = OptunaSampler(startup_trials=3) if sampler is None else sampler
-    return SearchLoop(study, store, planner, search, space, chosen, **options)
+    if sampler is None:
+        # Here, because workers import this module for its evaluator and Optuna is half of what they import.
+        from tuner.search.optuna_sampler import OptunaSampler
+
+        # Few random trials, so that short tests reach the model of the sampler.
+        sampler = OptunaSampler(startup_trials=3)
+    return SearchLoop(study, store, planner, search, space, sampler, **options)
 
 
 @dataclass

@@ -435,8 +435,9 @@ def mirror(folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-def test_run_status_and_export_on_a_real_study(tiny):
-    """The whole way, as a newcomer types it."""
+def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
+    """The whole way, as a newcomer types it: each command once in a process of its own, again in this one."""
+    monkeypatch.chdir(tiny)
     begun = tuner("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", folder=tiny)
     assert begun.code == 0, begun.err
     for text in ("held-out accuracy", "tau_s", "alpha_boost", "FLOPs ratio", "regressions", "mlflow ui"):
@@ -454,7 +455,7 @@ def test_run_status_and_export_on_a_real_study(tiny):
     assert json.loads(shown.out)["trials_completed"] == 3
 
     export = ("export", "--study", "tiny", "--output", "best.json")
-    refused = tuner(*export, folder=tiny)
+    refused = call(*export)
     assert (refused.code, (tiny / "best.json").exists()) == (2, False)
     assert "no configuration is shown to stay within 2 points" in refused.err
     # Two held-out videos prove nothing.
@@ -478,9 +479,9 @@ def test_run_status_and_export_on_a_real_study(tiny):
     assert mirror(tiny) == mirrored
 
     before = (tiny / "best.json").read_bytes()
-    again = tuner("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", folder=tiny)
+    again = call("run", "--study", "tiny", "--budget", "0.5", "--trials", "3")
     assert again.code == 0, again.err
-    assert tuner(*export, folder=tiny).code == 0
+    assert call(*export).code == 0
     assert (tiny / "best.json").read_bytes() == before
 
     from pipeline import load

@@ -73,8 +73,11 @@ def shoot(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("mlflow")
+def folder(tmp_path_factory, empty_database):
+    """With the server's database."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_database, folder / "server.db")
+    return folder
 
 
 def _with_stopped(summary, count):
@@ -95,8 +98,6 @@ def large(folder):
     from tuner.mlflow_mirror import MlflowMirror
 
     mirror = MlflowMirror(f"sqlite:///{folder / 'server.db'}")
-    (folder / "server.db").touch()
-    mirror.find("nothing", "0")  # makes the tables: 5 to 20 s, once
     summary = _with_stopped(make_summary(300, study="large"), 40)
     for when in ("first", "again"):
         begun = time.monotonic()
@@ -106,17 +107,16 @@ def large(folder):
 
 
 @pytest.fixture(scope="module")
-def server(folder, browser):
+def server(browser, folder, server_environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": ""}
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
+            command, cwd=folder, stdout=log, stderr=log, env=server_environment, start_new_session=True
         )
     try:
         address = f"http://127.0.0.1:{port}"

@@ -28,15 +28,6 @@ MlflowMirror = mlflow_mirror.MlflowMirror
 KNOBS = {"tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"}
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """A database with MLflow's tables: making them takes longer than all the tests below."""
-    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    database.touch()
-    MlflowMirror(f"sqlite:///{database}").find("nothing", "0")
-    return database
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch, empty_database):
     """A working directory with an empty mlflow.db."""
@@ -480,17 +471,17 @@ def test_a_database_of_another_kind_is_a_warning_not_the_end(tmp_path, monkeypat
 
 
 @pytest.mark.timeout(900)
-def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder):
+def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder, server_environment):
     summary = make_summary(4)
     recorded = MlflowMirror().record(summary, tuple(write_pareto(summary, folder / "figures")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": ""}
+    command += ["--workers", "1"]  # of four, three only take time to start
     with (folder / "ui.log").open("w") as log:
         server = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
+            command, cwd=folder, stdout=log, stderr=log, env=server_environment, start_new_session=True
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/health", server, folder / "ui.log")
