@@ -434,7 +434,7 @@ class SearchLoop(Loop):
                 told.append(((trial.number, 1, 0), Evidence(point, values, over, values is None)))
         for refusal in self._refusals_of_search():
             # AdaTP's defaults were not the sampler's proposal.
-            if refusal.proposed:
+            if refusal.proposed and self._space.covers(refusal.proposed, refusal.configuration):
                 evidence = Evidence(refusal.proposed, None, self._over_budget(refusal.binding_ratio))
                 told.append(((refusal.number, 0, refusal.attempt), evidence))
         return [evidence for _, evidence in sorted(told, key=lambda one: one[0])]
