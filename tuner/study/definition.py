@@ -14,7 +14,7 @@ from pipeline.question import Question, Scoring
 from tuner.results import Part
 
 CHOICES = ("deduplicate", "score_query")
-"""AdaTP's discrete choices that a search may make; not `relevance_norm`, which the range of tau_t hangs on."""
+"""AdaTP's discrete choices that a search may make; not `relevance_norm`: the range of tau_t hangs on it."""
 
 
 @dataclass(frozen=True)
