@@ -184,7 +184,7 @@ def choice_values(search: Search) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def default_choices(search: Search) -> dict[str, str]:
+def default_choices(search: Search) -> dict[str, Any]:
     """Of what a study searches of each choice AdaTP's default, or the first where that is not listed."""
     default = choices(AdaTP)
     return {
