@@ -55,18 +55,22 @@ def trials(
     """List all trials with their knobs and what they reach on tune videos; also while a run goes on."""
     from rich.console import Console
 
+    from tuner.choices import worth_showing
     from tuner.records.database import default_database
     from tuner.records.store import Store
     from tuner.study import load_study
 
-    name = load_study(study, skip_bad_videos=True).name
+    loaded = load_study(study, skip_bad_videos=True)
+    name = loaded.name
     with Store.open(database or default_database(name), create=False) as store:
         store.require(name)
-        found = rows(store.trials(), {one.id: one for one in store.searches()})
+        recorded = store.trials()
+        found = rows(recorded, {one.id: one for one in store.searches()})
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in found], indent=2))
     else:
-        table = _table(found)
+        listed = [choice for choice, _ in loaded.search.choices]
+        table = _table(found, worth_showing(listed, (one.configuration for one in recorded)))
         # As wide as it needs to be: a number cut short is none.
         width = Console(width=1000).measure(table).maximum
         Console(width=max(width, Console().width)).print(table)
@@ -106,7 +110,7 @@ def rows(found: tuple[TrialRecord, ...], searches: Mapping[int, SearchRecord]) -
     return result
 
 
-def _table(found: list[Row]) -> Table:
+def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -116,6 +120,8 @@ def _table(found: list[Row]) -> Table:
     numbers = ("accuracy", "log-\nprob.", "FLOPs", "end to\nend", "lost", "gained", "budget")
     for name in ("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS), *numbers):
         table.add_column(name, justify="right")
+    for name in choices:
+        table.add_column(name.replace("_", "_\n"))
     table.add_column("front")
     table.add_column("state")
     for row in found:
@@ -129,6 +135,7 @@ def _table(found: list[Row]) -> Table:
             _number(row.regressions, "d"),
             _number(row.gained, "d"),
             f"{row.budget:g}" if row.within_budget else f"> {row.budget:g}",
+            *(row.parameters.get(name, "-") for name in choices),
             "yes" if row.on_front else "",
             f"stopped by {row.stopped_by} after {row.stopped_videos} videos"
             if row.state == "stopped"
