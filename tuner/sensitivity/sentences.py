@@ -102,7 +102,7 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
     if not better:
         return
     chosen = str(found.reference.get("deduplicate"))
-    told = [f"{one.deduplicate} {_interval(one.difference)} (p {value(one.p)})" for one in better]
+    told = [f"{one.deduplicate} (with p = {value(one.p)}) {_interval(one.difference)}" for one in better]
     level = f"{100 * better[0].level:.3g} % intervals"
     if len(found.alternatives) > 1:
         level += f", because of {len(found.alternatives)} looks"
