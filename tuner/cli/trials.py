@@ -118,16 +118,19 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     numbers = ("accuracy", "log-\nprob.", "FLOPs", "end to\nend", "lost", "gained", "budget")
-    for name in ("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS), *numbers):
+    for name in ("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS)):
         table.add_column(name, justify="right")
     for name in choices:
         table.add_column(name.replace("_", "_\n"))
+    for name in numbers:
+        table.add_column(name, justify="right")
     table.add_column("front")
     table.add_column("state")
     for row in found:
         table.add_row(
             str(row.number),
             *(_number(row.parameters.get(knob), ".4g") for knob in KNOBS),
+            *(row.parameters.get(name, "-") for name in choices),
             _number(None if row.accuracy is None else 100 * row.accuracy, ".1f"),
             _number(row.logprob_change, "+.4f"),
             _number(row.flops_ratio, ".4f"),
@@ -135,7 +138,6 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
             _number(row.regressions, "d"),
             _number(row.gained, "d"),
             f"{row.budget:g}" if row.within_budget else f"> {row.budget:g}",
-            *(row.parameters.get(name, "-") for name in choices),
             "yes" if row.on_front else "",
             f"stopped by {row.stopped_by} after {row.stopped_videos} videos"
             if row.state == "stopped"
