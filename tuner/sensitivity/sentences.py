@@ -113,7 +113,7 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
     if all(one.searched for one in better):
         yield f"{text}; it may choose among these already."
         return
-    wanted = {chosen, *(one.deduplicate for one in better)}
+    wanted = {chosen, *(one.deduplicate for one in found.alternatives if one.searched or one in better)}
     listed = ", ".join(one for one in map(str, choices(AdaTP)["deduplicate"].values) if one in wanted)
     yield f"{text}; `search: choices: {{deduplicate: [{listed}]}}` in study.yaml lets it choose."
 

@@ -364,6 +364,9 @@ def test_a_better_alternative_is_told_with_the_way_to_search_it(bench: Bench) ->
     assert told() == []
     (sentence,) = told(("drop", 0.05, 0.02, True))
     assert sentence.endswith("decides; it may choose among these already.")
+    # What is listed stays listed.
+    (sentence,) = told(("drop", 0.05, 0.02, False), ("off", 0.01, -0.02, True))
+    assert "{deduplicate: [demote, drop, off]}" in sentence
     # Near the top.
     made = Alternative("drop", 0.62, 0.29, Measured(0.05, Interval(0.02, 0.08)), 0.975, False)
     assert any("Another" in one for one in sentences(replace(found, alternatives=(made,)))[:2])
