@@ -570,3 +570,19 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
             assert all(point.keys() == loop._space.ranges.keys() for point in told)
             run(loop, FakeEvaluator(changed))
             assert len(store.trials()) == before + 3
+
+
+def test_another_search_counts_where_it_made_each_choice_in_every_way_that_is_listed(tmp_path: Path) -> None:
+    plain, listed = make_study(), replace(make_study(), search=LISTED)
+    with open_store(tmp_path / "t.db", plain) as store:
+        run(make_loop(plain, store, trials=4), FakeEvaluator(plain))
+        assert len(make_loop(plain, store, seed=1)._evidence()) == 4
+        # It has only ever demoted: that would outweigh all the new search sees of dropping.
+        assert make_loop(listed, store, seed=1)._evidence() == []
+        run(make_loop(listed, store, trials=6, seed=1), FakeEvaluator(listed))
+        own = [one for one in store.trials() if one.number >= 4]
+        assert {one.configuration.get("deduplicate") for one in own} == {"demote", "drop"}
+        assert len(make_loop(listed, store, seed=1)._evidence()) == 6
+        assert len(make_loop(listed, store, seed=2)._evidence()) == 6
+        # Its own trials always count.
+        assert len(make_loop(listed, store, seed=0)._evidence()) == 10
