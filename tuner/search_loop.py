@@ -421,7 +421,7 @@ class SearchLoop(Loop):
         """Trials, complete or stopped, and this search's refusals as the sampler sees them, by number.
 
         Trials of other searches count where they have a place in this search's coordinates, and where that
-        search made each choice in every way listed now: forty trials with one value say nothing of the others,
+        search made each choice in every way listed now: forty trials with one value tell nothing of another,
         but a sampler takes what it is told of for what is worth proposing.
         """
         points: dict[int, Point] = {}
