@@ -31,8 +31,9 @@ from dashboards.pareto_marks import (
 )
 from dashboards.pareto_table import ParetoPoint, pareto_points
 from dashboards.picture import BLACK, BLUE, FONT, GREY, Picture, write
-from pipeline.methods import KNOBS
+from pipeline.methods import KNOBS, AdaTP, choices
 from tuner.results import Comparison, RunSummary
+from tuner.study import CHOICES
 from tuner.summary import up_to
 
 if TYPE_CHECKING:
@@ -448,4 +449,8 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
         value = getattr(point, knob)
         if value is not None:
             lines.append(f"{knob} {value:.4g}")
+    for choice in CHOICES:
+        made = getattr(point, choice)
+        if made is not None and (choice in summary.choices or made != choices(AdaTP)[choice].default):
+            lines.append(f"{choice} {made}")
     return "<br>".join(lines)

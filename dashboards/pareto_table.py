@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.methods import KNOBS, AdaTP, AdaTPOneShot
 from tuner.results import AnswerCost, Comparison, Configuration, Measured, Outcome, Part, RunSummary
+from tuner.study import CHOICES
 
 # AdaTP, whole or with parts changed.
 _ADATP = (AdaTP.name, AdaTPOneShot.name)
@@ -39,6 +40,9 @@ class ParetoPoint:
     alpha_boost: float | None = None
     gamma_cap: float | None = None
     p: float | None = None
+    # AdaTP's; None for other methods.
+    deduplicate: str | None = None
+    score_query: str | None = None
     # Seconds per answer over the unpruned model's on the same part, as the study measured them.
     seconds_ratio: float | None = None
     # A peer's, as in `tuner.results.Compared`, and its method.
@@ -190,4 +194,5 @@ def _baseline(part: Part, accuracy: Measured) -> ParetoPoint:
 
 def _knobs(configuration: Configuration) -> dict[str, Any]:
     parameters = dict(configuration.parameters)
-    return {name: float(parameters[name]) for name in KNOBS if name in parameters}
+    own = {name: parameters[name] for name in CHOICES} if configuration.method in _ADATP else {}
+    return {name: float(parameters[name]) for name in KNOBS if name in parameters} | own

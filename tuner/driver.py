@@ -21,10 +21,10 @@ from pipeline.checkpoint import find_checkpoint
 from pipeline.errors import ModelError, PipelineError, VideoError
 from pipeline.layout import Layout
 from pipeline.meter import machine as machine_name
-from pipeline.methods import KNOBS
 from pipeline.plan import pruning_layers
 from pipeline.video import content_hash
 from tuner.beside import Ask, Beside
+from tuner.choices import in_words
 from tuner.errors import UserError, disk_may_be_full
 from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
 from tuner.executors.in_process import InProcessExecutor
@@ -418,9 +418,7 @@ def _check_budget(study: Study, planner: Planner, budget: float) -> None:
     smallest = smallest_reachable(planner, study.search)
     if budget < smallest:
         closest = cheapest(planner, study.search)
-        knobs = ", ".join(
-            f"{name} {value:.4g}" for name, value in closest.configuration.parameters if name in KNOBS
-        )
+        knobs = in_words(closest.configuration, [name for name, _ in study.search.choices])
         raise UserError(
             f"no configuration of this study fits the budget {budget:g}: the closest needs "
             f"{smallest:.4f}, the smallest budget that can be reached here ({knobs})"

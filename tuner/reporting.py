@@ -219,6 +219,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         skipped_videos=tuple(one["name"] for one in record.skipped),
         quarantined=quarantined,
         smallest_reachable=smallest_reachable(planner, study.search),
+        choices=tuple(name for name, _ in study.search.choices),
         setting=setting_from(record.setting),
         baseline_cost=_baseline_cost(results, "held_out"),
         baseline_cost_tune=_baseline_cost(results, "tune"),

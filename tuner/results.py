@@ -420,6 +420,8 @@ class RunSummary:
     # Questions that are left out because they kill their workers: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
     smallest_reachable: float | None = None
+    # AdaTP's discrete choices that the study's search makes or fixes, by name.
+    choices: tuple[str, ...] = ()
     # How the model was called: what best.json needs besides the knobs.
     setting: Setting | None = None
     # Answers of the unpruned model to the held-out questions.

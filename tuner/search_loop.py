@@ -10,6 +10,7 @@ was not.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ from tuner.records.values import (
 from tuner.results import Configuration, Noise, QuestionResult
 from tuner.scoring import graded, judge
 from tuner.search.evidence import Evidence, Sampler
-from tuner.search.space import TOLERANCE, Point, Space
+from tuner.search.space import TOLERANCE, Bins, Point, Space
 from tuner.selection import Choice, choose, choose_best, hypervolume, ordered
 from tuner.sentences import noise_floor
 from tuner.study import Study, StudyQuestion
@@ -419,12 +420,27 @@ class SearchLoop(Loop):
     def _evidence(self) -> list[Evidence]:
         """Trials, complete or stopped, and this search's refusals as the sampler sees them, by number.
 
-        Trials of other searches count where they have a place in this search's coordinates.
+        Trials of other searches count where they have a place in this search's coordinates, and where that
+        search made each choice in every way listed now: forty trials with one value tell nothing of another,
+        but a sampler takes what it is told of for what is worth proposing.
         """
-        told: list[tuple[tuple[int, int, int], Evidence]] = []
+        points: dict[int, Point] = {}
+        places: defaultdict[int, set[tuple[str, float]]] = defaultdict(set)
         for trial in self.trials:
             point = None if trial.unfinished else self._space.point(trial.configuration, trial.binding_ratio)
             if point is not None:
+                points[trial.number] = point
+                places[trial.search].update(point.items())
+        wanted = {
+            (name, place)
+            for name, one in self._space.ranges.items()
+            if isinstance(one, Bins)
+            for place in one.places
+        }
+        told: list[tuple[tuple[int, int, int], Evidence]] = []
+        for trial in self.trials:
+            point = points.get(trial.number)
+            if point is not None and (trial.search == self._search.id or wanted <= places[trial.search]):
                 # What a stopped trial answered so far is not comparable with whole ones: it has no values.
                 values = None
                 if trial.outcome is not None:
@@ -434,7 +450,7 @@ class SearchLoop(Loop):
                 told.append(((trial.number, 1, 0), Evidence(point, values, over, values is None)))
         for refusal in self._refusals_of_search():
             # AdaTP's defaults were not the sampler's proposal.
-            if refusal.proposed:
+            if refusal.proposed and self._space.covers(refusal.proposed, refusal.configuration):
                 evidence = Evidence(refusal.proposed, None, self._over_budget(refusal.binding_ratio))
                 told.append(((refusal.number, 0, refusal.attempt), evidence))
         return [evidence for _, evidence in sorted(told, key=lambda one: one[0])]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.methods import AdaTP, knobs
+from pipeline.methods import AdaTP, choices, knobs
+from tuner.choices import in_words, value_text, worth_showing
 from tuner.recording import Recorded
 from tuner.results import (
     AnswerCost,
@@ -49,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class KnobRow:
-    """One knob: its value at the best configuration and at AdaTP's defaults, and what it does."""
+    """One knob or choice: its value at the best configuration and at AdaTP's defaults, and what it does."""
 
     name: str
     best: str
@@ -95,10 +96,15 @@ def comparison(summary: RunSummary) -> tuple[Row, ...]:
 
 
 def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
-    """The five knobs."""
+    """The five knobs, then the choices that the study lists or that are not AdaTP's default."""
+    known = choices(AdaTP)
+    trials = [one for one in (summary.best, summary.defaults) if one is not None]
+    shown = worth_showing(summary.choices, [one.configuration for one in trials])
+    meanings = {name: knob.meaning for name, knob in knobs(AdaTP).items()}
+    meanings |= {name: known[name].meaning for name in shown}
     return tuple(
-        KnobRow(name, _knob(summary.best, name), _knob(summary.defaults, name), knob.meaning)
-        for name, knob in knobs(AdaTP).items()
+        KnobRow(name, _knob(summary.best, name), _knob(summary.defaults, name), meaning)
+        for name, meaning in meanings.items()
     )
 
 
@@ -380,22 +386,15 @@ def _tune(trial: Trial | None) -> str:
 def _knob(trial: Trial | None, name: str) -> str:
     if trial is None or name not in dict(trial.configuration.parameters):
         return NOTHING
-    return f"{trial.configuration.get(name):.4g}"
+    return value_text(trial.configuration.get(name))
 
 
 def nothing_fits(summary: RunSummary) -> str:
     """Why there is no best configuration, and what the closest one and the smallest possible one need."""
     text = f"No configuration within the budget {summary.budget:g} was found."
     if summary.closest is not None:
-        values = ", ".join(f"{name} {value:.4g}" for name, value in _numbers(summary))
+        values = in_words(summary.closest.configuration, summary.choices)
         text += f" The closest needs {summary.closest.flops_ratio:.4f} ({values})."
     if summary.smallest_reachable is not None:
         text += f" The smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}."
     return text
-
-
-def _numbers(summary: RunSummary) -> list[tuple[str, float]]:
-    assert summary.closest is not None
-    return [
-        (name, value) for name, value in summary.closest.configuration.parameters if isinstance(value, float)
-    ]

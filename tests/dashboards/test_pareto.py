@@ -243,3 +243,20 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
         browser.close()
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.mark.quick
+def test_a_choice_is_in_the_table_and_named_on_hovering_where_it_says_something():
+    summary = make_summary()
+    points = pareto_points(summary, make_comparison(9, own=summary))
+    assert {(one.deduplicate, one.score_query) for one in points if one.p is not None} == {("demote", "last")}
+    assert all(one.deduplicate is None for one in points if one.kind in ("peer", "baseline"))
+    assert "deduplicate" not in to_html(pareto_picture(summary))
+    page = to_html(pareto_picture(replace(summary, choices=("deduplicate",))))
+    assert "deduplicate demote" in page
+    assert "score_query" not in page
+    dropping = Configuration.from_method(AdaTP(p=0.7, deduplicate="drop"))
+    trials = (replace(summary.trials[0], configuration=dropping), *summary.trials[1:])
+    page = to_html(pareto_picture(replace(summary, trials=trials)))
+    assert page.count("deduplicate drop") >= 1
+    assert "deduplicate demote" not in page

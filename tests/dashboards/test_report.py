@@ -470,3 +470,10 @@ def test_no_class_of_the_page_is_a_name_that_a_picture_styles_itself_by():
     )
     names = {"pareto", "comparison", "cards", "bias", "history", "health", "sensitivity", "indices", "curves"}
     assert not names & set(own)
+
+
+@quick
+def test_a_choice_that_is_searched_stands_with_the_knobs_on_the_first_screen():
+    entry = re.compile(r"<dt title=[^>]*>deduplicate</dt><dd>(\w+)</dd>")
+    assert not entry.search(report_html(make_summary(), ()))
+    assert entry.findall(report_html(make_summary(choices=("deduplicate",)), ())) == ["demote"]

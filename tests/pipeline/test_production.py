@@ -67,6 +67,19 @@ def test_an_export_answers_what_the_study_measured(tmp_path, exported, file, run
     assert len(decoded) == 1
 
 
+def test_the_choices_of_an_export_answer_too(tmp_path, exported, file, runtime):
+    exported["selection"] = {"deduplicate": "drop", "relevance_norm": "minmax", "score_query": "mean"}
+    deployed = pipeline.load(write(tmp_path, exported))
+    method = AdaTP(p=0.6, deduplicate="drop", score_query="mean")
+    assert deployed.method == method
+    path, _ = file
+    answer = deployed.answer(path, "what color is the ring?", ["red", "dark blue"])
+    asked = Question("x", "what color is the ring?", ("red", "dark blue"))
+    expected, other = (runtime.answer(runtime.encode(path), asked, one) for one in (method, AdaTP(p=0.6)))
+    assert (answer.option_logprobs, answer.kept) == (expected.option_logprobs, expected.kept)
+    assert answer.option_logprobs != other.option_logprobs
+
+
 def test_models_are_found_beside_the_exported_file(tmp_path, exported, checkpoints, monkeypatch):
     (tmp_path / "model").symlink_to(checkpoints.model)
     (tmp_path / "siglip").symlink_to(checkpoints.siglip)

@@ -10,7 +10,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +28,7 @@ from tuner.recording import Recorded
 from tuner.records.store import Store
 from tuner.records.values import Stopped
 from tuner.results import Configuration
+from tuner.study import Search
 
 COLORS = ["red", "green", "blue", "yellow"]
 
@@ -326,6 +327,8 @@ def test_trials_lists_every_trial(call, fake_study):
     assert sum("unfinished" in line for line in lines) == 1
     assert sum("> 0.35" in line for line in lines) == 2
 
+    assert "deduplicate" not in shown.out
+
     rows = json.loads(call("trials", "--study", "fake", "--database", fake_study, "--json").out)
     with Store.open(fake_study) as store:
         store.find("fake")
@@ -344,6 +347,27 @@ def test_trials_lists_every_trial(call, fake_study):
     front = [(row["flops_ratio"], row["accuracy"]) for row in rows if row["on_front"]]
     assert front
     assert sorted(front) == sorted(front, key=lambda one: one[1])
+
+
+@pytest.mark.quick
+def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study, monkeypatch):
+    import tuner.study
+
+    listed = replace(fakes.make_study(), search=Search(choices=(("deduplicate", ("demote", "drop")),)))
+    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: listed)
+    shown = call("trials", "--study", "fake", "--database", fake_study)
+    assert sum(" demote " in line for line in shown.out.splitlines()) == 8
+
+    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: fakes.make_study())
+    method = AdaTP(p=0.4, score_query="mean")
+    with Store.open(fake_study) as store:
+        store.find("fake")
+        prints = fakes.make_planner(fakes.make_study()).fingerprints(method)
+        store.propose(store.searches()[0], 8, Configuration.from_method(method), prints, 0.3)
+    shown = call("trials", "--study", "fake", "--database", fake_study)
+    assert sum(" last " in line for line in shown.out.splitlines()) == 8
+    assert sum(" mean " in line for line in shown.out.splitlines()) == 1
+    assert "demote" not in shown.out
 
 
 @pytest.mark.quick

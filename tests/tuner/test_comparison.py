@@ -89,6 +89,21 @@ def test_an_ablation_changes_one_part_and_p(planner):
 
 
 @pytest.mark.quick
+def test_choices_go_with_what_was_tuned_and_with_the_studys_defaults(planner):
+    tuned = replace(TUNED, deduplicate="drop", score_query="mean")
+    search = Search(choices=(("deduplicate", ("drop", "off")),))
+    by_name = {
+        name: one.build() for name, _, one in line_up(planner, search, BUDGET, configuration(tuned)).rows
+    }
+    assert by_name["AdaTP, tuned"] == tuned
+    assert by_name["AdaTP, defaults"].deduplicate == "drop"
+    at_once, plain = by_name["AdaTP in one shot"], by_name["AdaTP without the boost"]
+    assert at_once == AdaTPOneShot(**{**asdict(tuned), "p": at_once.p})
+    assert plain == replace(tuned, p=plain.p, alpha_boost=1.0)
+    assert by_name["AdaTP without deduplication"].score_query == "mean"
+
+
+@pytest.mark.quick
 def test_a_part_that_does_nothing_has_no_ablation(planner):
     plain = configuration(replace(TUNED, tau_t=1.5, deduplicate="off"))
     names = [name for name, _, _ in line_up(planner, Search(), BUDGET, plain).rows]

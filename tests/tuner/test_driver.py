@@ -276,8 +276,14 @@ def test_stored_plans_give_the_runtimes_fingerprints(study: Study) -> None:
 
 
 def test_a_search_bounded_by_the_study_stays_within(study: Study) -> None:
-    bounded = replace(study, search=Search(fixed=(("alpha_boost", 1.2),), bounds=(("tau_t", (0.2, 0.4)),)))
+    search = Search(
+        fixed=(("alpha_boost", 1.2),), bounds=(("tau_t", (0.2, 0.4)),), choices=(("score_query", ("mean",)),)
+    )
+    bounded = replace(study, search=search)
+    with pytest.raises(UserError, match=r"the closest needs .*p 0\.2, score_query mean\)"):
+        run(bounded, replace(OPTIONS, budget=0.01))
     for trial in run(bounded, OPTIONS).trials:
+        assert trial.configuration.get("score_query") == "mean"
         assert trial.configuration.get("alpha_boost") == 1.2
         assert 0.2 <= float(trial.configuration.get("tau_t")) <= 0.4
 

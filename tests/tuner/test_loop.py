@@ -13,9 +13,9 @@ from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
 from tuner.results import Configuration
 from tuner.search.evidence import Evidence
-from tuner.search.space import Point, smallest_reachable
+from tuner.search.space import Coordinates, Point, smallest_reachable
 from tuner.search_loop import ABOVE_BUDGET, MOST_REFUSALS
-from tuner.study import Study
+from tuner.study import Search, Study
 
 pytestmark = pytest.mark.quick
 
@@ -530,3 +530,59 @@ def test_without_a_budget_the_cheapest_that_holds_is_sought(tmp_path: Path) -> N
         shown = [ratios[one.trial] for one in choice.tested if one.shown]
         assert choice.trial.binding_ratio == min(shown) < 0.9
         assert store.selections()[-1][2] == choice.trial.number
+
+
+# Choices
+
+LISTED = Search(choices=(("deduplicate", ("demote", "drop")),))
+
+
+@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+def test_a_search_over_choices_is_the_same_however_often_it_is_begun_again(
+    tmp_path: Path, coordinates: Coordinates
+) -> None:
+    study = replace(make_study(), search=LISTED)
+    found = []
+    for name, steps in (("once.db", (8,)), ("again.db", (2, 5, 8))):
+        with open_store(tmp_path / name, study) as store:
+            for trials in steps:
+                run(make_loop(study, store, trials=trials, coordinates=coordinates), FakeEvaluator(study))
+            found.append([one.configuration for one in store.trials()])
+    assert found[0] == found[1]
+    assert {one.get("deduplicate") for one in found[0]} == {"demote", "drop"}
+
+
+def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_there(tmp_path: Path) -> None:
+    """As with bounds that change: trials that have a place in the new space count, and so do refusals."""
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        run(make_loop(study, store, trials=4, budget=0.3, coordinates="knobs"), FakeEvaluator(study))
+        assert store.refusals()
+        for search in (
+            LISTED,
+            Search(choices=(("deduplicate", ("drop",)),)),
+            Search(bounds=(("p", (0.3, 0.6)),)),
+        ):
+            before = len(store.trials())
+            changed = replace(study, search=search)
+            loop = make_loop(changed, store, trials=before + 3, budget=0.3, coordinates="knobs")
+            told = [one.point for one in loop._evidence()]
+            assert all(point.keys() == loop._space.ranges.keys() for point in told)
+            run(loop, FakeEvaluator(changed))
+            assert len(store.trials()) == before + 3
+
+
+def test_another_search_counts_where_it_made_each_choice_in_every_way_that_is_listed(tmp_path: Path) -> None:
+    plain, listed = make_study(), replace(make_study(), search=LISTED)
+    with open_store(tmp_path / "t.db", plain) as store:
+        run(make_loop(plain, store, trials=4), FakeEvaluator(plain))
+        assert len(make_loop(plain, store, seed=1)._evidence()) == 4
+        # It has only ever demoted: that would outweigh all the new search sees of dropping.
+        assert make_loop(listed, store, seed=1)._evidence() == []
+        run(make_loop(listed, store, trials=6, seed=1), FakeEvaluator(listed))
+        own = [one for one in store.trials() if one.number >= 4]
+        assert {one.configuration.get("deduplicate") for one in own} == {"demote", "drop"}
+        assert len(make_loop(listed, store, seed=1)._evidence()) == 6
+        assert len(make_loop(listed, store, seed=2)._evidence()) == 6
+        # Its own trials always count.
+        assert len(make_loop(listed, store, seed=0)._evidence()) == 10

@@ -15,7 +15,7 @@ from tuner.records.store import Store
 from tuner.records.values import Stopped
 from tuner.reporting import Results, summarise
 from tuner.results import Configuration, Noise, RunSummary
-from tuner.study import Study
+from tuner.study import Search, Study
 
 pytestmark = pytest.mark.quick
 
@@ -173,3 +173,12 @@ def test_stopped_trials_and_those_above_the_budget_are_no_trials_of_the_search(
     assert wider.above == ()
     assert wider.best is not None
     assert wider.best.number == 2
+
+
+def test_the_choices_that_the_study_lists_are_named(study: Study, tmp_path: Path) -> None:
+    listed = replace(study, search=Search(choices=(("deduplicate", ("drop",)),)))
+    with open_store(tmp_path / "t.db", listed) as store:
+        summary = run(listed, store, trials=2)
+    assert summary.choices == ("deduplicate",)
+    assert summary.defaults is not None
+    assert summary.defaults.configuration.get("deduplicate") == "drop"

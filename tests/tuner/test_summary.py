@@ -255,3 +255,27 @@ def test_durations_are_said_as_a_person_would(seconds, said):
 
 def test_what_was_not_measured_is_a_dash():
     assert percent(None) == percent(Measured(float("nan"))) == "-"
+
+
+def _dropping():
+    summary = make_summary()
+    method = replace(summary.best.configuration.build(), deduplicate="drop")
+    return replace(summary, best=replace(summary.best, configuration=Configuration.from_method(method)))
+
+
+def test_a_choice_stands_beside_the_knobs_where_it_is_listed_or_not_the_default():
+    assert len(knob_rows(make_summary())) == 5
+    row = knob_rows(_dropping())[5]
+    assert (row.name, row.best, row.defaults) == ("deduplicate", "drop", "demote")
+    assert row.meaning
+    listed = knob_rows(make_summary(choices=("score_query",)))
+    assert [(one.name, one.best) for one in listed[5:]] == [("score_query", "last")]
+    text = _text(_dropping())
+    assert "deduplicate" in text
+    assert "score_query" not in text
+
+
+def test_the_closest_configuration_names_its_choices():
+    closest = Refusal(Configuration.from_method(AdaTP(p=0.4, deduplicate="drop")), 0.12)
+    (said,) = (one for one in remarks(make_summary(closest=closest, **NOTHING_FITS)) if "closest" in one)
+    assert "p 0.4, deduplicate drop)" in said

@@ -55,18 +55,22 @@ def trials(
     """List all trials with their knobs and what they reach on tune videos; also while a run goes on."""
     from rich.console import Console
 
+    from tuner.choices import worth_showing
     from tuner.records.database import default_database
     from tuner.records.store import Store
     from tuner.study import load_study
 
-    name = load_study(study, skip_bad_videos=True).name
+    loaded = load_study(study, skip_bad_videos=True)
+    name = loaded.name
     with Store.open(database or default_database(name), create=False) as store:
         store.require(name)
-        found = rows(store.trials(), {one.id: one for one in store.searches()})
+        recorded = store.trials()
+        found = rows(recorded, {one.id: one for one in store.searches()})
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in found], indent=2))
     else:
-        table = _table(found)
+        listed = [choice for choice, _ in loaded.search.choices]
+        table = _table(found, worth_showing(listed, (one.configuration for one in recorded)))
         # As wide as it needs to be: a number cut short is none.
         width = Console(width=1000).measure(table).maximum
         Console(width=max(width, Console().width)).print(table)
@@ -106,7 +110,7 @@ def rows(found: tuple[TrialRecord, ...], searches: Mapping[int, SearchRecord]) -
     return result
 
 
-def _table(found: list[Row]) -> Table:
+def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -114,7 +118,11 @@ def _table(found: list[Row]) -> Table:
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     numbers = ("accuracy", "log-\nprob.", "FLOPs", "end to\nend", "lost", "gained", "budget")
-    for name in ("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS), *numbers):
+    for name in ("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS)):
+        table.add_column(name, justify="right")
+    for name in choices:
+        table.add_column(name.replace("_", "_\n"))
+    for name in numbers:
         table.add_column(name, justify="right")
     table.add_column("front")
     table.add_column("state")
@@ -122,6 +130,7 @@ def _table(found: list[Row]) -> Table:
         table.add_row(
             str(row.number),
             *(_number(row.parameters.get(knob), ".4g") for knob in KNOBS),
+            *(row.parameters.get(name, "-") for name in choices),
             _number(None if row.accuracy is None else 100 * row.accuracy, ".1f"),
             _number(row.logprob_change, "+.4f"),
             _number(row.flops_ratio, ".4f"),

@@ -16,8 +16,8 @@ from tuner.search.space import Point, Range
 class Designed:
     """The first `trials` proposals of a search are a scrambled Sobol sequence, the others `sampler`'s.
 
-    A power of two fills the space evenly. Whatever other searches left behind, these proposals depend on the
-    seed alone.
+    A power of two fills the space evenly: eight proposals try each value of a choice at least twice. Whatever
+    other searches left behind, these proposals depend on the seed alone.
     """
 
     sampler: Sampler

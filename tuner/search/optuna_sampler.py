@@ -13,14 +13,14 @@ from typing import Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner.errors import UserError
 from tuner.search.evidence import SAMPLERS, Evidence, Sampler, SamplerName
-from tuner.search.space import Point, Range
+from tuner.search.space import Bins, Point, Range
 
 CONSTRAINT = "flops_ratio - budget"
 
@@ -107,8 +107,13 @@ def make_sampler(name: SamplerName, startup: int = STARTUP_TRIALS) -> Sampler:
 
 
 def distributions_of(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
-    """The ranges as Optuna knows them."""
-    return {name: FloatDistribution(one.low, one.high) for name, one in ranges.items()}
+    """The ranges as Optuna knows them; values without an order are categories."""
+    return {
+        name: CategoricalDistribution(one.places)
+        if isinstance(one, Bins)
+        else FloatDistribution(one.low, one.high)
+        for name, one in ranges.items()
+    }
 
 
 def told(evidence: Sequence[Evidence]) -> list[Evidence]:

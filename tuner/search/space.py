@@ -8,7 +8,8 @@
                     axis of the search.
 "knobs"   the five knobs themselves; a proposal over the budget is refused after its plans are counted.
 
-Ranges derive from the fields of `AdaTP`, narrowed by what the study fixes or bounds.
+Both have one more coordinate, by its name, for each choice (`Search.choices`) that the study leaves several
+values of: see `Bins`. Ranges derive from the fields of `AdaTP`, narrowed by what the study fixes or bounds.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from pipeline.layout import FloatArray
-from pipeline.methods import KNOBS, AdaTP, knobs
+from pipeline.methods import KNOBS, AdaTP, choices, knobs
 from pipeline.solve import Unreachable
 from tuner.errors import UserError
 from tuner.planning import Planner
 from tuner.records.values import Goal
 from tuner.results import Configuration
-from tuner.study import Search
+from tuner.study import CHOICES, Search
 
 Coordinates = Literal["budget", "knobs"]
 COORDINATES: tuple[Coordinates, ...] = ("budget", "knobs")
@@ -62,6 +64,31 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Bins(Range):
+    """Values without an order: the k-th of them is the bin [k, k + 1) of [0, high], and stands at k + 1/2.
+
+    A `Point` stays a row of numbers, which the records keep and a Sobol sequence fills; a sampler that knows
+    categories is told of one for each place, so that it takes no value for a neighbour of another.
+    """
+
+    @property
+    def places(self) -> tuple[float, ...]:
+        """Where each value stands."""
+        return tuple(index + 0.5 for index in range(round(self.high)))
+
+    def index(self, value: float) -> int:
+        """Which value lies here."""
+        return min(int(super().clip(value)), round(self.high) - 1)
+
+    def __contains__(self, value: float) -> bool:
+        return value in self.places
+
+    def clip(self, value: float) -> float:
+        """The place of the value that lies here."""
+        return self.places[self.index(value)]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A configuration made from a point; over the budget when `binding_ratio` says so."""
 
@@ -82,6 +109,11 @@ class Space(Protocol):
     def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
         """The point of a configuration that was evaluated; None when it lies outside this space."""
 
+    def covers(self, point: Point, configuration: Configuration) -> bool:
+        """Whether a point that once made this configuration is one of this space: what the study fixes,
+        bounds or lists may have changed since.
+        """
+
     def defaults(self) -> Candidate:
         """AdaTP's defaults at the budget: what the study leaves open at its default, p solved.
 
@@ -89,8 +121,8 @@ class Space(Protocol):
         """
 
     def above(self, configuration: Configuration, target: float) -> Candidate:
-        """This configuration of AdaTP with p solved for another FLOPs ratio in (0, 1], its other knobs as
-        they are; as it stands where the study fixes p.
+        """This configuration of AdaTP with p solved for another FLOPs ratio in (0, 1], its other knobs and
+        its choices as they are; as it stands where the study fixes p.
         """
 
 
@@ -126,16 +158,59 @@ def knob_ranges(search: Search, similarities: np.ndarray) -> dict[str, Range]:
     return ranges
 
 
+def choice_values(search: Search) -> dict[str, tuple[str, ...]]:
+    """The values that this study searches of each of `CHOICES`, at least one: AdaTP's default where it lists
+    none.
+
+    Errors: UserError for another choice, a value that the method does not take, none or one twice.
+    """
+    known = choices(AdaTP)
+    found: dict[str, tuple[str, ...]] = {name: (str(known[name].default),) for name in CHOICES}
+    problems = []
+    for name, values in search.choices:
+        if name not in CHOICES:
+            problems.append(
+                f"The study lists values of {name!r}, but the choices searched are {', '.join(CHOICES)}."
+            )
+        elif not values or len(set(values)) < len(values) or not set(values) <= set(known[name].values):
+            problems.append(
+                f"Each value of {name} is one of {', '.join(map(repr, known[name].values))}, and there is at "
+                f"least one and none twice, but got {', '.join(map(repr, values)) or 'none'}."
+            )
+        else:
+            found[name] = values
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+def default_choices(search: Search) -> dict[str, Any]:
+    """Of what a study searches of each choice AdaTP's default, or the first where that is not listed."""
+    default = choices(AdaTP)
+    return {
+        name: str(default[name].default) if default[name].default in values else values[0]
+        for name, values in choice_values(search).items()
+    }
+
+
 def cheapest(planner: Planner, search: Search) -> Candidate:
     """The configuration with the smallest FLOPs ratio of all that this study searches.
 
     p and the boost at their lowest; and the fewest segments, because every segment's tokens are rounded up.
+    Of the choices what then needs least.
     """
     ranges = knob_ranges(search, planner.similarities)
     low = {name: one.low for name, one in ranges.items()}
     # Below p a cap does nothing but look wrong.
     low |= {"tau_t": ranges["tau_t"].high, "gamma_cap": ranges["gamma_cap"].clip(low["p"])}
-    return _candidate(planner, _with(AdaTP(), low))
+    values = choice_values(search)
+    return min(
+        (
+            _candidate(planner, _with(AdaTP(), low | dict(zip(values, chosen, strict=True))))
+            for chosen in product(*values.values())
+        ),
+        key=lambda one: one.binding_ratio,
+    )
 
 
 def smallest_reachable(planner: Planner, search: Search) -> float:
@@ -144,7 +219,9 @@ def smallest_reachable(planner: Planner, search: Search) -> float:
 
 
 class _Space:
-    """What all coordinates share: a study's knobs, and p solved on its plans."""
+    """What all coordinates share: a study's knobs and choices, and p solved on its plans."""
+
+    ranges: dict[str, Range]
 
     def __init__(self, planner: Planner, search: Search, budget: float, goal: Goal = "budget") -> None:
         self._planner = planner
@@ -152,6 +229,40 @@ class _Space:
         self._budget = budget
         self._goal = goal
         self._knobs = knob_ranges(search, planner.similarities)
+        self._choices = choice_values(search)
+        # The choices that are coordinates.
+        self._bins = {
+            name: Bins(0.0, float(len(values))) for name, values in self._choices.items() if len(values) > 1
+        }
+
+    def covers(self, point: Point, configuration: Configuration) -> bool:
+        """See `Space.covers`."""
+        if point.keys() != self.ranges.keys() or not _inside(point, self.ranges):
+            return False
+        return all(configuration.get(name) == value for name, value in self._chosen(point).items())
+
+    def _chosen(self, point: Point) -> dict[str, Any]:
+        """The choices at a point."""
+        return {
+            name: values[self._bins[name].index(point[name]) if name in self._bins else 0]
+            for name, values in self._choices.items()
+        }
+
+    def _places(self, method: AdaTP) -> Point:
+        """The inverse of `_chosen`: the coordinates that are choices."""
+        return {
+            name: one.places[self._choices[name].index(getattr(method, name))]
+            for name, one in self._bins.items()
+        }
+
+    def _searched(self, configuration: Configuration) -> AdaTP | None:
+        """The method, when it differs from those searched here in knobs only."""
+        method = configuration.build()
+        if not isinstance(method, AdaTP):
+            return None
+        allowed = {**{name: (value,) for name, value in AdaTP().selection_options().items()}, **self._choices}
+        options = method.selection_options()
+        return method if all(value in allowed[name] for name, value in options.items()) else None
 
     def defaults(self) -> Candidate:
         """See `Space.defaults`."""
@@ -188,6 +299,7 @@ class KnobSpace(_Space):
         }
         if self._gamma_fixed is None:
             self.ranges["headroom"] = Range(0.0, 1.0)
+        self.ranges |= self._bins
 
     def candidate(self, point: Point) -> Candidate:
         """The knobs as they stand, whatever they cost."""
@@ -195,18 +307,20 @@ class KnobSpace(_Space):
         gamma_cap = self._gamma_fixed
         if gamma_cap is None:
             gamma_cap = self._knobs["gamma_cap"].clip(p + point["headroom"] * (1 - p))
-        return _candidate(
-            self._planner, AdaTP(point["tau_s"], point["tau_t"], point["alpha_boost"], gamma_cap, p)
+        method = AdaTP(
+            point["tau_s"], point["tau_t"], point["alpha_boost"], gamma_cap, p, **self._chosen(point)
         )
+        return _candidate(self._planner, method)
 
     def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
         """Where `candidate` would have made it."""
-        method = _adatp(configuration)
+        method = self._searched(configuration)
         if method is None:
             return None
         point = {name: float(getattr(method, name)) for name in ("tau_s", "tau_t", "alpha_boost", "p")}
         if self._gamma_fixed is None:
             point["headroom"] = _share(method.gamma_cap, method.p)
+        point |= self._places(method)
         return point if _inside(point, self.ranges) else None
 
 
@@ -245,6 +359,7 @@ class BudgetSpace(_Space):
             self.ranges["boost"] = Range(0.0, 1.0)
         if _single(self._knobs["p"]) is None:
             self.ranges["compute"] = Range(0.0, 1.0)
+        self.ranges |= self._bins
 
     def candidate(self, point: Point) -> Candidate:
         """The largest p that stays at or below the target."""
@@ -252,7 +367,11 @@ class BudgetSpace(_Space):
         # Where p is fixed there is nothing to solve, and no target.
         target = min(1.0, self._target(point.get("compute", 1.0)) + _SLACK)
         uncapped = AdaTP(
-            self._tau_s(point["segments"]), point["tau_t"], boost, gamma_cap=self._knobs["gamma_cap"].high
+            self._tau_s(point["segments"]),
+            point["tau_t"],
+            boost,
+            gamma_cap=self._knobs["gamma_cap"].high,
+            **self._chosen(point),
         )
         method = self._solved(uncapped, target)
         found = self._boosted(method, boost)
@@ -262,7 +381,7 @@ class BudgetSpace(_Space):
 
     def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
         """The point whose candidate has this configuration's plans, or those closest to them."""
-        method = _adatp(configuration)
+        method = self._searched(configuration)
         low, high = self._reachable.low - TOLERANCE, self._reachable.high + TOLERANCE
         if method is None or not low <= binding_ratio <= high or method.p not in self._knobs["p"]:
             return None
@@ -278,6 +397,7 @@ class BudgetSpace(_Space):
             "tau_t": method.tau_t,
             "boost": self._boost_inverse(boost),
             "compute": self._compute(binding_ratio),
+            **self._places(method),
         }
         point = {name: point[name] for name in self.ranges}
         return point if _inside(point, self.ranges) else None
@@ -371,9 +491,8 @@ def make_space(
     return (BudgetSpace if coordinates == "budget" else KnobSpace)(planner, search, budget, goal)
 
 
-def _with(method: AdaTP, knobs: Mapping[str, float]) -> AdaTP:
-    changed: dict[str, Any] = dict(knobs)
-    return replace(method, **changed)
+def _with(method: AdaTP, parameters: Mapping[str, Any]) -> AdaTP:
+    return replace(method, **parameters)
 
 
 def _single(one: Range) -> float | None:
@@ -389,14 +508,6 @@ def _inside(point: Point, ranges: Mapping[str, Range]) -> bool:
     return all(point[name] in one for name, one in ranges.items())
 
 
-def _adatp(configuration: Configuration) -> AdaTP | None:
-    """The method, when it differs from the searched ones in knobs only."""
-    method = configuration.build()
-    if not isinstance(method, AdaTP):
-        return None
-    return method if method.selection_options() == AdaTP().selection_options() else None
-
-
 def _candidate(planner: Planner, method: AdaTP) -> Candidate:
     return Candidate(Configuration.from_method(method), planner.binding_ratio(method))
 
@@ -407,7 +518,7 @@ def _rounded_up(value: float) -> float:
 
 
 def _defaults(search: Search) -> AdaTP:
-    """AdaTP's defaults as far as the study's own fixed values and bounds allow.
+    """AdaTP's defaults as far as the study's own fixed values, bounds and choices allow.
 
     The narrowing of tau_s to the similarities seen is not the study's wish and leaves its default alone.
     """
@@ -415,5 +526,6 @@ def _defaults(search: Search) -> AdaTP:
     return _with(
         method,
         dict(search.fixed)
-        | {name: Range(low, high).clip(float(getattr(method, name))) for name, (low, high) in search.bounds},
+        | {name: Range(low, high).clip(float(getattr(method, name))) for name, (low, high) in search.bounds}
+        | default_choices(search),
     )

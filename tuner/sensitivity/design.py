@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.methods import AdaTP
 from pipeline.solve import Unreachable
 from tuner.planning import Planner
 from tuner.results import Configuration
-from tuner.search.space import Range, knob_ranges, smallest_reachable
+from tuner.search.space import Range, default_choices, knob_ranges, smallest_reachable
 from tuner.sensitivity.results import OutputName
 from tuner.statistics import Floats
 from tuner.study import Search
@@ -65,13 +65,18 @@ class DesignSpace:
     compute      FLOPs target, from a third of the budget up to four thirds of it, as far as the study's knobs
                  reach and at most 1; p is solved for it
 
-    A knob that the study fixes is no input; p fixed: no compute. Compute goes beyond the budget because knobs
-    that drift do: what lies on either side of the budget's line is seen only if the runs do, too. A third of
-    the budget beyond it is our choice: more would spend runs on what nobody ships.
+    A knob that the study fixes is no input; p fixed: no compute. Nor is a choice: where `search` lists some
+    values, all configurations have the one of its defaults.
+
+    Compute goes beyond the budget because knobs that drift do: what lies on either side of the budget's line
+    is seen only if the runs do, too. A third of the budget beyond it is our choice: more would spend runs on
+    what nobody ships.
     """
 
     def __init__(self, planner: Planner, search: Search, budget: float) -> None:
         self._planner = planner
+        self._chosen = default_choices(search)
+        search = replace(search, choices=tuple((name, (value,)) for name, value in self._chosen.items()))
         self._knobs = knob_ranges(search, planner.similarities)
         self._ranges = {name: self._knobs[name] for name in ("tau_s", "tau_t", "alpha_boost")}
         self._ranges["gamma_cap"] = Range(0.0, float(_free(self._knobs["gamma_cap"])))
@@ -149,6 +154,7 @@ class DesignSpace:
                 self._knobs["alpha_boost"].high,
                 self._knobs["gamma_cap"].high,
                 p.high,
+                **self._chosen,
             )
         )
         high = min(_MOST_COMPUTE * budget, largest, 1.0)
@@ -166,6 +172,7 @@ class DesignSpace:
             self._knobs["p"].low,
             headroom=values["gamma_cap"],
             highest=gamma.high,
+            **self._chosen,
         )
         return method, values["compute"]
 
@@ -196,8 +203,9 @@ class _Capped(AdaTP):
 
     def plain(self) -> AdaTP:
         """As AdaTP at this p."""
+        own = {one.name: getattr(self, one.name) for one in fields(AdaTP)}
         cap = Range(self.gamma_cap, self.highest).clip(self.p + self.headroom * (1 - self.p))
-        return AdaTP(self.tau_s, self.tau_t, self.alpha_boost, cap, self.p)
+        return AdaTP(**own | {"gamma_cap": cap})
 
 
 def _free(one: Range) -> bool:

@@ -7,7 +7,6 @@ over every value of both thresholds at once for the first, over two comparisons 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -22,14 +21,6 @@ _RESAMPLES = 2000
 # Rows of a track that the first failure is looked for in; evenly spread where there are more.
 _MOST_ROWS = 250
 _ERROR = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class Variant:
-    """The part's answers with another `deduplicate`, at the reference's FLOPs."""
-
-    deduplicate: str
-    correct: Flags  # (Q,)
 
 
 def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mapping[str, str]]) -> FailureMode:
@@ -81,15 +72,14 @@ def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mappin
 
 
 def small_things(
-    variants: Sequence[Variant], part: Compared, tags: Sequence[Mapping[str, str]], chosen: str
+    answers: Mapping[str, Flags], part: Compared, tags: Sequence[Mapping[str, str]], chosen: str
 ) -> FailureMode:
     """Whether questions about small things are answered worse with local deduplication than without.
 
-    variants: the part under each `deduplicate`, at the same FLOPs; `chosen`: the reference's.
+    answers: (Q,) right or not under each `deduplicate`, at the same FLOPs; `chosen`: the reference's.
     """
     name: Final = "small things lost to deduplication"
     small = np.array([one.get("size") == "small" for one in tags])
-    answers = {one.deduplicate: one.correct for one in variants}
     if not small.any():
         return FailureMode(
             name,
@@ -99,10 +89,10 @@ def small_things(
         )
     if "off" not in answers or len(answers) < 2:
         return FailureMode(name, None, "Without deduplication the reference's FLOPs cannot be reached here.")
-    others = [one for one in ("demote", "drop") if one in answers]
+    kinds = [one for one in ("demote", "drop") if one in answers]
     found, told = [], []
-    for one in others:
-        level = 1 - _ERROR / len(others)
+    for one in kinds:
+        level = 1 - _ERROR / len(kinds)
         changed = statistics.difference(
             answers[one][small],
             answers["off"][small],

@@ -101,6 +101,20 @@ class PairMap:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """The reference with another `deduplicate` and p solved for no more than its FLOPs."""
+
+    deduplicate: str
+    p: float
+    flops_ratio: float
+    # Accuracy minus the reference's, paired; the interval's level is that of all alternatives together.
+    difference: Measured
+    level: float
+    # Whether the study's search may choose it.
+    searched: bool
+
+
+@dataclass(frozen=True)
 class FailureMode:
     """One way in which the paper's digests say AdaTP fails, looked for in this study."""
 
@@ -142,3 +156,5 @@ class Sensitivity:
     failures: tuple[FailureMode, ...]
     # Plain sentences, the most important first.
     sentences: tuple[str, ...]
+    # The best first.
+    alternatives: tuple[Alternative, ...] = ()

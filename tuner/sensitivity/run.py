@@ -31,6 +31,7 @@ from tuner.results import Configuration, Interval, Part, QuestionResult
 from tuner.scoring import judge
 from tuner.search.space import Range, knob_ranges, make_space
 from tuner.sensitivity import failures
+from tuner.sensitivity.alternatives import alternatives, others
 from tuner.sensitivity.breakpoints import Steps, Threshold, steps
 from tuner.sensitivity.curves import (
     MOST_POINTS,
@@ -46,7 +47,7 @@ from tuner.sensitivity.design import Design, DesignSpace
 from tuner.sensitivity.maps import plane
 from tuner.sensitivity.results import Curve, Output, OutputName, PairMap, Sensitivity
 from tuner.sensitivity.sentences import sentences
-from tuner.study import Study
+from tuner.study import CHOICES, Study
 
 THRESHOLDS: tuple[Threshold, ...] = ("tau_s", "tau_t")
 RATIOS = ("alpha_boost", "gamma_cap", "p")
@@ -188,23 +189,14 @@ class _Plan:
 
     @cached_property
     def variants(self) -> dict[str, AdaTP]:
-        """The reference with each `deduplicate`, p solved for its FLOPs; where that can be reached."""
-        target = self.planner.binding_ratio(self.method)
-        found: dict[str, AdaTP] = {self.method.deduplicate: self.method}
-        if not any(one.tags.get("size") == "small" for one in self.study.questions_of(self.part)):
-            return {}
-        others: tuple[AdaTP, ...] = tuple(
-            replace(self.method, deduplicate=one) for one in ("demote", "drop", "off") if one not in found
-        )
-        for one in others:
-            solved = self.planner.solve(one, min(1.0, target + 1e-12))
-            if isinstance(solved, AdaTP):
-                found[one.deduplicate] = solved
-        return found
+        """The reference with each other `deduplicate`, at its FLOPs: each takes a whole configuration."""
+        return others(self.planner, self.method)
 
     @cached_property
     def space(self) -> DesignSpace:
-        return DesignSpace(self.planner, self.study.search, self.budget)
+        """Of the reference's choices: the design says what the knobs do with these."""
+        made = tuple((name, (str(getattr(self.method, name)),)) for name in CHOICES)
+        return DesignSpace(self.planner, replace(self.study.search, choices=made), self.budget)
 
     @cached_property
     def unit(self) -> statistics.Floats:
@@ -298,6 +290,7 @@ class _Plan:
             for track in tracks.values()
         )
         outputs, maps = self._analysed(answers, analyse)
+        right = {name: answers.correct(one, self.questions) for name, one in self.variants.items()}
         binds = self.method.binds if self.planner.boosts(self.method) else "none"
         setting = setting_from(self.record.setting)
         over = self.space.compute
@@ -326,16 +319,14 @@ class _Plan:
                     [tracks[knob] for knob in THRESHOLDS if knob in tracks], part, self._question_tags
                 ),
                 failures.small_things(
-                    [
-                        failures.Variant(name, answers.correct(one, self.questions))
-                        for name, one in self.variants.items()
-                    ],
+                    right | {self.method.deduplicate: part.reference},
                     part,
                     self._question_tags,
                     self.method.deduplicate,
                 ),
             ),
             sentences=(),
+            alternatives=alternatives(self.planner, self.study.search, self.variants, right, part),
         )
         return replace(result, sentences=sentences(result))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pipeline.methods import AdaTP, choices
 from tuner.results import Interval, Measured
 from tuner.search.space import TOLERANCE
 from tuner.sensitivity.results import Curve, CurvePoint, Output, Sensitivity
@@ -58,6 +59,7 @@ def _sentences(found: Sensitivity) -> Iterator[str]:
     if matter:
         effects = _list([_effect(one, found) for one in matter])
         yield f"What matters, one knob at a time over its range ({what}): {effects}."
+    yield from _better(found, what)
     yield from _no_difference([one for one in by_size if one not in matter] + still, matter, found, what)
     yield _safe(moving, found, what)
     yield from _watch(by_size, found, what)
@@ -67,11 +69,9 @@ def _sentences(found: Sensitivity) -> Iterator[str]:
     yield from _global(found)
     yield from (one.evidence for one in found.failures if not one.found)
     if detectable is not None:
-        questions = next((one.questions for one in found.curves), 0)
         yield (
             f"A change of {what} by less than about {100 * detectable:.1f} points cannot be told from none "
-            f"with these {questions} {'held-out' if found.part == 'held_out' else 'tune'} questions (half a "
-            "typical 95 % interval of a paired difference)."
+            f"with these {_questions(found)} (half a typical 95 % interval of a paired difference)."
         )
     if found.part == "tune":
         yield (
@@ -90,6 +90,38 @@ def _effect(curve: Curve, found: Sensitivity) -> str:
         worst = min(one.difference.value for one in inside)
         text += f"; within the budget {100 * worst:+.1f} to {100 * best:+.1f}"
     return text + ")"
+
+
+def _better(found: Sensitivity, what: str) -> Iterator[str]:
+    """Whether another `deduplicate` is shown to be better, and what then to do."""
+    better = [
+        one
+        for one in found.alternatives
+        if one.difference.interval is not None and one.difference.interval.low > 0
+    ]
+    if not better:
+        return
+    chosen = str(found.reference.get("deduplicate"))
+    told = [f"{one.deduplicate} (with p = {value(one.p)}) {_interval(one.difference)}" for one in better]
+    level = f"{100 * better[0].level:.3g} % intervals"
+    if len(found.alternatives) > 1:
+        level += f", because of {len(found.alternatives)} looks"
+    text = (
+        f"Another deduplicate than the reference's {chosen} is better at the same FLOPs or fewer, points of "
+        f"{what} over {_questions(found)}: {_list(told)}; {level}. Only a new search (another --seed) decides"
+    )
+    if all(one.searched for one in better):
+        yield f"{text}; it may choose among these already."
+        return
+    wanted = {chosen, *(one.deduplicate for one in found.alternatives if one.searched or one in better)}
+    listed = ", ".join(one for one in map(str, choices(AdaTP)["deduplicate"].values) if one in wanted)
+    yield f"{text}; `search: choices: {{deduplicate: [{listed}]}}` in study.yaml lets it choose."
+
+
+def _questions(found: Sensitivity) -> str:
+    """How many of which part."""
+    count = next((one.questions for one in found.curves), 0)
+    return f"{count} {'held-out' if found.part == 'held_out' else 'tune'} questions"
 
 
 def _no_difference(

@@ -1,12 +1,13 @@
 """Study definitions: loading, splitting, checking videos, identity."""
 
-from tuner.study.definition import Search, SkippedVideo, Split, Study, StudyQuestion, Video
+from tuner.study.definition import CHOICES, Search, SkippedVideo, Split, Study, StudyQuestion, Video
 from tuner.study.identity import StudyIdentity, describe_changes, study_identity
 from tuner.study.loading import find_study, known_studies, load_study
 from tuner.study.split import hold_out
 from tuner.study.videos import check_videos, leave_out
 
 __all__ = [
+    "CHOICES",
     "Search",
     "SkippedVideo",
     "Split",

@@ -13,6 +13,9 @@ from pathlib import Path
 from pipeline.question import Question, Scoring
 from tuner.results import Part
 
+CHOICES = ("deduplicate", "score_query")
+"""AdaTP's discrete choices that a search may make; not `relevance_norm`: the range of tau_t hangs on it."""
+
 
 @dataclass(frozen=True)
 class Video:
@@ -61,12 +64,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Search:
-    """What the study says about the search; neither part belongs to the study's identity."""
+    """What the study says about the search; nothing of it belongs to the study's identity."""
 
     fixed: tuple[tuple[str, float], ...] = ()
     """Knobs that keep one value."""
     bounds: tuple[tuple[str, tuple[float, float]], ...] = ()
     """Knobs whose range is narrowed to (low, high)."""
+    choices: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Of `CHOICES` those that are not left at AdaTP's default: one value is fixed, several are searched."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from pipeline.errors import VideoError
 from pipeline.families import FAMILIES, NAMES
-from pipeline.methods import KNOBS, AdaTP, knobs
+from pipeline.methods import KNOBS, AdaTP, choices, knobs
 from pipeline.video import check_file
 from tuner.errors import UserError
-from tuner.study.definition import Search, Split, Study, StudyQuestion, Video
+from tuner.study.definition import CHOICES, Search, Split, Study, StudyQuestion, Video
 from tuner.study.parsing import Mistakes, ParsedQuestion, ParsedStudy, nearest, parse_questions, parse_study
 from tuner.study.schema import SearchKeys, SplitKeys, StudyKeys
 from tuner.study.split import hold_out
@@ -291,7 +291,41 @@ def _search(parsed: ParsedStudy, keys: SearchKeys, mistakes: Mistakes) -> Search
     return Search(
         fixed=tuple(sorted(keys.fixed.items())),
         bounds=tuple(sorted((knob, (low, high)) for knob, (low, high) in keys.bounds.items())),
+        choices=_choices(parsed, keys, mistakes),
     )
+
+
+def _choices(
+    parsed: ParsedStudy, keys: SearchKeys, mistakes: Mistakes
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    known = choices(AdaTP)
+    for name, values in keys.choices.items():
+        line = parsed.line("search", "choices", name)
+        if name not in CHOICES:
+            why = nearest(name, CHOICES)
+            if name in known:
+                why = ", which the range of tau_t depends on"
+            elif name in KNOBS:
+                why = ", a knob, which search.fixed and search.bounds are for"
+            mistakes.add(
+                parsed.file, line, f"search.choices names {name!r}{why}; allowed are {', '.join(CHOICES)}"
+            )
+            continue
+        allowed = ", ".join(map(str, known[name].values))
+        for place, value in enumerate(values):
+            line = parsed.line("search", "choices", name, place)
+            if value not in known[name].values:
+                near = nearest(value, map(str, known[name].values))
+                mistakes.add(
+                    parsed.file, line, f"search.choices.{name} has {value!r}{near}; allowed are {allowed}"
+                )
+            elif value in values[:place]:
+                mistakes.add(
+                    parsed.file,
+                    line,
+                    f"search.choices.{name} has {value!r} more than once; allowed is each value once",
+                )
+    return tuple(sorted((name, tuple(values)) for name, values in keys.choices.items()))
 
 
 def _answers_all_or_none(lines: Sequence[ParsedQuestion], file: Path, mistakes: Mistakes) -> None:

@@ -38,6 +38,9 @@ class SearchKeys(_Edge):
     bounds: dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]] = Field(
         default={}, description="[lowest, highest] for each knob whose range is narrowed"
     )
+    choices: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+        default={}, description="a list of one or more names for each choice of AdaTP that is searched"
+    )
 
 
 class StudyKeys(_Edge):
@@ -66,7 +69,7 @@ class StudyKeys(_Edge):
     split: SplitKeys = Field(
         default_factory=SplitKeys, description="the keys held_out, seed, held_out_videos"
     )
-    search: SearchKeys = Field(default_factory=SearchKeys, description="the keys fixed, bounds")
+    search: SearchKeys = Field(default_factory=SearchKeys, description="the keys fixed, bounds, choices")
 
 
 class QuestionKeys(_Edge):

@@ -9,7 +9,7 @@ from scipy.stats import qmc
 
 from tuner.search.design import Designed
 from tuner.search.evidence import Evidence
-from tuner.search.space import Point, Range
+from tuner.search.space import Bins, Point, Range
 
 pytestmark = pytest.mark.quick
 
@@ -66,3 +66,16 @@ def test_seed_index_and_attempt_decide_and_the_evidence_does_not() -> None:
 
 def test_where_nothing_is_free_the_point_is_what_is_left() -> None:
     assert Designed(Asked()).propose({"fixed": Range(0.5, 0.5)}, [], 0, 0, 0) == {"fixed": 0.5}
+
+
+@pytest.mark.parametrize("values", [2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_value_of_a_choice_is_tried_more_than_once_and_stands_where_it_belongs(
+    values: int, seed: int
+) -> None:
+    choice = Bins(0.0, float(values))
+    ranges = RANGES | {"choice": choice}
+    designed = Designed(Asked(), trials=8)
+    places = [designed.propose(ranges, [], seed, index, 0)["choice"] for index in range(8)]
+    assert set(places) == set(choice.places)
+    assert min(places.count(one) for one in choice.places) >= 2

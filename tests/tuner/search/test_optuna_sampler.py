@@ -5,6 +5,7 @@ import time
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers._tpe import sampler as tpe
 from optuna.trial import FrozenTrial, TrialState
 
@@ -18,7 +19,7 @@ from tuner.search.optuna_sampler import (
     make_sampler,
     told,
 )
-from tuner.search.space import Range
+from tuner.search.space import Bins, Range
 
 pytestmark = pytest.mark.quick
 
@@ -226,3 +227,38 @@ def test_three_hundred_trials_are_rebuilt_in_a_moment(name: SamplerName) -> None
     began = time.perf_counter()
     make_sampler(name).propose(RANGES, known, 0, 300, 0)
     assert time.perf_counter() - began < 2
+
+
+# Values without an order
+
+WITH_CHOICE = RANGES | {"choice": Bins(0.0, 3.0)}
+
+
+def chosen(a: float, b: float, choice: int) -> Evidence:
+    """The middle one of three values costs accuracy: a neighbour of both that are good."""
+    accuracy = 1 - abs(a - 0.7) - 0.3 * (choice == 1)
+    return Evidence({"a": a, "b": b, "fixed": 0.5, "choice": choice + 0.5}, (accuracy, b), b - 0.5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_choice_is_proposed_at_its_places_from_seed_index_and_attempt_alone(name: SamplerName) -> None:
+    random = np.random.default_rng(1)
+    known = [chosen(float(a), float(b) / 2, k % 3) for k, (a, b) in enumerate(random.random((12, 2)))]
+    known.append(Evidence({"a": 0.1, "b": 0.9, "fixed": 0.5, "choice": 2.5}, None, 0.4))
+    sampler = make_sampler(name)
+    points = [sampler.propose(WITH_CHOICE, known, 0, 12, attempt) for attempt in range(4)]
+    assert points == [make_sampler(name).propose(WITH_CHOICE, known, 0, 12, attempt) for attempt in range(4)]
+    assert all(one[name] in WITH_CHOICE[name] for one in points for name in WITH_CHOICE)
+
+
+def test_tpe_does_not_take_a_value_for_a_neighbour_of_the_good_ones() -> None:
+    random = np.random.default_rng(0)
+    known = [chosen(float(a), float(b) / 2, k % 3) for k, (a, b) in enumerate(random.random((60, 2)))]
+    sampler = make_sampler("tpe")
+    proposed = [sampler.propose(WITH_CHOICE, known, 0, index, 0)["choice"] for index in range(30)]
+    assert proposed.count(1.5) <= 3
+
+
+def test_without_choices_the_sampler_sees_numbers_alone() -> None:
+    assert all(isinstance(one, FloatDistribution) for one in distributions_of(RANGES).values())
+    assert distributions_of(WITH_CHOICE)["choice"] == CategoricalDistribution((0.5, 1.5, 2.5))

@@ -12,9 +12,13 @@ from tests.tuner.fakes import make_planner, make_study
 from tuner.errors import UserError
 from tuner.planning import Planner
 from tuner.results import Configuration
+from tuner.search.optuna_sampler import make_sampler
 from tuner.search.space import (
+    COORDINATES,
+    Bins,
     BudgetSpace,
     Candidate,
+    Coordinates,
     KnobSpace,
     Range,
     cheapest,
@@ -363,3 +367,140 @@ def test_the_smallest_reachable_ratio_is_below_that_of_any_proposal(planner: Pla
 def test_the_cheapest_configuration_looks_like_one(planner: Planner) -> None:
     configuration = cheapest(planner, Search()).configuration
     assert [configuration.get(name) for name in KNOBS] == [0.5, 1.0, 1.0, 0.2, 0.2]
+
+
+# Choices
+
+ALL = ("demote", "drop", "off")
+SEARCHED = Search(choices=(("deduplicate", ALL), ("score_query", ("mean", "last"))))
+each_coordinates = pytest.mark.parametrize("coordinates", COORDINATES)
+
+
+def listing(*values: str) -> Search:
+    return Search(choices=(("deduplicate", values),))
+
+
+def test_a_bin_holds_what_lies_in_it_and_its_end_belongs_to_the_last() -> None:
+    bins = Bins(0.0, 3.0)
+    assert bins.places == (0.5, 1.5, 2.5)
+    for value, index in ((0.0, 0), (0.99, 0), (1.0, 1), (2.0, 2), (3.0, 2), (-1.0, 0), (9.0, 2)):
+        assert bins.index(value) == index
+        assert bins.clip(value) == bins.places[index]
+        assert bins.clip(value) in bins
+    assert 0.6 not in bins
+
+
+@each_coordinates
+def test_choices_go_through_the_coordinates_and_back(small: Planner, coordinates: Coordinates) -> None:
+    space = make_space(coordinates, small, SEARCHED, 1.0)
+    assert tuple(space.ranges)[-2:] == ("deduplicate", "score_query")
+    assert space.ranges["deduplicate"] == Bins(0.0, 3.0)
+    seen = set()
+    for point in points(space.ranges, 24):
+        candidate = space.candidate(point)
+        made = candidate.configuration
+        seen.add((made.get("deduplicate"), made.get("score_query")))
+        assert made.get("deduplicate") == ALL[int(point["deduplicate"])]
+        back = space.point(made, candidate.binding_ratio)
+        assert back is not None
+        assert back["deduplicate"] == int(point["deduplicate"]) + 0.5
+        assert space.covers(back, made)
+        assert space.candidate(back).configuration.get("score_query") == made.get("score_query")
+    assert len(seen) == 6
+
+
+@each_coordinates
+def test_without_choices_nothing_is_another(small: Planner, coordinates: Coordinates) -> None:
+    plain = make_space(coordinates, small, Search(), BUDGET)
+    names = {
+        "budget": ["segments", "tau_t", "boost", "compute"],
+        "knobs": ["tau_s", "tau_t", "alpha_boost", "p", "headroom"],
+    }
+    assert list(plain.ranges) == names[coordinates]
+    assert all(type(one) is Range for one in plain.ranges.values())
+    # A single value is no coordinate: the sampler proposes what it would without.
+    fixed = make_space(coordinates, small, listing("drop"), BUDGET)
+    assert dict(fixed.ranges).keys() == plain.ranges.keys()
+    named = make_space(coordinates, small, listing("demote"), BUDGET)
+    assert named.ranges == plain.ranges
+    sampler = make_sampler("tpe")
+    proposed = [[sampler.propose(one.ranges, [], 3, k, 0) for k in range(4)] for one in (plain, named)]
+    assert proposed[0] == proposed[1]
+    for point in proposed[0]:
+        assert named.candidate(point) == plain.candidate(point)
+        assert fixed.candidate(point).configuration.get("deduplicate") == "drop"
+
+
+@each_coordinates
+def test_the_defaults_are_adatps_where_they_are_listed_and_else_the_first(
+    small: Planner, coordinates: Coordinates
+) -> None:
+    for values, expected in ((("drop", "demote"), "demote"), (("off", "drop"), "off"), (("drop",), "drop")):
+        made = make_space(coordinates, small, listing(*values), BUDGET).defaults().configuration
+        assert made.get("deduplicate") == expected
+        assert made.get("score_query") == "last"
+    # p is solved for the budget with that choice, and dropped repeats leave room for more.
+    ratio = {
+        one: make_space(coordinates, small, listing(one), BUDGET).defaults().configuration.get("p")
+        for one in ("demote", "drop")
+    }
+    assert ratio["drop"] > ratio["demote"]
+
+
+def test_the_cheapest_is_over_all_listed_values(small: Planner) -> None:
+    alone = {one: smallest_reachable(small, listing(one)) for one in ALL}
+    assert alone["drop"] < alone["demote"]
+    assert smallest_reachable(small, SEARCHED) == min(alone.values())
+    assert cheapest(small, listing("demote", "drop")).configuration.get("deduplicate") == "drop"
+    assert smallest_reachable(small, Search()) == alone["demote"]
+
+
+def test_what_lies_above_the_budget_keeps_the_choices_of_its_configuration(small: Planner) -> None:
+    space = BudgetSpace(small, SEARCHED, BUDGET)
+    method = AdaTP(deduplicate="drop", score_query="mean", p=0.4)
+    above = space.above(Configuration.from_method(method), 0.4).configuration.build()
+    assert isinstance(above, AdaTP)
+    assert above == replace(method, p=above.p)
+    assert above.p > 0.4
+
+
+@each_coordinates
+def test_a_choice_that_is_not_listed_has_no_point(small: Planner, coordinates: Coordinates) -> None:
+    space = make_space(coordinates, small, listing("demote", "drop"), 1.0)
+    for method, inside in (
+        (AdaTP(tau_s=0.9), True),
+        (AdaTP(tau_s=0.9, deduplicate="drop"), True),
+        (AdaTP(tau_s=0.9, deduplicate="off"), False),
+        (AdaTP(tau_s=0.9, score_query="mean"), False),
+        (AdaTP(tau_s=0.9, relevance_norm="zscore"), False),
+    ):
+        found = space.point(Configuration.from_method(method), small.binding_ratio(method))
+        assert (found is not None) == inside
+
+
+def test_a_point_of_before_the_study_changed_is_told_from_one_of_this_space(small: Planner) -> None:
+    made = Configuration.from_method(AdaTP(deduplicate="drop"))
+    space = KnobSpace(small, listing("demote", "drop"), BUDGET)
+    point = {"tau_s": 0.9, "tau_t": 0.5, "alpha_boost": 1.2, "p": 0.5, "headroom": 0.5}
+    assert space.covers(point | {"deduplicate": 1.5}, made)
+    assert not space.covers(point, made)
+    assert not space.covers(point | {"deduplicate": 0.5}, made)
+    assert not space.covers(point | {"deduplicate": 1.5, "p": 1.5}, made)
+    assert KnobSpace(small, listing("drop"), BUDGET).covers(point, made)
+    assert not KnobSpace(small, Search(), BUDGET).covers(point, made)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ((("relevance_norm", ("raw",)),), "the choices searched are deduplicate, score_query"),
+        ((("deduplicate", ("maybe",)),), "is one of 'demote', 'drop', 'off'.* but got 'maybe'"),
+        ((("deduplicate", ("drop", "drop")),), "none twice"),
+        ((("score_query", ()),), "but got none"),
+    ],
+)
+def test_choices_that_do_not_fit_adatp_are_the_users_mistake(
+    small: Planner, choices: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_space("budget", small, Search(choices=choices), BUDGET)

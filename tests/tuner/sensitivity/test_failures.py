@@ -7,7 +7,7 @@ import pytest
 
 from tuner.results import QuestionResult
 from tuner.sensitivity.curves import Compared, Track, curve
-from tuner.sensitivity.failures import Variant, middle_frames, small_things
+from tuner.sensitivity.failures import middle_frames, small_things
 
 pytestmark = pytest.mark.quick
 
@@ -80,14 +80,12 @@ def test_looking_at_many_values_finds_no_more_by_chance(part: Compared) -> None:
 def test_small_things_that_deduplication_loses_are_found(part: Compared, rng: np.random.Generator) -> None:
     off = part.reference
     demoted = lost(off, 0.25, rng, SMALL)
-    found = small_things([Variant("demote", demoted), Variant("off", off)], part, TAGS, "demote")
+    found = small_things({"demote": demoted, "off": off}, part, TAGS, "demote")
     assert found.found
     assert "demote (the reference)" in found.evidence
-    alike = small_things(
-        [Variant("demote", off), Variant("drop", off), Variant("off", off)], part, TAGS, "demote"
-    )
+    alike = small_things({"demote": off, "drop": off, "off": off}, part, TAGS, "demote")
     assert alike.found is False
-    assert small_things([Variant("demote", off)], part, TAGS, "demote").found is None
+    assert small_things({"demote": off}, part, TAGS, "demote").found is None
 
 
 def test_what_is_put_together_for_lack_of_room_is_safe_only_as_a_whole(part: Compared) -> None:

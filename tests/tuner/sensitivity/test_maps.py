@@ -54,6 +54,22 @@ def test_compute_goes_from_a_third_of_the_budget_to_a_third_beyond_it(planner: P
     assert DesignSpace(planner, Search(), smallest / 2).compute is None
 
 
+def test_the_design_has_the_choices_of_its_search(planner: Planner) -> None:
+    search = Search(choices=(("deduplicate", ("drop",)), ("score_query", ("mean",))))
+    space = DesignSpace(planner, search, BUDGET)
+    assert space.inputs == DesignSpace(planner, Search(), BUDGET).inputs
+    for point in space.sample(8):
+        method = space.configuration(point).build()
+        assert isinstance(method, AdaTP)
+        assert (method.deduplicate, method.score_query) == ("drop", "mean")
+        # p is solved for what is really asked.
+        assert planner.binding_ratio(method) <= space.values(point[None])[0][-1] + 1e-9 or method.p == 0.2
+    # Several values: those of the defaults; how far compute goes is theirs too.
+    several = DesignSpace(planner, Search(choices=(("deduplicate", ("drop", "demote")),)), BUDGET)
+    assert several.configuration(several.sample(1)[0]).get("deduplicate") == "demote"
+    assert several.compute == DesignSpace(planner, Search(), BUDGET).compute
+
+
 def test_compute_ends_where_the_studys_own_knobs_do(planner: Planner) -> None:
     space = DesignSpace(planner, fixed(p=0.6), BUDGET)
     assert space.compute is None

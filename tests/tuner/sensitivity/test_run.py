@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from tuner.records.store import Store
 from tuner.results import Configuration, Interval, Measured
 from tuner.sensitivity import run as module
 from tuner.sensitivity.design import Design
-from tuner.sensitivity.results import Index, Output, Sensitivity
+from tuner.sensitivity.results import Alternative, Index, Output, Sensitivity
 from tuner.sensitivity.run import sensitivity
 from tuner.sensitivity.saved import load_sensitivity, save_sensitivity
+from tuner.sensitivity.sentences import sentences
 from tuner.study import Search, Study
 
 pytestmark = pytest.mark.quick
@@ -35,8 +37,16 @@ pytestmark = pytest.mark.quick
 BUDGET = 0.5
 
 
+@dataclass
 class ByPlan(fakes.FakeEvaluator):
     """Answers that depend on question and plan alone, as a model's do."""
+
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def answer(self, configuration: Any, *arguments: Any, **options: Any) -> Any:
+        if configuration is not None:
+            self.asked += [configuration] * len(arguments[0])
+        return super().answer(configuration, *arguments, **options)
 
     def _one(self, configuration: Any, question_id: str) -> dict[str, Any]:
         question = self.study.question(question_id)
@@ -103,6 +113,14 @@ class Bench:
 
     def run(self, **options: Any) -> Sensitivity:
         return sensitivity(self.study, self.options, analyse=self.analyse, **({"runs": 4} | options))
+
+    def choose(self, reference: AdaTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As if a search had come to this."""
+        with Store.open(self.options.database) as store:
+            store.require(self.study.name)
+            store.search(BUDGET, 0, "budget", 1)
+        trial = SimpleNamespace(configuration=Configuration.from_method(reference), number=7)
+        monkeypatch.setattr(module, "chosen", lambda *_: SimpleNamespace(trial=trial))
 
     def stored(self) -> int:
         with Store.open(self.options.database) as store:
@@ -274,6 +292,84 @@ def test_without_tags_no_failure_is_looked_for(bench: Bench) -> None:
     assert [one.found for one in found.failures] == [None, None]
     assert all("tag" in one.evidence for one in found.failures)
     assert found.by_tag == ()
+    # Whether another choice does better is asked all the same.
+    assert {one.deduplicate for one in found.alternatives} == {"drop", "off"}
+
+
+def test_a_reference_that_drops_is_studied_as_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ("drop", "mean")
+    bench.study = replace(
+        bench.study,
+        search=Search(choices=(("deduplicate", ("demote", "drop")), ("score_query", ("mean", "last")))),
+    )
+    reference = bench.planner.solve(AdaTP(deduplicate="drop", score_query="mean", alpha_boost=1.4), BUDGET)
+    assert isinstance(reference, AdaTP)
+    bench.choose(reference, monkeypatch)
+    found = bench.run(runs=4)
+    assert found.reference.build() == reference
+    assert found.accuracy.value == bench.accuracy(reference)
+    alternatives = {one.deduplicate for one in found.alternatives}
+    assert alternatives == {"demote", "off"}
+    # Nothing else that was asked is of another choice.
+    other = [one for one in bench.evaluator.asked if (one["deduplicate"], one["score_query"]) != made]
+    kinds = {(one["deduplicate"], one["score_query"]) for one in other}
+    assert kinds == {(one, "mean") for one in alternatives}
+    held_out = len(bench.study.questions_of("held_out"))
+    assert len(other) <= len(alternatives) * held_out
+    for curve in found.curves:
+        for point in (curve.points[0], curve.points[-1]):
+            method = replace(reference, **{curve.knob: point.value})
+            assert point.accuracy.value == bench.accuracy(method)
+    plane = bench.designs[-1].plane("compute", "tau_t")
+    corner = replace(reference, p=float(plane.values[0][0]), tau_t=float(plane.values[1][-1]))
+    assert plane.flops_ratio[0, -1] == bench.planner.binding_ratio(corner)
+
+
+def test_alternatives_need_no_more_compute_and_are_compared_with_the_reference(bench: Bench) -> None:
+    found = bench.run(runs=0)
+    reference = found.reference.build()
+    assert [one.level for one in found.alternatives] == [0.975, 0.975]
+    for one in found.alternatives:
+        method = replace(reference, deduplicate=one.deduplicate, p=one.p)
+        assert (
+            one.flops_ratio == bench.planner.binding_ratio(method) <= bench.planner.binding_ratio(reference)
+        )
+        assert one.difference.value == pytest.approx(bench.accuracy(method) - bench.accuracy(reference))
+    changes = [one.difference.value for one in found.alternatives]
+    assert changes == sorted(changes, reverse=True)
+    # One whose p the search may not take is none.
+    p = float(found.reference.get("p"))
+    bench.study = replace(bench.study, search=Search(fixed=(("p", p),)))
+    assert all(one.p == p for one in bench.run(runs=0).alternatives)
+
+
+def test_a_better_alternative_is_told_with_the_way_to_search_it(bench: Bench) -> None:
+    found = bench.run(runs=0)
+
+    def told(*changes: tuple[str, float, float, bool]) -> list[str]:
+        made = tuple(
+            Alternative(name, 0.62, 0.29, Measured(value, Interval(low, value + 0.03)), 0.975, searched)
+            for name, value, low, searched in changes
+        )
+        return [one for one in sentences(replace(found, alternatives=made)) if "Another deduplicate" in one]
+
+    (sentence,) = told(("drop", 0.05, 0.02, False), ("off", 0.01, -0.02, False))
+    assert sentence == (
+        "Another deduplicate than the reference's demote is better at the same FLOPs or fewer, points of "
+        "accuracy over 12 held-out questions: drop (with p = 0.62) +5.0 [+2.0, +8.0]; 97.5 % intervals, "
+        "because of 2 looks. Only a new search (another --seed) decides; "
+        "`search: choices: {deduplicate: [demote, drop]}` in study.yaml lets it choose."
+    )
+    assert told(("drop", 0.05, -0.001, False), ("off", 0.01, -0.02, False)) == []
+    assert told() == []
+    (sentence,) = told(("drop", 0.05, 0.02, True))
+    assert sentence.endswith("decides; it may choose among these already.")
+    # What is listed stays listed.
+    (sentence,) = told(("drop", 0.05, 0.02, False), ("off", 0.01, -0.02, True))
+    assert "{deduplicate: [demote, drop, off]}" in sentence
+    # Near the top.
+    made = Alternative("drop", 0.62, 0.29, Measured(0.05, Interval(0.02, 0.08)), 0.975, False)
+    assert any("Another" in one for one in sentences(replace(found, alternatives=(made,)))[:2])
 
 
 def test_the_file_brings_back_the_same_values_of_the_same_study_alone(bench: Bench) -> None:

@@ -42,9 +42,10 @@ def test_the_parts_are_plain_json(study: Study) -> None:
     [
         lambda study: replace(study, name="other", description="other"),
         lambda study: replace(study, search=Search(fixed=(("p", 0.5),))),
+        lambda study: replace(study, search=Search(choices=(("deduplicate", ("demote", "drop")),))),
         lambda study: with_question(study, 0, tags={"type": "shape"}, line=99),
     ],
-    ids=["name", "search", "tags"],
+    ids=["name", "search", "choices", "tags"],
 )
 def test_what_no_answer_depends_on_is_no_part_of_it(study: Study, change: Callable[[Study], Study]) -> None:
     assert identity(change(study)).hash == identity(study).hash

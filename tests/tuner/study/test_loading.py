@@ -85,6 +85,9 @@ search:
   fixed: {tau_t: 0.5}
   bounds:
     tau_s: [0.6, 0.9]
+  choices:
+    score_query: [mean]
+    deduplicate: [drop, off]
 """
     folder = files.write()
     (folder / "videos").rename(folder / "clips")
@@ -96,7 +99,12 @@ search:
     assert (study.frames, study.scoring, study.max_new_tokens) == (32, "words", 5)
     assert study.held_out == {"v1.mp4"}
     assert study.split == Split(0.5, 0, ("v1.mp4",))
-    assert study.search == Search(fixed=(("tau_t", 0.5),), bounds=(("tau_s", (0.6, 0.9)),))
+    assert study.search == Search(
+        fixed=(("tau_t", 0.5),),
+        bounds=(("tau_s", (0.6, 0.9)),),
+        # `off` is a name here, and no truth value.
+        choices=(("deduplicate", ("drop", "off")), ("score_query", ("mean",))),
+    )
 
 
 @pytest.mark.parametrize("given", ["mine", "studies/mine", "studies/mine/", "studies/mine/study.yaml"])
@@ -212,6 +220,38 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
         (
             YAML + "search:\n  fixed: {p: 0.8}\n  bounds: {p: [0.5, 0.9]}\n",
             "5: p is under both search.fixed and search.bounds",
+        ),
+        (
+            YAML + "search:\n  choices:\n    dedupe: [drop]\n",
+            "6: search.choices names 'dedupe' (did you mean 'deduplicate'?); allowed are deduplicate, ",
+        ),
+        (
+            YAML + "search:\n  choices: {relevance_norm: [minmax, raw]}\n",
+            "5: search.choices names 'relevance_norm', which the range of tau_t depends on; allowed are ",
+        ),
+        (
+            YAML + "search:\n  choices: {p: [high]}\n",
+            "5: search.choices names 'p', a knob, which search.fixed and search.bounds are for; allowed are ",
+        ),
+        (
+            YAML + "search:\n  choices:\n    deduplicate:\n    - demote\n    - dropp\n",
+            "8: search.choices.deduplicate has 'dropp' (did you mean 'drop'?); allowed are demote, drop, off",
+        ),
+        (
+            YAML + "search:\n  choices: {score_query: [last, mean, last]}\n",
+            "5: search.choices.score_query has 'last' more than once; allowed is each value once",
+        ),
+        (
+            YAML + "search:\n  choices: {deduplicate: []}\n",
+            "5: search.choices.deduplicate is []; allowed is a list of one or more names",
+        ),
+        (
+            YAML + "search:\n  choices: {deduplicate: drop}\n",
+            "5: search.choices.deduplicate is 'drop'; allowed is a list of one or more names",
+        ),
+        (
+            YAML + "search:\n  choices: {deduplicate: [false]}\n",
+            "5: search.choices.deduplicate[0] is False; allowed is a list of one or more names",
         ),
         (YAML + "name: a/b\n", "4: name is 'a/b'; allowed is a name of up to 100 characters"),
         (YAML + "name: ..\n", "4: name is '..'; allowed is a name of up to 100 characters"),
@@ -399,6 +439,20 @@ def test_every_mistake_is_reported_together(files: StudyFiles) -> None:
     ):
         assert sum(place in problem and what in problem for problem in found) == 1, (place, what)
     assert len(found) == 7
+
+
+def test_mistakes_in_choices_are_reported_with_those_in_knobs(files: StudyFiles) -> None:
+    files.yaml = YAML + (
+        "search:\n  fixed: {p: 2}\n  choices: {deduplicate: [drop, demot, drop], tau_t: [x]}\n"
+    )
+    found = problems(files)
+    places = [one.split(": ", 1)[0] for one in found]
+    assert places == [f"studies/mine/study.yaml:{line}" for line in (5, 6, 6, 6)]
+    assert [one.split(": ", 1)[1].split(";")[0] for one in found[1:]] == [
+        "search.choices.deduplicate has 'demot' (did you mean 'demote'?)",
+        "search.choices.deduplicate has 'drop' more than once",
+        "search.choices names 'tau_t', a knob, which search.fixed and search.bounds are for",
+    ]
 
 
 def test_a_hint_names_the_way_on_when_videos_are_bad(files: StudyFiles) -> None:
