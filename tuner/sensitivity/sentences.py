@@ -275,12 +275,15 @@ def _hurts(matter: Sequence[Curve], found: Sensitivity) -> Iterator[str]:
 
 def _global(found: Sensitivity) -> Iterator[str]:
     """What the surrogate may claim of the whole space."""
+    told = False
     for output in found.outputs:
         name = found.labelled or output.name != "accuracy"
-        yield _output(output, output.name if name else "agreement", found)
+        yield _output(output, output.name if name else "agreement", found, again=told)
+        told = told or output.good
 
 
-def _output(output: Output, name: str, found: Sensitivity) -> str:
+def _output(output: Output, name: str, found: Sensitivity, *, again: bool) -> str:
+    """again: what the indices are of was said of another output."""
     known = f"R2 {output.r2:.2f}, {found.design_runs} runs"
     if not output.good:
         text = f"Over the whole space nothing is claimed of {name}: the surrogate is too poor ({known})"
@@ -298,6 +301,8 @@ def _output(output: Output, name: str, found: Sensitivity) -> str:
         )
         for one in ranked
     ]
+    if again:
+        return f"The same of {name} (R2 {output.r2:.2f}): {_list(shares)}."
     return (
         f"Over the whole space{_compute(found)}, share of the variance of {name} that hangs on each knob "
         f"({known}): {_list(shares)}."
@@ -308,7 +313,11 @@ def _compute(found: Sensitivity) -> str:
     over = found.design_compute
     if over is None:
         return ""
-    return f", with compute between {100 * over.low:.3g} % and {100 * over.high:.3g} % of the unpruned FLOPs"
+    between = f"{100 * over.low:.3g} % and {100 * over.high:.3g} %"
+    return (
+        f", with compute between {between} of the unpruned FLOPs and p solved for it, so that another knob's "
+        "share is what it does at equal compute"
+    )
 
 
 def _at_chosen(curve: Curve) -> CurvePoint:
