@@ -166,7 +166,9 @@ def test_one_worker_is_deterministic(kind: str, ran: Callable[[str], Ran], undis
         assert table(store) == undisturbed
 
 
-@pytest.mark.parametrize(("kind", "kill_after"), [("ray_1", 0), ("ray_1", 9), ("ray_2", 3)])
+@pytest.mark.parametrize(
+    ("kind", "kill_after"), [("ray_1", 0), pytest.param("ray_1", 9, marks=pytest.mark.soak), ("ray_2", 3)]
+)
 def test_a_killed_worker_loses_only_its_rung(
     kind: str, kill_after: int, tmp_path: Path, undisturbed: list[Any]
 ) -> None:

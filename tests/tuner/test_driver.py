@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -48,6 +49,23 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return make_study(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that was run with `OPTIONS`."""
+    folder = tmp_path_factory.mktemp("run") / "study"
+    shutil.copytree(template, folder)
+    with contextlib.chdir(folder):
+        run(make_study(folder), OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def study_run(run_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    shutil.copytree(run_template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return make_study(tmp_path)
 
@@ -146,8 +164,8 @@ def test_a_run_ends_with_its_summary_and_the_same_again_loads_no_model(
     assert comparable(load_summary(study)) == comparable(summary)
 
 
-def test_what_the_caches_did_is_recorded_from_the_encoding_on(study: Study) -> None:
-    first = run(study, OPTIONS)
+def test_what_the_caches_did_is_recorded_from_the_encoding_on(study_run: Study) -> None:
+    first = run(study_run, OPTIONS)
     use, noise = first.cache_use, first.noise
     assert use is not None
     assert noise is not None
@@ -157,17 +175,17 @@ def test_what_the_caches_did_is_recorded_from_the_encoding_on(study: Study) -> N
     assert use.prefixes == use.features_in_memory + 4 == first.evaluated_answers + noise.questions
     # Unpruned, and up to the first pruning.
     assert use.prefixes_built == 8
-    more = run(study, replace(OPTIONS, trials=6))
+    more = run(study_run, replace(OPTIONS, trials=6))
     assert more.cache_use is not None
     assert more.cache_use.features_computed == 4
     assert more.cache_use.prefixes == more.evaluated_answers + noise.questions > use.prefixes
     # Features outlive the records.
-    fresh = run(study, replace(OPTIONS, fresh=True))
+    fresh = run(study_run, replace(OPTIONS, fresh=True))
     assert fresh.cache_use == replace(use, features_computed=0, features_read=8)
 
 
-def test_what_answers_and_a_server_cost_is_recorded(study: Study) -> None:
-    summary = run(study, OPTIONS)
+def test_what_answers_and_a_server_cost_is_recorded(study_run: Study) -> None:
+    summary = run(study_run, OPTIONS)
     for cost in (summary.baseline_cost, summary.best_held_out and summary.best_held_out.outcome.per_answer):
         assert cost is not None
         assert cost.seconds > 0
@@ -242,12 +260,12 @@ def test_a_profile_too_large_for_memory_is_left_out(study: Study, monkeypatch: p
     assert summary.serving.measured.profiled is None
 
 
-def test_more_trials_and_another_budget_carry_on(study: Study) -> None:
-    first = run(study, OPTIONS)
-    more = run(study, replace(OPTIONS, trials=6))
+def test_more_trials_and_another_budget_carry_on(study_run: Study) -> None:
+    first = run(study_run, OPTIONS)
+    more = run(study_run, replace(OPTIONS, trials=6))
     assert more.trials[:4] == first.trials
     assert len(more.trials) == 6
-    other = run(study, replace(OPTIONS, budget=0.48, trials=2))
+    other = run(study_run, replace(OPTIONS, budget=0.48, trials=2))
     assert other.trials[:6] == tuple(
         replace(one, within_budget=one.within_budget and _fits(one, 0.48)) for one in more.trials
     )
@@ -259,17 +277,17 @@ def _fits(trial: Any, budget: float) -> bool:
     return bool(trial.outcome.flops_ratio <= budget)
 
 
-def test_stored_plans_give_the_runtimes_fingerprints(study: Study) -> None:
-    run(study, replace(OPTIONS, trials=1))
-    runtime = Runtime.load(study.model, text_encoder=study.text_encoder, frames=8, max_new_tokens=4)
+def test_stored_plans_give_the_runtimes_fingerprints(study_run: Study) -> None:
+    run(study_run, replace(OPTIONS, trials=1))
+    runtime = Runtime.load(study_run.model, text_encoder=study_run.text_encoder, frames=8, max_new_tokens=4)
     with Store.open(default_database("tiny")) as store:
         record = store.find("tiny")
         assert record is not None
         planner = make_planner(record)
         method = store.trials()[0].configuration.build()
         assert record.fingerprint_base == fingerprint_base(runtime.encoding, "words", 4)
-        for index, question in enumerate(study.questions):
-            layout = runtime.layout(runtime.encode(study.video_of(question).path), question)
+        for index, question in enumerate(study_run.questions):
+            layout = runtime.layout(runtime.encode(study_run.video_of(question).path), question)
             for one in (None, method, method.with_ratio(1.0)):
                 assert planner.fingerprints(one)[index] == runtime.fingerprint(one, layout)[:32]
         assert fingerprint(record.fingerprint_base, None, None) == planner.fingerprints(None)[0]
@@ -421,11 +439,11 @@ def test_status_is_read_from_the_records(study: Study) -> None:
     assert search.held_out is not None
 
 
-def test_ray_workers_give_what_this_process_gives(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_workers_give_what_this_process_gives(study_run: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     # Workers start in the working directory, from which a checkout that is not installed is not seen.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    alone = run(study, OPTIONS)
-    shared = run(study, replace(OPTIONS, workers=2, trials=2, database="sqlite:///shared.db"))
+    alone = run(study_run, OPTIONS)
+    shared = run(study_run, replace(OPTIONS, workers=2, trials=2, database="sqlite:///shared.db"))
     assert shared.trials[0].configuration == alone.trials[0].configuration
     assert comparable(shared)[1] == comparable(alone)[1]
     assert unmeasured(shared.trials[0].outcome) == unmeasured(alone.trials[0].outcome)
