@@ -41,7 +41,10 @@ def runtime(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def asked(study: Study, runtime: Runtime) -> list[tuple[StudyQuestion, Clip]]:
-    return [(question, runtime.encode(study.video_of(question).path)) for question in study.questions]
+    torch.set_num_threads(2)
+    clips = {video.name: runtime.encode(video.path) for video in study.videos}
+    torch.set_num_threads(1)
+    return [(question, clips[question.video]) for question in study.questions]
 
 
 @pytest.fixture(scope="module")
