@@ -105,20 +105,24 @@ def to_html(picture: Picture, library: Library = "held") -> str:
 def write(picture: Picture, folder: Path, library: Library = "held") -> tuple[Path, ...]:
     """Writes the files, the same each time, and returns those that stand alone, the page first.
 
-    With a shared library the page of a drawing is none of these.
+    With a shared library the page of a drawing is none of these, and wants `write_library` once for the
+    folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{picture.name}.html"
     page.write_text(to_html(picture, library), encoding="utf-8")
-    files = [page]
-    if picture.plotly is not None and library == "shared":
-        from plotly.offline import get_plotlyjs
-
-        (folder / SHARED_LIBRARY).write_text(get_plotlyjs(), encoding="utf-8")
-        files.clear()
+    files = [page] if picture.plotly is None or library == "held" else []
     if picture.still is not None:
         files.append(folder / f"{picture.name}.png")
         picture.still.savefig(files[-1], metadata={"Software": None})
     files.append(folder / f"{picture.name}.csv")
     files[-1].write_text(to_csv(picture.table), encoding="utf-8")
     return tuple(files)
+
+
+def write_library(folder: Path) -> None:
+    """Plotly's code for the pages in this folder that share it."""
+    from plotly.offline import get_plotlyjs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SHARED_LIBRARY).write_text(get_plotlyjs(), encoding="utf-8")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from plotly.graph_objects import Figure
 
-from dashboards.picture import SHARED_LIBRARY, Picture, to_csv, to_html, write
+from dashboards.picture import SHARED_LIBRARY, Picture, to_csv, to_html, write, write_library
 
 pytestmark = pytest.mark.quick
 
@@ -54,6 +54,7 @@ def test_what_stands_alone_is_returned(tmp_path):
     assert not (tmp_path / "a" / SHARED_LIBRARY).exists()
     assert [one.name for one in write(drawn, tmp_path / "b", "shared")] == ["some-picture.csv"]
     assert (tmp_path / "b" / "some-picture.html").exists()
+    write_library(tmp_path / "b")
     assert (tmp_path / "b" / SHARED_LIBRARY).stat().st_size > 1_000_000
     assert [one.name for one in write(body, tmp_path / "c", "shared")] == ["words.html", "words.csv"]
     assert not (tmp_path / "c" / SHARED_LIBRARY).exists()

@@ -48,9 +48,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return make_study(tmp_path)
+    return placed(template, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +63,14 @@ def run_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def study_run(run_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    shutil.copytree(run_template, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return make_study(tmp_path)
+    return placed(run_template, tmp_path, monkeypatch)
+
+
+def placed(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A copy of the template's study, in the working directory."""
+    shutil.copytree(template, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    return make_study(folder)
 
 
 def make_study(folder: Path) -> Study:

@@ -71,6 +71,29 @@ def test_a_figure_without_data_any_more_is_gone(drawings, tmp_path):
     assert (folder / "mine.png").exists()
 
 
+def test_ended_half_way_it_draws_again_and_still_removes_what_is_no_longer_so(
+    drawings, monkeypatch, tmp_path
+):
+    summary = make_summary(5)
+    draw(STUDY, summary, comparison=make_comparison(1, own=summary))
+    folder = tmp_path / ".tuner/demo/figures"
+    write = figures._write
+
+    def ended(drawn, folder):
+        write(drawn[:1], folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "_write", ended)
+        with pytest.raises(KeyboardInterrupt):
+            draw(STUDY, replace(summary, max_drop="0.05"), comparison=make_comparison(1, own=summary))
+    (folder / "comparison.png").write_bytes(b"of the drawing that was ended")
+    files = draw(STUDY, summary)
+    assert all(file.is_file() for file in files)
+    assert list(folder.glob("comparison.*")) == []
+    assert (folder / "plotly.min.js").is_file()
+
+
 def test_equal_results_have_the_same_stamp_whatever_made_them():
     summary = make_summary(3)
     name = "".join(["de", "mo"])

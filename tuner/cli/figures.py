@@ -125,7 +125,8 @@ def draw(
     if before.stamp == stamp and all(file.is_file() for file in files):
         return files
     drawn = pictures(summary, evidence)
-    (folder / _STAMP).unlink(missing_ok=True)
+    # From here on the files are of nothing; should this be ended, the next call still knows which there are.
+    _write_stamp(folder, replace(before, stamp=""))
     for name in before.pictures:  # of what is no longer so, too
         for kind in ("html", "png", "csv"):
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
@@ -133,7 +134,7 @@ def draw(
     files = (page, *_write(drawn, folder))
     page.write_text(_report(summary, evidence, drawn), encoding="utf-8")
     written = _Drawn(stamp, tuple(file.name for file in files), tuple(one.name for one in drawn))
-    (folder / _STAMP).write_text(json.dumps(asdict(written)), encoding="utf-8")
+    _write_stamp(folder, written)
     return files
 
 
@@ -176,11 +177,17 @@ def _report(summary: RunSummary, evidence: Evidence, drawn: tuple[Picture, ...])
 
 def _write(drawn: Iterable[Picture], folder: Path) -> tuple[Path, ...]:
     """MLflow shows a page only if it stands alone, and the report holds all of them: one alone does."""
-    from dashboards.picture import write
+    from dashboards.picture import write, write_library
 
+    write_library(folder)
     return tuple(
         file for one in drawn for file in write(one, folder, "held" if one.name == "pareto" else "shared")
     )
+
+
+def _write_stamp(folder: Path, drawn: _Drawn) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _STAMP).write_text(json.dumps(asdict(drawn)), encoding="utf-8")
 
 
 def _stamp(summary: RunSummary, evidence: Evidence) -> str:
@@ -192,7 +199,7 @@ def _stamp(summary: RunSummary, evidence: Evidence) -> str:
     # How long the last call took is on no figure.
     pickler.dump((replace(summary, seconds=0.0), evidence))
     digest = hashlib.sha256(shown.getvalue())
-    for package in ("dashboards", "tuner"):
+    for package in ("dashboards", "tuner", "pipeline"):
         for source in sorted(Path(str(resources.files(package))).rglob("*")):
             if source.is_file() and source.suffix != ".pyc":
                 digest.update(source.read_bytes())

@@ -29,9 +29,10 @@ def others(planner: Planner, reference: AdaTP) -> dict[str, AdaTP]:
     target = min(1.0, planner.binding_ratio(reference) + 1e-12)
     found: dict[str, AdaTP] = {}
     for other in _VALUES:
-        solved = planner.solve(replace(reference, deduplicate=other), target)
-        if other != reference.deduplicate and isinstance(solved, AdaTP):
-            found[other] = solved
+        if other != reference.deduplicate:
+            solved = planner.solve(replace(reference, deduplicate=other), target)
+            if isinstance(solved, AdaTP):
+                found[other] = solved
     return found
 
 

@@ -312,6 +312,10 @@ def _choices(
             )
             continue
         allowed = ", ".join(map(str, known[name].values))
+        if not values:
+            mistakes.add(
+                parsed.file, line, f"search.choices.{name} is []; allowed are one or more of {allowed}"
+            )
         for place, value in enumerate(values):
             line = parsed.line("search", "choices", name, place)
             if value not in known[name].values:

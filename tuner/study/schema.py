@@ -38,7 +38,7 @@ class SearchKeys(_Edge):
     bounds: dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]] = Field(
         default={}, description="[lowest, highest] for each knob whose range is narrowed"
     )
-    choices: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+    choices: dict[str, list[str]] = Field(
         default={}, description="a list of one or more names for each choice of AdaTP that is searched"
     )
 

@@ -243,7 +243,7 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
         ),
         (
             YAML + "search:\n  choices: {deduplicate: []}\n",
-            "5: search.choices.deduplicate is []; allowed is a list of one or more names",
+            "5: search.choices.deduplicate is []; allowed are one or more of demote, drop, off",
         ),
         (
             YAML + "search:\n  choices: {deduplicate: drop}\n",
@@ -443,15 +443,17 @@ def test_every_mistake_is_reported_together(files: StudyFiles) -> None:
 
 def test_mistakes_in_choices_are_reported_with_those_in_knobs(files: StudyFiles) -> None:
     files.yaml = YAML + (
-        "search:\n  fixed: {p: 2}\n  choices: {deduplicate: [drop, demot, drop], tau_t: [x]}\n"
+        "search:\n  fixed: {p: 2}\n"
+        "  choices: {deduplicate: [drop, demot, drop], tau_t: [x], score_query: []}\n"
     )
     found = problems(files)
     places = [one.split(": ", 1)[0] for one in found]
-    assert places == [f"studies/mine/study.yaml:{line}" for line in (5, 6, 6, 6)]
+    assert places == [f"studies/mine/study.yaml:{line}" for line in (5, 6, 6, 6, 6)]
     assert [one.split(": ", 1)[1].split(";")[0] for one in found[1:]] == [
         "search.choices.deduplicate has 'demot' (did you mean 'demote'?)",
         "search.choices.deduplicate has 'drop' more than once",
         "search.choices names 'tau_t', a knob, which search.fixed and search.bounds are for",
+        "search.choices.score_query is []",
     ]
 
 
