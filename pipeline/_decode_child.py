@@ -9,9 +9,9 @@ nothing is left behind when the parent is killed.
 
 Two libraries read. decord is the fast one, but it returns neighbours of the frames asked for when it has to
 seek in streams whose key frames are followed by frames that are shown before them (open GOPs, x265's
-default), and in containers without an exact index (seen with MPEG-TS and AVI). Such files, and codecs decord
-does not know (AV1), are read by PyAV, which seeks by time stamp. Times count from the first frame and come
-from the container's own stamps.
+default), and in containers without an exact index (seen with MPEG-TS and AVI); it mirrors nothing, and
+chooses for itself among several video streams. Such files, and codecs decord does not know (AV1), are read
+by PyAV, which seeks by time stamp. Times count from the first frame and come from the container's own stamps.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import queue
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -41,6 +42,12 @@ except (ImportError, OSError, RuntimeError):  # no wheel for arm64; or a library
 # Containers whose index decord seeks by exactly.
 DECORD_CONTAINERS = ("mov", "mp4", "matroska", "webm")
 
+# Frames whose order is compared with that of their stamps where it is in doubt: more than any codec reorders.
+ORDER_CHECKED = 32
+
+# Seconds by which a decoding stamp must lie before an earlier one to begin a new recording; ffmpeg's value.
+CLOCK_RESTART = 0.1
+
 
 class UnreadableError(Exception):
     """Why a video cannot be read: the end of a sentence that begins with its name."""
@@ -51,33 +58,47 @@ class Frames(NamedTuple):
 
     pixels: NDArray[np.uint8]  # (n, H, W, 3), RGB, upright
     times: NDArray[np.float64]  # (n,), seconds after the first frame
+    seconds: float  # until the last frame of the video ends
 
 
-@dataclass(frozen=True)
+class Timeline(NamedTuple):
+    """When all frames of a video are shown."""
+
+    times: NDArray[np.float64]  # (frames,), seconds after the first frame, ascending
+    seconds: float  # until the last one ends
+
+
+class Stamped(NamedTuple):
+    """A packet's or a frame's place in time, in ticks of its stream's time base."""
+
+    clock: int | None  # never runs back within one recording
+    stamp: int | None  # when it is shown
+    duration: int  # 0: not known
+
+
+@dataclass(frozen=True, eq=False)
 class Inspected:
-    """What the container says of its video stream, without decoding anything."""
+    """What the container says of its video stream, without decoding more than its first frame."""
 
-    total: int
+    timeline: Timeline
     codec: str
-    seconds: float
-    stamps: tuple[int, ...] | None  # time stamps of all frames in the order shown; None: not usable
+    stamps: tuple[int, ...] | None  # of all frames in the order shown; None: frames cannot be found by them
     key_stamps: tuple[int, ...]
+    order_in_doubt: bool  # the decoder may show frames in another order than that of their stamps
     time_base: float  # seconds per tick of a stamp
-    frame_seconds: float
+    frame_seconds: float  # by the frame rate, for where stamps say nothing
+    clock_restarts: bool  # whether this container's stamps may begin anew in the middle
     decord_is_exact: bool
+
+    @property
+    def total(self) -> int:
+        """Count of frames."""
+        return len(self.timeline.times)
 
     @property
     def readers(self) -> tuple[str, ...]:
         """Names of the readers to try, the best first."""
         return tuple(READERS) if self.decord_is_exact and decord is not None else ("pyav",)
-
-    def times(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds after the first frame."""
-        if self.stamps is None:
-            return indices.astype(np.float64) * self.frame_seconds
-        stamps = np.asarray(self.stamps, dtype=np.float64)
-        times: NDArray[np.float64] = (stamps[indices] - stamps[0]) * np.float64(self.time_base)
-        return times
 
 
 def sample(total: int, count: int) -> NDArray[np.int64]:
@@ -99,10 +120,11 @@ def inspect(path: str) -> Inspected:
         # Matroska declares no number of frames: there the end of the last packet of any stream must reach the
         # declared end of the file.
         streams = [stream] if declared else list(container.streams)
-        stamps: list[int | None] = []
+        packets: list[Stamped] = []
         key_stamps: list[int] = []
         newest_key: int | None = None
         shown_before_key = False
+        first_frame: Any = None
         whole = 0
         end = 0.0
         for packet in container.demux(streams):
@@ -113,9 +135,11 @@ def inspect(path: str) -> Inspected:
             if packet.stream_index != stream.index:
                 continue
             whole += not packet.is_corrupt  # a packet cut off by the end of the file is marked corrupt
+            if first_frame is None:
+                first_frame = _first_frame(packet)
             if packet.is_discard:
                 continue
-            stamps.append(packet.pts)
+            packets.append(Stamped(packet.dts, packet.pts, packet.duration or 0))
             if packet.pts is None:
                 continue
             if packet.is_keyframe:
@@ -123,30 +147,98 @@ def inspect(path: str) -> Inspected:
                 key_stamps.append(packet.pts)
             elif newest_key is not None and packet.pts < newest_key:
                 shown_before_key = True
-        if declared > whole and _frames_outside_edit_list(path) < declared:
+        # The header of an AVI counts frames dropped while recording, which stand in it as empty chunks.
+        dropped = container.format.name == "avi" and _riff_is_whole(path)
+        if declared > whole and not dropped and _frames_outside_edit_list(path) < declared:
             raise UnreadableError(f"is truncated: {whole} of its {declared} frames are there")
         missing = (container.duration or 0) / av.time_base - end
         if "matroska" in container.format.name and missing > max(0.5, 0.05 * end):
             raise UnreadableError(f"is truncated: it ends {missing:.1f} seconds early")
-        if not stamps:
+        if not packets:
             raise UnreadableError("holds no video frames")
-        known = [stamp for stamp in stamps if stamp is not None]
-        usable = len(set(known)) == len(stamps)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        stamps = [packet.stamp for packet in packets if packet.stamp is not None]
+        ascending = sorted(stamps)
+        time_base = float(stream.time_base or 0)
+        frame_seconds = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        clock_restarts = _clock_may_restart(container)
+        joined = _joined(packets, time_base) if clock_restarts else packets
+        usable = joined == packets and len(set(stamps)) == len(packets)
+        # A container that cannot tell when reordered frames are shown (AVI) gives the order of decoding.
+        order_in_doubt = stamps == ascending and stream.codec_context.has_b_frames
         return Inspected(
-            total=len(stamps),
+            timeline=timeline(joined, time_base, frame_seconds),
             codec=stream.codec.canonical_name,
-            seconds=len(stamps) / rate,
-            stamps=tuple(sorted(known)) if usable else None,
+            stamps=tuple(ascending) if usable else None,
             key_stamps=tuple(sorted(key_stamps)),
-            time_base=float(stream.time_base or 0),
-            frame_seconds=1 / rate,
+            order_in_doubt=order_in_doubt,
+            time_base=time_base,
+            frame_seconds=frame_seconds,
+            clock_restarts=clock_restarts,
             decord_is_exact=(
                 usable
                 and not shown_before_key
+                and not order_in_doubt
+                and (first_frame is None or _display_matrix(first_frame) is None)
+                and len(container.streams.video) == 1
                 and any(name in DECORD_CONTAINERS for name in container.format.name.split(","))
             ),
         )
+
+
+def _clock_may_restart(container: Any) -> bool:
+    """Whether this kind of container may be several recordings put end to end, each with its own clock."""
+    return bool(container.format.flags & av.format.Flags.ts_discont.value)
+
+
+def timeline(shown: Sequence[Stamped], time_base: float, frame_seconds: float) -> Timeline:
+    """When frames are shown, whatever the order of `shown`.
+
+    Frames without a stamp are spread evenly between those that have one. So are frames of one stamp up to the
+    next, no further apart than is usual in this video: a container may lack the resolution for its rate.
+    frame_seconds: between two frames, where stamps say nothing.
+    """
+    count = len(shown)
+    order = np.arange(count)
+    places = [place for place, one in enumerate(shown) if one.stamp is not None]
+    known = sorted((one.stamp, one.duration) for one in shown if one.stamp is not None)
+    ticks = np.interp(order, places, [stamp for stamp, _ in known]) if known else np.zeros(count)
+    seconds = (ticks - ticks[0]) * time_base
+    moments, first, frames = np.unique(seconds, return_index=True, return_counts=True)
+    gaps = np.diff(moments)
+    usual = float(np.median(gaps)) if gaps.size else frame_seconds
+    step = np.minimum(np.append(gaps, np.inf) / frames, usual)
+    times: NDArray[np.float64] = moments.repeat(frames) + (order - first.repeat(frames)) * step.repeat(frames)
+    last = known[-1][1] * time_base if known else 0.0
+    if not last:
+        last = float(np.median(np.diff(times))) if count > 1 else frame_seconds
+    return Timeline(times, float(times[-1]) + last)
+
+
+def _joined(shown: Sequence[Stamped], time_base: float) -> list[Stamped]:
+    """The same with stamps that go on where those of the container begin anew: recordings put end to end."""
+    joined: list[Stamped] = []
+    shift = 0
+    newest: int | None = None  # on the clock that goes on
+    for one in shown:
+        if one.clock is not None:
+            if newest is not None and one.clock + shift < newest - CLOCK_RESTART / time_base:
+                shift = newest + one.duration - one.clock
+            newest = one.clock + shift
+        joined.append(
+            one._replace(
+                clock=None if one.clock is None else one.clock + shift,
+                stamp=None if one.stamp is None else one.stamp + shift,
+            )
+        )
+    return joined
+
+
+def _first_frame(packet: Any) -> Any:
+    """The frame that this packet completes, if any."""
+    try:
+        return next(iter(packet.decode()), None)
+    except FFmpegError:  # reading says what is damaged, and where
+        return None
 
 
 def _why_it_does_not_open(path: str, error: FFmpegError) -> str:
@@ -173,8 +265,19 @@ def _video_stream(container: Any) -> Any:
 def _frames_outside_edit_list(path: str) -> int:
     """Count of whole frames without regard to an edit list, which may hide frames that are there."""
     with av.open(path, options={"ignore_editlist": "1"}) as container:
-        stream = container.streams.best("video")
+        stream = _video_stream(container)
         return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+
+
+def _riff_is_whole(path: str) -> bool:
+    """Whether an AVI is as long as its outermost chunks say; large ones have several."""
+    size = Path(path).stat().st_size
+    end = 0
+    with Path(path).open("rb") as file:
+        while end < size and file.read(4) == b"RIFF":
+            end += 8 + int.from_bytes(file.read(4), "little")
+            file.seek(end)
+    return end <= size
 
 
 def read_decord_batch(path: str, count: int) -> Frames:
@@ -204,7 +307,7 @@ def _read_decord(path: str, count: int, read: Callable[[Any, list[int]], NDArray
             pixels.shape[-1] != 3
         ):  # it takes the padding of very narrow rows (16, 48 pixels) for a fourth colour
             raise RuntimeError(f"decord returned frames of shape {pixels.shape[1:]}")
-        return Frames(pixels, inspected.times(indices))
+        return Frames(pixels, inspected.timeline.times[indices], inspected.timeline.seconds)
     finally:
         del reader
 
@@ -212,17 +315,27 @@ def _read_decord(path: str, count: int, read: Callable[[Any, list[int]], NDArray
 def read_pyav(path: str, count: int) -> Frames:
     """Use PyAV: seek by time stamp where the container has usable ones, else decode all frames in order."""
     inspected = inspect(path)
-    pixels = None
-    if inspected.stamps is not None:
-        pixels = _read_stamps(path, [inspected.stamps[i] for i in sample(inspected.total, count)], inspected)
-    if pixels is not None:
-        return Frames(pixels, inspected.times(sample(inspected.total, count)))
-    total = _count_frames(path)
-    indices = sample(total, count)
-    pixels = _read_indices(path, indices.tolist())
-    if total == inspected.total:
-        return Frames(pixels, inspected.times(indices))
-    return Frames(pixels, indices.astype(np.float64) * inspected.frame_seconds)
+    shown = inspected.timeline
+    indices = sample(inspected.total, count)
+    if inspected.stamps is not None and (not inspected.order_in_doubt or _shown_as_stamped(path, inspected)):
+        pixels = _read_stamps(path, [inspected.stamps[i] for i in indices], inspected)
+        if pixels is not None:
+            return Frames(pixels, shown.times[indices], shown.seconds)
+    decoded = _decode_all(path)
+    if len(decoded) != inspected.total:
+        if inspected.clock_restarts:
+            decoded = _joined(decoded, inspected.time_base)
+        shown = timeline(decoded, inspected.time_base, inspected.frame_seconds)
+        indices = sample(len(decoded), count)
+    return Frames(_read_indices(path, indices.tolist()), shown.times[indices], shown.seconds)
+
+
+def _shown_as_stamped(path: str, inspected: Inspected) -> bool:
+    """Whether the first frames come out of the decoder in the order of the container's stamps."""
+    with av.open(path) as container:
+        decoded = islice(_decode(container, _video_stream(container), inspected), ORDER_CHECKED)
+        stamps = tuple(frame.pts for frame in decoded)
+    return inspected.stamps is not None and stamps == inspected.stamps[: len(stamps)]
 
 
 def _read_stamps(path: str, wanted: list[int], inspected: Inspected) -> NDArray[np.uint8] | None:
@@ -236,7 +349,10 @@ def _read_stamps(path: str, wanted: list[int], inspected: Inspected) -> NDArray[
             # Seeking pays only over a key frame that is still ahead.
             key = bisect_right(inspected.key_stamps, stamp) - 1
             if frame is not None and key >= 0 and inspected.key_stamps[key] > frame.pts:
-                container.seek(inspected.key_stamps[key], stream=stream)
+                try:
+                    container.seek(inspected.key_stamps[key], stream=stream)
+                except FFmpegError:  # a bare stream, without a container
+                    return None
                 decoded = _decode(container, stream, inspected)
                 frame = None
             while frame is None or frame.pts is None or frame.pts < stamp:
@@ -258,12 +374,16 @@ def _read_indices(path: str, wanted: list[int]) -> NDArray[np.uint8]:
     return out.array
 
 
-def _count_frames(path: str) -> int:
+def _decode_all(path: str) -> list[Stamped]:
+    """All frames' stamps in the order shown; they are their own clock."""
     with av.open(path) as container:
-        total = sum(1 for _ in _decode(container, _video_stream(container), None))
-    if total == 0:
+        decoded = [
+            Stamped(frame.pts, frame.pts, frame.duration or 0)
+            for frame in _decode(container, _video_stream(container), None)
+        ]
+    if not decoded:
         raise UnreadableError("holds no video frames that can be decoded")
-    return total
+    return decoded
 
 
 def _decode(container: Any, stream: Any, inspected: Inspected | None) -> Iterator[Any]:
@@ -277,6 +397,33 @@ def _decode(container: Any, stream: Any, inspected: Inspected | None) -> Iterato
                 second = (packet.pts - inspected.stamps[0]) * inspected.time_base
                 where = f" near second {second:.1f}"
             raise UnreadableError(f"is damaged: it cannot be decoded{where} ({error.strerror})") from error
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+    """a, b, c, d of the matrix that takes a point (x, y) of the frame to (ax + cy, bx + dy) on the screen.
+
+    Of the container or of the stream itself; None: the frame is shown as it is.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    a, b, _, c, d = (int(value) for value in np.frombuffer(data, np.int32)[:5])
+    return None if a > 0 and d > 0 and not b and not c else (a, b, c, d)
+
+
+def _upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int] | None) -> NDArray[np.uint8]:
+    """(H, W, 3) turned and mirrored as players show it.
+
+    Exact for the eight matrices of right angles. Any other gets the nearest of them (ffmpeg turns by the very
+    angle and fills the corners with black, which no model was trained on); scale is not applied, as ffmpeg
+    does not.
+    """
+    if matrix is None:
+        return image
+    a, b, c, d = matrix
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 class _Pixels:
@@ -301,7 +448,7 @@ class _Pixels:
             self._size = (frame.width, frame.height)
         width, height = self._size  # a stream may change its size midway: all frames take the first one's
         image = frame.to_ndarray(format="rgb24", width=width, height=height)
-        image = np.rot90(image, round(frame.rotation / 90) % 4)
+        image = _upright(image, _display_matrix(frame))
         if self._array is None:
             self._array = np.empty((self._count, *image.shape), np.uint8)
         self._array[self.filled] = image
@@ -333,7 +480,7 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] |
             return {
                 "ok": True,
                 "frames": inspected.total,
-                "seconds": inspected.seconds,
+                "seconds": inspected.timeline.seconds,
                 "codec": inspected.codec,
                 "readers": inspected.readers,
             }, None
@@ -350,7 +497,12 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] |
         detail = " ".join(str(error).split())[:200]
         return {"ok": False, "reason": f"cannot be decoded ({type(error).__name__}: {detail})"}, None
     pixels = np.ascontiguousarray(frames.pixels, dtype=np.uint8)
-    return {"ok": True, "shape": pixels.shape, "times": frames.times.tolist()}, pixels
+    return {
+        "ok": True,
+        "shape": pixels.shape,
+        "times": frames.times.tolist(),
+        "seconds": frames.seconds,
+    }, pixels
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever its size
 
 # Part of every cache key: raise it when encoding changes, so that features stored before are not taken.
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 
 # What a stored clip holds. An entry that lacks some of it was written before that was stored: the others are
 # what they were, so neither its key nor any identity made of it changes, and it is computed again.

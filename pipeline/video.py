@@ -38,7 +38,7 @@ class DecodedVideo(NamedTuple):
 
     frames: NDArray[np.uint8]  # (n, H, W, 3), RGB, upright
     times: NDArray[np.float64]  # (n,), seconds after the video's first frame
-    seconds: float  # the video's length: its number of frames over its mean frame rate
+    seconds: float  # the video's length: from its first frame until the last one ends
 
 
 class VideoInfo(NamedTuple):
@@ -106,7 +106,7 @@ class Decoder:
                     continue
                 assert pixels is not None
                 times = np.asarray(header["times"], dtype=np.float64)
-                return DecodedVideo(pixels, times, inspected["seconds"])
+                return DecodedVideo(pixels, times, header["seconds"])
             raise _video_error(path, reason)
 
     def probe(self, path: str | Path, timeout: float | None = None) -> VideoInfo:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -55,6 +56,33 @@ def write_video(
     return path
 
 
+def write_stamped(
+    path: Path,
+    frames: NDArray[np.uint8],
+    milliseconds: Sequence[int],
+    *,
+    fps: int = 24,
+    codec: str = "libx264",
+) -> Path:
+    """Encode frames (n, H, W, 3), none of them reordered, each to be shown at its own time."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"bf": "0", "g": "20"}
+        encoded = [
+            packet
+            for frame in frames
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+        ] + stream.encode()
+        for packet, stamp in zip(encoded, milliseconds, strict=True):
+            packet.pts = packet.dts = stamp
+            packet.time_base = Fraction(1, 1000)
+            packet.duration = 0
+            container.mux(packet)
+    return path
+
+
 def write_audio(path: Path) -> Path:
     """A file with one second of silence and no picture."""
     with av.open(str(path), "w") as container:
@@ -73,14 +101,13 @@ def truncated(source: Path, target: Path, fraction: float) -> Path:
     return target
 
 
-def rotated(source: Path, target: Path, degrees: int) -> Path:
-    """The same mp4 with the display matrix players turn it clockwise by: 90, 180 or 270 degrees."""
-    one, minus = 1 << 16, (-1 << 16) & 0xFFFFFFFF
-    a, b, c, d = {90: (0, one, minus, 0), 180: (minus, 0, 0, minus), 270: (0, minus, one, 0)}[degrees]
+def with_display_matrix(source: Path, target: Path, matrix: tuple[float, float, float, float]) -> Path:
+    """The same mp4 whose frames players show with the point (x, y) at (ax + cy, bx + dy); matrix: a b c d."""
     data = bytearray(source.read_bytes())
     # tkhd, version 0: 4 bytes of name, 4 of version and flags, 36 until the matrix a b u c d v x y w.
     start = data.index(b"tkhd") + 4 + 4 + 36
-    for place, value in zip((0, 1, 3, 4), (a, b, c, d), strict=True):
-        data[start + 4 * place : start + 4 * place + 4] = value.to_bytes(4, "big")
+    for place, value in zip((0, 1, 3, 4), matrix, strict=True):
+        fixed = round(value * (1 << 16)).to_bytes(4, "big", signed=True)
+        data[start + 4 * place : start + 4 * place + 4] = fixed
     target.write_bytes(data)
     return target

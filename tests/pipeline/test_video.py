@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -18,7 +19,15 @@ import pytest
 
 from pipeline.errors import PipelineError, VideoError
 from pipeline.video import Decoder, content_hash, read_frames
-from tests.videos import moving_frames, real_clip, rotated, truncated, write_audio, write_video
+from tests.videos import (
+    moving_frames,
+    real_clip,
+    truncated,
+    with_display_matrix,
+    write_audio,
+    write_stamped,
+    write_video,
+)
 
 CHILD = Path(__file__).parents[2] / "pipeline" / "_decode_child.py"
 ROOT = Path(__file__).parents[2]
@@ -60,10 +69,7 @@ def all_frames(path: Path) -> list[np.ndarray]:
     """Every frame from a plain decode of the whole file."""
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
-        return [
-            np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-            for frame in container.decode(stream)
-        ]
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
 
 
 def test_frames_are_sampled_evenly_from_the_first_to_the_last(decoder: Decoder, whole: Path) -> None:
@@ -109,16 +115,131 @@ def test_frames_are_exactly_those_of_a_plain_decode(
     assert video.times == pytest.approx(indices / 24, abs=2e-3)
 
 
-@pytest.mark.parametrize("fault", ["", "child.decord = None"], ids=["decord", "pyav"])
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_rotated_videos_come_out_upright(tmp_path: Path, degrees: int, fault: str) -> None:
+# What players make of a frame (H, W, 3), by the display matrix a b c d.
+TURNS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {
+    (1, 0, 0, 1): lambda frame: frame,
+    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),
+    (-1, 0, 0, -1): lambda frame: frame[::-1, ::-1],
+    (0, -1, 1, 0): np.rot90,
+    (-1, 0, 0, 1): lambda frame: frame[:, ::-1],
+    (1, 0, 0, -1): lambda frame: frame[::-1],
+    (0, 1, 1, 0): lambda frame: frame.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda frame: frame.swapaxes(0, 1)[::-1, ::-1],
+}
+
+
+@pytest.mark.parametrize("matrix", TURNS, ids=str)
+def test_turned_and_mirrored_videos_come_out_as_players_show_them(
+    decoder: Decoder, tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
     flat = write_video(tmp_path / "flat.mp4", moving_frames(4))
-    path = rotated(flat, tmp_path / "rotated.mp4", degrees)
-    with faulty_decoder(tmp_path, fault) as decoder:
-        plain = decoder.read_frames(flat, 4).frames
-        assert np.array_equal(
-            decoder.read_frames(path, 4).frames, np.rot90(plain, -degrees // 90, axes=(1, 2))
-        )
+    frames = decoder.read_frames(with_display_matrix(flat, tmp_path / "turned.mp4", matrix), 4).frames
+    assert np.array_equal(frames, np.stack([TURNS[matrix](frame) for frame in all_frames(flat)]))
+
+
+@pytest.mark.parametrize("matrix", [*TURNS, (2, 0, 0, -1), (1, 0.01, -0.01, 1)], ids=str)
+def test_ffmpeg_turns_and_mirrors_alike(
+    decoder: Decoder, tmp_path: Path, matrix: tuple[float, float, float, float]
+) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    flat = write_video(tmp_path / "flat.mp4", moving_frames(2))
+    path = with_display_matrix(flat, tmp_path / "turned.mp4", matrix)
+    frame = decoder.read_frames(path, 1).frames[0]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        path,
+        "-frames:v",
+        "1",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    ]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    shown = np.frombuffer(raw, np.uint8).reshape(frame.shape).astype(int)
+    assert np.abs(shown - frame).mean() < 3  # releases differ in rounding colours
+
+
+GAP = [*range(48), *range(528, 576)]  # 24 a second, with nothing shown for 20 seconds
+AT_THE_GAP = [0, 0.458, 0.958, 1.458, 1.958, 22.458, 22.958, 23.458, 23.958]
+
+
+def in_milliseconds(stamps: Sequence[int]) -> list[int]:
+    return [round(stamp * 1000 / 24) for stamp in stamps]
+
+
+@pytest.mark.parametrize("name", ["gap.mkv", "gap.webm", "gap.ts", "gap.mp4"])
+def test_length_and_times_of_a_variable_frame_rate_are_those_of_the_stamps(
+    decoder: Decoder, tmp_path: Path, name: str
+) -> None:
+    codec = "libvpx" if name.endswith("webm") else "libx264"
+    path = write_stamped(tmp_path / name, moving_frames(96), in_milliseconds(GAP), codec=codec)
+    video = decoder.read_frames(path, 9)
+    assert video.times == pytest.approx(AT_THE_GAP, abs=2e-3)
+    assert video.seconds == pytest.approx(24.0, abs=5e-3)
+    assert decoder.probe(path).seconds == video.seconds
+
+
+@pytest.mark.parametrize("doubled", [60, 47], ids=["in the middle", "before the gap"])
+def test_a_doubled_stamp_leaves_the_others_as_they_are(
+    decoder: Decoder, tmp_path: Path, doubled: int
+) -> None:
+    stamps = in_milliseconds(GAP)
+    stamps[doubled] = stamps[doubled - 1]
+    path = write_stamped(tmp_path / "doubled.mkv", moving_frames(96), stamps)
+    video = decoder.read_frames(path, 96)
+    assert video.times == pytest.approx(np.array(GAP) / 24, abs=2e-3)
+    assert video.seconds == pytest.approx(24.0, abs=5e-3)
+    assert np.array_equal(video.frames, np.stack(all_frames(path)))
+
+
+def test_a_rate_finer_than_the_stamps_is_told_within_their_resolution(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    stamps = [(frame + 1) // 2 for frame in range(200)]
+    video = decoder.read_frames(
+        write_stamped(tmp_path / "fast.mkv", moving_frames(200), stamps, fps=1000), 200
+    )
+    assert video.times == pytest.approx(np.arange(200) / 2000, abs=1e-3)
+    assert np.all(np.diff(video.times) > 0)
+    assert video.seconds == pytest.approx(0.1, abs=1.5e-3)
+    assert video.times[-1] < video.seconds
+
+
+def test_frames_dropped_while_recording_are_no_truncation(decoder: Decoder, tmp_path: Path) -> None:
+    stamps = [stamp for stamp in range(72) if stamp % 12 != 7]
+    path = write_stamped(tmp_path / "dropped.avi", moving_frames(66), in_milliseconds(stamps), codec="mpeg4")
+    video = decoder.read_frames(path, 66)
+    assert np.array_equal(video.frames, np.stack(all_frames(path)))
+    assert video.times == pytest.approx(np.array(stamps) / 24)
+    assert video.seconds == pytest.approx(3.0)
+    with pytest.raises(VideoError, match=r"is truncated: \d\d of its 72 frames are there"):
+        decoder.read_frames(truncated(path, tmp_path / "cut.avi", 0.8), 2)
+
+
+def test_recordings_put_end_to_end_are_read_one_after_the_other(decoder: Decoder, tmp_path: Path) -> None:
+    frames = moving_frames(48)
+    parts = [
+        write_stamped(tmp_path / "late.ts", frames[:24], in_milliseconds(range(160, 184))),
+        write_stamped(tmp_path / "early.ts", frames[24:], in_milliseconds(range(50, 74))),
+    ]
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    video = decoder.read_frames(path, 48)
+    assert np.array_equal(video.frames, np.concatenate([all_frames(part) for part in parts]))
+    assert video.times == pytest.approx(np.arange(48) / 24, abs=2e-3)
+    assert video.seconds == pytest.approx(2.0, abs=5e-3)
+
+
+def test_stamps_in_the_order_of_decoding_do_not_choose_the_frames(decoder: Decoder, tmp_path: Path) -> None:
+    """AVI cannot say when reordered frames are shown: frame 23 is not the 24th to be decoded."""
+    path = write_video(tmp_path / "reordered.avi", moving_frames(48), options={"bf": "3"})
+    assert np.array_equal(decoder.read_frames(path, 3).frames, np.stack(all_frames(path))[[0, 23, 47]])
 
 
 @pytest.mark.parametrize(
