@@ -73,8 +73,10 @@ class Deployed:
         """Answers one question about a video file; further questions about it do not encode it again.
 
         options: 2 to 26 answers to choose from; without them the answer is free text.
-        Errors: VideoError when the video cannot be read.
+        Errors: VideoError when the video cannot be read. ValueError for options that are none.
         """
+        if isinstance(options, str):  # its letters would be taken for options
+            raise ValueError(f"options is a list of texts, but got the text {options!r}.")
         asked = Question(question, question, tuple(options) if options is not None else None)
         return self.runtime.answer(self._clip(Path(video)), asked, self.method)
 

@@ -20,6 +20,8 @@ class Question:
     options: tuple[str, ...] | None = None  # None: a free answer
 
     def __post_init__(self) -> None:
+        if isinstance(self.options, str):  # its letters would be taken for options
+            raise ValueError(f"options is a tuple of texts, but {self.id!r} has the text {self.options!r}.")
         if self.options is not None and not 2 <= len(self.options) <= len(LETTERS):
             raise ValueError(
                 f"A question has 2 to {len(LETTERS)} options, but {self.id!r} has {len(self.options)}."

@@ -80,6 +80,12 @@ def test_the_choices_of_an_export_answer_too(tmp_path, exported, file, runtime):
     assert answer.option_logprobs != other.option_logprobs
 
 
+def test_a_text_is_not_taken_for_a_list_of_its_letters(tmp_path, exported, file):
+    deployed = pipeline.load(write(tmp_path, exported))
+    with pytest.raises(ValueError, match="options is a list of texts, but got the text 'red'"):
+        deployed.answer(file[0], "what color is the ring?", "red")
+
+
 def test_models_are_found_beside_the_exported_file(tmp_path, exported, checkpoints, monkeypatch):
     (tmp_path / "model").symlink_to(checkpoints.model)
     (tmp_path / "siglip").symlink_to(checkpoints.siglip)

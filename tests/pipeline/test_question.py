@@ -33,6 +33,11 @@ def test_too_few_or_too_many_options_are_refused(options):
         Question("q", "?", options)
 
 
+def test_a_text_is_not_taken_for_a_list_of_its_letters():
+    with pytest.raises(ValueError, match="options is a tuple of texts, but 'q' has the text 'red'"):
+        Question("q", "?", "red")
+
+
 def test_an_unknown_scoring_is_refused():
     with pytest.raises(ValueError, match="'letter' or 'words', but got 'digits'"):
         prompt_text(QUESTION, "digits")
