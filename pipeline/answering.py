@@ -23,7 +23,8 @@ class Answer:
     question: str  # its id
     text: str  # the chosen option, or the free answer
     option: int | None  # index of the most probable option; None for a free answer
-    option_logprobs: tuple[float, ...] | None  # per option, natural log, not normalised over the options
+    # Per option, natural log, not normalised over the options; `Pack.score` says when its end is included.
+    option_logprobs: tuple[float, ...] | None
     logprob: float | None  # of `text`; of the reference where one was given
     kept: tuple[int, ...]  # visual tokens that really stayed, per pruning layer; empty for the unpruned model
     seconds: float  # from question to answer, encoding of the video not included

@@ -31,6 +31,9 @@ from pipeline.ranking import stages
 # transformers finds an attention function by its name; this one divides the row among the backend's.
 PACKED = "adatp_packed"
 
+# Stands for "any token that ends an answer" among token ids to be scored.
+END = -1
+
 # Keys and values of one question, by layer: (1, H, tokens, head). Tensors in it are never written to.
 Held = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -236,8 +239,11 @@ class Pack:
     def score(self, texts: Mapping[int, Sequence[Sequence[int]]]) -> dict[int, tuple[float, ...]]:
         """Log-probability of each of a question's token sequences as its answer, teacher-forced.
 
-        texts: by the question's place in the pack. Texts of one token cost no forward; the longer ones of all
-        questions share one, where each sees its prompt and itself.
+        texts: by the question's place in the pack. Where the texts of a question differ in length, the end of
+        the answer is part of each: without it a text that begins another could never be the less probable of
+        the two. Texts of one token, all of one length, cost no forward; the others of all questions share
+        one, where each sees its prompt and itself. Errors: UnsupportedError when an end is to be scored and
+        the model has no token for it.
         """
         if any(len(ids) == 0 for several in texts.values() for ids in several):
             raise ValueError("Every text to score has at least one token.")
@@ -247,24 +253,37 @@ class Pack:
             torch.tensor([index for index, _ in flat], device=device),
             torch.tensor([ids[0] for _, ids in flat], device=device),
         ]
-        longer = [(i, index, ids) for i, (index, ids) in enumerate(flat) if len(ids) > 1]
+        ended = {index for index, several in texts.items() if len({len(ids) for ids in several}) > 1}
+        ends = self._family.end_ids
+        if ended and not ends:
+            raise UnsupportedError("The model names no token that ends an answer, so options cannot end.")
+        # (place in `flat`, tokens after which something is scored, what is scored there); END is any of ends.
+        followed = [
+            (i, index, ids if index in ended else ids[:-1], [*ids[1:], *([END] if index in ended else [])])
+            for i, (index, ids) in enumerate(flat)
+        ]
+        longer = [one for one in followed if one[2]]
         if longer:
             runs: list[_Run] = []
             inputs: list[int] = []
             positions: list[int] = []
-            for index in dict.fromkeys(index for _, index, _ in longer):
+            for index in dict.fromkeys(index for _, index, _, _ in longer):
                 sequence = self._sequences[index]
-                mine = [ids for _, owner, ids in longer if owner == index]
-                runs.append(_Run(sequence.run.held, tuple(len(ids) - 1 for ids in mine), grow=False))
+                mine = [ids for _, owner, ids, _ in longer if owner == index]
+                runs.append(_Run(sequence.run.held, tuple(len(ids) for ids in mine), grow=False))
                 for ids in mine:
-                    inputs += ids[:-1]
-                    positions += [sequence.next_position + i for i in range(len(ids) - 1)]
+                    inputs += ids
+                    positions += [sequence.next_position + i for i in range(len(ids))]
             logprobs = self._distribution(self._forward(inputs, positions, runs))
-            targets = torch.tensor([token for _, _, ids in longer for token in ids[1:]], device=device)
-            owner = torch.tensor([i for i, _, ids in longer for _ in ids[1:]], device=device)
-            total = total.index_add(0, owner, logprobs.gather(1, targets[:, None])[:, 0])
-        values = iter(total.tolist())
-        return {index: tuple(islice(values, len(several))) for index, several in texts.items()}
+            targets = torch.tensor([token for *_, scored in longer for token in scored], device=device)
+            owner = torch.tensor([i for i, *_, scored in longer for _ in scored], device=device)
+            values = logprobs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+            if ended:
+                end = logprobs[:, torch.tensor(ends, device=device)].logsumexp(dim=-1)
+                values = torch.where(targets == END, end, values)
+            total = total.index_add(0, owner, values)
+        scores = iter(total.tolist())
+        return {index: tuple(islice(scores, len(several))) for index, several in texts.items()}
 
     def greedy(
         self, indices: Sequence[int], max_new_tokens: int, end_ids: Sequence[int]

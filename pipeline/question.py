@@ -10,6 +10,10 @@ Scoring = Literal["letter", "words"]
 
 LETTERS = ascii_uppercase
 
+# Part of every answer's fingerprint: raise it when the same question gets another answer from the same model.
+# 2: the end of the answer is scored with options of different lengths.
+SCORING_VERSION = 2
+
 
 @dataclass(frozen=True)
 class Question:
@@ -32,8 +36,8 @@ def prompt_text(question: Question, scoring: Scoring) -> str:
     """The text the model reads after the video.
 
     "letter" lists the options and asks for a letter, as lmms-eval prompts LLaVA-OneVision; "words" shows the
-    stem alone and leaves the options to be scored by their log-probability. A free question is its stem
-    either way.
+    stem alone and leaves the options to be scored by their log-probability: `Pack.score` says how. A free
+    question is its stem either way.
     """
     if scoring not in ("letter", "words"):
         raise ValueError(f"scoring is 'letter' or 'words', but got {scoring!r}.")

@@ -26,7 +26,7 @@ from pipeline.meter import PeakMemory
 from pipeline.methods.base import Method
 from pipeline.packing import Asked, Pack
 from pipeline.prefix import Prefix, build_prefix
-from pipeline.question import Question, Scoring, option_texts, prompt_text
+from pipeline.question import SCORING_VERSION, Question, Scoring, option_texts, prompt_text
 
 if TYPE_CHECKING:
     from pipeline.cache import FeatureCache
@@ -247,7 +247,7 @@ class Runtime:
         Covers model and encoding, scoring, method, plan and selection options. A method whose plan keeps
         everything asks what the unpruned model is asked.
         """
-        asked = f"{self.encoding}|{self.scoring}|{self.max_new_tokens}"
+        asked = f"{self.encoding}|{self.scoring}/{SCORING_VERSION}|{self.max_new_tokens}"
         plan = None if method is None else method.plan(layout, self.shape.layers)
         if method is None or plan is None or plan.keeps_everything:
             return _digest(asked, "unpruned")

@@ -22,6 +22,7 @@ from pipeline.flops import (
 from pipeline.layout import FloatArray, IntArray, Layout, Layouts
 from pipeline.methods import AdaTP, Method, knobs
 from pipeline.plan import Plan, StudyPlans
+from pipeline.question import SCORING_VERSION
 from pipeline.solve import Unreachable, solve_p
 from tuner.records.schema import FINGERPRINT_DIGITS
 from tuner.records.values import StoredQuestion
@@ -75,7 +76,7 @@ def _fingerprints(base: str, method: Method | None, keys: Sequence[str | None]) 
 
 def fingerprint_base(encoding: str, scoring: str, max_new_tokens: int) -> str:
     """What every fingerprint of a study covers besides the method and its plan."""
-    return f"{encoding}|{scoring}|{max_new_tokens}"
+    return f"{encoding}|{scoring}/{SCORING_VERSION}|{max_new_tokens}"
 
 
 class Planner:

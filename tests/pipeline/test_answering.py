@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from pipeline import packing
 from pipeline.answering import matches, normalise
+from pipeline.errors import UnsupportedError
 from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
 from pipeline.question import Question
 from tests.pipeline import reference
@@ -31,11 +35,13 @@ def kept_tokens(runtime, clip, question, method):
     return [tokens.tolist() for tokens in pruning.tokens]
 
 
-def from_scratch(eager, clip, question, method, ids):
-    """Log-probability of `ids` as the answer, every token with a whole prefill of its own."""
+def from_scratch(eager, clip, question, method, ids, *, ended=False):
+    """Log-probability of `ids` as the answer, every token with a whole prefill of its own; `ended`: and of
+    nothing following.
+    """
     forced = kept_tokens(eager, clip, question, method)
     total = 0.0
-    for place, token in enumerate(ids):
+    for place, token in enumerate([*ids, *([eager.family.tokenizer.eos_token_id] if ended else [])]):
         out = reference.prefill(eager, clip, question, method, following=ids[:place], forced=forced)
         total += float(out.logits.log_softmax(-1)[token])
     return total
@@ -49,14 +55,59 @@ def test_options_of_several_tokens_are_scored_by_teacher_forcing(request, eager,
         "q", "what color is the ring?", ("red", "dark blue", "top left of the scene", "dark red")
     )
     answer = runtime.answer(clip, question, method)
-    expected = [
-        from_scratch(eager, clip, question, method, list(runtime.family.answer_ids(option)))
-        for option in question.options
-    ]
+    tokens = [list(runtime.family.answer_ids(option)) for option in question.options]
+    expected = [from_scratch(eager, clip, question, method, ids, ended=True) for ids in tokens]
     assert answer.option_logprobs == pytest.approx(expected, abs=5e-5)
     assert answer.option == max(range(4), key=expected.__getitem__)
     assert answer.text == question.options[answer.option]
     assert answer.logprob == answer.option_logprobs[answer.option]
+
+
+@pytest.mark.parametrize("options", [("red", "blue"), ("dark red", "dark blue")], ids=["1", "2"])
+def test_options_of_one_length_are_compared_without_their_end(eager, clip, options):
+    question = Question("q", "what color is the ring?", options)
+    tokens = [list(eager.family.answer_ids(option)) for option in options]
+    expected = [from_scratch(eager, clip, question, None, ids) for ids in tokens]
+    assert eager.answer(clip, question, None).option_logprobs == pytest.approx(expected, abs=5e-5)
+
+
+RED, SQUARE, BLUE, DONE, STOP = range(5)
+AFTER = {RED: {SQUARE: 0.7, DONE: 0.2, STOP: 0.1}, SQUARE: {DONE: 1.0}, BLUE: {DONE: 1.0}}
+FIRST = {RED: 0.9, BLUE: 0.1}
+
+
+class ToldPack(packing.Pack):
+    """After a prompt and after each token, the next one has the probabilities of FIRST and AFTER."""
+
+    def __init__(self, ends):
+        self._family = SimpleNamespace(end_ids=ends)
+        self._sequences = [SimpleNamespace(run=SimpleNamespace(held={}), next_position=0)]
+        self._logprobs = self.table([FIRST])
+
+    @staticmethod
+    def table(rows):
+        return torch.tensor([[row.get(token, 0.0) for token in range(5)] for row in rows]).log()
+
+    def _forward(self, ids, positions, runs):
+        assert sum(length for run in runs for length in run.pieces) == len(ids) == len(positions)
+        return self.table([AFTER[token] for token in ids])
+
+    def _distribution(self, hidden):
+        return hidden
+
+
+@pytest.mark.quick
+def test_an_option_that_goes_on_where_another_ends_can_win():
+    scores = ToldPack((DONE, STOP)).score({0: [(RED,), (RED, SQUARE), (BLUE,)]})[0]
+    # Whichever token the answer ends with. Without an end they were 0.9, 0.63 and 0.1: "red" would win.
+    assert np.exp(scores) == pytest.approx([0.9 * 0.3, 0.9 * 0.7, 0.1])
+
+
+@pytest.mark.quick
+def test_options_cannot_end_in_a_model_that_knows_no_end():
+    with pytest.raises(UnsupportedError, match="names no token that ends an answer"):
+        ToldPack(()).score({0: [(RED,), (RED, SQUARE)]})
+    assert np.exp(ToldPack(()).score({0: [(RED,), (BLUE,)]})[0]) == pytest.approx([0.9, 0.1])
 
 
 @pytest.mark.parametrize("method", [AdaTP(p=0.6), FewerFrames(keep_ratio=0.4)], ids=name)

@@ -1,6 +1,7 @@
 """FastVID against its rules written out token by token."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,7 +141,10 @@ def test_the_model_reads_the_merged_tokens_at_their_own_positions(runtime, clip,
         dark, blue = runtime.family.answer_ids("dark blue")
         after = runtime.model(torch.tensor([[dark]]), past_key_values=output.past_key_values).logits[0, -1]
     torch.testing.assert_close(one_pass, expected, rtol=0, atol=2e-5)
-    red, dark_blue, *_ = runtime.answer(clip, question, method).option_logprobs
+    (red, _), (dark_blue, _) = (
+        runtime.answer(clip, replace(question, options=options), method).option_logprobs
+        for options in (("red", "yellow"), ("dark blue", "dark red"))
+    )
     assert red == pytest.approx(float(expected[runtime.family.answer_ids("red")[0]]), abs=2e-5)
     # The packed way, which counts positions itself, says the same of the second word.
     assert dark_blue == pytest.approx(float(expected[dark] + after.log_softmax(dim=-1)[blue]), abs=5e-5)
