@@ -434,6 +434,7 @@ class _Pixels:
         self._count = count
         self._array: NDArray[np.uint8] | None = None
         self._size = (0, 0)
+        self._matrix: tuple[int, int, int, int] | None = None
         self._source: Any = None
 
     def add(self, frame: Any) -> None:
@@ -446,9 +447,12 @@ class _Pixels:
             return
         if self._array is None:
             self._size = (frame.width, frame.height)
-        width, height = self._size  # a stream may change its size midway: all frames take the first one's
+            self._matrix = _display_matrix(frame)
+        # A stream may change its size midway, and may tell its orientation with key frames alone: all frames
+        # take the first one's.
+        width, height = self._size
         image = frame.to_ndarray(format="rgb24", width=width, height=height)
-        image = _upright(image, _display_matrix(frame))
+        image = _upright(image, self._matrix)
         if self._array is None:
             self._array = np.empty((self._count, *image.shape), np.uint8)
         self._array[self.filled] = image

@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 
 from pipeline.errors import PipelineError, VideoError
 from pipeline.video import Decoder, content_hash, read_frames
@@ -135,6 +136,22 @@ def test_turned_and_mirrored_videos_come_out_as_players_show_them(
     flat = write_video(tmp_path / "flat.mp4", moving_frames(4))
     frames = decoder.read_frames(with_display_matrix(flat, tmp_path / "turned.mp4", matrix), 4).frames
     assert np.array_equal(frames, np.stack([TURNS[matrix](frame) for frame in all_frames(flat)]))
+
+
+def test_an_orientation_told_with_the_first_frame_holds_for_all(decoder: Decoder, tmp_path: Path) -> None:
+    """H.264 can say it within the stream, where most encoders repeat it with key frames at best."""
+    flat = write_video(tmp_path / "flat.mp4", moving_frames(12), options={"bf": "0"})
+    path = tmp_path / "turned.mp4"
+    with av.open(str(flat)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        told = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=270", stream)
+        for packet in source.demux(stream):
+            for filtered in told.filter(packet if packet.size else None):
+                filtered.stream = copy
+                target.mux(filtered)
+    frames = decoder.read_frames(path, 12).frames
+    assert np.array_equal(frames, np.stack([np.rot90(frame, -1) for frame in all_frames(flat)]))
 
 
 @pytest.mark.parametrize("matrix", [*TURNS, (2, 0, 0, -1), (1, 0.01, -0.01, 1)], ids=str)
