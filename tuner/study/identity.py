@@ -41,6 +41,11 @@ def study_identity(
     configuration must not also measure it.
     """
     _refuse_leaks(study, content_hashes)
+    # Which free answers count as right is stored with the trials, so other rules make another study.
+    from pipeline.answering import MATCHING_VERSION
+
+    free = any(question.options is None for question in study.questions)
+    matching = {"matching": MATCHING_VERSION} if free else {}
     parts = {
         "settings": {
             "model": model,
@@ -48,6 +53,7 @@ def study_identity(
             "frames": study.frames,
             "scoring": study.scoring,
             "max_new_tokens": study.max_new_tokens,
+            **matching,
         },
         "videos": {video.name: content_hashes[video.name] for video in study.videos},
         "questions": [
@@ -97,6 +103,8 @@ def _settings_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         for name in ("frames", "scoring", "max_new_tokens")
         if old[name] != new[name]
     ]
+    if old.get("matching") != new.get("matching"):
+        changes.append("this version compares free answers by other rules")
     if old["model"] != new["model"]:
         changes.append(f"the model is another one: {old['model']} before, {new['model']} now")
     # The encoding covers model and frames too; only without those it speaks for itself.

@@ -114,3 +114,18 @@ def test_the_same_bytes_in_both_parts_are_refused(study: Study) -> None:
     with pytest.raises(UserError, match=r"tuned on and held out under different names: v1\.mp4, v2\.mp4"):
         identity(split, v1="same", v2="same")
     identity(split, v0="same", v1="same")
+
+
+def test_other_rules_for_free_answers_make_another_study_only_where_there_are_some(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import answering
+
+    study = replace(study, questions=tuple(one for one in study.questions if one.options is not None))
+    free = replace(study, questions=tuple(replace(one, options=None) for one in study.questions))
+    before, free_before = identity(study), identity(free)
+    monkeypatch.setattr(answering, "MATCHING_VERSION", answering.MATCHING_VERSION + 1)
+    assert identity(study) == before
+    assert describe_changes(free_before.parts, identity(free).parts) == [
+        "this version compares free answers by other rules"
+    ]
