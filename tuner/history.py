@@ -16,7 +16,8 @@ from tuner.records.values import Purpose, SearchRecord, StoredAnswer, StudyRecor
 from tuner.reporting import make_planner
 from tuner.results import Configuration
 from tuner.search.space import TOLERANCE
-from tuner.selection import hypervolume
+from tuner.selection import eligible, hypervolume
+from tuner.study import Search, Study
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,28 @@ class History:
 
 
 def load_history(
-    study: str, *, budget: float | None = None, seed: int | None = None, database: str | None = None
+    study: Study, *, budget: float | None = None, seed: int | None = None, database: str | None = None
 ) -> History:
     """The history of the study's latest search, or of the latest with this budget and seed.
 
     Errors: UserError when the study was never run or has no such search.
     """
-    with Store.open(database or default_database(study), create=False) as store:
-        record = store.require(study)
+    with Store.open(database or default_database(study.name), create=False) as store:
+        record = store.require(study.name)
         searches = [
             one
             for one in store.searches()
             if (budget is None or one.budget == budget) and (seed is None or one.seed == seed)
         ]
         if not searches:
-            raise UserError(f"the study {study!r} has no such search; `tuner status` lists its searches")
-        return history(store, record, searches[-1])
+            raise UserError(f"the study {study.name!r} has no such search; `tuner status` lists its searches")
+        return history(store, record, searches[-1], study.search)
 
 
-def history(store: Store, record: StudyRecord, search: SearchRecord) -> History:
-    """The history of one search. `store` has found `record`; trials still under way are left out."""
+def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: Search) -> History:
+    """The history of one search. `store` has found `record`; trials still under way are left out, and those
+    that the study's search does not allow (`allowing`) dominate nothing.
+    """
     planner, left_out = make_planner(record), store.quarantined()
     answers, trials = store.stored_answers(), store.trials()
     videos: dict[str, list[tuple[int, str]]] = {}
@@ -116,8 +119,9 @@ def history(store: Store, record: StudyRecord, search: SearchRecord) -> History:
     for at, number in asked_by.items():
         own.setdefault(number, []).append(answers[at].seconds)
     rows, points = [], list[tuple[float, float]]()
+    allowed = {one.number for one in eligible(trials, allowing)}
     for trial, end, judged, _ in sorted(ended, key=lambda one: (one.at, one.trial.number)):
-        if trial.outcome is not None:
+        if trial.outcome is not None and trial.number in allowed:
             points.append((trial.binding_ratio, trial.outcome.accuracy))
         rows.append(
             HistoryRow(

@@ -219,7 +219,7 @@ class _Writer:
     def write(self, files: Sequence[Path]) -> Recorded:
         summary, study = self.summary, self.study
         known = _children(self.client, study.experiment, study.id)
-        for trial in (*summary.trials, *summary.above):
+        for trial in (*summary.trials, *summary.above, *summary.outside):
             content = _trial_content(summary, trial, self.measured.get(trial.number, {}))
             name = _trial_name(summary, trial)
             run = known.get(trial.number)
@@ -357,6 +357,8 @@ def _trial_name(summary: RunSummary, trial: Trial) -> str:
         role = " (best)"
     elif summary.defaults is not None and summary.defaults.number == trial.number:
         role = " (defaults)"
+    elif trial in summary.outside:
+        role = " (outside)"
     outcome = trial.outcome
     return f"trial {trial.number:03d}{role}: {100 * outcome.accuracy:.1f} % at {outcome.flops_ratio:.3f}"
 
@@ -395,6 +397,8 @@ def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, flo
             metrics |= _held_out_metrics(held_out)
     if any(one.number == trial.number for one in summary.above):
         roles.append("above")
+    if trial in summary.outside:
+        roles.append("outside")
     return _Content(
         params={"method": trial.configuration.method}
         | {name: _readable(value) for name, value in trial.configuration.parameters},

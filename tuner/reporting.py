@@ -20,7 +20,14 @@ from tuner.margin import MaxDrop
 from tuner.planning import Planner
 from tuner.records.database import default_database
 from tuner.records.store import Store
-from tuner.records.values import RecordedAnswer, RefusalRecord, SearchRecord, StudyRecord, TrialRecord
+from tuner.records.values import (
+    Goal,
+    RecordedAnswer,
+    RefusalRecord,
+    SearchRecord,
+    StudyRecord,
+    TrialRecord,
+)
 from tuner.results import (
     AnswerCost,
     Binding,
@@ -38,10 +45,11 @@ from tuner.results import (
     StoppedTrial,
     TagRow,
     Trial,
+    Verdict,
 )
 from tuner.scoring import answer_cost, divergence, judge
-from tuner.search.space import TOLERANCE, make_space, smallest_reachable
-from tuner.selection import Choice, choose, choose_best
+from tuner.search.space import TOLERANCE, allows, make_space, smallest_reachable
+from tuner.selection import Choice, choose, eligible
 from tuner.study import Study, StudyQuestion
 from tuner.study.identity import describe_changes, study_identity
 
@@ -56,12 +64,17 @@ class SearchStatus:
     trials_asked: int
     trials_completed: int
     refused: int
-    # The most accurate completed trial within the budget, of this and of all other searches.
+    # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits, or the
+    # study changed since.
     best: Trial | None
     # Its outcome on the held-out part; None until it is there.
     held_out: Outcome | None
     # Trials that the race ended.
     trials_stopped: int = 0
+    goal: Goal = "budget"
+    # The largest drop as asked for, and whether `best` is shown to stay within it.
+    max_drop: str = ""
+    verdict: Verdict = "untested"
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ class Status:
     trials_stopped: int = 0
     # Questions that are left out: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
+    # What differs between the study and its records, a sentence each: then no trial is named the best.
+    changed: tuple[str, ...] = ()
 
 
 class Results:
@@ -161,6 +176,19 @@ def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -
     return _chosen(search, store, Results(study, store, planner))
 
 
+def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Choice]:
+    """What each search has come to, by the search's id; those where nothing fits are left out.
+
+    None is told of a study that changed since: its labels may be others.
+    """
+    study = without_skipped(study, record)
+    if changes(study, record):
+        return {}
+    results = Results(study, store, make_planner(record))
+    found = {one.id: _chosen(one, store, results) for one in store.searches()}
+    return {search: choice for search, choice in found.items() if choice is not None}
+
+
 def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | None:
     measured = store.measured()
 
@@ -170,7 +198,7 @@ def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | No
         return results.of(configuration, "held_out")
 
     return choose(
-        store.trials(),
+        eligible(store.trials(), results.study.search),
         search.goal,
         search.budget,
         MaxDrop.parse(search.max_drop),
@@ -183,12 +211,17 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     """What a search has come to so far. `store` has found `record`."""
     planner = make_planner(record)
     results = Results(study, store, planner)
+    # Without the questions that are left out: all numbers are about the same ones.
+    study = results.study
     quarantined = store.quarantined()
     recorded = store.trials()
-    completed = [trial for trial in recorded if trial.outcome is not None]
+    allowed = eligible(recorded, study.search)
+    completed = [trial for trial in allowed if trial.outcome is not None]
     # A configuration that another search tried for its front counts here where it fits this budget.
     above = [one for one in completed if one.purpose == "above" and not _fits(one, search.budget)]
     trials = [one for one in completed if one not in above]
+    kept = {one.number for one in allowed}
+    outside = [one for one in recorded if one.outcome is not None and one.number not in kept]
     refusals = [one for one in store.refusals() if one.search == search.id]
     measured = store.measured()
     baseline = {part: _accuracy(results.of(None, part)) for part in _parts(study)}
@@ -212,9 +245,11 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         regressions=_regressions(study, results, best.configuration)
         if best is not None and best_measured
         else (),
-        closest=_closest(trials, refusals) if best is None else None,
+        closest=_closest(trials, [one for one in refusals if allows(study.search, one.configuration)])
+        if best is None
+        else None,
         refused=len(refusals),
-        shared_answers=_shared(completed, planner, quarantined),
+        shared_answers=_shared([*completed, *outside], planner, quarantined),
         evaluated_answers=store.count_answers(),
         skipped_videos=tuple(one["name"] for one in record.skipped),
         quarantined=quarantined,
@@ -232,9 +267,10 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         noise=store.noise(),
         stopped=tuple(
             StoppedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
-            for one in recorded
+            for one in allowed
             if one.stopped is not None
         ),
+        outside=tuple(_trial(trial, search.budget) for trial in outside),
         above=tuple(_trial(trial, search.budget) for trial in above),
         goal=search.goal,
         sampler=search.sampler,
@@ -274,7 +310,7 @@ def find_summary(study: Study, *, budget: float, database: str | None = None) ->
     Errors: UserError when the study was never run, or changed since.
     """
     with _recorded(study, database) as (study, store, record):
-        searches = [one for one in store.searches() if one.budget == budget]
+        searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
         return summarise(study, store, record, searches[-1]) if searches else None
 
 
@@ -317,13 +353,14 @@ def _recorded(study: Study, database: str | None) -> Iterator[tuple[Study, Store
         yield study, store, record
 
 
-def load_status(study_name: str, database: str | None = None) -> Status:
+def load_status(study: Study, database: str | None = None) -> Status:
     """How far a study has come, also while it runs.
 
     Errors: UserError when it was never run.
     """
-    with Store.open(database or default_database(study_name), create=False) as store:
-        record = store.require(study_name)
+    with Store.open(database or default_database(study.name), create=False) as store:
+        record = store.require(study.name)
+        choices = choices_of(study, store, record)
         planner = make_planner(record)
         trials, refusals, measured = store.trials(), store.refusals(), store.measured()
         completed = [trial for trial in trials if trial.outcome is not None]
@@ -333,7 +370,8 @@ def load_status(study_name: str, database: str | None = None) -> Status:
         baseline = store.answers(wanted)
         searches = []
         for search in store.searches():
-            best = choose_best(completed, search.budget)
+            choice = choices.get(search.id)
+            best = None if choice is None else choice.trial
             searches.append(
                 SearchStatus(
                     budget=search.budget,
@@ -349,6 +387,9 @@ def load_status(study_name: str, database: str | None = None) -> Status:
                     trials_stopped=sum(
                         trial.search == search.id and trial.stopped is not None for trial in trials
                     ),
+                    goal=search.goal,
+                    max_drop=search.max_drop,
+                    verdict="untested" if choice is None else choice.verdict,
                 )
             )
         return Status(
@@ -363,6 +404,7 @@ def load_status(study_name: str, database: str | None = None) -> Status:
             searches=tuple(searches),
             trials_stopped=sum(trial.stopped is not None for trial in trials),
             quarantined=quarantined,
+            changed=tuple(changes(without_skipped(study, record), record)),
         )
 
 

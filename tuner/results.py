@@ -438,6 +438,9 @@ class RunSummary:
     provable_drop: float | None = None
     noise: Noise | None = None
     stopped: tuple[StoppedTrial, ...] = ()
+    # Complete trials with a knob or a choice that the study's search does not allow any more: on no front and
+    # never chosen; not among `trials`.
+    outside: tuple[Trial, ...] = ()
     # Trials beyond the budget that only the front shows; not among `trials`.
     above: tuple[Trial, ...] = ()
     # Of the whole study so far, all its searches together.

@@ -34,7 +34,7 @@ from tuner.results import Configuration, Noise, QuestionResult
 from tuner.scoring import graded, judge
 from tuner.search.evidence import Evidence, Sampler
 from tuner.search.space import TOLERANCE, Bins, Point, Space
-from tuner.selection import Choice, choose, choose_best, hypervolume, ordered
+from tuner.selection import Choice, choose, choose_best, eligible, hypervolume, ordered
 from tuner.sentences import noise_floor
 from tuner.study import Study, StudyQuestion
 
@@ -90,6 +90,8 @@ class SearchLoop(Loop):
         self._clock = clock
         self._deadline = None if timeout is None else clock() + timeout
         self._refusals = list(store.refusals())
+        # What the study's search does not allow any more; nothing proposed from here on is among them.
+        self._outside = self._trials.keys() - {one.number for one in eligible(self.trials, study.search)}
         # Of the completed trials that others were compared with, by number and question.
         self._signals_of: dict[int, dict[str, float]] = {}
         self.timed_out = False
@@ -98,20 +100,27 @@ class SearchLoop(Loop):
 
     def best(self) -> TrialRecord | None:
         """The completed trial within the budget that answers best on the tune part."""
-        return choose_best(self.trials, self._search.budget)
+        return choose_best(self._eligible, self._search.budget)
 
     def choice(self) -> Choice | None:
         """What the held-out part says of the best ones, as far as it was asked; None before the baseline."""
         if not self._baseline:
             return None
         return choose(
-            self.trials,
+            self._eligible,
             self._search.goal,
             self._search.budget,
             MaxDrop.parse(self._search.max_drop),
             [self._baseline[question] for question in self._questions["tune"]],
             self._held_out_results,
         )
+
+    @property
+    def _eligible(self) -> tuple[TrialRecord, ...]:
+        """The trials that the study's search allows, in order of number: for all else here the others are
+        not there.
+        """
+        return tuple(one for one in self.trials if one.number not in self._outside)
 
     def _forget(self, question: str) -> None:
         super()._forget(question)
@@ -143,7 +152,7 @@ class SearchLoop(Loop):
             yield None
 
     def _trial_phase(self) -> Iterator[Job | None]:
-        unfinished = [trial for trial in self.trials if self._to_finish(trial)]
+        unfinished = [trial for trial in self._eligible if self._to_finish(trial)]
         proposed = self._proposed()
         self._start("trials", len(unfinished) + max(0, self._search.trials - proposed))
         for trial in unfinished:
@@ -165,12 +174,17 @@ class SearchLoop(Loop):
 
     def _to_finish(self, trial: TrialRecord) -> bool:
         if trial.stopped is not None:
-            return not self._race and trial.search == self._search.id
+            beaten = self._race and not self._stopped_by_outside(trial)
+            return not beaten and trial.search == self._search.id
         return trial.outcome is None
+
+    def _stopped_by_outside(self, trial: TrialRecord) -> bool:
+        """Whether it was stopped in favour of one that the study's search does not allow any more."""
+        return trial.stopped is not None and trial.stopped.by in self._outside
 
     def _proposed(self) -> int:
         """Trials this search proposed so far, its refusals and what lies above the budget not counted."""
-        return sum(one.search == self._search.id and one.purpose == "search" for one in self.trials)
+        return sum(one.search == self._search.id and one.purpose == "search" for one in self._eligible)
 
     def _out_of_patience(self) -> bool:
         """Whether the last `patience` finished trials of this search added nothing to the front."""
@@ -178,7 +192,7 @@ class SearchLoop(Loop):
             return False
         mine = [
             one
-            for one in self.trials
+            for one in self._eligible
             if one.search == self._search.id and one.purpose == "search" and not one.unfinished
         ]
         since, points, area = 0, list[tuple[float, float]](), 0.0
@@ -208,7 +222,7 @@ class SearchLoop(Loop):
             target = factor * self._search.budget
             known = any(
                 one.outcome is not None and abs(one.binding_ratio - target) <= _NEAR * target
-                for one in self.trials
+                for one in self._eligible
             )
             if target < 1 and not known:
                 found = self._space.above(best.configuration, target)
@@ -299,7 +313,7 @@ class SearchLoop(Loop):
         trial = self._trials[job.number]
         if trial.purpose != "search":
             return None
-        others = ordered((one for one in self.trials if one.number != trial.number), 1.0)
+        others = ordered((one for one in self._eligible if one.number != trial.number), 1.0)
         weights = racing.rivals(
             np.array([one.binding_ratio for one in others]),
             # They are in the order of their scores.
@@ -367,7 +381,8 @@ class SearchLoop(Loop):
         refused = [one for one in self._refusals if one.search == self._search.id and one.number == number]
         defaults = self._defaults
         if self._defaults_trial() is None and not any(
-            one.proposed == {} for one in self._refusals_of_search()
+            one.proposed == {} and one.configuration == defaults.configuration
+            for one in self._refusals_of_search()
         ):
             if defaults.binding_ratio <= self._search.budget + TOLERANCE:
                 return self._accept(number, defaults.configuration, defaults.binding_ratio)
@@ -377,7 +392,9 @@ class SearchLoop(Loop):
             one.search == self._search.id and one.configuration == defaults.configuration
             for one in self.trials
         )
-        while len(refused) < MOST_REFUSALS:
+        # Those refused before the study changed what it searches say nothing of what it searches now.
+        outdated = sum(not self._says_something(one) for one in refused)
+        while len(refused) - outdated < MOST_REFUSALS:
             point = self._sampler.propose(
                 self._space.ranges, self._evidence(), self._search.seed, index, len(refused)
             )
@@ -411,6 +428,12 @@ class SearchLoop(Loop):
     def _refusals_of_search(self) -> list[RefusalRecord]:
         return [one for one in self._refusals if one.search == self._search.id]
 
+    def _says_something(self, refusal: RefusalRecord) -> bool:
+        """Whether the search could propose it today."""
+        if not refusal.proposed:
+            return refusal.configuration == self._defaults.configuration
+        return self._space.covers(refusal.proposed, refusal.configuration)
+
     def _defaults_trial(self) -> TrialRecord | None:
         defaults = self._defaults
         if defaults.binding_ratio > self._search.budget + TOLERANCE:
@@ -426,8 +449,9 @@ class SearchLoop(Loop):
         """
         points: dict[int, Point] = {}
         places: defaultdict[int, set[tuple[str, float]]] = defaultdict(set)
-        for trial in self.trials:
-            point = None if trial.unfinished else self._space.point(trial.configuration, trial.binding_ratio)
+        known = [one for one in self._eligible if not one.unfinished and not self._stopped_by_outside(one)]
+        for trial in known:
+            point = self._space.point(trial.configuration, trial.binding_ratio)
             if point is not None:
                 points[trial.number] = point
                 places[trial.search].update(point.items())
@@ -438,7 +462,7 @@ class SearchLoop(Loop):
             for place in one.places
         }
         told: list[tuple[tuple[int, int, int], Evidence]] = []
-        for trial in self.trials:
+        for trial in known:
             point = points.get(trial.number)
             if point is not None and (trial.search == self._search.id or wanted <= places[trial.search]):
                 # What a stopped trial answered so far is not comparable with whole ones: it has no values.
@@ -450,7 +474,7 @@ class SearchLoop(Loop):
                 told.append(((trial.number, 1, 0), Evidence(point, values, over, values is None)))
         for refusal in self._refusals_of_search():
             # AdaTP's defaults were not the sampler's proposal.
-            if refusal.proposed and self._space.covers(refusal.proposed, refusal.configuration):
+            if refusal.proposed and self._says_something(refusal):
                 evidence = Evidence(refusal.proposed, None, self._over_budget(refusal.binding_ratio))
                 told.append(((refusal.number, 0, refusal.attempt), evidence))
         return [evidence for _, evidence in sorted(told, key=lambda one: one[0])]

@@ -18,7 +18,8 @@ from tuner import statistics
 from tuner.margin import MaxDrop
 from tuner.records.values import Goal, TrialRecord
 from tuner.results import Configuration, QuestionResult, Tested, Verdict
-from tuner.search.space import TOLERANCE
+from tuner.search.space import TOLERANCE, allows
+from tuner.study import Search
 
 # Candidates on the way down to the cheapest that holds; each costs a held-out measurement.
 MOST_CANDIDATES = 8
@@ -40,6 +41,14 @@ class Choice:
     tested: tuple[Tested, ...] = ()
     # The candidate whose held-out answers the sequence needs next.
     pending: TrialRecord | None = None
+
+
+def eligible(trials: Iterable[TrialRecord], search: Search) -> list[TrialRecord]:
+    """The trials that the study's search still allows, whatever it allowed when they were proposed.
+
+    Only these are chosen, teach a sampler or stop others: the rest stay in the records.
+    """
+    return [one for one in trials if allows(search, one.configuration)]
 
 
 def choose_best(trials: Iterable[TrialRecord], budget: float) -> TrialRecord | None:

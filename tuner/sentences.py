@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from tuner.records.values import Goal
 from tuner.results import Noise
 
 
 def provable(drop: float, videos: int) -> str:
     """What so many held-out videos can show. drop: absolute."""
     return f"{videos} held-out videos can prove a drop of about {100 * drop:.1f} points at best."
+
+
+def searched_for(goal: Goal, budget: float, max_drop: str) -> str:
+    """What a search is for, in three words."""
+    return f"budget {budget:g}" if goal == "budget" else f"cheapest within {max_drop}"
 
 
 def noise_floor(noise: Noise, margin: float | None = None, *, labelled: bool = True) -> str:

@@ -182,6 +182,8 @@ def headline(summary: RunSummary) -> str:
         text += f" and {len(summary.stopped)} stopped early"
     if summary.above:
         text += f", {len(summary.above)} above the budget for the front"
+    if summary.outside:
+        text += f", {len(summary.outside)} left out because study.yaml does not allow them any more"
     if summary.refused:
         text += f", {summary.refused} proposals over the budget refused at no cost"
     if summary.shared_answers:

@@ -22,7 +22,7 @@ from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
 from tuner.search.evidence import Sampler
 from tuner.search.space import Coordinates, make_space
 from tuner.search_loop import SearchLoop
-from tuner.study import Study, StudyQuestion, Video
+from tuner.study import Study, StudyQuestion, Video, study_identity
 
 SHAPE = ModelShape(
     layers=12,
@@ -98,7 +98,12 @@ def begin(store: Store, study: Study) -> None:
             StudyRecord(
                 name=study.name,
                 hash="hash",
-                parts={"model": study.model},
+                parts=study_identity(
+                    study,
+                    model=study.model,
+                    encoding=BASE,
+                    content_hashes={video.name: video.name for video in study.videos},
+                ).parts,
                 setting={},
                 shape=asdict(SHAPE),
                 fingerprint_base=BASE,

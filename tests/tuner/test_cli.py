@@ -27,6 +27,7 @@ from tuner.lock import held
 from tuner.recording import Recorded
 from tuner.records.store import Store
 from tuner.records.values import Stopped
+from tuner.reporting import summarise
 from tuner.results import Configuration
 from tuner.study import Search
 
@@ -346,7 +347,32 @@ def test_trials_lists_every_trial(call, fake_study):
     assert (rows[7]["purpose"], rows[7]["within_budget"]) == ("above", False)
     front = [(row["flops_ratio"], row["accuracy"]) for row in rows if row["on_front"]]
     assert front
+    assert all(row["allowed"] for row in rows)
+    with Store.open(fake_study) as store:
+        best = summarise(fakes.make_study(), store, store.require("fake"), store.searches()[0]).best
+    assert {row["number"]: row["best_of"] for row in rows if row["best_of"]} == {
+        best.number: ["budget 0.35, seed 0"]
+    }
+    assert shown.out.count("budget 0.35, seed 0") == 1
     assert sorted(front) == sorted(front, key=lambda one: one[1])
+
+
+@pytest.mark.quick
+def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study, monkeypatch):
+    import tuner.study
+
+    with Store.open(fake_study) as store:
+        store.find("fake")
+        low, *_, high = sorted(float(one.configuration.get("tau_t")) for one in store.trials()[:6])
+    bounded = replace(fakes.make_study(), search=Search(bounds=(("tau_t", (low + 1e-6, high)),)))
+    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: bounded)
+    shown = call("trials", "--study", "fake", "--database", fake_study)
+    (line,) = [one for one in shown.out.splitlines() if "not allowed by study.yaml" in one]
+    rows = json.loads(call("trials", "--study", "fake", "--database", fake_study, "--json").out)
+    (outside,) = [row for row in rows if not row["allowed"]]
+    assert outside["parameters"]["tau_t"] == low
+    assert int(line.split()[0]) == outside["number"]
+    assert (outside["on_front"], outside["best_of"]) == (False, [])
 
 
 @pytest.mark.quick
@@ -436,13 +462,20 @@ def test_status_shows_each_search(call, monkeypatch):
     summary = make_summary()
     searches = (
         SearchStatus(0.3, 0, "budget", 40, 24, 3, summary.best, make_outcome("held_out", 0.891)),
-        SearchStatus(0.2, 0, "budget", 40, 0, 9, None, None),
+        SearchStatus(1.0, 0, "budget", 40, 0, 9, None, None, goal="max_drop", max_drop="1%"),
     )
     status = Status("demo", "5f2c9d7be1a0", "sqlite:///x.db", 1200, 1200, 24, 1, 9000, searches)
     monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: type("Study", (), {"name": "demo"}))
     monkeypatch.setattr(tuner.reporting, "load_status", lambda *_: status)
     shown = call("status", "--study", "demo").out
-    for text in ("1200 of 1200", "24 of 40", "89.1 %", f"trial {summary.best.number}", "0.2"):
+    for text in (
+        "1200 of 1200",
+        "24 of 40",
+        "89.1 %",
+        f"trial {summary.best.number}",
+        "budget 0.3",
+        "cheapest",
+    ):
         assert text in shown
     as_json = json.loads(call("status", "--study", "demo", "--json").out)
     assert as_json["searches"][0]["best"]["number"] == summary.best.number

@@ -41,7 +41,7 @@ def run(study: Study, store: Store, **options: Any) -> History:
 def told(study: Study, store: Store) -> History:
     record = store.find(study.name)
     assert record is not None
-    return history(store, replace(record, shape=asdict(SHAPE)), store.searches()[-1])
+    return history(store, replace(record, shape=asdict(SHAPE)), store.searches()[-1], study.search)
 
 
 def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
@@ -153,4 +153,4 @@ def test_another_searchs_trials_count_and_say_so(study: Study, store: Store) -> 
 def test_a_study_without_such_a_search_is_a_users_mistake(study: Study, tmp_path: Path, store: Store) -> None:
     run(study, store, trials=1)
     with pytest.raises(UserError, match="no such search"):
-        load_history("fake", budget=0.7, database=f"sqlite:///{tmp_path / 't.db'}")
+        load_history(study, budget=0.7, database=f"sqlite:///{tmp_path / 't.db'}")

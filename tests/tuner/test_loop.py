@@ -15,6 +15,7 @@ from tuner.results import Configuration
 from tuner.search.evidence import Evidence
 from tuner.search.space import Coordinates, Point, smallest_reachable
 from tuner.search_loop import ABOVE_BUDGET, MOST_REFUSALS
+from tuner.selection import choose_best, eligible
 from tuner.study import Search, Study
 
 pytestmark = pytest.mark.quick
@@ -565,7 +566,8 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
         ):
             before = len(store.trials())
             changed = replace(study, search=search)
-            loop = make_loop(changed, store, trials=before + 3, budget=0.3, coordinates="knobs")
+            counting = len(eligible(store.trials(), search))
+            loop = make_loop(changed, store, trials=counting + 3, budget=0.3, coordinates="knobs")
             told = [one.point for one in loop._evidence()]
             assert all(point.keys() == loop._space.ranges.keys() for point in told)
             run(loop, FakeEvaluator(changed))
@@ -586,3 +588,82 @@ def test_another_search_counts_where_it_made_each_choice_in_every_way_that_is_li
         assert len(make_loop(listed, store, seed=2)._evidence()) == 6
         # Its own trials always count.
         assert len(make_loop(listed, store, seed=0)._evidence()) == 10
+
+
+# What the study's search allows
+
+FIXED = Search(fixed=(("alpha_boost", 1.0), ("tau_t", 0.05)), choices=(("deduplicate", ("off",)),))
+
+
+def keeps_to_fixed(configuration: Configuration) -> bool:
+    values = dict(configuration.parameters)
+    return (values["alpha_boost"], values["tau_t"], values["deduplicate"]) == (1.0, 0.05, "off")
+
+
+def test_what_the_study_fixes_since_binds_what_is_chosen_and_measured(tmp_path: Path) -> None:
+    """The fake model answers best at tau_t 0.6, so the trials that are not allowed any more are better."""
+    study = make_study()
+    fixed = replace(study, search=FIXED)
+    with open_store(tmp_path / "t.db", study) as store:
+        run(make_loop(study, store, trials=6), FakeEvaluator(study))
+        before = store.trials()
+        (loop := make_loop(fixed, store, trials=5, seed=1)).propose()
+        assert loop.best() is None
+        assert loop._evidence() == []
+        run(loop := make_loop(fixed, store, trials=5, seed=1), FakeEvaluator(fixed))
+        best, choice = loop.best(), loop.choice()
+        assert best is not None
+        assert choice is not None
+        assert max(one.outcome.accuracy for one in before if one.outcome) > best.outcome.accuracy  # type: ignore[union-attr]
+        assert best.number >= 6
+        assert choice.trial.number >= 6
+        assert keeps_to_fixed(best.configuration)
+        assert all(one.trial >= 6 for one in choice.tested)
+        assert all(keeps_to_fixed(one.configuration) for one in store.trials()[6:])
+        # They stay in the records; and count again when the study allows them again.
+        assert store.trials()[:6] == before
+        again = make_loop(study, store, trials=6)
+        run(again, FakeEvaluator(study))
+        assert again.best() == choose_best(before, 0.35)
+
+
+def test_the_same_search_goes_on_as_if_trials_that_are_not_allowed_were_not_there(tmp_path: Path) -> None:
+    study = make_study()
+    fixed = replace(study, search=FIXED)
+    with open_store(tmp_path / "t.db", study) as store, open_store(tmp_path / "new.db", study) as new:
+        run(make_loop(study, store, trials=4), FakeEvaluator(study))
+        run(make_loop(fixed, store, trials=4), FakeEvaluator(fixed))
+        run(make_loop(fixed, new, trials=4), FakeEvaluator(fixed))
+        alone = [one.configuration for one in new.trials()]
+        assert [one.configuration for one in store.trials()[4:]] == alone
+
+
+def test_a_search_that_gave_up_tries_again_when_the_study_allows_more(tmp_path: Path) -> None:
+    study = make_study()
+    # Everything kept, over any budget.
+    narrow = replace(study, search=Search(bounds=(("p", (0.98, 1.0)),)))
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(narrow, store, trials=2, budget=0.5, coordinates="knobs")
+        run(loop, FakeEvaluator(study))
+        assert loop.gave_up
+        loop = make_loop(study, store, trials=2, budget=0.5, coordinates="knobs")
+        run(loop, FakeEvaluator(study))
+        assert not loop.gave_up
+        assert len(store.trials()) == 2
+        assert store.trials()[0].configuration == loop._defaults.configuration
+
+
+def test_a_trial_that_was_stopped_for_one_not_allowed_any_more_runs_to_its_end(tmp_path: Path) -> None:
+    study = make_study(videos=40)
+    narrow = replace(study, search=Search(bounds=(("tau_t", (0.85, 1.0)),)))
+    with open_store(tmp_path / "t.db", study) as store:
+        raced(study, store, Given([0.3, 0.9]), rung_videos=5)
+        stopped = store.trials()[2].stopped
+        assert stopped is not None
+        assert stopped.by == 1
+        # No evidence against it, nor anything in the race: trials 0 and 1 are not allowed any more.
+        assert make_loop(narrow, store, race=True, rung_videos=5)._evidence() == []
+        raced(narrow, store, Given([]), rung_videos=5)
+        assert store.trials()[2].outcome is not None
+        assert store.trials()[2].stopped is None
+        assert len(store.trials()) == 3

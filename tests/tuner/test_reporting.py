@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from dashboards.pareto_table import pareto_points
 from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner import statistics
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import Stopped
-from tuner.reporting import Results, summarise
+from tuner.reporting import Results, load_status, summarise
 from tuner.results import Configuration, Noise, RunSummary
+from tuner.selection import choose_best
 from tuner.study import Search, Study
+from tuner.summary import headline
 
 pytestmark = pytest.mark.quick
 
@@ -182,3 +185,51 @@ def test_the_choices_that_the_study_lists_are_named(study: Study, tmp_path: Path
     assert summary.choices == ("deduplicate",)
     assert summary.defaults is not None
     assert summary.defaults.configuration.get("deduplicate") == "drop"
+
+
+def test_a_trial_that_the_study_does_not_allow_any_more_is_told_as_such_and_no_more(
+    study: Study, store: Store
+) -> None:
+    before = run(study, store, trials=3)
+    assert before.best is not None
+    # The fake model answers best at tau_t 0.6.
+    fixed = replace(study, search=Search(fixed=(("tau_t", 0.05),)))
+    summary = run(fixed, store, trials=2)
+    assert [one.number for one in summary.outside] == [0, 1, 2]
+    assert [one.number for one in summary.trials] == [3, 4]
+    assert "3 left out because study.yaml does not allow them" in headline(summary)
+    assert summary.best is not None
+    assert summary.best.configuration.get("tau_t") == 0.05
+    assert summary.best.outcome.accuracy < before.best.outcome.accuracy
+    assert {point.trial for point in pareto_points(summary)} == {None, 3, 4}
+    # Nothing that fits: none of the trials that are not allowed takes the place.
+    nothing = summary_of(replace(study, search=Search(fixed=(("tau_t", 0.3),))), store)
+    assert (nothing.best, nothing.trials, len(nothing.outside)) == (None, (), 5)
+    assert nothing.closest is None
+    # Allowed again, they count again.
+    assert summary_of(study, store).best == before.best
+
+
+def test_status_names_the_trial_that_the_run_and_the_export_name(study: Study, store: Store) -> None:
+    """For the cheapest that holds it is not the one that answers best on the tune part."""
+    loop = make_loop(study, store, trials=8, goal="max_drop", budget=1.0, max_drop="0.5")
+    InProcessExecutor(FakeEvaluator(study)).run(loop)
+    run(study, store, trials=3)
+    status = load_status(study, store.url)
+    told = {(one.goal, one.budget): one for one in status.searches}
+    for search in store.searches():
+        summary = summarise(study, store, store.require("fake"), search)
+        found = told[search.goal, search.budget]
+        assert found.best == summary.best
+        assert (found.verdict, found.max_drop) == (summary.verdict, summary.max_drop)
+    cheapest = told["max_drop", 1.0].best
+    best = choose_best(store.trials(), 1.0)
+    assert best is not None
+    assert cheapest is not None
+    assert cheapest.number != best.number
+    # Of a study whose labels are others now nothing is judged.
+    first, *rest = study.questions
+    other = replace(study, questions=(replace(first, answer="none of these"), *rest))
+    changed = load_status(other, store.url)
+    assert [one.best for one in changed.searches] == [None, None]
+    assert "1 question changed" in changed.changed[0]

@@ -70,7 +70,7 @@ def gather(
     if sensitivity is not None and best is not None and sensitivity.reference != best.configuration:
         sensitivity = None  # of what was best before more trials
     return Evidence(
-        history=load_history(summary.study, budget=summary.budget, seed=summary.seed, database=database),
+        history=load_history(study, budget=summary.budget, seed=summary.seed, database=database),
         inspection=None
         if best is None
         else load_inspection(summary.study, summary.study_hash, best.configuration),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.options import Database, Study
+from tuner.sentences import searched_for
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,9 +30,9 @@ def status(
     from tuner.reporting import load_status
     from tuner.study import load_study
 
-    name = load_study(study, skip_bad_videos=True).name
-    found = load_status(name, database)
-    running = holder(database or default_database(name), name)
+    loaded = load_study(study, skip_bad_videos=True)
+    found = load_status(loaded, database)
+    running = holder(database or default_database(loaded.name), loaded.name)
     if as_json:
         by = None if running is None else dataclasses.asdict(running)
         typer.echo(json.dumps(dataclasses.asdict(found) | {"running": by}, indent=2))
@@ -42,6 +43,8 @@ def status(
     console.print(f"Run by {running}." if running else "Nobody is running it.", highlight=False, markup=False)
     for question, reason in found.quarantined.items():
         console.print(f"Left out: question {question} ({reason}).", highlight=False, markup=False)
+    for one in found.changed:
+        console.print(f"The study changed since, so no trial is named: {one}.", highlight=False, markup=False)
     if found.searches:
         console.print(_searches(found))
 
@@ -63,11 +66,20 @@ def _searches(found: Status) -> Table:
     from rich.table import Table
 
     table = Table(
-        "budget", "seed", "trials", "refused", "best", "tune", "held-out", "FLOPs (tune)", box=SIMPLE_HEAD
+        "search",
+        "seed",
+        "trials",
+        "refused",
+        "best",
+        "tune",
+        "held-out",
+        "FLOPs (tune)",
+        "drop",
+        box=SIMPLE_HEAD,
     )
     for search in found.searches:
         table.add_row(
-            f"{search.budget:g}",
+            searched_for(search.goal, search.budget, search.max_drop),
             str(search.seed),
             _trials(search),
             str(search.refused),
@@ -81,13 +93,14 @@ def _trials(search: SearchStatus) -> str:
     return f"{search.trials_completed}{stopped} of {search.trials_asked}"
 
 
-def _best(search: SearchStatus) -> tuple[str, str, str, str]:
+def _best(search: SearchStatus) -> tuple[str, str, str, str, str]:
     if search.best is None:
-        return ("-", "-", "-", "-")
+        return ("-", "-", "-", "-", "-")
     held_out = "-" if search.held_out is None else f"{100 * search.held_out.accuracy:.1f} %"
     return (
         f"trial {search.best.number}",
         f"{100 * search.best.outcome.accuracy:.1f} %",
         held_out,
         f"{search.best.outcome.flops_ratio:.4f}",
+        f"{search.verdict.replace('_', ' ')} ({search.max_drop})",
     )

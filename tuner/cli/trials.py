@@ -11,7 +11,7 @@ import typer
 from tuner.cli.options import Database, Study
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from rich.table import Table
 
@@ -43,8 +43,12 @@ class Row:
     regressions: int | None = None
     gained: int | None = None
     questions: int | None = None
-    # Of the complete trials none is both cheaper and at least as accurate.
+    # Of the complete trials that the study's search allows none is both cheaper and at least as accurate.
     on_front: bool = False
+    # Whether the study's search (fixed, bounds, choices) allows it; if not, it is never chosen.
+    allowed: bool = True
+    # The searches that have come to it: what each was for, and its seed.
+    best_of: tuple[str, ...] = ()
 
 
 def trials(
@@ -58,14 +62,23 @@ def trials(
     from tuner.choices import worth_showing
     from tuner.records.database import default_database
     from tuner.records.store import Store
+    from tuner.reporting import choices_of
+    from tuner.selection import eligible
+    from tuner.sentences import searched_for
     from tuner.study import load_study
 
     loaded = load_study(study, skip_bad_videos=True)
     name = loaded.name
     with Store.open(database or default_database(name), create=False) as store:
-        store.require(name)
-        recorded = store.trials()
-        found = rows(recorded, {one.id: one for one in store.searches()})
+        record = store.require(name)
+        recorded, searches = store.trials(), {one.id: one for one in store.searches()}
+        best_of: dict[int, list[str]] = {}
+        for search, choice in choices_of(loaded, store, record).items():
+            one = searches[search]
+            told = f"{searched_for(one.goal, one.budget, one.max_drop)}, seed {one.seed}"
+            best_of.setdefault(choice.trial.number, []).append(told)
+        allowed = {one.number for one in eligible(recorded, loaded.search)}
+        found = rows(recorded, searches, allowed, best_of)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in found], indent=2))
     else:
@@ -76,15 +89,20 @@ def trials(
         Console(width=max(width, Console().width)).print(table)
 
 
-def rows(found: tuple[TrialRecord, ...], searches: Mapping[int, SearchRecord]) -> list[Row]:
-    """The trials in order of number; `searches` by id."""
+def rows(
+    found: tuple[TrialRecord, ...],
+    searches: Mapping[int, SearchRecord],
+    allowed: Collection[int],
+    best_of: Mapping[int, Sequence[str]],
+) -> list[Row]:
+    """The trials in order of number; `searches` by id, the others by trial: see `Row`."""
     from dashboards.pareto_table import front_numbers
     from tuner.search.space import TOLERANCE
 
     front = front_numbers(
         (one.number, one.outcome.accuracy, one.outcome.flops_ratio)
         for one in found
-        if one.outcome is not None
+        if one.outcome is not None and one.number in allowed
     )
     result = []
     for trial in found:
@@ -102,6 +120,8 @@ def rows(found: tuple[TrialRecord, ...], searches: Mapping[int, SearchRecord]) -
             binding_ratio=trial.binding_ratio,
             within_budget=trial.binding_ratio <= search.budget + TOLERANCE,
             on_front=trial.number in front,
+            allowed=trial.number in allowed,
+            best_of=tuple(best_of.get(trial.number, ())),
         )
         if outcome is not None:
             names = (one for one in row.__dataclass_fields__ if one in outcome.__dataclass_fields__)
@@ -125,6 +145,7 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
     for name in numbers:
         table.add_column(name, justify="right")
     table.add_column("front")
+    table.add_column("best of")
     table.add_column("state")
     for row in found:
         table.add_row(
@@ -139,11 +160,17 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
             _number(row.gained, "d"),
             f"{row.budget:g}" if row.within_budget else f"> {row.budget:g}",
             "yes" if row.on_front else "",
-            f"stopped by {row.stopped_by} after {row.stopped_videos} videos"
-            if row.state == "stopped"
-            else row.state,
+            "; ".join(row.best_of),
+            _state(row),
         )
     return table
+
+
+def _state(row: Row) -> str:
+    text = row.state
+    if row.state == "stopped":
+        text += f" by {row.stopped_by} after {row.stopped_videos} videos"
+    return text if row.allowed else f"{text}; not allowed by study.yaml"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -184,6 +184,20 @@ def choice_values(search: Search) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def allows(search: Search, configuration: Configuration) -> bool:
+    """Whether the study's search may come to this configuration of AdaTP: each knob is at its fixed value or
+    within its bounds, each choice among those listed (AdaTP's default where none is).
+
+    Errors: as `choice_values`.
+    """
+    values = dict(configuration.parameters)
+    knobs_fit = all(
+        low - TOLERANCE <= float(values[name]) <= high + TOLERANCE
+        for name, (low, high) in (*((name, (one, one)) for name, one in search.fixed), *search.bounds)
+    )
+    return knobs_fit and all(values[name] in listed for name, listed in choice_values(search).items())
+
+
 def default_choices(search: Search) -> dict[str, Any]:
     """Of what a study searches of each choice AdaTP's default, or the first where that is not listed."""
     default = choices(AdaTP)

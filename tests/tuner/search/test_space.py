@@ -21,6 +21,7 @@ from tuner.search.space import (
     Coordinates,
     KnobSpace,
     Range,
+    allows,
     cheapest,
     knob_ranges,
     make_space,
@@ -504,3 +505,23 @@ def test_choices_that_do_not_fit_adatp_are_the_users_mistake(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_space("budget", small, Search(choices=choices), BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("search", "allowed"),
+    [
+        (Search(), True),
+        (Search(fixed=(("alpha_boost", 1.2),), bounds=(("tau_t", (0.5, 0.7)),)), True),
+        (Search(fixed=(("alpha_boost", 1.0),)), False),
+        (Search(bounds=(("tau_t", (0.0, 0.5)),)), False),
+        # p is solved: what lies on a bound is within.
+        (Search(bounds=(("p", (0.2, 0.8 - 1e-12)),)), True),
+        (Search(choices=(("deduplicate", ("demote", "drop")),)), True),
+        (Search(choices=(("deduplicate", ("drop", "off")),)), False),
+        # What is not listed is at AdaTP's default.
+        (Search(choices=(("score_query", ("mean",)),)), False),
+    ],
+)
+def test_a_study_allows_what_keeps_to_its_fixed_values_bounds_and_choices(search, allowed) -> None:
+    method = AdaTP(tau_s=0.9, tau_t=0.6, alpha_boost=1.2, p=0.8)
+    assert allows(search, Configuration.from_method(method)) is allowed
