@@ -145,5 +145,6 @@ def make_sensitivity(**changes: Any) -> Sensitivity:
             FailureMode("small things lost to deduplication", None, "No question carries a size."),
         ),
         sentences=("p matters most.", "tau_t makes no difference between 0.5 and 0.9."),
+        tune_questions=600,
     )
     return replace(study, **changes)

@@ -1,5 +1,8 @@
 """Whether AdaTP does better with another `deduplicate` than with the reference's, at the same FLOPs.
 
+On the tune part: it recommends what to search next, and held-out videos only judge. The reference is the best
+of many there, which hides an alternative that is a little better, and never makes one up.
+
 Each other value is one look at the same answers, so the intervals are those of all looks together: that any
 of them excludes a change there is not, has a probability of at most 5 %.
 """

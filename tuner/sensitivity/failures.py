@@ -76,7 +76,8 @@ def small_things(
 ) -> FailureMode:
     """Whether questions about small things are answered worse with local deduplication than without.
 
-    answers: (Q,) right or not under each `deduplicate`, at the same FLOPs; `chosen`: the reference's.
+    answers: (Q,) right or not under each `deduplicate`, at the same FLOPs; `chosen`: the reference's. `part`
+    is the tune part: who reads this may take another `deduplicate`, which held-out videos then judge.
     """
     name: Final = "small things lost to deduplication"
     small = np.array([one.get("size") == "small" for one in tags])
@@ -112,7 +113,7 @@ def small_things(
             f"{100 * changed.value:+.1f} points{bounds}"
             + ("" if rest is None else f", all others by {100 * rest:+.1f}")
         )
-    numbers = f"at the reference's FLOPs {'; '.join(told)}."
+    numbers = f"at the reference's FLOPs, on tune videos, {'; '.join(told)}."
     if found:
         return FailureMode(
             name,

@@ -2,7 +2,7 @@
 
 As in `tuner.results`, ratios and accuracies are fractions and log-probabilities natural logarithms. The
 reference is the configuration that the study is about, usually the exported one; the part is the one whose
-answers are shown, the held-out part where there is one.
+answers the curves show, the held-out part where there is one. What recommends something is of the tune part.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class PairMap:
 
 @dataclass(frozen=True)
 class Alternative:
-    """The reference with another `deduplicate` and p solved for no more than its FLOPs."""
+    """The reference with another `deduplicate` and p solved for no more than its FLOPs, on the tune part."""
 
     deduplicate: str
     p: float
@@ -156,5 +156,8 @@ class Sensitivity:
     failures: tuple[FailureMode, ...]
     # Plain sentences, the most important first.
     sentences: tuple[str, ...]
+    # What `alternatives` and the second failure are judged on, as the design is. (Files of a version that
+    # judged them on held-out videos lack it, and are not read.)
+    tune_questions: int
     # The best first.
     alternatives: tuple[Alternative, ...] = ()

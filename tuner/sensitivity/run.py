@@ -189,8 +189,12 @@ class _Plan:
 
     @cached_property
     def variants(self) -> dict[str, AdaTP]:
-        """The reference with each other `deduplicate`, at its FLOPs: each takes a whole configuration."""
-        return others(self.planner, self.method)
+        """The reference with each other `deduplicate`, at its FLOPs: each takes a whole configuration.
+
+        They are asked the tune part: whoever follows what is found there has another configuration chosen,
+        and held-out videos that had chosen could not judge it any more.
+        """
+        return others(self.planner, self.method) if self.tune else {}
 
     @cached_property
     def space(self) -> DesignSpace:
@@ -210,13 +214,9 @@ class _Plan:
     @cached_property
     def _whole(self) -> list[tuple[AdaTP, tuple[str, ...], tuple[str, ...]]]:
         """Configurations with the questions they are asked, and the fingerprints of these."""
-        methods = [
-            self.method,
-            *(one for grid in self.grids.values() for one in grid),
-            *self.variants.values(),
-        ]
+        methods = [self.method, *(one for grid in self.grids.values() for one in grid)]
         wanted = [(one, self.questions) for one in dict.fromkeys(methods)]
-        wanted += [(one, self.tune) for one in self.design]
+        wanted += [(one, self.tune) for one in (self.method, *self.variants.values(), *self.design)]
         return [(one, ids, self.planner.fingerprints(one, ids)) for one, ids in wanted if ids]
 
     @cached_property
@@ -290,7 +290,8 @@ class _Plan:
             for track in tracks.values()
         )
         outputs, maps = self._analysed(answers, analyse)
-        right = {name: answers.correct(one, self.questions) for name, one in self.variants.items()}
+        tune = answers.compared(self.tune, self.method)
+        right = {name: answers.correct(one, self.tune) for name, one in self.variants.items()}
         binds = self.method.binds if self.planner.boosts(self.method) else "none"
         setting = setting_from(self.record.setting)
         over = self.space.compute
@@ -319,14 +320,15 @@ class _Plan:
                     [tracks[knob] for knob in THRESHOLDS if knob in tracks], part, self._question_tags
                 ),
                 failures.small_things(
-                    right | {self.method.deduplicate: part.reference},
-                    part,
-                    self._question_tags,
+                    right | {self.method.deduplicate: tune.reference},
+                    tune,
+                    [one.tags for one in self.study.questions_of("tune")],
                     self.method.deduplicate,
                 ),
             ),
             sentences=(),
-            alternatives=alternatives(self.planner, self.study.search, self.variants, right, part),
+            alternatives=alternatives(self.planner, self.study.search, self.variants, right, tune),
+            tune_questions=len(self.tune),
         )
         return replace(result, sentences=sentences(result))
 

@@ -108,7 +108,8 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
         level += f", because of {len(found.alternatives)} looks"
     text = (
         f"Another deduplicate than the reference's {chosen} is better at the same FLOPs or fewer, points of "
-        f"{what} over {_questions(found)}: {_list(told)}; {level}. Only a new search (another --seed) decides"
+        f"{what} over {found.tune_questions} tune questions: {_list(told)}; {level}. Only a new search "
+        "(another --seed) decides"
     )
     if all(one.searched for one in better):
         yield f"{text}; it may choose among these already."

@@ -23,7 +23,7 @@ from tuner.driver import RunOptions
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
-from tuner.results import Configuration, Interval, Measured
+from tuner.results import Configuration, Interval, Measured, Part
 from tuner.sensitivity import run as module
 from tuner.sensitivity.design import Design
 from tuner.sensitivity.results import Alternative, Index, Output, Sensitivity
@@ -127,14 +127,12 @@ class Bench:
             store.require(self.study.name)
             return store.count_answers()
 
-    def accuracy(self, method: AdaTP) -> float:
+    def accuracy(self, method: AdaTP, part: Part = "held_out") -> float:
         """A full evaluation."""
-        held_out = self.study.questions_of("held_out")
-        answers = (
-            self.evaluator._one(Configuration.from_method(method).as_dict(), one.id) for one in held_out
-        )
-        return sum(answer["text"] == one.answer for answer, one in zip(answers, held_out, strict=True)) / len(
-            held_out
+        asked = self.study.questions_of(part)
+        answers = (self.evaluator._one(Configuration.from_method(method).as_dict(), one.id) for one in asked)
+        return sum(answer["text"] == one.answer for answer, one in zip(answers, asked, strict=True)) / len(
+            asked
         )
 
 
@@ -314,8 +312,7 @@ def test_a_reference_that_drops_is_studied_as_one(bench: Bench, monkeypatch: pyt
     other = [one for one in bench.evaluator.asked if (one["deduplicate"], one["score_query"]) != made]
     kinds = {(one["deduplicate"], one["score_query"]) for one in other}
     assert kinds == {(one, "mean") for one in alternatives}
-    held_out = len(bench.study.questions_of("held_out"))
-    assert len(other) <= len(alternatives) * held_out
+    assert len(other) <= len(alternatives) * len(bench.study.questions_of("tune"))
     for curve in found.curves:
         for point in (curve.points[0], curve.points[-1]):
             method = replace(reference, **{curve.knob: point.value})
@@ -334,13 +331,41 @@ def test_alternatives_need_no_more_compute_and_are_compared_with_the_reference(b
         assert (
             one.flops_ratio == bench.planner.binding_ratio(method) <= bench.planner.binding_ratio(reference)
         )
-        assert one.difference.value == pytest.approx(bench.accuracy(method) - bench.accuracy(reference))
+        # On the tune part: what is recommended there, held-out videos can still judge.
+        change = bench.accuracy(method, "tune") - bench.accuracy(reference, "tune")
+        assert one.difference.value == pytest.approx(change)
+        assert change != pytest.approx(bench.accuracy(method) - bench.accuracy(reference))
     changes = [one.difference.value for one in found.alternatives]
     assert changes == sorted(changes, reverse=True)
     # One whose p the search may not take is none.
     p = float(found.reference.get("p"))
     bench.study = replace(bench.study, search=Search(fixed=(("p", p),)))
     assert all(one.p == p for one in bench.run(runs=0).alternatives)
+
+
+def test_no_held_out_video_is_asked_about_a_choice_that_could_be_recommended(bench: Bench) -> None:
+    asked: list[tuple[str, str]] = []
+    answer = bench.evaluator.answer
+
+    def told(configuration: Any, questions: Any, *more: Any, **options: Any) -> list[dict[str, Any]]:
+        if configuration is not None:
+            asked.extend((configuration["deduplicate"], one) for one in questions)
+        return answer(configuration, questions, *more, **options)
+
+    bench.evaluator.answer = told
+    small = bench.run(runs=0).failures[1]
+    tune = {one.id for one in bench.study.questions_of("tune")}
+    assert {one for kind, one in asked if kind != "demote"} == tune
+    # Nor is deduplication's effect on small things told from them.
+    assert "on tune videos" in small.evidence
+
+
+def test_what_an_older_version_found_on_held_out_videos_is_not_read(bench: Bench) -> None:
+    path = save_sensitivity(bench.run(runs=0))
+    older = json.loads(path.read_text())
+    del older["tune_questions"]
+    path.write_text(json.dumps(older))
+    assert load_sensitivity("fake", BUDGET) is None
 
 
 def test_a_better_alternative_is_told_with_the_way_to_search_it(bench: Bench) -> None:
@@ -356,7 +381,7 @@ def test_a_better_alternative_is_told_with_the_way_to_search_it(bench: Bench) ->
     (sentence,) = told(("drop", 0.05, 0.02, False), ("off", 0.01, -0.02, False))
     assert sentence == (
         "Another deduplicate than the reference's demote is better at the same FLOPs or fewer, points of "
-        "accuracy over 12 held-out questions: drop (with p = 0.62) +5.0 [+2.0, +8.0]; 97.5 % intervals, "
+        "accuracy over 12 tune questions: drop (with p = 0.62) +5.0 [+2.0, +8.0]; 97.5 % intervals, "
         "because of 2 looks. Only a new search (another --seed) decides; "
         "`search: choices: {deduplicate: [demote, drop]}` in study.yaml lets it choose."
     )
