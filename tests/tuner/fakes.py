@@ -91,9 +91,9 @@ def open_store(path: Path, study: Study) -> Store:
     return store
 
 
-def begin(store: Store, study: Study) -> None:
-    """The study in the store, written if it is not there yet."""
-    if store.find(study.name) is None:
+def begin(store: Store, study: Study, *, archive: bool = False) -> None:
+    """The study in the store, written if it is not there yet; archive: anew, whatever is there."""
+    if archive or store.find(study.name) is None:
         store.begin(
             StudyRecord(
                 name=study.name,
@@ -110,7 +110,8 @@ def begin(store: Store, study: Study) -> None:
                 text_encoder_identity="siglip",
                 skipped=(),
                 questions=stored_questions(study),
-            )
+            ),
+            archive=archive,
         )
 
 

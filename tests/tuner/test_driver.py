@@ -360,6 +360,22 @@ def test_a_video_that_does_not_decode_is_named_or_skipped(study: Study) -> None:
         run(study, replace(OPTIONS, trials=1))
 
 
+def test_a_fresh_start_that_fails_archives_nothing(study_run: Study) -> None:
+    before = load_summary(study_run)
+    fresh = replace(OPTIONS, fresh=True)
+    with pytest.raises(UserError, match="the smallest budget"):
+        run(study_run, replace(fresh, budget=0.01))
+    assert load_summary(study_run) == before
+    video = study_run.videos[0].path
+    whole = video.read_bytes()
+    video.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"v0\.mp4"):
+        run(study_run, fresh)
+    video.write_bytes(whole)
+    assert load_summary(study_run) == before
+    assert len(run(study_run, replace(fresh, trials=1)).trials) == 1
+
+
 def test_a_model_that_is_no_llava_onevision_is_the_users_mistake(study: Study) -> None:
     with pytest.raises(UserError, match="siglip"):
         run(replace(study, model=study.text_encoder), OPTIONS)

@@ -152,9 +152,18 @@ class Store:
             questions=tuple(_stored_question(question) for question in questions),
         )
 
-    def begin(self, study: StudyRecord) -> None:
-        """Writes a study that is not there yet and makes it the one this store writes to."""
+    def begin(self, study: StudyRecord, *, archive: bool = False) -> None:
+        """Writes a study that is not there yet and makes it the one this store writes to.
+
+        archive: one of this name that is there is taken out of use in the same transaction; its records stay.
+        """
         with self._transaction() as connection:
+            if archive:
+                connection.execute(
+                    update(StudyRow)
+                    .where(StudyRow.name == study.name, StudyRow.archived.is_(None))
+                    .values(archived=func.now())
+                )
             study_id = _inserted(
                 connection,
                 StudyRow,
@@ -196,17 +205,6 @@ class Store:
             connection.execute(insert(QuestionRow), rows)
             self._write_counted(connection, study_id)
         self.find(study.name)
-
-    def archive(self, name: str) -> bool:
-        """Takes the study of this name out of use; its records stay. False when there is none."""
-        with self._transaction() as connection:
-            changed = connection.execute(
-                update(StudyRow)
-                .where(StudyRow.name == name, StudyRow.archived.is_(None))
-                .values(archived=func.now())
-            )
-        self._study = None
-        return bool(changed.rowcount)
 
     def require(self, name: str) -> StudyRecord:
         """The study in use under this name.

@@ -63,7 +63,7 @@ def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path)
         expected = table(store)
     for trials in (2, 6):
         with Store.open(server) as store:
-            begin(store, study)
+            begin(store, study, archive=trials == 2)
             loop = make_loop(study, store, coordinates="knobs", budget=0.3, trials=trials)
             InProcessExecutor(FakeEvaluator(study)).run(loop)
     with Store.open(server) as store:
@@ -73,9 +73,6 @@ def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path)
     assert found[1] == expected[1]
     # What was best after two trials was measured too.
     assert set(expected[2]) <= set(found[2])
-    with Store.open(server) as store:
-        assert store.archive(study.name)
-        assert store.find(study.name) is None
 
 
 def test_the_second_driver_is_told_who_holds_the_study(server: str) -> None:
@@ -97,10 +94,8 @@ def test_the_second_driver_is_told_who_holds_the_study(server: str) -> None:
 def test_a_quarantine_is_one_transaction_there_too(server: str) -> None:
     study = make_study()
     with Store.open(server) as store:
-        store.archive(study.name)
-        begin(store, study)
+        begin(store, study, archive=True)
         InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=2))
         InProcessExecutor(FakeEvaluator(study, hungry="v00.mp4-q0")).run(make_loop(study, store, trials=4))
         assert list(store.quarantined()) == ["v00.mp4-q0"]
         assert [one.outcome.questions for one in store.trials() if one.outcome] == [11] * 4
-        store.archive(study.name)

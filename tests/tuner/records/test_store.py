@@ -157,12 +157,12 @@ def test_selections_name_the_chosen_trial(tmp_path: Path) -> None:
 def test_an_archived_study_leaves_its_name_and_keeps_its_records(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store:
         propose(store, 0)
-        assert store.archive("fake")
-        assert store.find("fake") is None
-        assert not store.archive("fake")
-    with open_store(tmp_path / "t.db", make_study()) as store:
+        begin(store, make_study(), archive=True)
+        assert store.study_names() == ("fake",)
         assert store.trials() == ()
         propose(store, 0)
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        assert len(store.trials()) == 1
     rows = sqlite3.connect(tmp_path / "t.db").execute("SELECT count(*) FROM trial").fetchone()
     assert rows == (2,)
 
@@ -294,8 +294,7 @@ def test_what_the_caches_did_is_written_with_the_answers_and_adds_up(tmp_path: P
         store.record_noise(Noise(1, 1, 0, 0.0, 0.0))
         store.record({(two, "0" * 32): answer(two)})
         assert store.cache_use() == first + second + second == CacheUse(1, 22, 3, 4, 45)
-        store.archive(study.name)
-        begin(store, study)
+        begin(store, study, archive=True)
         assert store.cache_use() is None
 
 
