@@ -22,11 +22,13 @@ from markupsafe import Markup
 from dashboards.picture import FONT, Picture, to_csv
 from tuner.results import Comparison, HeldOut, Interval, Measured, RunSummary, Trial
 from tuner.sensitivity.results import Sensitivity
-from tuner.sentences import noise_floor, provable
+from tuner.sentences import noise_floor, provable, weak_baseline
 from tuner.summary import (
+    accepting,
     accuracy_name,
     comparison,
     duration,
+    guessed,
     headline,
     knob_rows,
     nothing_fits,
@@ -98,7 +100,7 @@ class Answer:
 def answer(summary: RunSummary) -> Answer:
     """The first screen's four answers."""
     state: State = "nothing_fits" if summary.best is None else summary.verdict
-    if _drowned(summary):
+    if summary.best is not None and (_drowned(summary) or guessed(summary)):
         state = "untested"
     held_out = summary.best_held_out
     return Answer(
@@ -154,6 +156,8 @@ def report_html(
 
 
 def _title(summary: RunSummary, state: State) -> str:
+    if state == "untested" and guessed(summary):
+        return "Not known: the unpruned model does no better than guessing"
     if _drowned(summary):
         return "Not known: the margin is within the noise floor"
     margin = "the margin" if summary.margin is None else f"{100 * summary.margin:.3g} points"
@@ -184,6 +188,8 @@ def _drowned(summary: RunSummary) -> bool:
 def _changes(summary: RunSummary, state: State) -> tuple[str, ...]:
     """What would change the verdict."""
     held_out, test = summary.best_held_out, summary.test_of_best
+    if state == "untested" and summary.guessing is not None and guessed(summary):
+        return (weak_baseline(summary.guessing),)
     if _drowned(summary) and summary.noise is not None:
         return (noise_floor(summary.noise, summary.margin, labelled=False),)
     if state == "nothing_fits":
@@ -219,7 +225,7 @@ def _export_command(summary: RunSummary) -> str | None:
     line = (
         f"tuner export --study {shlex.quote(summary.study)} --budget {summary.budget!r} --seed {summary.seed}"
     )
-    return line + ("" if summary.verdict == "shown" else " --accept-regressions")
+    return line + accepting(summary)
 
 
 def _saves(summary: RunSummary, held_out: HeldOut) -> Number:

@@ -40,9 +40,17 @@ class Beside(Loop):
         asks: Sequence[Ask] = (),
         progress: Progress | None = None,
         rung_videos: int | None = None,
+        accept_weak_baseline: bool = False,
     ) -> None:
         """As `Loop`. measure: on the whole held-out part, with an outcome each; asks: answers alone."""
-        super().__init__(study, store, planner, progress=progress, rung_videos=rung_videos)
+        super().__init__(
+            study,
+            store,
+            planner,
+            progress=progress,
+            rung_videos=rung_videos,
+            accept_weak_baseline=accept_weak_baseline,
+        )
         self._to_measure = tuple(measure)
         self._asks = tuple(asks)
 

@@ -80,7 +80,9 @@ class RunOptions:
     # Trials in a row that add nothing to the front after which no further one begins.
     patience: int | None = None
     skip_bad_videos: bool = False
-    # Archives the study's records and starts anew.
+    # Whether to go on where the unpruned model does no better than guessing.
+    accept_weak_baseline: bool = False
+    # Archives the study's records, once its videos are encoded anew, and starts from there.
     fresh: bool = False
     # Folder of the vision features; None is .tuner/<study>/features.
     cache: Path | None = None
@@ -108,8 +110,9 @@ def run(
 ) -> RunSummary:
     """Encodes, answers, searches and measures what is not there yet, and says what came out.
 
-    Errors: UserError for options, videos or a model that will not do, a budget nothing can reach, or a study
-    that changed since its records began or that another process runs. InterruptedRunError after Ctrl-C.
+    Errors: UserError for options, videos or a model that will not do, a budget nothing can reach, an unpruned
+    model that does no better than guessing, or a study that changed since its records began or that another
+    process runs. InterruptedRunError after Ctrl-C.
     EvaluationError when evaluations keep failing. DiskFullError when there is no room to write.
     """
     began = clock()
@@ -143,6 +146,7 @@ class Session:
     planner: Planner
     model: _Model
     progress: Progress
+    accept_weak_baseline: bool = False
 
     def loop(
         self,
@@ -171,12 +175,19 @@ class Session:
             timeout=timeout,
             clock=clock,
             progress=self.progress,
+            accept_weak_baseline=self.accept_weak_baseline,
         )
 
     def beside(self, measure: Sequence[Configuration] = (), asks: Sequence[Ask] = ()) -> Beside:
         """Work beside the searches."""
         return Beside(
-            self.study, self.store, self.planner, measure=measure, asks=asks, progress=self.progress
+            self.study,
+            self.store,
+            self.planner,
+            measure=measure,
+            asks=asks,
+            progress=self.progress,
+            accept_weak_baseline=self.accept_weak_baseline,
         )
 
     def search(self, options: RunOptions) -> SearchRecord:
@@ -354,7 +365,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
             model = _Model(replace(_spec(study, options, folder), encoding=record.encoding))
         planner = make_planner(record)
         _check_budget(study, planner, _budget(options))
-        yield Session(study, store, record, planner, model, progress)
+        yield Session(study, store, record, planner, model, progress, options.accept_weak_baseline)
 
 
 def _budget(options: RunOptions) -> float:

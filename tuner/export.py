@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipeline.break_even import Serving, break_even
 from tuner.errors import UserError
 from tuner.results import AnswerCost, HeldOut, Measured, RunSummary, ServingCost, TagRow, Verdict
+from tuner.sentences import weak_baseline
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
@@ -93,6 +94,19 @@ class NoiseNumbers(_Strict):
     flips: int
     logprob_mean: float
     logprob_max: float
+
+
+@dataclass(frozen=True)
+class GuessingNumbers(_Strict):
+    """The unpruned model on all labelled questions with options, of which guessing gets the share `chance`;
+    `bound` is a one-sided 95 % lower bound of its accuracy.
+    """
+
+    questions: int
+    videos: int
+    right: int
+    chance: float
+    bound: float | None
 
 
 @dataclass(frozen=True)
@@ -228,20 +242,33 @@ class Best(_Strict):
     tested: list[TestedNumbers] = field(default_factory=list)
     noise_floor: NoiseNumbers | None = None
     accepted_regressions: bool = False
+    # The unpruned model against guessing, and whether the file was written though it does no better.
+    guessing: GuessingNumbers | None = None
+    accepted_weak_baseline: bool = False
     # Questions that no number here counts, because asking them killed their workers: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
 
 
 def export(
-    summary: RunSummary, path: Path, *, mlflow_run: str | None = None, accept_regressions: bool = False
+    summary: RunSummary,
+    path: Path,
+    *,
+    mlflow_run: str | None = None,
+    accept_regressions: bool = False,
+    accept_weak_baseline: bool = False,
 ) -> Best:
     """Writes best.json for the best trial, whole or not at all; the same summary gives the same file.
 
     Errors: UserError when no configuration fits the budget, when the best one is not shown to lose no more
-    than the margin and regressions are not accepted, or when the file cannot be written there.
+    than the margin and regressions are not accepted, when the unpruned model does no better than guessing and
+    that is not accepted, or when the file cannot be written there.
     """
     best = describe(
-        summary, path.resolve().parent, mlflow_run=mlflow_run, accept_regressions=accept_regressions
+        summary,
+        path.resolve().parent,
+        mlflow_run=mlflow_run,
+        accept_regressions=accept_regressions,
+        accept_weak_baseline=accept_weak_baseline,
     )
     write_whole(
         path, json.dumps(dataclasses.asdict(best), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -250,7 +277,12 @@ def export(
 
 
 def describe(
-    summary: RunSummary, folder: Path, *, mlflow_run: str | None = None, accept_regressions: bool = False
+    summary: RunSummary,
+    folder: Path,
+    *,
+    mlflow_run: str | None = None,
+    accept_regressions: bool = False,
+    accept_weak_baseline: bool = False,
 ) -> Best:
     """What `export` writes, for a file in `folder`."""
     trial, held_out, setting = summary.best, summary.best_held_out, summary.setting
@@ -265,8 +297,17 @@ def describe(
         raise ValueError(
             f"An exported configuration must fit the budget {summary.budget}, but needs {largest}."
         )
+    problems = []
+    guessing = summary.guessing
+    weak = guessing is not None and guessing.no_better
+    if weak and guessing is not None and not accept_weak_baseline:
+        problems.append(
+            f"study {summary.study}: {weak_baseline(guessing)} `--accept-weak-baseline` exports all the same."
+        )
     if summary.verdict != "shown" and not accept_regressions:
-        raise UserError(_not_shown(summary))
+        problems.append(_not_shown(summary))
+    if problems:
+        raise UserError(problems)
     method = trial.configuration.build()
     selection = method.selection_options()
     return Best(
@@ -310,6 +351,8 @@ def describe(
         tested=[TestedNumbers(**dataclasses.asdict(one)) for one in summary.tested],
         noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),
         accepted_regressions=summary.verdict != "shown",
+        guessing=None if guessing is None else GuessingNumbers(**dataclasses.asdict(guessing)),
+        accepted_weak_baseline=weak,
         quarantined=dict(summary.quarantined),
     )
 

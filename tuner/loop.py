@@ -20,12 +20,15 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from tuner import racing
+from tuner.errors import UserError
+from tuner.guessing import against_guessing
 from tuner.planning import Planner
 from tuner.progress import NoProgress, Progress
 from tuner.records.store import Store
 from tuner.records.values import Pair, RecordedAnswer, Stopped, TrialRecord
 from tuner.results import CacheUse, Configuration, Outcome, Part, QuestionResult
 from tuner.scoring import judge, outcome, reference
+from tuner.sentences import weak_baseline
 from tuner.study import Study
 
 Kind = Literal["baseline", "noise", "trial", "held_out", "asked"]
@@ -126,8 +129,12 @@ class Loop(ABC):
         *,
         progress: Progress | None = None,
         rung_videos: int | None = None,
+        accept_weak_baseline: bool = False,
     ) -> None:
-        """Reads what is there already. `rung_videos`: None follows from the number of tune videos."""
+        """Reads what is there already. `rung_videos`: None follows from the number of tune videos.
+
+        accept_weak_baseline: goes on where the unpruned model does no better than guessing.
+        """
         self._all_questions = len(study.questions)
         self._quarantined = store.quarantined()
         # Without the quarantined questions; their FLOPs stay in every ratio, or the budget would move.
@@ -135,6 +142,7 @@ class Loop(ABC):
         self._store = store
         self._planner = planner
         self._progress: Progress = NoProgress() if progress is None else progress
+        self._accept_weak_baseline = accept_weak_baseline
         # A rung is this many videos with all their questions.
         self._rung_videos = rung_videos or racing.rung_videos(len(study.videos_of("tune")))
 
@@ -176,7 +184,10 @@ class Loop(ABC):
     # What an executor calls
 
     def propose(self) -> Work | None:
-        """The next work. None: there is none left (`finished`), or it depends on answers in flight."""
+        """The next work. None: there is none left (`finished`), or it depends on answers in flight.
+
+        Errors: UserError once the baseline is there, does no better than guessing and is not accepted.
+        """
         while not self._interrupted:
             if self._waiting:
                 return self._hand_out(*self._waiting.popleft())
@@ -375,6 +386,7 @@ class Loop(ABC):
         fingerprints = self._fingerprints(None)
         everything = (*self._questions["tune"], *self._questions["held_out"])
         job = self._job("baseline", None, None, {question: fingerprints[question] for question in everything})
+        new = not job.complete
         self._start("baseline", len(job.missing(everything)))
         yield job
         while not job.complete:
@@ -384,6 +396,25 @@ class Loop(ABC):
             question.id: judge(question, self._study.part_of(question), job.answers[question.id])
             for question in self._study.questions
         }
+        self._check_baseline(new)
+
+    def _check_baseline(self, new: bool) -> None:
+        """new: it was asked just now, and what it is worth was not said before.
+
+        Errors: UserError where it does no better than guessing and that is not accepted.
+        """
+        found = against_guessing(self._study, list(self._baseline.values()))
+        if found is None or found.shown_better:
+            return
+        if found.no_better and not self._accept_weak_baseline:
+            self._interrupted = True
+            raise UserError(
+                weak_baseline(found),
+                "Its answers are kept. --accept-weak-baseline goes on all the same; a study that was "
+                "corrected begins anew with `tuner run --fresh`.",
+            )
+        if new:
+            self._progress.message(weak_baseline(found))
 
     def _held_out_jobs(self, wanted: Mapping[Configuration, int | None]) -> Iterator[Job | None]:
         """Asks what is missing of these configurations and waits for it."""

@@ -71,6 +71,7 @@ class SearchLoop(Loop):
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
         rung_videos: int | None = None,
+        accept_weak_baseline: bool = False,
     ) -> None:
         """As `Loop`.
 
@@ -79,7 +80,14 @@ class SearchLoop(Loop):
         multiples of the budget that the best configuration is solved for at the end. timeout: seconds from
         now after which no further trial begins.
         """
-        super().__init__(study, store, planner, progress=progress, rung_videos=rung_videos)
+        super().__init__(
+            study,
+            store,
+            planner,
+            progress=progress,
+            rung_videos=rung_videos,
+            accept_weak_baseline=accept_weak_baseline,
+        )
         self._search = search
         self._space = space
         self._sampler = sampler

@@ -21,7 +21,7 @@ from tuner.results import (
     TagRow,
     Trial,
 )
-from tuner.sentences import noise_floor, provable
+from tuner.sentences import noise_floor, provable, weak_baseline
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -133,6 +133,8 @@ def remarks(
     lines += verdict(summary)
     if summary.provable_drop is not None and summary.best_held_out is not None:
         lines.append(provable(summary.provable_drop, summary.best_held_out.outcome.videos))
+    if summary.guessing is not None and not summary.guessing.shown_better:
+        lines.append(weak_baseline(summary.guessing))
     if summary.noise is not None:
         lines.append(noise_floor(summary.noise, summary.margin, labelled=_labelled(summary)))
     if summary.best is None:
@@ -149,13 +151,24 @@ def remarks(
     if exported is not None:
         lines.append(f"Exported to {exported}.")
     elif summary.best is not None:
-        accept = "" if summary.verdict == "shown" else " --accept-regressions"
+        accept = accepting(summary)
         name = shlex.quote(study or summary.study)
         lines.append(f"To export it: tuner export --study {name} --output best.json{accept}")
     if recorded is not None:
         local = "type `mlflow ui` and open " if recorded.page.startswith("http://127.0.0.1") else ""
         lines.append(f"In MLflow: {local}{recorded.page}")
     return tuple(lines)
+
+
+def accepting(summary: RunSummary) -> str:
+    """The options without which `tuner export` refuses this result, as they are typed behind it."""
+    accept = "" if summary.verdict == "shown" else " --accept-regressions"
+    return accept + (" --accept-weak-baseline" if guessed(summary) else "")
+
+
+def guessed(summary: RunSummary) -> bool:
+    """Whether the unpruned model does no better than guessing."""
+    return summary.guessing is not None and summary.guessing.no_better
 
 
 def _study_cost(cost: StudyCost) -> str:

@@ -184,7 +184,7 @@ def driver_time(
         store.begin(record)
         search = store.search(budget, seed, "budget", trials)
         space = make_space("budget", planner, study.search, budget)
-        loop = SearchLoop(study, store, planner, search, space, OptunaSampler())
+        loop = SearchLoop(study, store, planner, search, space, OptunaSampler(), accept_weak_baseline=True)
         while True:
             begin = now()
             work = loop.propose()

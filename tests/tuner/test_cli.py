@@ -153,6 +153,9 @@ def test_a_budget_out_of_range_is_one_message(call, command, budget):
     [
         ("run", "--study", "demo"),
         ("run", "--study", "demo", "--budget", "much"),
+        ("run", "--study", "demo", "--budget", "3%%"),
+        ("run", "--study", "demo", "--budget", "0.3", "--max-drop="),
+        ("run", "--study", "demo", "--max-drop", ""),
         ("run", "--study", "demo", "--budget", "0.3", "--trials", "-1"),
         ("run", "--study", "demo", "--budget", "0.3", "--workers", "0"),
         ("run", "--study", "demo", "--budget", "0.3", "--coordinates", "polar"),
@@ -429,7 +432,8 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
     monkeypatch.setattr(tuner.driver, "run", run)
     monkeypatch.setattr(tuner.cli.run, "_record", lambda *_: None)
     finished = call(
-        *"run --study here --budget 0.25 --trials 60 --seed 3 --timeout 90 --workers 2".split(),
+        *"run --study here --budget 25% --max-drop 3% --accept-weak-baseline".split(),
+        *"--trials 60 --seed 3 --timeout 90 --workers 2".split(),
         *"--gpus-per-worker 0.5".split(),
         *"--address auto --database sqlite:///x.db --skip-bad-videos --fresh --coordinates knobs".split(),
     )
@@ -439,6 +443,8 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
     assert (study.name, study.skip) == ("here", True)
     assert options == tuner.driver.RunOptions(
         budget=0.25,
+        max_drop="3%",
+        accept_weak_baseline=True,
         trials=60,
         seed=3,
         timeout=90.0,
@@ -495,7 +501,9 @@ def mirror(folder: Path) -> list[str]:
 def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     """The whole way, as a newcomer types it: each command once in a process of its own, again in this one."""
     monkeypatch.chdir(tiny)
-    begun = tuner("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", folder=tiny)
+    # Random weights do no better than guessing.
+    run = ("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", "--accept-weak-baseline")
+    begun = tuner(*run, folder=tiny)
     assert begun.code == 0, begun.err
     for text in ("held-out accuracy", "tau_s", "alpha_boost", "FLOPs ratio", "regressions", "mlflow ui"):
         assert text in begun.out
@@ -516,7 +524,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     assert (refused.code, (tiny / "best.json").exists()) == (2, False)
     assert "no configuration is shown to stay within 2 points" in refused.err
     # Two held-out videos prove nothing.
-    export = (*export, "--accept-regressions")
+    export = (*export, "--accept-regressions", "--accept-weak-baseline")
     written = tuner(*export, folder=tiny)
     assert written.code == 0, written.err
     assert "Exported to best.json" in written.out
@@ -536,7 +544,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     assert mirror(tiny) == mirrored
 
     before = (tiny / "best.json").read_bytes()
-    again = call("run", "--study", "tiny", "--budget", "0.5", "--trials", "3")
+    again = call(*run)
     assert again.code == 0, again.err
     assert call(*export).code == 0
     assert (tiny / "best.json").read_bytes() == before

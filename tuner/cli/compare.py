@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli.options import (
+    AcceptWeakBaseline,
     Address,
     Batch,
     Database,
@@ -16,6 +17,7 @@ from tuner.cli.options import (
     Study,
     TrackingUri,
     Workers,
+    parse_budget,
 )
 
 
@@ -24,6 +26,8 @@ def compare(
     budget: Annotated[
         float | None,
         typer.Option(
+            parser=parse_budget,
+            metavar="RATIO",
             help="Compute that all of them are set to: LLM prefill FLOPs over the unpruned model's, above 0 "
             "and at most 1.",
             show_default=False,
@@ -36,6 +40,7 @@ def compare(
     database: Database = None,
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
+    accept_weak_baseline: AcceptWeakBaseline = False,
 ) -> None:
     """Measure other ways to prune beside AdaTP, and AdaTP without each of its parts, at the same FLOPs.
 
@@ -60,6 +65,7 @@ def compare(
         address=address,
         database=database,
         skip_bad_videos=skip_bad_videos,
+        accept_weak_baseline=accept_weak_baseline,
     )
     console = Console()
     loaded = load_study(study, skip_bad_videos=skip_bad_videos)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study, TrackingUri
+from tuner.cli.options import AcceptWeakBaseline, Database, Study, TrackingUri, parse_budget
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,12 @@ def export(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("best.json"),
     budget: Annotated[
         float | None,
-        typer.Option(help="Of the search with this budget; otherwise of the latest.", show_default=False),
+        typer.Option(
+            parser=parse_budget,
+            metavar="RATIO",
+            help="Of the search with this budget; otherwise of the latest.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -35,6 +40,7 @@ def export(
             "unpruned model; best.json says so.",
         ),
     ] = False,
+    accept_weak_baseline: AcceptWeakBaseline = False,
     database: Database = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -55,6 +61,7 @@ def export(
         output,
         mlflow_run=None if recorded is None else recorded.run,
         accept_regressions=accept_regressions,
+        accept_weak_baseline=accept_weak_baseline,
     )
     console.print(render(summary, exported=output, recorded=recorded))
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 import typer
+
+
+def parse_budget(text: str) -> float:
+    """A FLOPs ratio, from `0.3` or `30%`; whether it is in (0, 1] is told with all else.
+
+    Errors: typer.BadParameter for anything else.
+    """
+    number, percent = text.strip(), text.strip().endswith("%")
+    try:
+        # Decimal, so that 33.3% is the very 0.333 that names the same search.
+        return float(Decimal(number[:-1]) / 100 if percent else Decimal(number))
+    except InvalidOperation:
+        raise typer.BadParameter(f"a budget is a FLOPs ratio like 0.3 or 30%, but got {text!r}") from None
+
 
 Study = Annotated[
     str,
@@ -59,6 +74,13 @@ Batch = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster, for example auto or ray://head:10001.", show_default=False),
+]
+AcceptWeakBaseline = Annotated[
+    bool,
+    typer.Option(
+        "--accept-weak-baseline",
+        help="Go on even where the unpruned model answers no more questions right than guessing would.",
+    ),
 ]
 SkipBadVideos = Annotated[
     bool, typer.Option("--skip-bad-videos", help="Go on without videos that cannot be read.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study
+from tuner.cli.options import Database, Study, parse_budget
 from tuner.errors import UserError
 
 
@@ -16,7 +16,12 @@ def report(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
     budget: Annotated[
         float | None,
-        typer.Option(help="Of the search with this budget; otherwise of the latest.", show_default=False),
+        typer.Option(
+            parser=parse_budget,
+            metavar="RATIO",
+            help="Of the search with this budget; otherwise of the latest.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
         int | None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.options import (
+    AcceptWeakBaseline,
     Address,
     Batch,
     Database,
@@ -18,6 +19,7 @@ from tuner.cli.options import (
     Study,
     TrackingUri,
     Workers,
+    parse_budget,
 )
 from tuner.errors import UserError
 from tuner.margin import DEFAULT_MAX_DROP
@@ -52,6 +54,8 @@ def run(
     budget: Annotated[
         float | None,
         typer.Option(
+            parser=parse_budget,
+            metavar="RATIO",
             help="Compute allowed: LLM prefill FLOPs over the unpruned model's, above 0 and at most 1. "
             "Without it: the cheapest configuration that loses no more than --max-drop.",
             show_default=False,
@@ -91,6 +95,7 @@ def run(
     database: Database = None,
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
+    accept_weak_baseline: AcceptWeakBaseline = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Archive what is recorded of this study and begin anew.")
     ] = False,
@@ -134,10 +139,11 @@ def run(
         database=database,
         coordinates=coordinates.value,
         sampler=sampler.value,
-        max_drop=max_drop or DEFAULT_MAX_DROP,
+        max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop,
         patience=patience,
         race=race,
         skip_bad_videos=skip_bad_videos,
+        accept_weak_baseline=accept_weak_baseline,
         fresh=fresh,
     )
     console = Console()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.options import (
+    AcceptWeakBaseline,
     Address,
     Batch,
     Database,
@@ -16,6 +17,7 @@ from tuner.cli.options import (
     Study,
     TrackingUri,
     Workers,
+    parse_budget,
 )
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ def sensitivity(
     budget: Annotated[
         float,
         typer.Option(
+            parser=parse_budget,
+            metavar="RATIO",
             help="FLOPs ratio of the search whose best configuration is studied; where there was none, "
-            "AdaTP's defaults at it."
+            "AdaTP's defaults at it.",
         ),
     ],
     runs: Annotated[
@@ -55,6 +59,7 @@ def sensitivity(
     database: Database = None,
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
+    accept_weak_baseline: AcceptWeakBaseline = False,
 ) -> None:
     """Show what matters: how far each knob may drift, what breaks when it does, and what makes no difference.
 
@@ -80,6 +85,7 @@ def sensitivity(
         address=address,
         database=database,
         skip_bad_videos=skip_bad_videos,
+        accept_weak_baseline=accept_weak_baseline,
     )
     console = Console()
     loaded = load_study(study, skip_bad_videos=skip_bad_videos)

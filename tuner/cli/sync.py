@@ -6,14 +6,19 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study, TrackingUri
+from tuner.cli.options import Database, Study, TrackingUri, parse_budget
 
 
 def sync(
     study: Study,
     budget: Annotated[
         float | None,
-        typer.Option(help="Of searches with this budget; otherwise of all.", show_default=False),
+        typer.Option(
+            parser=parse_budget,
+            metavar="RATIO",
+            help="Of searches with this budget; otherwise of all.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
         int | None,
