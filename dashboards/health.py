@@ -116,6 +116,9 @@ def _tried(summary: RunSummary) -> Iterator[HealthRow]:
     if summary.above:
         note = "for the front alone; none of them can be chosen"
         yield HealthRow(section, "above the budget", len(summary.above), "trials", note)
+    if summary.outside:
+        note = "study.yaml does not allow their knobs or choices any more: none of them can be chosen"
+        yield HealthRow(section, "left out", len(summary.outside), "trials", note)
     note = "the race stopped none"
     if stopped:
         videos = sum(one.videos for one in stopped) / len(stopped)

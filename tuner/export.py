@@ -84,6 +84,19 @@ class TestedNumbers(_Strict):
 
 
 @dataclass(frozen=True)
+class LookNumbers(_Strict):
+    """What the study's held-out videos first said of a search's choice at a margin."""
+
+    goal: str
+    budget: float
+    seed: int
+    max_drop: str
+    trials: int
+    trial: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class NoiseNumbers(_Strict):
     """The unpruned model against itself in packs of another size: answers that flipped, and the size of the
     change in log-probability.
@@ -240,6 +253,7 @@ class Best(_Strict):
     max_drop: str | None = None
     margin: float | None = None
     tested: list[TestedNumbers] = field(default_factory=list)
+    looks: list[LookNumbers] = field(default_factory=list)
     noise_floor: NoiseNumbers | None = None
     accepted_regressions: bool = False
     # The unpruned model against guessing, and whether the file was written though it does no better.
@@ -349,6 +363,7 @@ def describe(
         max_drop=summary.max_drop or None,
         margin=summary.margin,
         tested=[TestedNumbers(**dataclasses.asdict(one)) for one in summary.tested],
+        looks=[LookNumbers(**dataclasses.asdict(one)) for one in summary.looks],
         noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),
         accepted_regressions=summary.verdict != "shown",
         guessing=None if guessing is None else GuessingNumbers(**dataclasses.asdict(guessing)),
@@ -497,6 +512,11 @@ def _nothing_fits(summary: RunSummary) -> str:
     if summary.smallest_reachable is not None:
         message += (
             f"; the smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}"
+        )
+    if summary.outside:
+        message += (
+            f"; of {len(summary.outside)} trials study.yaml does not allow the knobs or choices any more: "
+            "`tuner run` searches on"
         )
     return message + "."
 

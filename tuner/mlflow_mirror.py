@@ -35,6 +35,7 @@ from tuner.results import (
     TagRow,
     Trial,
 )
+from tuner.sentences import weak_baseline
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -484,6 +485,9 @@ def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
     if summary.tested:
         metrics["tested_candidates"] = float(len(summary.tested))
         metrics["tested_bound"] = (summary.test_of_best or summary.tested[0]).bound
+    guessing = summary.guessing
+    if guessing is not None:
+        metrics |= {"baseline_option_accuracy": guessing.accuracy, "baseline_chance": guessing.chance}
     noise = summary.noise
     if noise is not None:
         metrics |= {
@@ -601,6 +605,8 @@ def _note(summary: RunSummary, links: Sequence[str]) -> str:
             f"{outcome.regressions} regressions. Within {summary.max_drop or 'any drop'} of the unpruned "
             f"model: {summary.verdict.replace('_', ' ')}."
         )
+    if summary.guessing is not None and not summary.guessing.shown_better:
+        lines.append(weak_baseline(summary.guessing))
     about = f"Study `{summary.study}`, version `{summary.study_hash[:8]}`, budget {summary.budget:g}."
     unpruned = summary.baseline.get("held_out")
     if unpruned is not None and math.isfinite(unpruned.value):

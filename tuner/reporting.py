@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from pipeline.flops import ModelShape, VisionShape
@@ -230,6 +231,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     best = None if choice is None else choice.trial
     wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
+    looks = store.looks()
+    own_looks = [one for of_search, one in looks if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
     return RunSummary(
         study=study.name,
@@ -264,6 +267,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         max_drop=search.max_drop,
         margin=None if choice is None else choice.margin,
         tested=() if choice is None else choice.tested,
+        looks=tuple(one for _, one in looks),
+        earlier_looks=tuple(takewhile(lambda one: one.max_drop != search.max_drop, own_looks)),
         provable_drop=_provable_drop(study),
         noise=store.noise(),
         stopped=tuple(

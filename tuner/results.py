@@ -181,6 +181,23 @@ class Tested:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What held-out videos said of a search's choice when they were first asked at this margin.
+
+    Levels of the tests hold for one look at one margin; who sees the first can move the second.
+    """
+
+    goal: Literal["budget", "max_drop"]
+    budget: float
+    seed: int
+    max_drop: str
+    # Completed trials of the study then, and the one that was chosen.
+    trials: int
+    trial: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A proposal that the plans showed to be over budget; it cost no model time and is no trial."""
 
@@ -462,6 +479,10 @@ class RunSummary:
     max_drop: str = ""
     margin: float | None = None
     tested: tuple[Tested, ...] = ()
+    # Of the whole study, in the order they were taken; and those of this search at other margins, before the
+    # first at this one.
+    looks: tuple[Look, ...] = ()
+    earlier_looks: tuple[Look, ...] = ()
     # The smallest margin the held-out part can show: `tuner.statistics.provable_drop`.
     provable_drop: float | None = None
     noise: Noise | None = None

@@ -335,6 +335,12 @@ def verdict(summary: RunSummary) -> list[str]:
         others = [str(one.trial) for one in summary.tested if one is not chosen and one.shown is shown]
         if others:
             line += f" {said} for trials tested besides: {', '.join(others)}."
+    if summary.earlier_looks:
+        told = [f"{one.max_drop} {one.verdict.replace('_', ' ')}" for one in summary.earlier_looks]
+        line += (
+            f" The same videos were asked at another margin before: --max-drop {', '.join(told)}. A margin "
+            "that was chosen after that is no test."
+        )
     return [line]
 
 
@@ -412,4 +418,9 @@ def nothing_fits(summary: RunSummary) -> str:
         text += f" The closest needs {summary.closest.flops_ratio:.4f} ({values})."
     if summary.smallest_reachable is not None:
         text += f" The smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}."
+    if summary.outside:
+        text += (
+            f" Of {len(summary.outside)} trials study.yaml does not allow the knobs or choices any more; "
+            "`tuner run` searches on."
+        )
     return text

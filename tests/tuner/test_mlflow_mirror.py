@@ -20,7 +20,7 @@ import pytest
 from dashboards.pareto import write_pareto
 from tests.summaries import make_held_out, make_regressions, make_summary, make_trial
 from tuner.recording import HarmlessRecorder, NoRecorder, Recorded
-from tuner.results import CacheUse, Measured, StoppedTrial
+from tuner.results import CacheUse, Guessing, Measured, StoppedTrial
 
 mlflow_mirror = pytest.importorskip("tuner.mlflow_mirror")
 MlflowMirror = mlflow_mirror.MlflowMirror
@@ -552,3 +552,26 @@ def test_searches_written_together_keep_what_each_measured_and_again_change_noth
     beside = found[f"trial {other.number:03d}"].data
     assert beside.tags["role"] == "trial"
     assert beside.metrics["held_out_accuracy"] == latest.best_held_out.accuracy.value
+
+
+def test_a_trial_that_the_study_does_not_allow_any_more_is_not_called_the_best(runs):
+    before = make_summary(8)
+    MlflowMirror().record(before)
+    best = before.best
+    left = tuple(one for one in before.trials if one != best)
+    other = next(one for one in left if one.within_budget and one != before.defaults)
+    summary = replace(
+        before, trials=left, outside=(best,), best=other, best_held_out=make_held_out(other.configuration)
+    )
+    MlflowMirror().record(summary)
+    found = runs()
+    assert found[f"trial {best.number:03d}"].data.tags["role"] == "outside"
+    assert "(outside)" in found[f"trial {best.number:03d}"].info.run_name
+    assert found[f"trial {other.number:03d}"].data.tags["role"] == "best"
+
+
+def test_a_baseline_that_guesses_is_told_on_the_first_page(runs):
+    MlflowMirror().record(replace(make_summary(2), guessing=Guessing(24, 8, 4, 0.25, 0.05)))
+    study = runs()["demo 5f2c9d7b"].data
+    assert "16.7 % of 24 questions right; guessing gives 25 %" in study.tags["mlflow.note.content"]
+    assert study.metrics["baseline_chance"] == 0.25

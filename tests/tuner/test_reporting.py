@@ -18,7 +18,7 @@ from tuner.reporting import Results, load_status, summarise
 from tuner.results import Configuration, Noise, RunSummary
 from tuner.selection import choose_best
 from tuner.study import Search, Study
-from tuner.summary import headline
+from tuner.summary import headline, verdict
 
 pytestmark = pytest.mark.quick
 
@@ -208,6 +208,29 @@ def test_a_trial_that_the_study_does_not_allow_any_more_is_told_as_such_and_no_m
     assert nothing.closest is None
     # Allowed again, they count again.
     assert summary_of(study, store).best == before.best
+
+
+def test_a_margin_that_was_moved_after_the_look_says_what_was_seen_before(study: Study, store: Store) -> None:
+    def again(max_drop: str, **options: Any) -> RunSummary:
+        InProcessExecutor(FakeEvaluator(study)).run(
+            make_loop(study, store, trials=3, max_drop=max_drop, **options)
+        )
+        return summarise(study, store, store.require("fake"), store.searches()[-1])
+
+    first = again("0.02")
+    assert (first.verdict, first.earlier_looks) == ("not_shown", ())
+    assert "before" not in verdict(first)[0]
+    moved = again("0.99")
+    assert (moved.verdict, moved.best) == ("shown", first.best)
+    assert "at another margin before: --max-drop 0.02 not shown." in verdict(moved)[0]
+    # The first look stays the first one.
+    assert again("0.02").earlier_looks == ()
+    assert again("0.99").earlier_looks == moved.earlier_looks
+    # Another search is another choice; the study's looks are listed all the same.
+    other = again("0.99", seed=1)
+    assert other.earlier_looks == ()
+    told = [(one.seed, one.max_drop, one.verdict) for one in other.looks]
+    assert told == [(0, "0.02", "not_shown"), (0, "0.99", "shown"), (1, "0.99", "shown")]
 
 
 def test_status_names_the_trial_that_the_run_and_the_export_name(study: Study, store: Store) -> None:

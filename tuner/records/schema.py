@@ -10,6 +10,7 @@ noise     the unpruned model against itself
 answer    one per (question, fingerprint): configurations with the same plan share it
 refusal   a proposal over the budget: it cost no model time and is no trial
 selection the trial a search chose on the tune part
+look      what held-out videos said of a search's choice at a margin, when they were first asked
 measured  a configuration on the held-out part
 serving   seconds a server pays for a configuration, measured on one machine
 timed     seconds of prefill and answer, side by side with other configurations, on one machine
@@ -246,6 +247,21 @@ class SelectionRow(Base):
     search_id: Mapped[int] = mapped_column(ForeignKey("search.id"))
     trials: Mapped[int]
     trial_id: Mapped[int] = mapped_column(ForeignKey("trial.id"))
+    created: Mapped[datetime] = mapped_column(default=_now)
+
+
+class LookRow(Base):
+    """The first verdict of the held-out part on what a search came to, at each margin that was asked for."""
+
+    __tablename__ = "look"
+    __table_args__ = (UniqueConstraint("search_id", "max_drop"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    search_id: Mapped[int] = mapped_column(ForeignKey("search.id"))
+    max_drop: Mapped[str] = mapped_column(String(32))
+    # Completed trials of the study then, and the one that was chosen.
+    trials: Mapped[int]
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trial.id"))
+    verdict: Mapped[str] = mapped_column(String(16))
     created: Mapped[datetime] = mapped_column(default=_now)
 
 

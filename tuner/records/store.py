@@ -40,6 +40,7 @@ from tuner.records.schema import (
     AnswerRow,
     Base,
     CacheUseRow,
+    LookRow,
     MeasuredRow,
     NoiseRow,
     QuarantineRow,
@@ -66,7 +67,18 @@ from tuner.records.values import (
     StudyRecord,
     TrialRecord,
 )
-from tuner.results import CacheUse, Configuration, MeasuredServing, Noise, Outcome, Part, Profiled, Timed
+from tuner.results import (
+    CacheUse,
+    Configuration,
+    Look,
+    MeasuredServing,
+    Noise,
+    Outcome,
+    Part,
+    Profiled,
+    Timed,
+    Verdict,
+)
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
@@ -503,6 +515,47 @@ class Store:
         )
         with self._transaction() as connection:
             return tuple((row[0], row[1], row[2]) for row in connection.execute(query))
+
+    def look(self, search: SearchRecord, trials: int, number: int, verdict: Verdict) -> None:
+        """Notes what held-out videos say of trial `number`, which the search chose when the study had so many
+        completed trials, at the search's margin; what they said at this margin first stays.
+        """
+        trial = (
+            select(TrialRow.id)
+            .where(TrialRow.study_id == self._study_id, TrialRow.number == number)
+            .scalar_subquery()
+        )
+        statement: Insert = (
+            self._insert(LookRow)
+            .values(
+                search_id=search.id, max_drop=search.max_drop, trials=trials, trial_id=trial, verdict=verdict
+            )
+            .on_conflict_do_nothing()
+        )
+        with self._transaction() as connection:
+            connection.execute(statement)
+
+    def looks(self) -> tuple[tuple[int, Look], ...]:
+        """The study's looks at its held-out part, in the order they were taken, each with its search's id."""
+        query = (
+            select(
+                LookRow.search_id,
+                SearchRow.goal,
+                SearchRow.budget,
+                SearchRow.seed,
+                LookRow.max_drop,
+                LookRow.trials,
+                TrialRow.number,
+                LookRow.verdict,
+            )
+            .join(SearchRow, SearchRow.id == LookRow.search_id)
+            .join(TrialRow, TrialRow.id == LookRow.trial_id)
+            .where(SearchRow.study_id == self._study_id)
+            .order_by(LookRow.id)
+        )
+        with self._transaction() as connection:
+            rows: Iterable[Any] = connection.execute(query)
+            return tuple((row[0], Look(*row[1:])) for row in rows)
 
     def measured(self) -> dict[Configuration, Outcome]:
         """The configurations measured on the held-out part."""
