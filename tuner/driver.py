@@ -204,7 +204,8 @@ class Session:
 
     def say_what_can_be_shown(self, options: RunOptions) -> None:
         """Before any trial: whether the margin is one that so many videos can show at all."""
-        videos = [question.video for question in self.study.questions_of("held_out")]
+        counted = self.study.without(self.store.quarantined())
+        videos = [question.video for question in counted.questions_of("held_out")]
         if videos:
             self.progress.message(
                 f"{provable(provable_drop(videos), len(set(videos)))} Asked for: {options.max_drop} "

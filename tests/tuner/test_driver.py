@@ -448,9 +448,9 @@ def test_after_the_timeout_what_is_there_is_measured(study: Study) -> None:
 
 def test_status_is_read_from_the_records(study: Study) -> None:
     with pytest.raises(UserError, match="`tuner run` makes them"):
-        load_status("tiny")
+        load_status(study)
     run(study, OPTIONS)
-    status = load_status("tiny")
+    status = load_status(study)
     assert (status.baseline_answered, status.baseline_questions) == (12, 12)
     assert (status.trials_completed, status.trials_unfinished) == (4, 0)
     (search,) = status.searches

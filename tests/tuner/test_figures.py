@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.inspections import make_inspection
+from tests.sensitivities import make_sensitivity
 from tests.summaries import make_comparison, make_summary
 from tuner.cli import figures
 from tuner.cli.figures import Evidence, draw, draw_comparison
@@ -110,6 +111,17 @@ def test_arrays_and_pictures_in_the_evidence_are_told_apart(tmp_path):
     other = replace(inspection.cards[0], tokens=tuple(one[:-1] for one in inspection.cards[0].tokens))
     changed = replace(inspection, cards=(other, *inspection.cards[1:]))
     assert figures._stamp(summary, Evidence(inspection=changed)) != stamp
+
+
+def test_a_sensitivity_study_of_something_else_is_not_shown():
+    summary = make_summary(5)
+    found = make_sensitivity(reference=summary.best.configuration)
+    assert figures._holds(found, summary)
+    # More trials chose another one; nothing that is allowed is left; a question was left out since.
+    assert not figures._holds(make_sensitivity(), summary)
+    assert not figures._holds(found, replace(summary, best=None, best_held_out=None))
+    fewer = replace(summary.best_held_out, outcome=replace(summary.best_held_out.outcome, questions=599))
+    assert not figures._holds(found, replace(summary, best_held_out=fewer))
 
 
 def test_a_comparison_without_a_search_is_drawn_alone(drawings, monkeypatch, tmp_path):

@@ -99,6 +99,16 @@ def test_what_can_be_proven_and_the_noise_floor_stand_in_the_summary(study: Stud
     assert summary.provable_drop == statistics.provable_drop(videos)
 
 
+def test_what_can_be_proven_is_of_the_questions_that_count(study: Study, store: Store) -> None:
+    run(study, store, trials=1)
+    gone = min(study.held_out)
+    for one in study.questions:
+        if one.video == gone:
+            store.quarantine(one.id, "it kills its worker")
+    videos = [one.video for one in study.questions_of("held_out") if one.video != gone]
+    assert summary_of(study, store).provable_drop == statistics.provable_drop(videos)
+
+
 def test_flips_and_divergence_are_those_of_the_answers(study: Study, store: Store) -> None:
     summary = run(study, store, trials=2)
     held_out = summary.best_held_out

@@ -67,8 +67,8 @@ def gather(
 
     best = summary.best
     sensitivity = load_sensitivity(summary.study, summary.budget, summary.study_hash)
-    if sensitivity is not None and best is not None and sensitivity.reference != best.configuration:
-        sensitivity = None  # of what was best before more trials
+    if sensitivity is not None and not _holds(sensitivity, summary):
+        sensitivity = None
     return Evidence(
         history=load_history(study, budget=summary.budget, seed=summary.seed, database=database),
         inspection=None
@@ -77,6 +77,20 @@ def gather(
         comparison=comparison or load_comparison(study, summary.budget, database),
         sensitivity=sensitivity,
     )
+
+
+def _holds(found: Sensitivity, summary: RunSummary) -> bool:
+    """Whether a saved sensitivity study is of what the search has come to now, and of the questions that
+    count now: more trials, another study.yaml or a quarantine may have come after it.
+    """
+    if summary.best is None:
+        return found.trial is None
+    if found.reference != summary.best.configuration:
+        return False
+    held_out = summary.best_held_out
+    if found.part != "held_out" or held_out is None:
+        return True
+    return all(one.questions == held_out.outcome.questions for one in found.curves)
 
 
 def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:

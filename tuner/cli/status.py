@@ -73,9 +73,10 @@ def _searches(found: Status) -> Table:
         "best",
         "tune",
         "held-out",
-        "FLOPs (tune)",
+        "FLOPs\n(tune)",
         "drop",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for search in found.searches:
         table.add_row(
