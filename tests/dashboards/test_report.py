@@ -83,6 +83,7 @@ def make_sensitivity(**changes) -> Sensitivity:
         "curves": (),
         "by_tag": (),
         "design_runs": 0,
+        "tune_questions": 0,
         "design_compute": None,
         "inputs": (),
         "outputs": (),

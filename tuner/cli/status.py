@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.cli.options import Database, Study
-from tuner.sentences import searched_for
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,6 +63,8 @@ def _counts(found: Status) -> str:
 def _searches(found: Status) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from tuner.sentences import searched_for
 
     table = Table(
         "search",
