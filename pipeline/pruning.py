@@ -8,7 +8,7 @@ pruning, the indices of those that are left. Text, newlines and the rows after t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial, wraps
 from inspect import signature
@@ -19,7 +19,7 @@ import torch
 from pipeline.errors import NotFiniteError, UnsupportedError
 from pipeline.families.base import Family
 from pipeline.layout import Layout
-from pipeline.merging import merge
+from pipeline.merging import merge, without_autocast
 from pipeline.methods.base import Method
 from pipeline.plan import Plan
 from pipeline.ranking import Stage, stages
@@ -71,8 +71,7 @@ def row_scores(query: torch.Tensor, keys: torch.Tensor, scaling: float, columns:
     """
     heads, rows, (kv_heads, n, head) = query.shape[1], query.shape[2], keys.shape[1:]
     step = max(1, SCORE_BYTES // (heads * n * 4))
-    kind = query.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with without_autocast(query.device):
         # Heads that share keys lie side by side: (H, heads / H, R, head).
         scaled = (query.float() * scaling).view(kv_heads, -1, rows, head)
         turned = keys[0].float().transpose(1, 2)

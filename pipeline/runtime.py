@@ -198,7 +198,7 @@ class Runtime:
             "frame_times": torch.tensor(np.asarray(times, dtype=np.float64)),
             "seconds": torch.tensor(seconds, dtype=torch.float64),
         }
-        # Comparisons with NaN are false: frames without numbers would be one segment, in silence.
+        # NaN sorts and compares as if it were a number: later on nothing would say that these are none.
         if not all(part.isfinite().all() for part in stored.values()):
             raise NotFiniteError.of(f"What the vision tower makes of {name}")
         return stored

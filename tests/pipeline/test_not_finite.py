@@ -91,7 +91,7 @@ def test_a_deployed_model_raises_too(checkpoints, broken, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("part", ["projector", "pooling head"])
 def test_a_video_without_numbers_is_not_encoded(checkpoints, part):
-    """As it was: frames of NaN have no similarity below tau_s, and the video was one segment."""
+    """As it was: stored, and the first plan that needed frame embeddings raised a ValueError of its own."""
     runtime = load(checkpoints)
     broken = runtime._encoder._head.probe
     if part == "projector":
@@ -101,8 +101,8 @@ def test_a_video_without_numbers_is_not_encoded(checkpoints, part):
         runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
 
 
-def test_a_question_whose_embedding_is_not_a_number_has_no_relevance(checkpoints, clip):
-    """As it was: no segment was relevant."""
+def test_a_question_whose_embedding_is_not_a_number_is_named(checkpoints, clip):
+    """As it was: stored, then a ValueError that named nothing."""
     runtime = load(checkpoints)
     runtime._encoder._text.head.bias.data[0] = float("nan")
     with pytest.raises(NotFiniteError, match=r"embedding of 'what color\?' is not a finite number"):

@@ -14,10 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import packing, pruning
 from pipeline.errors import NotFiniteError
-from pipeline.methods import METHODS, AdaTP, OneShot, PyramidDrop
+from pipeline.merging import merge
+from pipeline.methods import METHODS, AdaTP, FastVid, OneShot, PyramidDrop, VisionZip
 from pipeline.packing import Pack
 from pipeline.pruning import pruned, row_scores
 from pipeline.question import Question
+from pipeline.ranking import stages
 from pipeline.runtime import Request, Runtime
 from tests.checkpoints import scenes
 from tests.pipeline.conftest import FRAMES
@@ -89,6 +91,19 @@ def test_autocast_does_not_reach_the_scores(dtype):
     wanted = row_scores(query, keys, 0.125, slice(0, 1500))
     with torch.autocast("cpu", dtype):
         assert row_scores(query, keys, 0.125, slice(0, 1500)).equal(wanted)
+
+
+@pytest.mark.parametrize("method", [VisionZip(keep_ratio=0.4), FastVid(keep_ratio=0.4, segments=2)], ids=str)
+def test_autocast_does_not_reach_what_is_merged(runtime, clip, question, method):
+    kept = []
+    hidden = torch.randn(1, clip.frames * clip.cells, 64, generator=torch.Generator().manual_seed(0)) + 100
+    layout = runtime.layout(clip, question)
+    (stage,) = stages(method.plan(layout, 12), layout, hidden.device)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            kept.append(merge(method, stage, hidden, 0, clip.saliency))
+    assert kept[0].kept.equal(kept[1].kept)
+    assert kept[0].hidden.equal(kept[1].hidden)
 
 
 @pytest.mark.quick
@@ -261,10 +276,17 @@ class Border(TorchDispatchMode):
         self.copied, self.scattered = [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
-        name = function.name()
-        if name == "aten::_to_copy" and args[0].device != out.device and not kwargs.get("non_blocking"):
+        out = function(*args, **(kwargs or {}))
+        name, place = function.name().split(".")[0], getattr(out, "device", None)  # of one tensor
+        given = dict(zip((one.name for one in function._schema.arguments), args, strict=False)) | (
+            kwargs or {}
+        )
+        tensors = [one for one in args if isinstance(one, torch.Tensor) and one.dim() > 0]
+        if (
+            place is not None
+            and any(one.device != place for one in tensors)
+            and not given.get("non_blocking")
+        ):
             self.copied.append(name)
         if name in ("aten::index_add", "aten::index_add_", "aten::scatter_add", "aten::scatter_add_"):
             self.scattered.append(name)
