@@ -4,6 +4,7 @@ PipelineError
 +-- VideoError          a video that cannot be read (its path is in .path)
 +-- ModelError          a folder or id that holds no usable checkpoint
 +-- UnsupportedError    a request the pipeline refuses rather than answers wrongly
++-- NotFiniteError      the model computed infinity, or something that is not a number
 
 Each message is one sentence a user can act on. Wrong arguments from a programmer are ValueErrors.
 """
@@ -11,6 +12,7 @@ Each message is one sentence a user can act on. Wrong arguments from a programme
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 
 class PipelineError(Exception):
@@ -35,3 +37,15 @@ class ModelError(PipelineError):
 
 class UnsupportedError(PipelineError):
     """Something the pruned model cannot do correctly, and therefore does not do."""
+
+
+class NotFiniteError(PipelineError):
+    """The model computed infinity, or something that is not a number: nothing follows from it."""
+
+    @classmethod
+    def of(cls, what: str) -> Self:
+        """`what`, in words, is not finite."""
+        return cls(
+            f"{what} is not a finite number. The usual causes are float16 where the model needs the range of "
+            "bfloat16 or float32, and damaged weights."
+        )

@@ -6,6 +6,7 @@ with matrices of ones and zeros: scattered additions would round differently fro
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,7 +40,15 @@ def merge(
     if saliency is None:
         raise ValueError(f"{method.name} merges tokens and needs the clip's saliency.")
     visual = hidden[0, start : start + stage.frames * stage.cells]
-    return method.merge(stage, VisualTokens(visual.view(stage.frames, stage.cells, -1), saliency))
+    with without_autocast(hidden.device):
+        return method.merge(stage, VisualTokens(visual.view(stage.frames, stage.cells, -1), saliency))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, products of float32 are float32, also where the caller lets torch compute in half precision."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def ranks(scores: torch.Tensor) -> torch.Tensor:

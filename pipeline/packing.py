@@ -9,30 +9,28 @@ N is the number of tokens in the row, D the hidden width, H the number of key-va
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.clip import Saliency
-from pipeline.errors import PipelineError, UnsupportedError
+from pipeline.errors import NotFiniteError, PipelineError, UnsupportedError
 from pipeline.families.base import Family
 from pipeline.layout import Layout
 from pipeline.merging import merge
 from pipeline.methods.base import Method
 from pipeline.plan import Plan
 from pipeline.prefix import Prefix
-from pipeline.pruning import BACKENDS, row_scores
+from pipeline.pruning import BACKENDS, Finite, row_scores
 from pipeline.ranking import stages
 
 # transformers finds an attention function by its name; this one divides the row among the backend's.
 PACKED = "adatp_packed"
-
-# Stands for "any token that ends an answer" among token ids to be scored.
-END = -1
 
 # Keys and values of one question, by layer: (1, H, tokens, head). Tensors in it are never written to.
 Held = dict[int, tuple[torch.Tensor, torch.Tensor]]
@@ -47,7 +45,7 @@ class Asked:
     prefix: Prefix  # up to the plan's first pruning layer, or through all layers for the unpruned model
     method: Method | None = None  # None: the unpruned model
     plan: Plan | None = None
-    seed: str = ""  # the question's id, for methods that draw
+    question: str = ""  # its id: methods that draw depend on it, errors name it
     saliency: Saliency | None = None  # of the clip, on the model's device; for methods that merge
 
 
@@ -58,6 +56,7 @@ class _Run:
     held: Held  # what they attend to beside themselves; grows by them where `grow` says so
     pieces: tuple[int, ...]  # lengths; a piece sees what is held and itself, not the other pieces
     grow: bool
+    owner: torch.Tensor | None = None  # (tokens,) a number for each piece, where there are several
     score_layer: int = -1  # the layer whose attention is wanted next, -1 for none
     score_rows: int = 1
     score_columns: slice = field(default_factory=lambda: slice(0, 0))
@@ -79,6 +78,7 @@ class _Sequence:
         self.stages = () if plan is None else stages(plan, asked.layout, device)
         self.stage_at = {} if plan is None else {layer: j for j, layer in enumerate(plan.layers)}
         self.tokens: list[torch.Tensor] = []  # visual tokens left after each pruning
+        self.finite = Finite(asked.question)
         self.compact = asked.method is not None and asked.method.positions == "compact"
         self.first_position = prefix.tokens
         if plan is not None and self.compact:
@@ -109,8 +109,9 @@ class _Sequence:
         At the first one the kept rows of the stored prefix come in front: from there on the question's
         sequence is whole.
         """
-        asked, stage, prefix = self.asked, self.stages[j], self.asked.prefix
+        asked, stage, prefix, scores = self.asked, self.stages[j], self.asked.prefix, self.run.scores
         assert asked.method is not None
+        assert asked.plan is not None
         device, start = hidden.device, asked.layout.text_before
         tokens = self.tokens[-1] if self.tokens else torch.arange(asked.layout.visual, device=device)
         visual = tokens.shape[0]
@@ -121,7 +122,9 @@ class _Sequence:
             assert prefix.hidden is not None
             chosen, merged = merge(asked.method, stage, prefix.hidden, start, asked.saliency)
         else:
-            chosen = asked.method.select(stage, self.run.scores, tokens, asked.seed)
+            if scores is not None:
+                self.finite.note(asked.plan.layers[j] - 1, scores)
+            chosen = asked.method.select(stage, scores, tokens, asked.question)
         self.run.scores = None
         self.tokens.append(tokens[chosen])
         length = prefix.tokens if j == 0 else hidden.shape[1]
@@ -150,7 +153,8 @@ class Pack:
 
     Reading answers changes nothing: scoring and decoding can be done in any order, any number of times.
     Errors: PipelineError when the tokens kept are not the tokens planned, which would make every FLOPs figure
-    wrong. UnsupportedError for an attention backend nobody tried.
+    wrong. UnsupportedError for an attention backend nobody tried. NotFiniteError, once answers or tokens are
+    read, where they are no numbers or follow from none.
     """
 
     def __init__(self, family: Family, asked: Sequence[Asked]) -> None:
@@ -164,7 +168,7 @@ class Pack:
                 )
         self._family = family
         self._sequences = [_Sequence(one, family.device) for one in asked]
-        self._logprobs = self._distribution(self._prefill())  # (questions, vocabulary)
+        self._next = self._distribution(self._prefill())  # a row for each question
         for sequence in self._sequences:
             _check_kept(sequence, len(family.layers))
 
@@ -173,7 +177,11 @@ class Pack:
         return tuple(tokens.shape[0] for tokens in self._sequences[index].tokens)
 
     def tokens(self, index: int) -> list[torch.Tensor]:
-        """The visual tokens that stayed after each pruning, as indices into the video's sequence."""
+        """The visual tokens that stayed after each pruning, as indices into the video's sequence.
+
+        Errors: NotFiniteError when they were chosen by attention that is not a number.
+        """
+        self._sequences[index].finite.check()
         return self._sequences[index].tokens
 
     # -- forward ----------------------------------------------------------------------------------------
@@ -229,10 +237,25 @@ class Pack:
         out: torch.Tensor = self._family.language_model.norm(hidden)[0]
         return out
 
-    def _distribution(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: (n, D). Returns (n, vocabulary) log-probabilities, float32."""
+    def _distribution(self, hidden: torch.Tensor) -> _Distribution:
+        """hidden: (n, D)."""
         logits: torch.Tensor = self._family.lm_head(hidden)
-        return logits.float().log_softmax(dim=-1)
+        return _Distribution(hidden, logits, logits.float().log_softmax(dim=-1))
+
+    def _logprobs(self, found: _Distribution, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(k,) float32 log-probabilities of tokens (k,), each after one of the rows (k,).
+
+        A logit that the model rounded to half precision is computed anew: among logits of 16 to 32 bfloat16
+        has steps of an eighth, so different options would be equal, and the first of them chosen.
+        """
+        logprobs = found.logprobs[rows, tokens]
+        if found.logits.dtype == torch.float32:
+            return logprobs
+        head = self._family.lm_head
+        exact: torch.Tensor = (found.hidden[rows].float() * head.weight[tokens].float()).sum(dim=-1)
+        if head.bias is not None:
+            exact += head.bias[tokens].float()
+        return logprobs + (exact - found.logits[rows, tokens].float())
 
     # -- answers ----------------------------------------------------------------------------------------
 
@@ -247,43 +270,54 @@ class Pack:
         """
         if any(len(ids) == 0 for several in texts.values() for ids in several):
             raise ValueError("Every text to score has at least one token.")
-        device = self._logprobs.device
+        device = self._next.hidden.device
         flat = [(index, ids) for index, several in texts.items() for ids in several]
-        total = self._logprobs[
+        logprobs = self._logprobs(
+            self._next,
             torch.tensor([index for index, _ in flat], device=device),
             torch.tensor([ids[0] for _, ids in flat], device=device),
-        ]
+        )
         ended = {index for index, several in texts.items() if len({len(ids) for ids in several}) > 1}
         ends = self._family.end_ids
         if ended and not ends:
             raise UnsupportedError("The model names no token that ends an answer, so options cannot end.")
-        # (place in `flat`, tokens after which something is scored, what is scored there); END is any of ends.
+        # (place in `flat`, question, tokens after which something is scored, and after each what counts:
+        # any of these tokens).
         followed = [
-            (i, index, ids if index in ended else ids[:-1], [*ids[1:], *([END] if index in ended else [])])
+            (i, index, ids if index in ended else ids[:-1], [*([one] for one in ids[1:]), ends])
             for i, (index, ids) in enumerate(flat)
         ]
         longer = [one for one in followed if one[2]]
+        # (text, the tokens of which any counts) for each row of the forward, in its order
+        scored = [(i, tokens) for i, _, ids, after in longer for tokens in after[: len(ids)]]
         if longer:
             runs: list[_Run] = []
             inputs: list[int] = []
             positions: list[int] = []
+            owner = torch.tensor([i for i, _ in scored], device=device)
             for index in dict.fromkeys(index for _, index, _, _ in longer):
                 sequence = self._sequences[index]
-                mine = [ids for _, owner, ids, _ in longer if owner == index]
-                runs.append(_Run(sequence.run.held, tuple(len(ids) for ids in mine), grow=False))
+                mine = [ids for _, one, ids, _ in longer if one == index]
+                begin = len(inputs)
                 for ids in mine:
                     inputs += ids
                     positions += [sequence.next_position + i for i in range(len(ids))]
-            logprobs = self._distribution(self._forward(inputs, positions, runs))
-            targets = torch.tensor([token for *_, scored in longer for token in scored], device=device)
-            owner = torch.tensor([i for i, *_, scored in longer for _ in scored], device=device)
-            values = logprobs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-            if ended:
-                end = logprobs[:, torch.tensor(ends, device=device)].logsumexp(dim=-1)
-                values = torch.where(targets == END, end, values)
-            total = total.index_add(0, owner, values)
-        scores = iter(total.tolist())
-        return {index: tuple(islice(scores, len(several))) for index, several in texts.items()}
+                pieces = tuple(len(ids) for ids in mine)
+                runs.append(_Run(sequence.run.held, pieces, grow=False, owner=owner[begin : len(inputs)]))
+            found = self._distribution(self._forward(inputs, positions, runs))
+            rows = torch.tensor([row for row, (_, few) in enumerate(scored) for _ in few], device=device)
+            targets = torch.tensor([token for _, few in scored for token in few], device=device)
+            logprobs = torch.cat((logprobs, self._logprobs(found, rows, targets)))
+        # Summed here: added up on a GPU by scattering, sums would differ from run to run.
+        values = iter(logprobs.tolist())
+        total = list(islice(values, len(flat)))
+        for i, few in scored:
+            total[i] += _log_of_sum(list(islice(values, len(few))))
+        left = iter(total)
+        scores = {index: tuple(islice(left, len(several))) for index, several in texts.items()}
+        for index, logprobs_of in scores.items():
+            self._check(index, logprobs_of)
+        return scores
 
     def greedy(
         self, indices: Sequence[int], max_new_tokens: int, end_ids: Sequence[int]
@@ -295,12 +329,14 @@ class Pack:
         total = dict.fromkeys(indices, 0.0)
         # Growing a copy leaves the prompt's own keys and values as they are.
         runs = {index: _Run(dict(self._sequences[index].run.held), (1,), grow=True) for index in indices}
-        active, logprobs = list(indices), self._logprobs[list(indices)]
+        active, found = list(indices), self._next.at(list(indices))
         while active:
-            best = logprobs.max(dim=-1)
-            tokens, values = best.indices.tolist(), best.values.tolist()
+            best = found.logprobs.argmax(dim=-1)
+            rows = torch.arange(len(active), device=best.device)
+            tokens, values = best.tolist(), self._logprobs(found, rows, best).tolist()
             going = []
             for index, token, value in zip(active, tokens, values, strict=True):
+                self._check(index, (value,))
                 if token in end_ids:
                     continue
                 said[index].append(token)
@@ -311,10 +347,38 @@ class Pack:
             if active:
                 positions = [self._sequences[index].next_position + len(said[index]) - 1 for index in active]
                 inputs = [said[index][-1] for index in active]
-                logprobs = self._distribution(
+                found = self._distribution(
                     self._forward(inputs, positions, [runs[index] for index in active])
                 )
         return {index: (tuple(said[index]), total[index]) for index in indices}
+
+    def _check(self, index: int, values: Iterable[float]) -> None:
+        """Errors: NotFiniteError when these log-probabilities are not finite, or follow from what is not.
+
+        Infinity is no answer either: where all logits are finite, so are their log-probabilities.
+        """
+        sequence = self._sequences[index]
+        sequence.finite.check()
+        if not all(map(math.isfinite, values)):
+            raise NotFiniteError.of(f"The model's answer to question {sequence.asked.question!r}")
+
+
+def _log_of_sum(logprobs: Sequence[float]) -> float:
+    """The log-probability of any of these."""
+    highest = max(logprobs)
+    return highest + math.log(math.fsum(math.exp(one - highest) for one in logprobs))
+
+
+class _Distribution(NamedTuple):
+    """What comes next, row by row."""
+
+    hidden: torch.Tensor  # (n, D) last hidden states
+    logits: torch.Tensor  # (n, vocabulary) as the model computes them
+    logprobs: torch.Tensor  # (n, vocabulary) float32
+
+    def at(self, rows: list[int]) -> _Distribution:
+        """Some of the rows."""
+        return _Distribution(*(part[rows] for part in self))
 
 
 def _layer(
@@ -378,12 +442,18 @@ class _Attention:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """query: (1, heads, N, head), rotated. Returns (1, N, heads, head)."""
-        out, begin = [], 0
-        for run in packed_runs:
-            end = begin + run.tokens
-            own = query[:, :, begin:end], key[:, :, begin:end], value[:, :, begin:end]
-            out.append(self._attend(module, *own, run, kwargs))
-            begin = end
+        out, begin, config = [], 0, module.config
+        named = config._attn_implementation
+        # FlashAttention's function looks its package up by this name.
+        config._attn_implementation = self._backend
+        try:
+            for run in packed_runs:
+                end = begin + run.tokens
+                own = query[:, :, begin:end], key[:, :, begin:end], value[:, :, begin:end]
+                out.append(self._attend(module, *own, run, kwargs))
+                begin = end
+        finally:
+            config._attn_implementation = named
         return (out[0] if len(out) == 1 else torch.cat(out, dim=1)), None
 
     def _attend(
@@ -410,7 +480,7 @@ class _Attention:
             run.held[layer] = (key, value)
         if run.score_layer == layer:
             run.scores = row_scores(query[:, :, -run.score_rows :], key, module.scaling, run.score_columns)
-        mask = self._mask(run.pieces, query, key)
+        mask = self._mask(run, query, key)
         out: torch.Tensor = self._function()(module, query, key, value, mask, **kwargs)[0]
         return out
 
@@ -420,20 +490,19 @@ class _Attention:
 
         return ALL_ATTENTION_FUNCTIONS.get_interface(self._backend, eager_attention_forward)
 
-    def _mask(self, pieces: tuple[int, ...], query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    def _mask(self, run: _Run, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
         """(1, 1, rows, keys): causal, and each piece blind to the others. None where the backend's own causal
         rule says the same.
         """
         rows, keys = query.shape[2], key.shape[2]
         if not self._takes_masks or rows == 1:
             return None
-        if self._backend == "sdpa" and len(pieces) == 1 and rows == keys:
+        if self._backend == "sdpa" and len(run.pieces) == 1 and rows == keys:
             return None
         order = torch.arange(rows, device=query.device)
         seen = order[:, None] >= order  # (rows, rows)
-        if len(pieces) > 1:
-            owner = torch.repeat_interleave(torch.tensor(pieces)).to(query.device)
-            seen &= owner[:, None] == owner
+        if run.owner is not None:
+            seen &= run.owner[:, None] == run.owner
         seen = torch.cat((seen.new_ones(rows, keys - rows), seen), dim=1)[None, None]
         if self._backend == "sdpa":
             return seen

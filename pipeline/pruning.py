@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import UnsupportedError
+from pipeline.errors import NotFiniteError, UnsupportedError
 from pipeline.families.base import Family
 from pipeline.layout import Layout
-from pipeline.merging import merge
+from pipeline.merging import merge, without_autocast
 from pipeline.methods.base import Method
 from pipeline.plan import Plan
 from pipeline.ranking import Stage, stages
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pipeline.runtime import Runtime
 
 BACKENDS = ("eager", "sdpa", "flash_attention_2")
+
+# Memory for products of queries and keys at a time; scores of more rows are computed run by run.
+SCORE_BYTES = 16 * 2**20
 
 # What generate() is refused with, and what it may be asked instead.
 DECODING = "Inside pruned(...), generate() decodes one sequence, greedily or by sampling, on a dynamic cache"
@@ -46,9 +49,8 @@ def attention_scores(
     rows.
 
     hidden: (1, R, D) what the attention module was given for those rows. keys: (1, H, n, head) of the whole
-    sequence, rotated, as the cache holds them. Returns (columns,) float32. The softmax runs over all n keys
-    in float32, as eager attention's does; its n x n matrix never exists, so any attention backend may be in
-    use.
+    sequence, rotated, as the cache holds them. Returns (columns,) float32 as `row_scores` does, for any
+    attention backend: the n x n matrix never exists.
     """
     rows, head = hidden.shape[1], keys.shape[-1]
     cos, sin = position_embeddings
@@ -60,16 +62,59 @@ def attention_scores(
 
 
 def row_scores(query: torch.Tensor, keys: torch.Tensor, scaling: float, columns: slice) -> torch.Tensor:
-    """As `attention_scores`, from the rotated queries of the last R rows themselves: (1, heads, R, head)."""
-    rows, (kv_heads, n, head) = query.shape[2], keys.shape[1:]
-    # Heads that share keys lie side by side: (heads, R, head) -> (H, heads / H * R, head).
-    logits = query.reshape(kv_heads, -1, head) @ keys[0].transpose(1, 2) * scaling
-    logits = logits.view(-1, rows, n)
-    if rows > 1:
-        later = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu(1)
-        logits[..., n - rows :].masked_fill_(later, float("-inf"))
-    scores: torch.Tensor = logits.softmax(dim=-1, dtype=torch.float32)[..., columns].mean(dim=(0, 1))
-    return scores
+    """As `attention_scores`, from the rotated queries of the last R rows themselves: (1, heads, R, head).
+
+    Computed in float32 whatever the model computes in, and under autocast too: what all products of a query
+    with its keys have in common drops out of the softmax, but Qwen2's biases make it so large that float16
+    overflows and bfloat16 has no digits left for the differences. NaN in every column where a product is not
+    finite, also in one head alone.
+    """
+    heads, rows, (kv_heads, n, head) = query.shape[1], query.shape[2], keys.shape[1:]
+    step = max(1, SCORE_BYTES // (heads * n * 4))
+    with without_autocast(query.device):
+        # Heads that share keys lie side by side: (H, heads / H, R, head).
+        scaled = (query.float() * scaling).view(kv_heads, -1, rows, head)
+        turned = keys[0].float().transpose(1, 2)
+        total = torch.zeros(n, dtype=torch.float32, device=keys.device)[columns]
+        for first in range(0, rows, step):
+            some = scaled[:, :, first : first + step]
+            logits = (some.reshape(kv_heads, -1, head) @ turned).view(heads, -1, n)
+            low, high = logits.aminmax()
+            if rows > 1:
+                later = torch.ones(logits.shape[1:], dtype=torch.bool, device=logits.device)
+                logits.masked_fill_(later.triu_(n - rows + first + 1), float("-inf"))
+            # -inf would be a weight of 0, which looks like a number.
+            finite = (high - low).isfinite()
+            weights = logits.softmax(dim=-1)[..., columns].sum(dim=(0, 1))
+            total = total + weights.where(finite, float("nan"))
+        return total / (heads * rows)
+
+
+class Finite:
+    """Whether the scores by which a question's tokens were ranked are numbers.
+
+    That is noted on the device, and read where the device is waited for anyway.
+    """
+
+    def __init__(self, question: str) -> None:
+        self._question = question
+        self._noted: list[tuple[int, torch.Tensor]] = []
+
+    def note(self, layer: int, scores: torch.Tensor) -> None:
+        """Scores that rank tokens, of attention in `layer`."""
+        self._noted.append((layer, scores.isfinite().all()))
+
+    def check(self) -> None:
+        """Waits for the device where anything was noted since. Errors: NotFiniteError."""
+        if not self._noted:
+            return
+        finite = torch.stack([one for _, one in self._noted]).tolist()
+        for (layer, _), fine in zip(self._noted, finite, strict=True):
+            if not fine:
+                raise NotFiniteError.of(
+                    f"The attention of layer {layer} (counted from 0) for question {self._question!r}"
+                )
+        self._noted.clear()
 
 
 class Pruning:
@@ -111,6 +156,7 @@ class Pruning:
         self._scores: torch.Tensor | None = None
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self._mask: torch.Tensor | None = None
+        self._finite = Finite(seed)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -149,6 +195,10 @@ class Pruning:
         for index in range(self.plan.layers[0], len(layers)):
             before = partial(self._before_layer, index)
             self._handles.append(layers[index].register_forward_pre_hook(before, with_kwargs=True))
+
+    def check(self) -> None:
+        """Errors: NotFiniteError when tokens were ranked by what is not a number."""
+        self._finite.check()
 
     def detach(self) -> None:
         """Takes every hook off again."""
@@ -209,6 +259,7 @@ class Pruning:
             self._rotary = self._mask = self._scores = None
             self._prefilled = True
         else:
+            self.check()  # before a token that follows: the prompt's was waited for
             self._check_lengths(cache)
             if self._compact:
                 # generate() counts on from the prompt it knows; the decoder itself from its cache, which is
@@ -303,6 +354,8 @@ class Pruning:
         elif self._method.merges:
             chosen, merged = merge(self._method, stage, hidden, start, self._saliency)
         else:
+            if self._scores is not None:
+                self._finite.note(self.plan.layers[j] - 1, self._scores)
             chosen = self._method.select(stage, self._scores, tokens, self._seed)
         self._scores = None
         self.tokens.append(tokens[chosen])
@@ -472,7 +525,8 @@ def pruned(runtime: Runtime, method: Method, clip: Clip, question: Question) -> 
     A follow-up call on the same cache keeps the tokens that were chosen for the first question. The prompt's
     video must be the clip: another video of the same length cannot be told from it, and would be pruned by
     the clip's plan. Errors: UnsupportedError for what cannot be pruned correctly; also at the end, where the
-    model was not called, as happens when a compiled copy of it was.
+    model was not called, as happens when a compiled copy of it was. NotFiniteError, at the end or before a
+    second token, where the tokens were ranked by attention that is not a number.
     """
     layout = runtime.layout(clip, question)
     with attached(
@@ -483,3 +537,4 @@ def pruned(runtime: Runtime, method: Method, clip: Clip, question: Question) -> 
             raise UnsupportedError(
                 "The model was not called inside pruned(...), or a compiled copy was, which is not pruned."
             )
+        pruning.check()

@@ -77,4 +77,4 @@ def drawn_scores(seed: str, tokens: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(
         int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
     )
-    return torch.rand(tokens.shape[0], generator=generator).to(tokens.device)
+    return torch.rand(tokens.shape[0], generator=generator).to(tokens.device, non_blocking=True)

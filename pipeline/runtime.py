@@ -18,6 +18,7 @@ from pipeline.answering import Answer
 from pipeline.checkpoint import find_checkpoint
 from pipeline.clip import Clip, Saliency
 from pipeline.encoders import AlignedEncoder, load_encoder
+from pipeline.errors import NotFiniteError
 from pipeline.families import load_family
 from pipeline.families.base import Family, Prompt
 from pipeline.flops import ModelShape
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever its size
 
-# Part of every cache key: raise it when encoding changes, so that features stored before are not taken.
+# Part of every cache key and of what answers are recorded by: raise it when encoding changes, or what a model
+# answers, so that neither features nor answers stored before are taken for new ones.
 ENCODING_VERSION = 3
 
 # What a stored clip holds. An entry that lacks some of it was written before that was stored: the others are
@@ -145,7 +147,7 @@ class Runtime:
     def encode(self, path: str | Path) -> Clip:
         """Decodes a video and encodes its frames, or takes both from the disk cache.
 
-        Errors: VideoError when it cannot be read.
+        Errors: VideoError when it cannot be read; NotFiniteError when the model makes no numbers of it.
         """
         from pipeline import video
 
@@ -156,7 +158,7 @@ class Runtime:
             self.cache_counts["features_read"] += 1
         else:
             frames, times, seconds = video.read_frames(path, self.frames, self._decode_timeout)
-            stored = self._encode_frames(frames, times, seconds)
+            stored = self._encode_frames(frames, times, seconds, str(path))
             if self._cache is not None:
                 self._cache.put(key, stored, {"kind": "clip", "video": digest, "encoding": self.encoding})
             self.cache_counts["features_computed"] += 1
@@ -176,10 +178,10 @@ class Runtime:
         """
         digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
         length = float(times[-1]) if seconds is None else seconds
-        return self._clip(name, digest, self._encode_frames(frames, times, length))
+        return self._clip(name, digest, self._encode_frames(frames, times, length, name))
 
     def _encode_frames(
-        self, frames: NDArray[np.uint8], times: NDArray[np.floating], seconds: float
+        self, frames: NDArray[np.uint8], times: NDArray[np.floating], seconds: float, name: str
     ) -> dict[str, torch.Tensor]:
         encoded = self.family.encode_frames(frames)
         embeddings = self._encoder.embed_frames(encoded.tower_features)
@@ -187,7 +189,7 @@ class Runtime:
         attention = (self._encoder.pooling_attention(encoded.tower_features), encoded.received)
         patches = torch.cat((*(one[..., None] for one in attention), encoded.keys), dim=-1)
         cells = self.family.pool(patches).cpu()
-        return {
+        stored = {
             "features": encoded.features.cpu(),
             "frame_embeddings": embeddings.cpu(),
             "pooling": cells[..., 0],
@@ -196,6 +198,10 @@ class Runtime:
             "frame_times": torch.tensor(np.asarray(times, dtype=np.float64)),
             "seconds": torch.tensor(seconds, dtype=torch.float64),
         }
+        # NaN sorts and compares as if it were a number: later on nothing would say that these are none.
+        if not all(part.isfinite().all() for part in stored.values()):
+            raise NotFiniteError.of(f"What the vision tower makes of {name}")
+        return stored
 
     def _clip(self, path: str, digest: str, tensors: dict[str, torch.Tensor]) -> Clip:
         return Clip(
@@ -221,6 +227,8 @@ class Runtime:
             embedding: NDArray[np.float32] = stored["text_embedding"].numpy()
             return embedding
         embedding = self._encoder.embed_text(text)
+        if not np.isfinite(embedding).all():
+            raise NotFiniteError.of(f"The embedding of {text!r}")
         if self._cache is not None:
             tensors = {"text_embedding": torch.from_numpy(embedding.copy())}
             self._cache.put(key, tensors, {"kind": "text", "encoding": self.encoding})
@@ -264,7 +272,8 @@ class Runtime:
         The prefill is split at the end of the video: system prompt and video first (kept for the clip's next
         question), then the question. reference: for a free answer, the text whose teacher-forced
         log-probability is reported instead of that of the generated text. Errors: PipelineError when the
-        tokens kept are not the tokens planned, which would make every FLOPs figure wrong.
+        tokens kept are not the tokens planned, which would make every FLOPs figure wrong; NotFiniteError
+        when a log-probability, or the attention that tokens were ranked by, is not a finite number.
         """
         return self.answer_many([Request(clip, question, method, reference)])[0]
 
@@ -329,9 +338,9 @@ class Runtime:
         prefix = self._prefix(clip, self.shape.layers if plan is None else plan.layers[0])
         after = self._prompt(clip, question).after
         if method is None or plan is None:
-            return Asked(layout, after, prefix)
+            return Asked(layout, after, prefix, question=question.id)
         saliency = clip.saliency.to(self.family.device) if method.merges else None
-        return Asked(layout, after, prefix, method, plan, seed=question.id, saliency=saliency)
+        return Asked(layout, after, prefix, method, plan, question.id, saliency)
 
     def _reference_ids(self, reference: str | None, said: str) -> tuple[int, ...]:
         return self._option_ids(said if reference is None else reference)

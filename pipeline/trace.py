@@ -82,8 +82,8 @@ class Trace:
     layers: tuple[int, ...]
     # After each of them: the visual tokens left, as ascending indices into the video's sequence.
     tokens: tuple[IntArray, ...]
-    # (visual,) from the last prompt token to each visual token in layer `ATTENTION_LAYER`: softmax row, mean
-    # over heads, so that text and newlines have the rest of the sum of 1.
+    # (visual,) from the last prompt token to each visual token in layer `ATTENTION_LAYER`, before anything is
+    # pruned: softmax row, mean over heads, so that text and newlines have the rest of the sum of 1.
     attention: FloatArray
 
     @property
@@ -95,12 +95,13 @@ class Trace:
 def trace(runtime: Runtime, clip: Clip, question: Question, method: Method) -> Trace:
     """The question's prefill once more, by the same way as `Runtime.answer`, with a look at it.
 
+    A method that prunes before that layer leaves tokens without attention: there it is the unpruned model's.
     Errors: as `Runtime.answer`.
     """
     import torch
 
     from pipeline.packing import Pack
-    from pipeline.pruning import attention_scores
+    from pipeline.pruning import Finite, attention_scores
     from pipeline.runtime import Request
 
     family = runtime.family
@@ -114,9 +115,11 @@ def trace(runtime: Runtime, clip: Clip, question: Question, method: Method) -> T
     with torch.inference_mode():
         # Builds the prefix, which runs through this layer too: before the hook.
         asked = runtime._asked(Request(clip, question, method))
+        early = asked.plan is not None and asked.plan.layers[0] <= ATTENTION_LAYER
+        whole = runtime._asked(Request(clip, question, None)) if early else asked
         hook = attention.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            pack = Pack(family, [asked])
+            pack = Pack(family, [whole])
         finally:
             hook.remove()
         start = asked.layout.text_before
@@ -127,5 +130,10 @@ def trace(runtime: Runtime, clip: Clip, question: Question, method: Method) -> T
             pack._sequences[0].run.held[ATTENTION_LAYER][0],
             slice(start, start + asked.layout.visual),
         )
+        finite = Finite(question.id)
+        finite.note(ATTENTION_LAYER, scores)
+        finite.check()
+        if early:
+            pack = Pack(family, [asked])
         tokens = tuple(one.cpu().numpy().astype(np.int64) for one in pack.tokens(0))
     return Trace(() if asked.plan is None else asked.plan.layers, tokens, scores.double().cpu().numpy())

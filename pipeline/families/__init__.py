@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ NAMES = " or ".join(dict.fromkeys(name for name, _ in FAMILIES.values()))
 def load_family(checkpoint: Checkpoint, *, device: str, dtype: str, attention: str) -> Family:
     """The model of a checkpoint, by the family its config.json names.
 
-    device: "auto", or a torch device. dtype: "auto" (float32 on a CPU; bfloat16, or the checkpoint's float16,
-    on a GPU), or a torch dtype's name. attention: the transformers attention implementation. Errors:
+    device: "auto", or a torch device. dtype: "auto" (float32 on a CPU, bfloat16 on a GPU, float16 on one
+    without bfloat16), or a torch dtype's name. attention: the transformers attention implementation. Errors:
     ModelError when the family is unknown or the files are broken.
     """
     config = checkpoint.read_json("config.json")
@@ -39,9 +40,7 @@ def load_family(checkpoint: Checkpoint, *, device: str, dtype: str, attention: s
         )
     place = _device(device)
     module = import_module(f"pipeline.families.{known[1]}")
-    family: Family = module.load(
-        checkpoint, device=place, dtype=_dtype(dtype, place, config), attention=attention
-    )
+    family: Family = module.load(checkpoint, device=place, dtype=_dtype(dtype, place), attention=attention)
     return family
 
 
@@ -58,15 +57,27 @@ def _device(name: str) -> torch.device:
         ) from error
 
 
-def _dtype(name: str, device: torch.device, config: dict[str, object]) -> torch.dtype:
+def _dtype(name: str, device: torch.device) -> torch.dtype:
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name != "auto":
-        if name not in known:
-            raise ValueError(f"dtype is 'auto' or one of {', '.join(known)}, but got {name!r}.")
-        return known[name]
-    if device.type == "cpu":
+    if name not in ("auto", *known):
+        raise ValueError(f"dtype is 'auto' or one of {', '.join(known)}, but got {name!r}.")
+    if name == "auto" and device.type == "cpu":
         return torch.float32
-    stored = config.get("dtype", config.get("torch_dtype"))
-    return torch.float16 if stored == "float16" else torch.bfloat16
+    # Also where the checkpoint is stored in float16: what the model computes may leave its range.
+    dtype = known.get(name, torch.bfloat16)
+    if (
+        name == "auto"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        dtype = torch.float16
+    if dtype == torch.float16:
+        why = "it was asked for" if name != "auto" else "this GPU has no bfloat16"
+        logging.getLogger("pipeline").warning(
+            "The model runs in float16, because %s. Its range ends at 65,504, which the attention of Qwen2 "
+            "models is known to leave: such questions end with an error. float32 is safe.",
+            why,
+        )
+    return dtype

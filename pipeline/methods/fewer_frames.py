@@ -42,4 +42,4 @@ class FewerFrames(Method):
         # The field's own sampling rule, over the frames that were sampled by the same rule.
         frames = np.linspace(0, stage.frames - 1, stage.total // stage.cells, dtype=int)
         kept = (frames[:, None] * stage.cells + np.arange(stage.cells)).reshape(-1)
-        return torch.from_numpy(kept).to(tokens.device)
+        return torch.from_numpy(kept).to(tokens.device, non_blocking=True)

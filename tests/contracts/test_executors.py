@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import NotFiniteError
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
 from tuner.executors.evaluator import Executor
 from tuner.executors.in_process import InProcessExecutor
@@ -85,6 +86,17 @@ class Meeting(FakeEvaluator):
                 if time.monotonic() > deadline:
                     raise RuntimeError("nobody else came")
                 time.sleep(0.02)
+        return super().answer(configuration, questions, references, reshaped=reshaped)
+
+
+class NotANumber(FakeEvaluator):
+    """As a model that overflows at one question, as soon as anything is pruned."""
+
+    def answer(
+        self, configuration: Any, questions: Any, references: Any, *, reshaped: bool = False
+    ) -> list[dict[str, Any]]:
+        if configuration is not None and "v02.mp4-q1" in questions:
+            raise NotFiniteError.of("The model's answer to question 'v02.mp4-q1'")
         return super().answer(configuration, questions, references, reshaped=reshaped)
 
 
@@ -211,6 +223,21 @@ def test_questions_that_keep_killing_their_worker_end_the_run_with_a_clear_error
         loop = make_loop(study, store)
         with pytest.raises(EvaluationError, match=r"died 3 times .* RuntimeError: no memory left"):
             make_executor("ray_1", FakeEvaluator(study, always="no memory left")).run(loop)
+
+
+@pytest.mark.parametrize("kind", ["in_process", "ray_1"])
+def test_an_answer_that_is_not_a_number_ends_the_run_at_once(kind: str, tmp_path: Path) -> None:
+    """As it is: no death that is tried again three times, and no question that is left out."""
+    study, progress = make_study(), Told()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, progress=progress)
+        with pytest.raises(NotFiniteError, match=r"^The model's answer to question 'v02\.mp4-q1' is not a"):
+            make_executor(kind, NotANumber(study)).run(loop)
+        assert not [one for one in progress.messages if "died" in one]
+        assert store.quarantined() == {}
+        # The baseline of all, and of the trial at most the rungs before.
+        assert 24 <= store.count_answers() < 24 + 12
+        assert all(one.outcome is None for one in store.trials())
 
 
 def without(path: Path, *questions: str) -> list[Any]:

@@ -1,14 +1,16 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import packing, video
+from pipeline import families, packing, video
 from pipeline import runtime as runtime_module
 from pipeline.cache import FeatureCache
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError, VideoError
 from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
 from pipeline.question import Question
@@ -281,6 +283,39 @@ def test_wrong_arguments_are_refused(checkpoints, change, message):
         load(checkpoints, **change)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("asked", "device", "has_bfloat16", "expected", "told"),
+    [
+        ("auto", "cpu", False, torch.float32, ""),
+        ("auto", "cuda", True, torch.bfloat16, ""),
+        ("auto", "cuda", False, torch.float16, "this GPU has no bfloat16"),
+        ("auto", "mps", False, torch.bfloat16, ""),
+        ("float16", "cuda", True, torch.float16, "it was asked for"),
+        ("float16", "cpu", False, torch.float16, "it was asked for"),
+        ("bfloat16", "cuda", False, torch.bfloat16, ""),
+        ("float32", "cuda", True, torch.float32, ""),
+    ],
+)
+def test_float16_is_taken_where_nothing_better_is_and_told(
+    asked, device, has_bfloat16, expected, told, monkeypatch, caplog, tmp_path
+):
+    """Whatever the checkpoint is stored in: as it was, a GPU with bfloat16 took a stored float16."""
+    loaded = []
+    module = SimpleNamespace(load=lambda checkpoint, **options: loaded.append(options["dtype"]))
+    monkeypatch.setattr(families, "import_module", lambda name: module)
+    # By emulation, which is slow, older GPUs have it too.
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bfloat16 or including_emulation
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "llava_onevision", "torch_dtype": "float16"}')
+    checkpoint = Checkpoint("example/model", tmp_path, "identity")
+    families.load_family(checkpoint, device=device, dtype=asked, attention="sdpa")
+    assert loaded == [expected]
+    assert len(caplog.messages) == bool(told)
+    assert told in caplog.text
+
+
 def test_one_frame_is_enough(checkpoints, question):
     runtime = load(checkpoints, frames=1)
     clip = runtime.encode_frames(scenes(1), np.zeros(1))
@@ -329,4 +364,4 @@ def test_pruning_never_waits_for_the_gpu(checkpoints, monkeypatch, method):
         monkeypatch.setattr(owner, name, without_waiting(getattr(owner, name)))
     runtime = load(checkpoints, device="cuda")
     clip = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
-    runtime.answer(clip, Question("q", "what color?", ("red", "blue")), method)
+    runtime.answer(clip, Question("q", "what color?", ("red", "dark blue", "top left of the scene")), method)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import NotFiniteError
 from pipeline.layout import Layout
-from pipeline.methods import AdaTP, OneShot
+from pipeline.methods import METHODS, AdaTP, OneShot
+from pipeline.runtime import Runtime
 from pipeline.trace import ATTENTION_LAYER, Grid, segments, trace
+from tests.pipeline.conftest import FRAMES
 
 
 @pytest.mark.quick
@@ -52,13 +55,29 @@ def test_it_keeps_what_the_answer_kept(runtime, clip, question, method):
         assert seen.tokens[0].tolist() == best.tolist()
 
 
-def test_attention_is_that_of_the_last_prompt_token_before_pruning(runtime, eager, clip, question):
-    seen = trace(runtime, clip, question, OneShot(0.3))
+@pytest.fixture(scope="module")
+def row(eager, clip, question):
+    """(visual,) what eager attention says of the untouched model."""
     with torch.inference_mode():
         whole = eager.model(**eager.inputs(clip, question), output_attentions=True)
-    layout = runtime.layout(clip, question)
-    row = whole.attentions[ATTENTION_LAYER][0, :, -1].mean(dim=0).numpy()
-    assert seen.attention == pytest.approx(row[layout.text_before :][: layout.visual], rel=1e-4)
+    layout = eager.layout(clip, question)
+    attention = whole.attentions[ATTENTION_LAYER][0, :, -1].mean(dim=0).numpy()
+    return attention[layout.text_before :][: layout.visual]
+
+
+@pytest.mark.parametrize("method", [one() for one in METHODS.values()], ids=lambda one: one.name)
+def test_attention_is_that_of_the_last_prompt_token_before_pruning(runtime, clip, question, method, row):
+    """Whatever was pruned before that layer: fewer_frames left 23 numbers for 32 tokens, those of others."""
+    seen = trace(runtime, clip, question, method)
+    assert seen.attention == pytest.approx(row, rel=1e-4)
+    assert seen.kept == runtime.answer(clip, question, method).kept
+
+
+def test_attention_that_is_not_a_number_is_an_error(checkpoints, clip, question):
+    runtime = Runtime.load(str(checkpoints.model), text_encoder=str(checkpoints.siglip), frames=FRAMES)
+    runtime.family.layers[ATTENTION_LAYER].self_attn.k_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match=r"attention of layer 1 .* for question 'q1'"):
+        trace(runtime, clip, question, OneShot(0.3))
 
 
 def test_a_plan_that_keeps_everything_is_asked_unpruned(runtime, clip, question):

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from pipeline.errors import NotFiniteError
 from pipeline.methods import AdaTP
 from tests.summaries import make_outcome, make_summary
 from tests.tuner import fakes
@@ -241,6 +242,26 @@ def test_an_interrupted_run_ends_with_the_code_of_ctrl_c(call, monkeypatch):
     monkeypatch.setattr(tuner.driver, "run", interrupted)
     finished = call("run", "--study", "demo", "--budget", "0.3")
     assert (finished.code, finished.err) == (130, "Interrupted with 3 trials complete.\n")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("command", "driver"), [("run", "driver.run"), ("compare", "comparison.compare")])
+def test_an_answer_that_is_not_a_number_is_one_sentence_and_exit_code_two(call, monkeypatch, command, driver):
+    import tuner.comparison
+    import tuner.driver
+    import tuner.study
+
+    def overflowing(*_):
+        raise NotFiniteError.of("The model's answer to question 'q7'")
+
+    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: SimpleNamespace(model="example/model"))
+    monkeypatch.setattr(f"tuner.{driver}", overflowing)
+    finished = call(command, "--study", "demo", "--budget", "0.3")
+    assert finished.code == 2
+    assert finished.err == (
+        "Error: The model's answer to question 'q7' is not a finite number. The usual causes are float16 "
+        "where the model needs the range of bfloat16 or float32, and damaged weights.\n"
+    )
 
 
 @pytest.mark.quick

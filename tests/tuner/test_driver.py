@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from pipeline.errors import VideoError
+from pipeline import packing
+from pipeline.errors import NotFiniteError, VideoError
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
 from tests.videos import write_video
@@ -479,3 +481,29 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("pruned", [False, True], ids=["baseline", "pruned"])
+def test_answers_that_are_not_numbers_end_the_run_and_are_not_recorded(
+    study: Study, monkeypatch: pytest.MonkeyPatch, pruned: bool
+) -> None:
+    """As it was: NaN in the records, then a traceback of the database's."""
+    if pruned:
+        row_scores = packing.row_scores
+        monkeypatch.setattr(packing, "row_scores", lambda *values: row_scores(*values) * float("nan"))
+        expected = (
+            r"attention of layer 1 \(counted from 0\) for question 'v\d.mp4-\w+' is not a finite number"
+        )
+    else:
+        weights = study.folder / "model" / "model.safetensors"
+        tensors = load_file(weights)
+        tensors["language_model.model.norm.weight"][0] = float("nan")
+        save_file(tensors, weights, metadata={"format": "pt"})
+        expected = r"The model's answer to question 'v\d.mp4-\w+' is not a finite number"
+    with pytest.raises(NotFiniteError, match=expected):
+        run(study, OPTIONS)
+    with Store.open(default_database("tiny")) as store:
+        store.require("tiny")
+        assert store.count_answers() == (12 if pruned else 0)
+        assert (store.noise() is not None) == pruned  # of the baseline
+        assert all(one.outcome is None for one in store.trials())

@@ -29,6 +29,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from pipeline.errors import NotFiniteError
 from tuner.errors import UserError
 from tuner.executors.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
 from tuner.loop import Ending, Loop, Work
@@ -253,10 +254,10 @@ class _Scheduler(TrialScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         work = self._bridge.works.pop(trial.trial_id, None)
         if work is not None:
-            reason, end = _reason(trial)
-            if end == "killed" and trial.trial_id not in self._bridge.ready:
-                end = "not_started"
             with self._bridge.guarded():
+                reason, end = _reason(trial)
+                if end == "killed" and trial.trial_id not in self._bridge.ready:
+                    end = "not_started"
                 self._bridge.loop.failed(work, reason, end)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
@@ -305,6 +306,8 @@ def _trial_name(trial: Trial) -> str:
 def _reason(trial: Trial) -> tuple[str, Ending]:
     """What a person wants to know of a failed attempt, and the loop: the exception, or that the process is
     gone.
+
+    Errors: NotFiniteError where the attempt raised it: asked again, the question would raise it again.
     """
     # Tune's own reading of these files looks in the storage, where they arrive later.
     if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
@@ -312,6 +315,8 @@ def _reason(trial: Trial) -> tuple[str, Ending]:
     error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
+        if isinstance(cause, NotFiniteError):
+            raise cause
         return f"{type(cause).__name__}: {cause}", _end(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "creation task" in lines[0]:
