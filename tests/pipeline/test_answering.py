@@ -8,6 +8,7 @@ from pipeline import packing
 from pipeline.answering import matches, normalise
 from pipeline.errors import UnsupportedError
 from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
+from pipeline.pruning import Finite
 from pipeline.question import Question
 from tests.pipeline import reference
 
@@ -81,8 +82,8 @@ class ToldPack(packing.Pack):
 
     def __init__(self, ends):
         self._family = SimpleNamespace(end_ids=ends)
-        self._sequences = [SimpleNamespace(run=SimpleNamespace(held={}), next_position=0)]
-        self._logprobs = self.table([FIRST])
+        self._sequences = [SimpleNamespace(run=SimpleNamespace(held={}), next_position=0, finite=Finite("q"))]
+        self._next = self._distribution(self.table([FIRST]))
 
     @staticmethod
     def table(rows):
@@ -93,7 +94,7 @@ class ToldPack(packing.Pack):
         return self.table([AFTER[token] for token in ids])
 
     def _distribution(self, hidden):
-        return hidden
+        return packing._Distribution(hidden, hidden, hidden)
 
 
 @pytest.mark.quick
