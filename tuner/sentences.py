@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pipeline.families import FAMILIES, POOLED
+from pipeline.trace import Grid
 from tuner.results import Noise
 
 
 def provable(drop: float, videos: int) -> str:
     """What so many held-out videos can show. drop: absolute."""
     return f"{videos} held-out videos can prove a drop of about {100 * drop:.1f} points at best."
+
+
+def pooled(pooling: str, checkpoint_pooling: str | None, cells: int) -> str:
+    """How patches are pooled to so many visual tokens a frame, and where the checkpoint says otherwise."""
+    grid = Grid.of(cells)
+    line = f"{FAMILIES[POOLED[0]][0]}, {pooling} pooling to {grid.rows} x {grid.columns}"
+    if checkpoint_pooling != pooling:
+        line += f" (the checkpoint's config says {checkpoint_pooling})"
+    return line + "."
 
 
 def noise_floor(noise: Noise, margin: float | None = None, *, labelled: bool = True) -> str:
