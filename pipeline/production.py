@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, Self
 
 from pipeline.answering import Answer
 from pipeline.clip import Clip
-from pipeline.errors import PipelineError
+from pipeline.errors import ModelError, PipelineError
 from pipeline.methods import from_dict
 from pipeline.methods.base import Method
 from pipeline.question import Question
-from pipeline.runtime import Runtime
+from pipeline.runtime import USUAL_ATTENTION, Runtime
 
 SCHEMA = "adatp-tuner/best/1"
+ALWAYS_THERE = ("eager", "sdpa")  # attention backends that come with torch
 CLIPS = 4  # encoded videos kept for further questions
 
 
@@ -31,33 +33,57 @@ class Deployed:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", base: Path | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        attention: str | None = None,
+        allow_pickle: bool = False,
+        base: Path | None = None,
     ) -> Self:
-        """Reads an exported file and loads what it names.
+        """Reads an exported file and loads what it names, as it was measured.
 
-        Relative model paths are looked up from the file's folder (or `base`), then the working directory.
-        Errors: PipelineError when the file is not an export or the model found is not the one it was
-        measured with.
+        dtype, attention: instead of those measured with; where they differ, a warning says so. allow_pickle:
+        whether weights stored as pickles may be read. Relative model paths are looked up from the file's
+        folder (or `base`), then the working directory. Errors: PipelineError when the file is not an export,
+        the model found is not the one it was measured with, or it cannot be loaded as it was measured.
         """
         file = Path(path)
         exported = _read(file)
         model, encoder = exported["model"], exported["text_encoder"]
         here = base or file.resolve().parent
-        runtime = Runtime.load(
-            _locate(model["id"], here),
-            revision=model.get("revision"),
-            text_encoder=_locate(encoder["id"], here),
-            text_encoder_revision=encoder.get("revision"),
-            frames=int(exported["frames"]),
-            scoring=exported.get("scoring", "words"),
-            max_new_tokens=int(exported.get("max_new_tokens", 16)),
-            device=device,
-            dtype=dtype,
-        )
+        try:
+            runtime = Runtime.load(
+                _locate(model["id"], here),
+                revision=model.get("revision"),
+                text_encoder=_locate(encoder["id"], here),
+                text_encoder_revision=encoder.get("revision"),
+                frames=int(exported["frames"]),
+                scoring=exported.get("scoring", "words"),
+                max_new_tokens=int(exported.get("max_new_tokens", 16)),
+                device=device,
+                dtype=dtype or exported.get("dtype") or "auto",
+                attention=attention or exported.get("attention") or USUAL_ATTENTION,
+                pooling=exported.get("pooling"),
+                allow_pickle=allow_pickle,
+            )
+        except ModelError as error:
+            if attention is not None or exported.get("attention") in (None, *ALWAYS_THERE):
+                raise
+            raise PipelineError(
+                f"{file} was measured with the attention backend {exported['attention']}, and loading it so "
+                f"failed: {error} If the backend is not available here, name another one: "
+                f"load(..., attention={USUAL_ATTENTION!r})."
+            ) from error
         for part, found in ((model, runtime.identity), (encoder, runtime.encoder_identity)):
             measured_with = part.get("identity")
             if measured_with is not None and measured_with != found:
                 raise PipelineError(f"{file} was measured with {measured_with}, but {part['id']} is {found}.")
+        differences = _differences(exported, runtime)
+        if differences:
+            # At the line that called `pipeline.load`.
+            warnings.warn(f"{file} {differences}: answers may differ from those measured.", stacklevel=3)
         fields = {
             "method": exported.get("method", "adatp"),
             **exported["parameters"],
@@ -91,12 +117,36 @@ class Deployed:
         return self._clips[key]
 
 
-def load(path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Deployed:
-    """The configuration in an exported file (best.json), ready to answer.
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    attention: str | None = None,
+    allow_pickle: bool = False,
+) -> Deployed:
+    """The configuration in an exported file (best.json), ready to answer as it was measured.
 
-    Errors: PipelineError and its kinds; each message says what is wrong with the file or the model it names.
+    dtype, attention: instead of those measured with, with a warning where they differ. allow_pickle: whether
+    weights stored as pickles may be read. Errors: PipelineError and its kinds; each message says what is
+    wrong with the file or the model it names.
     """
-    return Deployed.load(path, device=device, dtype=dtype)
+    return Deployed.load(path, device=device, dtype=dtype, attention=attention, allow_pickle=allow_pickle)
+
+
+def _differences(exported: dict[str, Any], runtime: Runtime) -> str:
+    """What is not as it was measured, after the file's name; empty where nothing is known to differ."""
+    here = {"dtype": runtime.dtype, "attention": runtime.family.attention}
+    if any(exported.get(name) is None for name in here):
+        return "does not say in which number format and with which attention backend it was measured"
+    differ = [
+        f"{name} {exported[name]} ({found} here)" for name, found in here.items() if exported[name] != found
+    ]
+    if differ:
+        return f"was measured with {', '.join(differ)}"
+    if exported.get("encoding") not in (None, runtime.encoding):
+        return "was measured by a version of this program that encodes videos otherwise"
+    return ""
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -38,6 +38,8 @@ PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever i
 # answers, so that neither features nor answers stored before are taken for new ones.
 ENCODING_VERSION = 3
 
+USUAL_ATTENTION = "sdpa"  # of transformers' attention implementations
+
 # What a stored clip holds. An entry that lacks some of it was written before that was stored: the others are
 # what they were, so neither its key nor any identity made of it changes, and it is computed again.
 STORED = frozenset(
@@ -84,8 +86,17 @@ class Runtime:
         self.scoring: Scoring = scoring
         self.max_new_tokens = max_new_tokens
         self.shape: ModelShape = encoder.extend(family.shape)
-        dtype = str(family.dtype).removeprefix("torch.")
-        self.encoding = _digest(str(ENCODING_VERSION), identity, encoder_identity, str(frames), dtype)
+        self.dtype = str(family.dtype).removeprefix("torch.")
+        self.encoding = _digest(
+            str(ENCODING_VERSION),
+            identity,
+            encoder_identity,
+            str(frames),
+            self.dtype,
+            *((f"pooling {family.pooling}",) if family.pooling is not None else ()),
+            # Other backends round otherwise. The usual one is left out, so that what it stored stays.
+            *((f"attention {family.attention}",) if family.attention != USUAL_ATTENTION else ()),
+        )
         self._encoder = encoder
         self._cache = cache
         self._decode_timeout = decode_timeout
@@ -111,19 +122,23 @@ class Runtime:
         max_new_tokens: int = 16,
         device: str = "auto",
         dtype: str = "auto",
-        attention: str = "sdpa",
+        attention: str = USUAL_ATTENTION,
+        pooling: str | None = None,
+        allow_pickle: bool = False,
         cache: FeatureCache | None = None,
         decode_timeout: float = 60.0,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> Self:
         """Loads a model and its aligned encoder by Hugging Face id or folder.
 
-        dtype "auto" is float32 on a CPU, half precision on a GPU. decode_timeout: seconds for one video.
-        Errors: ModelError when either cannot be loaded or the two do not belong together.
+        dtype "auto" is float32 on a CPU, half precision on a GPU. pooling: instead of the checkpoint's own,
+        for a family that has several. allow_pickle: whether weights stored as pickles may be read where there
+        are no others. decode_timeout: seconds for one video. Errors: ModelError when either cannot be loaded
+        or the two do not belong together.
         """
-        checkpoint = find_checkpoint(model, revision)
-        encoder_checkpoint = find_checkpoint(text_encoder, text_encoder_revision)
-        family = load_family(checkpoint, device=device, dtype=dtype, attention=attention)
+        checkpoint = find_checkpoint(model, revision, allow_pickle=allow_pickle)
+        encoder_checkpoint = find_checkpoint(text_encoder, text_encoder_revision, allow_pickle=allow_pickle)
+        family = load_family(checkpoint, device=device, dtype=dtype, attention=attention, pooling=pooling)
         return cls(
             family,
             load_encoder(encoder_checkpoint, family),

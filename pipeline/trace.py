@@ -47,7 +47,7 @@ class Grid:
         """(..., cells) one value per token, as (..., rows, columns), without those of newline tokens.
 
         Both families squeeze the whole frame into a square, so the picture covers the frame; LLaVA-Video's
-        pooling leaves out the last of 27 rows and columns of patches, which no drawing shows.
+        average leaves out the last of 27 rows and columns of patches, which no drawing shows.
         """
         width = self.columns + self.newlines
         return values.reshape(*values.shape[:-1], self.rows, width)[..., : self.columns]

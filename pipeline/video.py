@@ -32,6 +32,9 @@ from pipeline.errors import PipelineError, VideoError
 # Importing numpy, decord and PyAV takes a second; on a busy machine with a cold disk, many.
 START_TIMEOUT = 120.0
 
+# How files begin that name other files, or addresses, to read: HLS, FFmpeg's list of files, SDP. DASH is XML.
+PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n")
+
 
 class DecodedVideo(NamedTuple):
     """Sampled frames of one video."""
@@ -279,8 +282,8 @@ def check_file(path: str | Path) -> str:
             raise _video_error(path, "is a folder, not a video file")
         if not stat.S_ISREG(state.st_mode):
             raise _video_error(path, "is not a regular file")
-        with absolute.open("rb"):
-            pass
+        with absolute.open("rb") as file:
+            beginning = file.read(4096)
     except FileNotFoundError as error:
         raise _video_error(path, "is not there") from error
     except PermissionError as error:
@@ -289,6 +292,13 @@ def check_file(path: str | Path) -> str:
         raise _video_error(path, f"cannot be read ({error})") from error
     if state.st_size == 0:
         raise _video_error(path, "is empty")
+    text = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(PLAYLISTS) or (text.startswith(b"<") and b"<MPD" in text):
+        raise _video_error(
+            path,
+            "is a playlist: the files that it names may change without a sign of it; allowed is one file "
+            "that holds the whole video (`ffmpeg -i PLAYLIST -c copy VIDEO.mp4` makes it)",
+        )
     return str(absolute)
 
 

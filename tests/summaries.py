@@ -126,6 +126,12 @@ def make_setting(**changes: Any) -> Setting:
         max_new_tokens=16,
         pruning_layers=(2, 3, 4, 5, 6, 7),
         layers=12,
+        encoding="0123abcd",
+        dtype="bfloat16",
+        attention="sdpa",
+        device="cuda",
+        pooling="average",
+        checkpoint_pooling="bilinear",
     )
     return replace(setting, **changes)
 

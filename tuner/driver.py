@@ -37,12 +37,12 @@ from tuner.progress import NoProgress, Progress
 from tuner.records.database import default_database
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
-from tuner.reporting import changes, chosen, make_planner, refuse_changes, summarise
+from tuner.reporting import changes, chosen, make_planner, refuse_changes, setting_from, summarise
 from tuner.results import CacheUse, Configuration, RunSummary, Setting
 from tuner.search.evidence import SAMPLERS, SamplerName
 from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
 from tuner.search_loop import SearchLoop
-from tuner.sentences import provable
+from tuner.sentences import pooled, provable
 from tuner.serving import measure_serving
 from tuner.statistics import provable_drop
 from tuner.study import Study, StudyQuestion
@@ -364,6 +364,10 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
         else:
             study = _recorded(study, record, options)
             model = _Model(replace(_spec(study, options, folder), encoding=record.encoding))
+            setting = setting_from(record.setting)
+            if setting is not None and setting.pooling is not None:
+                cells = record.questions[0].layout.cells
+                progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
         planner = make_planner(record)
         _check_budget(study, planner, _budget(options))
         yield Session(study, store, record, planner, model, progress, options.accept_weak_baseline)
@@ -443,6 +447,9 @@ def _encode(
 ) -> tuple[Study, StudyRecord]:
     """Every video through the vision tower once, and the study as the records keep it."""
     runtime = model.runtime
+    family = runtime.family
+    if family.pooling is not None:
+        progress.message(pooled(family.pooling, family.checkpoint_pooling, family.cells))
     asked: dict[str, list[StudyQuestion]] = {video.name: [] for video in study.videos}
     for question in study.questions:
         asked[question.video].append(question)
@@ -464,7 +471,6 @@ def _encode(
     )
     study = leave_out(study, bad, skip=options.skip_bad_videos)
     identity = study_identity(study, model=runtime.identity, encoding=runtime.encoding, content_hashes=hashes)
-    encoder = _identity(study.text_encoder, None)
     setting = Setting(
         model=study.model,
         model_revision=study.revision,
@@ -476,8 +482,14 @@ def _encode(
         max_new_tokens=study.max_new_tokens,
         pruning_layers=tuple(pruning_layers(runtime.shape.layers)),
         layers=runtime.shape.layers,
-        text_encoder_identity=encoder,
+        text_encoder_identity=runtime.encoder_identity,
         labelled=study.labelled,
+        encoding=runtime.encoding,
+        dtype=runtime.dtype,
+        attention=family.attention,
+        device=family.device.type,
+        pooling=family.pooling,
+        checkpoint_pooling=family.checkpoint_pooling,
     )
     record = StudyRecord(
         name=study.name,
@@ -486,7 +498,7 @@ def _encode(
         setting=asdict(setting),
         shape=asdict(runtime.shape),
         fingerprint_base=fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens),
-        text_encoder_identity=encoder,
+        text_encoder_identity=runtime.encoder_identity,
         skipped=tuple(
             {"name": one.name, "reason": one.reason, "content": _hash_or_nothing(one.path)}
             for one in study.skipped
@@ -509,17 +521,17 @@ def _recorded(study: Study, record: StudyRecord, options: RunOptions) -> Study:
     }
     study = leave_out(study, still_bad, skip=options.skip_bad_videos)
     what = changes(study, record, hashes)
-    if _identity(study.model, study.revision) != record.parts["settings"]["model"]:
+    if _identity(study, study.model, study.revision) != record.parts["settings"]["model"]:
         what.append("the model is another one")
-    if _identity(study.text_encoder, None) != record.text_encoder_identity:
+    if _identity(study, study.text_encoder, None) != record.text_encoder_identity:
         what.append("the text encoder is another one")
     refuse_changes(study, what)
     return study
 
 
-def _identity(checkpoint: str, revision: str | None) -> str:
+def _identity(study: Study, checkpoint: str, revision: str | None) -> str:
     try:
-        return find_checkpoint(checkpoint, revision).identity
+        return find_checkpoint(checkpoint, revision, allow_pickle=study.allow_pickle).identity
     except ModelError as error:
         raise UserError(str(error)) from error
 

@@ -247,6 +247,14 @@ class Best(_Strict):
     baseline: BaselineNumbers
     provenance: Provenance
     serving: ServingEvidence | None = None
+    # What was measured: number format, attention backend, kind of device, pooling of patches (null where the
+    # model has one way only), and the identity of all that encodes videos. A file of an older version says
+    # none of it.
+    dtype: str | None = None
+    attention: str | None = None
+    device: str | None = None
+    pooling: str | None = None
+    encoding: str | None = None
     # Whether the configuration is shown to lose no more than the margin, and whether it was let through
     # though it is not. A file of an older version tested nothing.
     verdict: Verdict = "untested"
@@ -359,6 +367,11 @@ def describe(
             evaluated_answers=summary.evaluated_answers,
             shared_answers=summary.shared_answers,
         ),
+        dtype=setting.dtype,
+        attention=setting.attention,
+        device=setting.device,
+        pooling=setting.pooling,
+        encoding=setting.encoding,
         verdict=summary.verdict,
         max_drop=summary.max_drop or None,
         margin=summary.margin,

@@ -160,7 +160,11 @@ def changes(study: Study, record: StudyRecord, content_hashes: dict[str, str] | 
     # A video without a hash counts as itself, so that two new ones are not taken for the same bytes.
     hashes = {video.name: known.get(video.name, video.name) for video in study.videos}
     now = study_identity(study, model=settings["model"], encoding=settings["encoding"], content_hashes=hashes)
-    return describe_changes(record.parts, now.parts)
+    what = describe_changes(record.parts, now.parts)
+    setting = setting_from(record.setting)
+    if setting is not None and (pooling := study.pooling or setting.checkpoint_pooling) != setting.pooling:
+        what.append(f"pooling: {setting.pooling} before, {pooling} now")
+    return what
 
 
 def refuse_changes(study: Study, what: Sequence[str]) -> None:

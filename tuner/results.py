@@ -331,6 +331,14 @@ class Setting:
     layers: int  # decoder layers of the model
     text_encoder_identity: str | None = None  # as model_identity
     labelled: bool = True  # without labels accuracy is agreement with the baseline's answers
+    # What was measured; None in records of versions that did not keep it.
+    encoding: str | None = None  # the runtime's: changes with whatever changes how videos are encoded
+    dtype: str | None = None
+    attention: str | None = None  # transformers' attention implementation
+    device: str | None = None  # kind of device: cpu or cuda
+    # How patches are pooled, and how the checkpoint says they are; None where the family has one way only.
+    pooling: str | None = None
+    checkpoint_pooling: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,23 @@ FAMILIES = {
 }
 NAMES = " or ".join(dict.fromkeys(name for name, _ in FAMILIES.values()))
 
+# The families whose frames can be pooled in several ways, by the names of their model_type, and the ways.
+POOLED = tuple(model_type for model_type, (name, _) in FAMILIES.items() if name == "LLaVA-Video")
+POOLINGS = ("average", "bilinear", "max")
 
-def load_family(checkpoint: Checkpoint, *, device: str, dtype: str, attention: str) -> Family:
+
+def load_family(
+    checkpoint: Checkpoint, *, device: str, dtype: str, attention: str, pooling: str | None = None
+) -> Family:
     """The model of a checkpoint, by the family its config.json names.
 
     device: "auto", or a torch device. dtype: "auto" (float32 on a CPU, bfloat16 on a GPU, float16 on one
-    without bfloat16), or a torch dtype's name. attention: the transformers attention implementation. Errors:
-    ModelError when the family is unknown or the files are broken.
+    without bfloat16), or a torch dtype's name. attention: the transformers attention implementation. pooling:
+    one of POOLINGS instead of the checkpoint's own, for a family of POOLED. Errors: ModelError when the
+    family is unknown, pools in one way only, or the files are broken.
     """
+    if pooling is not None and pooling not in POOLINGS:
+        raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, but got {pooling!r}.")
     config = checkpoint.read_json("config.json")
     known = FAMILIES.get(str(config.get("model_type")))
     if known is None:
@@ -38,9 +47,19 @@ def load_family(checkpoint: Checkpoint, *, device: str, dtype: str, attention: s
             f"{checkpoint.name} is no {NAMES} checkpoint: its config.json says model_type "
             f"{describe(config)}, and those known are {', '.join(FAMILIES)}."
         )
+    options = {}
+    if pooling is not None:
+        if config["model_type"] not in POOLED:
+            raise ModelError(
+                f"pooling is {pooling}, but {checkpoint.name} is a {known[0]} checkpoint, which pools in one "
+                "way only: leave pooling out."
+            )
+        options = {"pooling": pooling}
     place = _device(device)
     module = import_module(f"pipeline.families.{known[1]}")
-    family: Family = module.load(checkpoint, device=place, dtype=_dtype(dtype, place), attention=attention)
+    family: Family = module.load(
+        checkpoint, device=place, dtype=_dtype(dtype, place), attention=attention, **options
+    )
     return family
 
 

@@ -49,6 +49,10 @@ class Family(Protocol):
     cells: int  # visual tokens per frame, newline tokens between its rows included
     trailing: int  # newline tokens after the last frame
     shape: ModelShape  # the aligned encoder's parts not included
+    attention: str  # the transformers attention implementation it was loaded with
+    # How patches are pooled, and how the checkpoint says they are; None where a family has one way only.
+    pooling: str | None
+    checkpoint_pooling: str | None
 
     @property
     def device(self) -> torch.device:

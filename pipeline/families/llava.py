@@ -43,6 +43,9 @@ class LlavaModel:
         self._image_size = int(vision.image_size)
         self.grid = self._image_size // int(vision.patch_size)  # patches along each side of a frame
         self.shape = _shape(config, self.grid**2, self.applied_vision_layers)
+        self.attention = str(config._attn_implementation)
+        self.pooling: str | None = None
+        self.checkpoint_pooling: str | None = None
 
     @property
     def device(self) -> torch.device:

@@ -133,6 +133,8 @@ def _chat_template(checkpoint: Checkpoint, tokenizer: Any) -> str:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     template = checkpoint.read_json("chat_template.json").get("chat_template") or tokenizer.chat_template
+    if isinstance(template, dict):  # several by name; transformers too takes this one
+        template = template.get("default")
     if not template:
         raise ModelError(f"{checkpoint.name} has no chat template.")
     return str(template)

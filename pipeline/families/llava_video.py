@@ -1,13 +1,14 @@
 """LLaVA-Video as published: LLaVA-NeXT's names of weights and settings, read without a conversion step.
 
-The layout of lmms-lab/LLaVA-Video-7B-Qwen2. A frame of 27 x 27 patches is averaged over 2 x 2 to 13 x 13
-tokens (the odd row and column are dropped), and a newline token ends each row: 182 tokens a frame, none after
-the last. The prompt tells when the frames were taken. Source of every rule here: the authors' code,
-LLaVA-NeXT.
+The layout of lmms-lab/LLaVA-Video-7B-Qwen2. A frame of 27 x 27 patches is pooled to 13 x 13 tokens by the
+mean (or maximum) of 2 x 2, which drops the odd row and column, or to 14 x 14 by bilinear interpolation; a
+newline token ends each row: 182 or 210 tokens a frame, none after the last. The prompt tells when the frames
+were taken. Source of every rule here: the authors' code, LLaVA-NeXT.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.checkpoint import Checkpoint, find_checkpoint, load_pretrained
+from pipeline.checkpoint import Checkpoint, load_pretrained
 from pipeline.clip import Sampling
 from pipeline.errors import ModelError, UnsupportedError
+from pipeline.families import POOLINGS
 from pipeline.families.base import EncodedFrames, Family, Prompt
 from pipeline.families.llava import LlavaModel
 
@@ -38,8 +40,9 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_patch_merge_type": ("spatial_unpad",),
     "mm_newline_position": ("grid",),
-    # The authors' evaluation sets the mode; the stride is fixed to 2 in their code, whatever the key says.
-    "mm_spatial_pool_mode": ("average", None),
+    # Their training writes "bilinear" unless told otherwise; their evaluations set "average" over it.
+    "mm_spatial_pool_mode": (*POOLINGS, None),
+    # Fixed to 2 in their code, whatever the key says.
     "mm_spatial_pool_stride": (2, None),
     "add_faster_video": (False, None),
     "mm_use_im_start_end": (False, None),
@@ -77,11 +80,25 @@ AFTER = "\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class LlavaVideo(LlavaModel):
-    """A loaded LLaVA-Video model. tells_times: whether it was trained with the time instruction."""
+    """A loaded LLaVA-Video model.
 
-    def __init__(self, model: Any, tokenizer: Any, *, tells_times: bool) -> None:
+    tells_times: whether it was trained with the time instruction. pooling: one of POOLINGS instead of the
+    checkpoint's own, checkpoint_pooling.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        tells_times: bool,
+        checkpoint_pooling: str = "average",
+        pooling: str | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, PROCESSOR)
-        self._rows = self.grid // 2
+        self.pooling = pooling or checkpoint_pooling
+        self.checkpoint_pooling = checkpoint_pooling
+        self._rows = math.ceil(self.grid / 2) if self.pooling == "bilinear" else self.grid // 2
         self._tells_times = tells_times
         self.cells = self._rows * (self._rows + 1)
         self.trailing = 0
@@ -112,23 +129,33 @@ class LlavaVideo(LlavaModel):
         )
 
     def pool(self, patches: torch.Tensor) -> torch.Tensor:
-        """(frames, patches, C) to (frames, cells, C), float32: averages of 2 x 2, as the features.
+        """(frames, patches, C) to (frames, cells, C), float32, pooled as the features are.
 
         A newline token has no patches; it gets the mean of the row it ends (our choice), so it stays where
         its row would.
         """
-        frames, _, width = patches.shape
-        maps = patches.float().transpose(1, 2).reshape(frames, width, self.grid, self.grid)
-        rows = torch.nn.functional.avg_pool2d(maps, 2)  # (frames, C, rows, rows)
-        return torch.cat((rows, rows.mean(dim=3, keepdim=True)), dim=3).flatten(2).transpose(1, 2)
+        rows = self._pooled(patches.float())
+        return torch.cat((rows, rows.mean(dim=2, keepdim=True)), dim=2).flatten(1, 2)
 
     def _with_newlines(self, projected: torch.Tensor) -> torch.Tensor:
         """projected: (n, patches, hidden). Returns (n * cells, hidden), row after row."""
-        n, _, hidden = projected.shape
-        maps = projected.reshape(n, self.grid, self.grid, hidden).permute(0, 3, 1, 2)
-        rows = torch.nn.functional.avg_pool2d(maps, 2).permute(0, 2, 3, 1)  # (n, rows, rows, hidden)
+        rows = self._pooled(projected)
+        n, _, _, hidden = rows.shape
         newline = self.model.model.image_newline.to(rows).expand(n, self._rows, 1, hidden)
         return torch.cat((rows, newline), dim=2).flatten(0, 2)
+
+    def _pooled(self, patches: torch.Tensor) -> torch.Tensor:
+        """(n, patches, C) to (n, rows, rows, C)."""
+        n, _, width = patches.shape
+        maps = patches.transpose(1, 2).reshape(n, width, self.grid, self.grid)
+        if self.pooling == "bilinear":
+            side = (self._rows, self._rows)
+            pooled = torch.nn.functional.interpolate(maps, side, mode="bilinear", align_corners=False)
+        elif self.pooling == "max":
+            pooled = torch.nn.functional.max_pool2d(maps, 2)
+        else:
+            pooled = torch.nn.functional.avg_pool2d(maps, 2)
+        return pooled.permute(0, 2, 3, 1)
 
 
 def time_instruction(sampling: Sampling) -> str:
@@ -141,8 +168,15 @@ def time_instruction(sampling: Sampling) -> str:
     )
 
 
-def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> Family:
-    """The model on its device.
+def load(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str,
+    pooling: str | None = None,
+) -> Family:
+    """The model on its device. pooling: one of POOLINGS instead of the checkpoint's own.
 
     Errors: UnsupportedError naming every setting that is not supported. ModelError when weights, tokenizer or
     the vision tower's settings are missing, or weights and settings do not fit.
@@ -164,7 +198,14 @@ def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, at
             f"The tokenizer of {checkpoint.name} uses all {settings['vocab_size']} rows of the embedding, "
             "but one unused row is needed to stand for visual tokens."
         )
-    return LlavaVideo(model.to(device), tokenizer, tells_times=bool(settings.get("add_time_instruction")))
+    return LlavaVideo(
+        model.to(device),
+        tokenizer,
+        tells_times=bool(settings.get("add_time_instruction")),
+        # Where the key is not there the published evaluations, which set it, are the only ones that run.
+        checkpoint_pooling=settings.get("mm_spatial_pool_mode") or "average",
+        pooling=pooling,
+    )
 
 
 def _refuse_unsupported(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
@@ -173,7 +214,9 @@ def _refuse_unsupported(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> 
         value = settings.get(key)
         if value not in supported:
             found = f"{key} is {value!r}" if key in settings else f"{key} is not set"
-            wrong.append(f"{found} (supported: {supported[0]!r})")
+            wrong.append(
+                f"{found} (supported: {' or '.join(repr(one) for one in supported if one is not None)})"
+            )
     if wrong:
         raise UnsupportedError(
             f"{checkpoint.name} is no LLaVA-Video checkpoint of a supported kind: {'; '.join(wrong)}."
@@ -196,7 +239,7 @@ def _config(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
     try:
         return LlavaOnevisionConfig(
             text_config={"model_type": "qwen2", **text},
-            vision_config=_vision_config(checkpoint, str(settings["mm_vision_tower"])),
+            vision_config=_vision_config(checkpoint),
             vision_feature_layer=-1,
             vision_feature_select_strategy="full",
             # The published tokenizer has no token for a visual token: its code puts a number below zero into
@@ -211,20 +254,16 @@ def _config(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
         raise ModelError(f"The settings of {checkpoint.name} could not be read: {reason}") from error
 
 
-def _vision_config(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def _vision_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The tower's settings: those of the SigLIP named, without its last layer and its head.
 
-    The published config.json holds no sizes of the tower. A relative path is looked up from the model's
-    folder, then the working directory.
+    The published config.json holds no sizes of the tower.
     """
-    beside = checkpoint.folder / name
-    try:
-        tower = find_checkpoint(str(beside) if beside.is_dir() else name, patterns=("config.json",))
-        config = tower.read_json("config.json")
-    except ModelError as error:
-        raise ModelError(f"The vision tower that {checkpoint.name} names cannot be read: {error}") from error
+    tower = checkpoint.vision_tower
+    config = tower.read_json("config.json") if tower else {}
     if config.get("model_type") != "siglip" or not isinstance(config.get("vision_config"), dict):
-        raise UnsupportedError(f"{checkpoint.name} names {name} as vision tower; a SigLIP is supported.")
+        named = tower.name if tower else "its own vision_config"
+        raise UnsupportedError(f"{checkpoint.name} names {named} as vision tower; a SigLIP is supported.")
     vision = dict(config["vision_config"])
     layers = int(vision.get("num_hidden_layers", 12))  # SigLIP's default, as transformers has it
     return vision | {

@@ -203,6 +203,8 @@ def test_an_exported_configuration_loads_and_answers_about_a_file(runtime, paths
         "text_encoder": {"id": str(paths.siglip), "identity": runtime.encoder_identity},
         "frames": FRAMES,
         "scoring": "words",
+        "dtype": "float32",
+        "attention": "sdpa",
     }
     (tmp_path / "best.json").write_text(json.dumps(exported))
     answer = pipeline.load(tmp_path / "best.json").answer(video, QUESTION.text, QUESTION.options)

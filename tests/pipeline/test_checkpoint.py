@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import pytest
 
 from pipeline.checkpoint import find_checkpoint
@@ -51,15 +54,83 @@ def test_an_id_that_cannot_be_fetched_is_refused(monkeypatch):
         find_checkpoint("owner/model")
 
 
-def test_of_an_id_whose_settings_are_wanted_nothing_else_is_fetched(monkeypatch, tmp_path):
+def test_of_the_vision_tower_that_a_model_names_nothing_but_its_settings_is_fetched(monkeypatch, tmp_path):
     import huggingface_hub
 
     wanted = []
 
     def fetch(name, *, revision, allow_patterns):
         wanted.append((name, revision, allow_patterns))
-        return str(tmp_path)
+        return str(tmp_path / name)
 
+    for name, config in (("owner/model", {"mm_vision_tower": "owner/tower"}), ("owner/tower", {})):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    find_checkpoint("owner/tower", patterns=("config.json",))
-    assert wanted == [("owner/tower", None, ["config.json"])]
+    assert find_checkpoint("owner/model").vision_tower.name == "owner/tower"
+    assert [one[0] for one in wanted] == ["owner/model", "owner/tower"]
+    assert wanted[1][2] == ["config.json"]
+
+
+# -- the identity covers what is loaded ---------------------------------------------------------------------
+
+
+def write(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, text in {"config.json": "{}", **files}.items():
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_the_identity_of_a_folder_is_that_of_its_files_wherever_it_lies(tmp_path):
+    """Written out: records and best.json hold it, so it must not change for the same files."""
+    files = {"config.json": "{}", "model.safetensors": "weights", "vocab.txt": "words"}
+    parts = [f"{name}\0{hashlib.sha256(text.encode()).hexdigest()}\0" for name, text in files.items()]
+    expected = hashlib.sha256("".join(parts).encode()).hexdigest()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        name = write(folder, **files, **{"README.md": str(folder), "pytorch_model.bin": str(folder)})
+        assert find_checkpoint(name).identity == f"sha256:{expected}"
+
+
+def test_weights_that_are_pickles_are_refused_and_where_allowed_hashed(tmp_path):
+    name = write(tmp_path, **{"pytorch_model.bin": "weights"})
+    with pytest.raises(ModelError) as caught:
+        find_checkpoint(name)
+    assert "pickles (pytorch_model.bin), which may run code" in str(caught.value)
+    assert "save_pretrained" in str(caught.value)
+    assert "allow_pickle: true" in str(caught.value)
+    before = find_checkpoint(name, allow_pickle=True).identity
+    write(tmp_path, **{"pytorch_model.bin": "others"})
+    assert find_checkpoint(name, allow_pickle=True).identity != before
+
+
+def test_further_chat_templates_are_part_of_the_identity(tmp_path):
+    name = write(tmp_path)
+    before = find_checkpoint(name).identity
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "default.jinja").write_text("{{ messages }}")
+    assert find_checkpoint(name).identity != before
+
+
+@pytest.mark.parametrize(
+    ("files", "elsewhere"),
+    [
+        ({"config.json": '{"transformers_weights": "deep/model.safetensors"}'}, "deep/model.safetensors"),
+        ({"model.safetensors.index.json": '{"weight_map": {"a": "../x.safetensors"}}'}, "../x.safetensors"),
+    ],
+)
+def test_weights_outside_the_folder_are_refused(tmp_path, files, elsewhere):
+    with pytest.raises(ModelError, match=f"names weights that do not lie in its own folder: {elsewhere}"):
+        find_checkpoint(write(tmp_path, **files))
+
+
+def test_an_adapter_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"holds an adapter \(adapter_config\.json\): merge it"):
+        find_checkpoint(write(tmp_path, **{"adapter_config.json": "{}"}))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    name = write(tmp_path)
+    (tmp_path / "model.safetensors").symlink_to("gone")
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read: No such file"):
+        find_checkpoint(name)

@@ -1,14 +1,20 @@
 import json
+import shutil
+from inspect import signature
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import pipeline
 from pipeline import video
+from pipeline.checkpoint import find_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.methods import AdaTP
 from pipeline.production import SCHEMA
 from pipeline.question import Question
+from pipeline.runtime import Runtime
 from tests.checkpoints import scenes
 from tests.pipeline.conftest import FRAMES
 
@@ -24,6 +30,12 @@ def exported(checkpoints, runtime):
         "text_encoder": {"id": str(checkpoints.siglip)},
         "frames": FRAMES,
         "scoring": "words",
+        "max_new_tokens": 16,
+        "dtype": "float32",
+        "attention": "sdpa",
+        "device": "cpu",
+        "pooling": None,
+        "encoding": runtime.encoding,
     }
 
 
@@ -135,3 +147,116 @@ def test_a_broken_file_is_refused(tmp_path, content, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(PipelineError, match="cannot be read: No such file"):
         pipeline.load(tmp_path / "best.json")
+
+
+# -- as it was measured -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"attention": "eager"}])
+def test_number_format_and_attention_backend_are_those_measured_with(tmp_path, exported, checkpoints, change):
+    exported |= change
+    measured = Runtime.load(
+        str(checkpoints.model), text_encoder=str(checkpoints.siglip), frames=FRAMES, **change
+    )
+    exported["encoding"] = measured.encoding
+    runtime = pipeline.load(write(tmp_path, exported)).runtime  # a warning would be an error
+    assert (runtime.dtype, runtime.family.attention) == (exported["dtype"], exported["attention"])
+    assert runtime.model.config._attn_implementation == exported["attention"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "was measured with dtype float32 \\(float16 here\\): answers may differ"),
+        ({"attention": "eager"}, "was measured with attention sdpa \\(eager here\\): answers may differ"),
+        (
+            {"dtype": "bfloat16", "attention": "eager"},
+            "was measured with dtype float32 \\(bfloat16 here\\), attention sdpa \\(eager here\\)",
+        ),
+    ],
+)
+def test_asking_for_others_than_measured_with_is_done_with_a_warning(tmp_path, exported, options, message):
+    with pytest.warns(UserWarning, match=message):
+        runtime = pipeline.load(write(tmp_path, exported), **options).runtime
+    assert (runtime.dtype, runtime.family.attention) == (
+        options.get("dtype", "float32"), options.get("attention", "sdpa"),
+    )  # fmt: skip
+
+
+def test_a_file_of_an_older_version_loads_with_a_warning(tmp_path, exported):
+    for name in ("dtype", "attention", "device", "pooling", "encoding"):
+        del exported[name]
+    with pytest.warns(UserWarning, match="does not say in which number format and with which attention"):
+        runtime = pipeline.load(write(tmp_path, exported)).runtime
+    assert (runtime.dtype, runtime.family.attention) == ("float32", "sdpa")
+
+
+def test_an_attention_backend_that_is_not_here_is_refused_and_may_be_replaced(tmp_path, exported):
+    exported["attention"] = "no_such_backend"
+    path = write(tmp_path, exported)
+    with pytest.raises(
+        PipelineError, match=r"attention backend no_such_backend, .* load\(\.\.\., attention='sdpa'\)"
+    ):
+        pipeline.load(path)
+    with pytest.warns(UserWarning, match=r"attention no_such_backend \(sdpa here\)"):
+        assert pipeline.load(path, attention="sdpa").runtime.family.attention == "sdpa"
+
+
+def test_a_version_that_encodes_otherwise_says_so(tmp_path, exported, monkeypatch):
+    monkeypatch.setattr("pipeline.runtime.ENCODING_VERSION", 0)
+    with pytest.warns(UserWarning, match="by a version of this program that encodes videos otherwise"):
+        pipeline.load(write(tmp_path, exported))
+
+
+def test_pickled_weights_need_the_callers_word(tmp_path, exported, checkpoints):
+    model = shutil.copytree(checkpoints.model, tmp_path / "pickled")
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    exported["model"] = {
+        "id": str(model), "identity": find_checkpoint(str(model), allow_pickle=True).identity,
+    }  # fmt: skip
+    del exported["encoding"]
+    path = write(tmp_path, exported)
+    with pytest.raises(PipelineError, match="which may run code when they are read"):
+        pipeline.load(path)
+    assert pipeline.load(path, allow_pickle=True).runtime.family.attention == "sdpa"
+    torch.save({}, model / "pytorch_model.bin")
+    with pytest.raises(PipelineError):
+        pipeline.load(path, allow_pickle=True)
+
+
+# Arguments of `Runtime.load` that change no answer: where results are kept, how long is waited, and whether a
+# file may be read whose bytes the identity covers.
+WITHOUT_EFFECT = {"cache", "decode_timeout", "prefix_bytes", "allow_pickle"}
+
+
+def test_whatever_changes_an_answer_is_taken_from_the_file(tmp_path, exported, monkeypatch):
+    """A new argument of `Runtime.load` is exported and passed on, or has no effect."""
+    given, original = {}, Runtime.load
+
+    def load(model, **options):
+        given.update(options, model=model)
+        raise PipelineError("seen")
+
+    monkeypatch.setattr(Runtime, "load", load)
+    # Values no argument has by itself.
+    exported |= {"max_new_tokens": 7, "dtype": "float16", "attention": "eager", "pooling": "bilinear"}
+    exported["model"]["revision"], exported["text_encoder"]["revision"] = "one", "two"
+    with pytest.raises(PipelineError, match="seen"):
+        pipeline.load(write(tmp_path, exported), device="cpu")
+    names = set(signature(original).parameters)
+    assert set(given) - WITHOUT_EFFECT == names - WITHOUT_EFFECT
+    assert given == {
+        "model": exported["model"]["id"],
+        "revision": "one",
+        "text_encoder": exported["text_encoder"]["id"],
+        "text_encoder_revision": "two",
+        "frames": FRAMES,
+        "scoring": "words",
+        "max_new_tokens": 7,
+        "device": "cpu",
+        "dtype": "float16",
+        "attention": "eager",
+        "pooling": "bilinear",
+        "allow_pickle": False,
+    }

@@ -21,7 +21,8 @@ from tests.pipeline.conftest import FRAMES
     ("cells", "grid"),
     [
         (196, Grid(14, 14, False)),  # LLaVA-OneVision
-        (182, Grid(13, 13, True)),  # LLaVA-Video
+        (182, Grid(13, 13, True)),  # LLaVA-Video, averaged
+        (210, Grid(14, 14, True)),  # LLaVA-Video, bilinear
         (16, Grid(4, 4, False)),
         (12, Grid(3, 3, True)),
         (1, Grid(1, 1, False)),

@@ -602,3 +602,22 @@ def test_errors_survive_pickling(tmp_path: Path) -> None:
         content_hash(tmp_path / "missing.mp4")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (str(copy), copy.path) == (str(caught.value), caught.value.path)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\npart.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile part.ts\n",
+        '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>\n',
+        "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\n",
+    ],
+    ids=["hls", "ffconcat", "dash", "sdp"],
+)
+def test_a_playlist_is_refused_whatever_its_name(tmp_path: Path, text: str) -> None:
+    """Its hash says nothing of the files it names, which decoders would read."""
+    path = tmp_path / "video.mp4"
+    path.write_text(text)
+    with pytest.raises(VideoError, match="is a playlist: the files that it names may change"):
+        content_hash(path)

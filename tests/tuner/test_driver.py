@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import packing
 from pipeline.errors import NotFiniteError, VideoError
 from pipeline.runtime import Runtime
-from tests.checkpoints import scenes, write_checkpoints
+from tests.checkpoints import Size, scenes, write_checkpoints, write_llava_video
 from tests.videos import write_video
-from tuner.driver import InterruptedRunError, RunOptions, run
+from tuner.driver import InterruptedRunError, RunOptions, Session, prepared, run
 from tuner.errors import UserError
 from tuner.loop import Loop
 from tuner.planning import fingerprint, fingerprint_base
 from tuner.records.database import default_database
 from tuner.records.store import Store
-from tuner.reporting import load_status, load_summary, make_planner
-from tuner.results import Outcome
+from tuner.reporting import load_status, load_summary, make_planner, setting_from
+from tuner.results import Outcome, Setting
 from tuner.study import Search, Study, StudyQuestion, Video
 
 # What is looked at afterwards has tests of its own: test_inspection.py.
@@ -507,3 +508,62 @@ def test_answers_that_are_not_numbers_end_the_run_and_are_not_recorded(
         assert store.count_answers() == (12 if pruned else 0)
         assert (store.noise() is not None) == pruned  # of the baseline
         assert all(one.outcome is None for one in store.trials())
+
+
+class Listener(Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_the_pooling_is_said_first_recorded_and_part_of_the_study(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(template / "videos", tmp_path / "videos")
+    size = Size(layers=3, image=56)
+    write_llava_video(tmp_path, size=size, settings={"mm_spatial_pool_mode": "bilinear"})
+    study = replace(make_study(tmp_path), pooling="average")
+    options = replace(OPTIONS, budget=1.0)
+    said = "LLaVA-Video, average pooling to 3 x 3 (the checkpoint's config says bilinear)."
+    for _ in range(2):  # encoding, then from the records
+        progress = Listener()
+        with prepared(study, options, progress) as session:
+            setting = load_setting(session)
+        assert progress.messages[0] == said
+    assert (setting.pooling, setting.checkpoint_pooling) == ("average", "bilinear")
+    assert (setting.dtype, setting.attention, setting.device) == ("float32", "sdpa", "cpu")
+    assert setting.encoding == session.record.encoding
+    for other in (None, "bilinear"):
+        with (
+            pytest.raises(UserError, match="pooling: average before, bilinear now"),
+            prepared(replace(study, pooling=other), options, progress),
+        ):
+            pass
+
+
+def load_setting(session: Session) -> Setting:
+    found = setting_from(session.record.setting)
+    assert found is not None
+    return found
+
+
+def test_weights_overwritten_since_are_another_model_pickles_too(study: Study) -> None:
+    weights = load_file(f"{study.model}/model.safetensors")
+    Path(study.model, "model.safetensors").unlink()
+    torch.save(weights, f"{study.model}/pytorch_model.bin")
+    with (
+        pytest.raises(UserError, match=r"are pickles \(pytorch_model\.bin\)"),
+        prepared(study, OPTIONS, Recorder()),
+    ):
+        pass
+    study = replace(study, allow_pickle=True)
+    with prepared(study, OPTIONS, Recorder()):
+        pass
+    weights[min(weights)] += 1
+    torch.save(weights, f"{study.model}/pytorch_model.bin")
+    with pytest.raises(UserError, match="the model is another one"), prepared(study, OPTIONS, Recorder()):
+        pass

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from inspect import signature
 
 import pytest
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, from_dict
+from pipeline.runtime import Runtime
 from tests.summaries import make_held_out, make_outcome, make_serving, make_setting, make_summary, make_tested
 from tuner import export as exporting
 from tuner.errors import UserError
@@ -30,6 +32,14 @@ def test_the_file_holds_the_configuration_and_its_evidence(tmp_path):
         "score_query": "last",
     }
     assert written["budget"] == 0.3
+    how = {name: written[name] for name in ("dtype", "attention", "device", "pooling", "encoding")}
+    assert how == {
+        "dtype": "bfloat16",
+        "attention": "sdpa",
+        "device": "cuda",
+        "pooling": "average",
+        "encoding": "0123abcd",
+    }
     measured = written["measured"]
     assert measured["accuracy"] == summary.best_held_out.outcome.accuracy
     assert measured["flops_ratio"] == 0.297
@@ -76,6 +86,8 @@ def test_a_file_of_an_older_version_is_still_read(tmp_path):
     export(make_summary(), path)
     values = json.loads(path.read_text())
     del values["serving"], values["provenance"]["shared_answers"], values["baseline"]["peak_bytes_max"]
+    for name in ("dtype", "attention", "device", "pooling", "encoding"):
+        del values[name]
     path.write_text(json.dumps(values))
     assert read(path).serving is None
 
@@ -176,6 +188,17 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_the_schema_is_the_one_production_reads():
     production = pytest.importorskip("pipeline.production")
     assert production.SCHEMA == SCHEMA
+
+
+def test_all_that_a_runtime_is_loaded_with_is_in_the_file(tmp_path):
+    """All but where results are kept, how long is waited, and which bytes, hashed anyway, may be read."""
+    export(make_summary(), tmp_path / "best.json")
+    written = json.loads((tmp_path / "best.json").read_text())
+    places = {"revision": ("model", "revision"), "text_encoder_revision": ("text_encoder", "revision")}
+    for name in signature(Runtime.load).parameters:
+        if name not in ("cache", "decode_timeout", "prefix_bytes", "allow_pickle"):
+            within, key = places.get(name, (None, name))
+            assert key in (written if within is None else written[within]), name
 
 
 def test_a_model_below_the_file_is_named_relative_to_it_and_any_other_absolutely(tmp_path):

@@ -89,6 +89,9 @@ class EvaluatorSpec:
     threads: int = 1
     # Questions in one packed forward.
     batch: int = 1
+    # As in the study.
+    pooling: str | None = None
+    allow_pickle: bool = False
 
     @classmethod
     def of(
@@ -108,6 +111,8 @@ class EvaluatorSpec:
             device=device,
             threads=threads,
             batch=batch,
+            pooling=study.pooling,
+            allow_pickle=study.allow_pickle,
         )
 
     def load(self) -> Runtime:
@@ -129,12 +134,14 @@ class EvaluatorSpec:
             scoring=self.scoring,
             max_new_tokens=self.max_new_tokens,
             device=self.device,
+            pooling=self.pooling,
+            allow_pickle=self.allow_pickle,
             cache=None if self.cache is None else DispensableCache(self.cache, self.cache_bytes),
         )
         if self.encoding not in (None, runtime.encoding):
             raise ModelError(
                 f"{self.model} would encode otherwise than the study's records were: another number format "
-                "(records from a CPU, a run on a GPU, or the reverse), text encoder or version. "
+                "(records from a CPU, a run on a GPU, or the reverse), pooling, text encoder or version. "
                 f"Here: {runtime.family.dtype} on {runtime.family.device}."
             )
         return runtime

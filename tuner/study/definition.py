@@ -100,6 +100,10 @@ class Study:
     split: Split = Split()
     search: Search = Search()
     description: str = ""
+    pooling: str | None = None
+    """How a LLaVA-Video pools patches (`pipeline.families.POOLINGS`); None: as its checkpoint says."""
+    allow_pickle: bool = False
+    """Whether weights stored as pickles may be read."""
     skipped: tuple[SkippedVideo, ...] = ()
     """Videos left out, with their questions, because they cannot be read."""
 

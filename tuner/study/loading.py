@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pipeline.errors import VideoError
-from pipeline.families import FAMILIES, NAMES
+from pipeline.families import FAMILIES, NAMES, POOLED
 from pipeline.methods import KNOBS, AdaTP, choices, knobs
 from pipeline.video import check_file
 from tuner.errors import UserError
@@ -150,6 +150,8 @@ def _study(parsed: ParsedStudy, keys: StudyKeys, material: _Material, mistakes: 
             parsed.line("revision"),
             "revision is given, but model is a folder; allowed is a revision of a Hugging Face id",
         )
+    if keys.pooling is not None:
+        _refuse_pooling(parsed, model, mistakes)
     search = _search(parsed, keys.search, mistakes)
     held_out = _held_out(parsed, keys.split, material.videos, mistakes) if material.complete else frozenset()
     if mistakes.found:
@@ -171,6 +173,8 @@ def _study(parsed: ParsedStudy, keys: StudyKeys, material: _Material, mistakes: 
         split=Split(keys.split.held_out, keys.split.seed, None if named is None else tuple(named)),
         search=search,
         description=keys.description,
+        pooling=keys.pooling,
+        allow_pickle=keys.allow_pickle,
     )
 
 
@@ -248,6 +252,21 @@ def _checkpoint(
                 f"allowed is {', '.join(map(repr, known))}",
             )
     return str(folder.absolute())
+
+
+def _refuse_pooling(parsed: ParsedStudy, model: str, mistakes: Mistakes) -> None:
+    """As far as a folder tells: what a Hugging Face id holds is found out when the model is loaded."""
+    try:
+        found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing to judge by, or told already
+    if found in FAMILIES and found not in POOLED:
+        mistakes.add(
+            parsed.file,
+            parsed.line("pooling"),
+            f"pooling is given, but the model is a {FAMILIES[found][0]} checkpoint, which pools in one way "
+            f"only; allowed is pooling for a {FAMILIES[POOLED[0]][0]} checkpoint",
+        )
 
 
 def _search(parsed: ParsedStudy, keys: SearchKeys, mistakes: Mistakes) -> Search:

@@ -59,6 +59,13 @@ class StudyKeys(_Edge):
         description="the SigLIP aligned with the model's vision tower: a folder, relative to this file, or a "
         "Hugging Face id"
     )
+    pooling: Literal["average", "bilinear", "max"] | None = Field(
+        default=None,
+        description="'average', 'bilinear' or 'max', for a LLaVA-Video checkpoint, instead of its own",
+    )
+    allow_pickle: bool = Field(
+        default=False, description="true or false: whether weights stored as pickles may be read"
+    )
     frames: int = Field(ge=2, description="a whole number from 2 on: frames sampled from each video")
     videos: Text = Field(default="videos", description="a folder, relative to this file")
     questions: Text = Field(default="questions.jsonl", description="a file, relative to this one")

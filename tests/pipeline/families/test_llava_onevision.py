@@ -171,11 +171,43 @@ def test_damaged_weights_are_refused(copy):
         load(copy)
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
-def test_missing_files_are_refused(copy, missing):
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("model.safetensors", "holds no weights as safetensors"), ("tokenizer.json", "could not be loaded")],
+)
+def test_missing_files_are_refused(copy, missing, message):
     (copy / missing).unlink()
-    with pytest.raises(ModelError, match="could not be loaded"):
+    with pytest.raises(ModelError, match=message):
         load(copy)
+
+
+def test_code_that_comes_with_a_checkpoint_is_neither_run_nor_asked_about(copy, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    (copy / "mine.py").write_text("raise SystemExit('run')\n")
+    change_json(copy / "config.json", auto_map={"AutoConfig": "mine.Config", "AutoModel": "mine.Model"})
+    assert load(copy).cells  # what is known here needs no other code
+    change_json(
+        copy / "tokenizer_config.json",
+        tokenizer_class="MyTokenizer",
+        auto_map={"AutoTokenizer": [None, "mine.MyTokenizer"]},
+    )
+    with pytest.raises(ModelError, match=r"needs code of its own \(auto_map in tokenizer_config\.json\)"):
+        load(copy)
+
+
+def test_of_several_chat_templates_the_default_is_taken(copy, runtime):
+    template = json.loads((copy / "chat_template.json").read_text())["chat_template"]
+    (copy / "chat_template.json").write_text(
+        json.dumps({"chat_template": {"default": template, "tool_use": "{{ messages }}"}})
+    )
+    sampling = Sampling(1.0, (0.0,))
+    assert load(copy).prompt("what?", sampling) == runtime.family.prompt("what?", sampling)
+
+
+def test_pooling_is_refused_where_there_is_one_way_only(checkpoints):
+    found = find_checkpoint(str(checkpoints.model))
+    with pytest.raises(ModelError, match=r"is a LLaVA-OneVision checkpoint, which pools in one way only"):
+        load_family(found, device="cpu", dtype="auto", attention="sdpa", pooling="average")
 
 
 def test_missing_processor_files_are_refused(copy):

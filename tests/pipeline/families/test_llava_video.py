@@ -24,7 +24,7 @@ from pipeline.flops import ModelShape, unpruned_flops
 from pipeline.methods import AdaTP
 from pipeline.question import Question
 from pipeline.runtime import Runtime
-from tests.checkpoints import Size, scenes, write_checkpoints, write_llava_video
+from tests.checkpoints import Checkpoints, Size, scenes, write_checkpoints, write_llava_video
 from tests.pipeline.conftest import FRAMES
 from tests.videos import moving_frames, write_video
 
@@ -114,18 +114,36 @@ def reference_tower(weights, pixels, layers, heads, patch):
     return x
 
 
-def reference_tokens(weights, patches, grid):
+def reference_taps(grid, mode):
+    """For each row (and column) of tokens, which rows of patches it is made of, and their weights."""
+    if mode == "average":
+        return [((first, 0.5), (first + 1, 0.5)) for first in range(0, grid - 1, 2)]
+    side = (grid + 1) // 2
+    taps = []
+    for i in range(side):  # centres of tokens laid over the patches, clamped at the border
+        centre = max((i + 0.5) * grid / side - 0.5, 0)
+        low = int(centre)
+        taps.append(((low, low + 1 - centre), (min(low + 1, grid - 1), centre - low)))
+    return taps
+
+
+def reference_tokens(weights, patches, grid, mode="average"):
     """patches: (n, grid * grid, width). The video's tokens one by one, frame after frame, row after row."""
     projector = {name.removeprefix("model.mm_projector."): one for name, one in weights.items()}
     hidden = patches @ projector["0.weight"].T + projector["0.bias"]
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     hidden = hidden @ projector["2.weight"].T + projector["2.bias"]
     tokens = []
+    taps = reference_taps(grid, mode)
     for frame in hidden:
-        for row in range(0, grid - 1, 2):
-            for column in range(0, grid - 1, 2):
-                corners = [frame[(row + down) * grid + column + right] for down in (0, 1) for right in (0, 1)]
-                tokens.append(sum(corners) / 4)
+        for rows in taps:
+            for columns in taps:
+                corners = [
+                    frame[row * grid + column] * down * right
+                    for row, down in rows
+                    for column, right in columns
+                ]
+                tokens.append(sum(corners))
             tokens.append(weights["model.image_newline"])
     return torch.stack(tokens)
 
@@ -153,15 +171,88 @@ def test_a_newline_token_ends_each_row_and_nothing_follows_the_last_frame(runtim
     assert (runtime.family.cells, runtime.family.trailing) == (12, 0)
 
 
-def test_the_published_grid_gives_182_tokens_a_frame(tmp_path):
+def test_the_published_grid_gives_182_tokens_a_frame_or_210(tmp_path):
     paths = write_llava_video(tmp_path, size=Size(layers=3, image=378, patch=14, vision_layers=2))
-    runtime = load_runtime(paths, frames=2)
-    clip = runtime.encode_frames(scenes(2), np.arange(2))
-    layout = runtime.layout(clip, QUESTION)
-    assert (runtime.shape.vision.patches, clip.cells, layout.visual) == (729, 182, 364)
-    ids = runtime.inputs(clip, QUESTION)["input_ids"][0]
-    assert (ids == runtime.family.video_token_id).sum() == 364
-    assert layout.tokens == layout.visual + layout.text_before + layout.text_after == len(ids)
+    for pooling, cells in (("average", 182), ("bilinear", 210)):
+        runtime = load_runtime(paths, frames=2, pooling=pooling)
+        clip = runtime.encode_frames(scenes(2), np.arange(2))
+        layout = runtime.layout(clip, QUESTION)
+        assert (runtime.shape.vision.patches, clip.cells, layout.visual) == (729, cells, 2 * cells)
+        ids = runtime.inputs(clip, QUESTION)["input_ids"][0]
+        assert (ids == runtime.family.video_token_id).sum() == 2 * cells
+        assert layout.tokens == layout.visual + layout.text_before + layout.text_after == len(ids)
+
+
+# -- pooling ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bilinear(copy):
+    """As LLaVA-NeXT's training writes it unless told otherwise."""
+    change_settings(copy, mm_spatial_pool_mode="bilinear")
+    return load_runtime(Checkpoints(copy, copy.parent / "siglip"))
+
+
+def test_bilinear_pooling_gives_the_references_tokens(bilinear, paths, frames):
+    weights = published_weights(paths.model)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
+    patches = reference_tower(weights, pixels, layers=2, heads=4, patch=8)
+    clip = bilinear.encode_frames(frames, np.arange(FRAMES))
+    assert (bilinear.family.cells, clip.features.shape) == (20, (FRAMES * 20, 64))  # rows of 4 and a newline
+    expected = reference_tokens(weights, patches, 7, "bilinear")
+    torch.testing.assert_close(clip.features, expected, rtol=1e-4, atol=1e-4)
+    assert np.isfinite(bilinear.answer(clip, QUESTION, AdaTP(p=0.6)).option_logprobs).all()
+
+
+def test_values_of_patches_are_pooled_as_features_are_and_newlines_get_their_rows_mean(bilinear):
+    """A plane's values: interpolating keeps it, but for the border, where nothing lies beyond."""
+    plane = torch.arange(7.0)[:, None] * 10 + torch.arange(7.0)
+    rows = bilinear.family.pool(plane.reshape(1, 49, 1)).reshape(4, 5)
+    taps = reference_taps(7, "bilinear")
+    expected = [
+        [sum(plane[r, c] * a * b for r, a in down for c, b in right) for right in taps] for down in taps
+    ]
+    torch.testing.assert_close(rows[:, :4], torch.tensor(expected))
+    torch.testing.assert_close(rows[:, 4], rows[:, :4].mean(dim=1))
+
+
+def test_the_largest_of_four_patches(paths):
+    family = load_family(
+        find_checkpoint(str(paths.model)), device="cpu", dtype="auto", attention="sdpa", pooling="max"
+    )
+    rows = family.pool(torch.arange(49.0).reshape(1, 49, 1)).reshape(3, 4)
+    assert rows[:, :3].tolist() == [[8, 10, 12], [22, 24, 26], [36, 38, 40]]
+
+
+def test_pooling_is_the_checkpoints_unless_another_is_asked_for_and_part_of_the_encoding(
+    bilinear, runtime, copy
+):
+    paths = Checkpoints(copy, copy.parent / "siglip")
+    average = load_runtime(paths, pooling="average")
+    assert (average.family.pooling, average.family.checkpoint_pooling) == ("average", "bilinear")
+    assert average.family.cells == runtime.family.cells == 12
+    assert average.identity == bilinear.identity
+    assert average.encoding != bilinear.encoding
+    assert load_runtime(paths, pooling="bilinear").encoding == bilinear.encoding
+
+
+def test_another_pooling_than_those_is_refused(paths):
+    with pytest.raises(ValueError, match="pooling is one of average, bilinear, max, but got 'sum'"):
+        load_runtime(paths, pooling="sum")
+
+
+def test_the_vision_towers_settings_are_part_of_the_models_identity(copy):
+    """They are read from another folder than the model's, and change its answers."""
+    before, as_it_was = (
+        find_checkpoint(str(copy)).identity,
+        (copy.parent / "siglip" / "config.json").read_text(),
+    )
+    config = json.loads(as_it_was)
+    config["vision_config"]["layer_norm_eps"] = 1e-3
+    (copy.parent / "siglip" / "config.json").write_text(json.dumps(config))
+    assert find_checkpoint(str(copy)).identity != before
+    (copy.parent / "siglip" / "config.json").write_text(as_it_was)
+    assert find_checkpoint(str(copy)).identity == before
 
 
 def test_many_frames_are_encoded_in_runs(runtime):
@@ -322,7 +413,11 @@ def test_half_precision_loads_and_answers(paths, dtype):
         ("mm_patch_merge_type", "flat", "mm_patch_merge_type is 'flat' (supported: 'spatial_unpad')"),
         ("mm_newline_position", "frame", "mm_newline_position is 'frame' (supported: 'grid')"),
         ("mm_newline_position", None, "mm_newline_position is not set (supported: 'grid')"),
-        ("mm_spatial_pool_mode", "bilinear", "mm_spatial_pool_mode is 'bilinear' (supported: 'average')"),
+        (
+            "mm_spatial_pool_mode",
+            "median",
+            "mm_spatial_pool_mode is 'median' (supported: 'average' or 'bilinear' or 'max')",
+        ),
         ("mm_spatial_pool_stride", 4, "mm_spatial_pool_stride is 4 (supported: 2)"),
         ("add_faster_video", True, "add_faster_video is True (supported: False)"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end is True (supported: False)"),
@@ -337,8 +432,8 @@ def test_a_setting_that_is_not_supported_is_named(tmp_path, key, value, message)
 
 
 def test_all_settings_that_are_not_supported_are_named_together(copy):
-    change_settings(copy, mm_newline_position="one_token", mm_spatial_pool_mode="max", add_faster_video=True)
-    with pytest.raises(UnsupportedError, match=r"'one_token'.*'max'.*add_faster_video") as caught:
+    change_settings(copy, mm_newline_position="one_token", mm_spatial_pool_mode="sum", add_faster_video=True)
+    with pytest.raises(UnsupportedError, match=r"'one_token'.*'sum'.*add_faster_video") as caught:
         load(copy)
     assert "\n" not in str(caught.value)
 

@@ -77,6 +77,8 @@ text_encoder: organisation/siglip
 frames: 32
 videos: clips
 questions: asked.jsonl
+pooling: bilinear
+allow_pickle: true
 scoring: words
 max_new_tokens: 5
 split:
@@ -97,6 +99,7 @@ search:
     assert (study.model, study.revision) == ("organisation/model-7b", "abc123")
     assert study.text_encoder == "organisation/siglip"
     assert (study.frames, study.scoring, study.max_new_tokens) == (32, "words", 5)
+    assert (study.pooling, study.allow_pickle) == ("bilinear", True)
     assert study.held_out == {"v1.mp4"}
     assert study.split == Split(0.5, 0, ("v1.mp4",))
     assert study.search == Search(
@@ -179,6 +182,12 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
         (YAML.replace("8", "true"), "3: frames is True; allowed is a whole number from 2 on"),
         (YAML.replace("8", ""), "3: frames is empty; allowed is a whole number from 2 on"),
         (YAML + "scoring: number\n", "4: scoring is 'number'; allowed is 'letter' or 'words'"),
+        (YAML + "pooling: sum\n", "4: pooling is 'sum'; allowed is 'average', 'bilinear' or 'max'"),
+        (
+            YAML + "pooling: average\n",
+            "4: pooling is given, but the model is a LLaVA-OneVision checkpoint, which pools in one way only",
+        ),
+        (YAML + "allow_pickle: 1\n", "4: allow_pickle is 1; allowed is true or false"),
         (YAML + "max_new_tokens: 0\n", "4: max_new_tokens is 0; allowed is a whole number from 1 on"),
         (YAML + "split: {held_out: 1.0}\n", "4: split.held_out is 1.0; allowed is a number between 0 and 1"),
         (YAML + "split: {held_out: .nan}\n", "4: split.held_out is nan; allowed is a number between 0 and 1"),
