@@ -30,7 +30,7 @@ from dashboards.pareto_marks import (
     y_title,
 )
 from dashboards.pareto_table import ParetoPoint, pareto_points
-from dashboards.picture import BLACK, BLUE, FONT, GREY, Picture, write
+from dashboards.picture import BLACK, BLUE, FONT, GREY, LABEL_GROUND, Picture, write
 from pipeline.methods import KNOBS, AdaTP, choices
 from tuner.results import Comparison, RunSummary
 from tuner.study import CHOICES
@@ -232,7 +232,7 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
                 "showarrow": False,
                 "xanchor": "left",
                 "yanchor": "bottom" if level.above else "top",
-                "bgcolor": "rgba(255,255,255,0.7)",
+                "bgcolor": LABEL_GROUND,
                 "borderpad": 0,
                 "font": {"size": 12, "color": BLACK},
             }
@@ -252,7 +252,7 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
             "arrowcolor": "#b9bdc4",
             "standoff": 6,
             "xanchor": "left",
-            "bgcolor": "rgba(255,255,255,0.8)",
+            "bgcolor": LABEL_GROUND,
             "borderpad": 0,
             "font": {"size": 12, "color": BLACK},
         }

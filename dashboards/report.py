@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from dashboards.picture import FONT, Picture, to_csv
+from dashboards.templating import Drawing, css_safe, drawing_of, make_environment, plotly_code, with_minus
 from tuner.results import Comparison, HeldOut, Interval, Measured, RunSummary, Trial
 from tuner.sensitivity.results import Sensitivity
 from tuner.sentences import noise_floor, provable
@@ -46,8 +46,6 @@ State = Literal["shown", "not_shown", "untested", "nothing_fits"]
 MOST_ROWS = 200
 # Bytes of a CSV that is carried along as a link; a larger one lies among the study's figures.
 LARGEST_CSV = 256 * 1024
-# CSS pixels, where a figure does not say its own.
-_HEIGHT = 620
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def report_html(
             facts=_facts(summary),
             remarks=[line for line in remarks(summary) if not line.startswith("To export it: ")],
             figures=[_figure(one) for one in pictures],
-            plotly=_plotly() if any(one.plotly is not None for one in pictures) else None,
+            plotly=plotly_code() if any(one.plotly is not None for one in pictures) else None,
             sensitivity=sensitivity,
             comparison=comparison,
             most=MOST_ROWS,
@@ -357,25 +355,14 @@ def _asked(summary: RunSummary) -> str:
 
 
 @dataclass(frozen=True)
-class _Switch:
-    """One of plotly's menus, as buttons that a keyboard reaches: plotly draws its own as shapes."""
-
-    menu: int
-    labels: tuple[tuple[int, str], ...]
-    active: int
-
-
-@dataclass(frozen=True)
 class _Figure:
     """A picture as the template wants it."""
 
     picture: Picture
-    # plotly's JSON, safe inside a script element.
-    data: Markup | None
+    # One of the two is there.
+    drawing: Drawing | None
     body: Markup | None
     css: Markup
-    height: int
-    switches: tuple[_Switch, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     csv: str | None
@@ -384,57 +371,19 @@ class _Figure:
 def _figure(picture: Picture) -> _Figure:
     if picture.plotly is None and picture.body is None:
         raise ValueError(f"A picture needs a plotly figure or a body, but {picture.name} has neither.")
-    data: Markup | None = None
-    height: float = _HEIGHT
-    switches: tuple[_Switch, ...] = ()
-    if picture.plotly is not None:
-        data = _script_safe(str(picture.plotly.to_json()))
-        height = picture.plotly.layout.height or _HEIGHT
-        switches = _switches(picture.plotly)
     table = picture.table
     text = to_csv(table).encode()
     return _Figure(
         picture=picture,
-        data=data,
+        drawing=None if picture.plotly is None else drawing_of(picture.plotly),
         body=None if picture.body is None else Markup(picture.body),
-        css=Markup(picture.css.replace("</", "<\\/")),
-        height=round(height),
-        switches=switches,
+        css=css_safe(picture.css),
         columns=tuple(one.name for one in fields(table[0])) if table else (),
         rows=tuple(tuple(getattr(row, one.name) for one in fields(row)) for row in table[:MOST_ROWS]),
         csv=f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
         if table and len(text) <= LARGEST_CSV
         else None,
     )
-
-
-def _switches(figure: Any) -> tuple[_Switch, ...]:
-    return tuple(
-        _Switch(
-            menu=number,
-            labels=tuple(
-                (index, re.sub(r"<[^>]*>", "", button.label or f"choice {index + 1}"))
-                for index, button in enumerate(menu.buttons)
-                if button.visible is not False
-            ),
-            active=0 if menu.active is None else menu.active,
-        )
-        for number, menu in enumerate(figure.layout.updatemenus)
-    )
-
-
-def _script_safe(text: str) -> Markup:
-    """JSON that cannot end the script element it stands in, nor begin a comment there."""
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    code = str(get_plotlyjs())
-    assert "</script" not in code
-    assert "<!--" not in code
-    return Markup(code)
 
 
 # Text
@@ -459,18 +408,13 @@ def _counted(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
-def _minus(text: str) -> str:
-    """A real minus sign before numbers; hyphens inside words and options stay."""
-    return re.sub(r"(?<![\w.\-])-(?=\d)", "\N{MINUS SIGN}", text)
-
-
 def _cell(value: Any) -> str:
     """A value of a figure's table; a fraction's digits beyond the sixth are in the CSV."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return _minus(f"{value:.6g}") if isinstance(value, float) else str(value)
+    return with_minus(f"{value:.6g}") if isinstance(value, float) else str(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -485,17 +429,8 @@ def _interval(interval: Interval | None) -> str:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("dashboards", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment()
     environment.filters |= {
-        "minus": _minus,
         "cell": _cell,
         "signed": signed,
         "percent": percent,

@@ -233,11 +233,11 @@ def test_the_page_holds_the_evidence_in_its_order(page):
 
 
 def test_the_page_loads_nothing_and_is_small(page):
-    code = page.index('id="report-plotly"')
+    code = page.index('id="plotly-code"')
     markup = page[:code] + page[page.index("</script>", code) :]
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!#|data:)[^"'\s>]+|url\(|@import""", markup)
     assert "default-src 'none'" in markup
-    assert page.count('id="report-plotly"') == 1
+    assert page.count('id="plotly-code"') == 1
     assert len(page.encode()) < 6 * 2**20
 
 
