@@ -267,7 +267,7 @@ _CSS = f"""
 .health th {{ width: 22%; }}
 .health td.value {{ width: 12rem; font-variant-numeric: tabular-nums; }}
 .health .bar {{ display: block; height: .4rem; margin-top: .25rem; background: rgb(128 128 128 / .2); }}
-.health .bar span {{ display: block; height: 100%; min-width: 1px; background: {BLUE};
+.health .bar span {{ display: block; height: 100%; background: {BLUE};
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
 """
 

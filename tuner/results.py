@@ -442,8 +442,6 @@ class RunSummary:
     above: tuple[Trial, ...] = ()
     # Of the whole study so far, all its searches together.
     cost: StudyCost | None = None
-    # As `baseline_cost`, of the tune questions: what a trial's seconds are set against.
-    baseline_cost_tune: AnswerCost | None = None
     # Videos of the study, without those skipped.
     videos: int = 0
     # As `cost`; None where nothing was counted: an older version answered.

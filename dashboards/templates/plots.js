@@ -14,6 +14,8 @@
   const DRAWN = 860;
   const CONFIG = {
     displaylogo: false,
+    // plotly's own default offers to send the figure's data to its company.
+    showSendToCloud: false,
     modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "autoScale2d"],
   };
 

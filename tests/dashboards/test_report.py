@@ -56,7 +56,9 @@ def make_picture(name="front", rows=3, **changes) -> Picture:
 
 def make_cards() -> Picture:
     body = f'<p class="card-text">kept tokens</p><img alt="a frame" src="{GIF}">'
-    return make_picture("cards", plotly=None, body=body, css=".cards .card-text { color: #0072b2; }", rows=0)
+    return make_picture(
+        "cards", plotly=None, body=body, css=".cards .card-text { color: var(--link); }", rows=0
+    )
 
 
 def make_comparison() -> Comparison:
