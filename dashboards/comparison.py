@@ -154,7 +154,7 @@ def _description(rows: Sequence[ComparisonRow], comparison: Comparison) -> str:
         text += (
             ". Lines are 95 % intervals; methods whose intervals overlap may still differ, for all answered "
             "the same questions: the change from the unpruned model is paired. FLOPs and time are per cent "
-            "of the unpruned model's."
+            "of the unpruned model's; time is prefill and answer alone, all ways in turn."
         )
     for name, smallest in comparison.unreachable.items():
         text += f" {name} cannot be set to this budget: {100 * smallest:.1f} % is the least it reaches."

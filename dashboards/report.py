@@ -20,13 +20,15 @@ from markupsafe import Markup
 
 from dashboards.picture import FONT, Picture, to_csv
 from dashboards.templating import Drawing, css_safe, drawing_of, make_environment, plotly_code, with_minus
+from tuner.comparison_summary import time_taken
 from tuner.results import Comparison, HeldOut, Interval, Measured, RunSummary, Trial
 from tuner.sensitivity.results import Sensitivity
-from tuner.sentences import noise_floor, provable
+from tuner.sentences import noise_floor, provable, weak_baseline
 from tuner.summary import (
     accuracy_name,
     comparison,
     duration,
+    guessed,
     headline,
     knob_rows,
     nothing_fits,
@@ -96,13 +98,15 @@ class Answer:
 def answer(summary: RunSummary) -> Answer:
     """The first screen's four answers."""
     state: State = "nothing_fits" if summary.best is None else summary.verdict
-    if _drowned(summary):
+    if summary.best is not None and (_drowned(summary) or guessed(summary)):
         state = "untested"
     held_out = summary.best_held_out
     return Answer(
         state=state,
         title=_title(summary, state),
-        said=tuple([nothing_fits(summary)] if summary.best is None else verdict(summary)),
+        said=tuple(
+            [nothing_fits(summary)] if summary.best is None else [*_warning(summary), *verdict(summary)]
+        ),
         changes=_changes(summary, state),
         command=_export_command(summary),
         saves=None if held_out is None else _saves(summary, held_out),
@@ -143,6 +147,7 @@ def report_html(
             plotly=plotly_code() if any(one.plotly is not None for one in pictures) else None,
             sensitivity=sensitivity,
             comparison=comparison,
+            time_taken=None if comparison is None else time_taken(comparison),
             most=MOST_ROWS,
         )
     )
@@ -152,6 +157,8 @@ def report_html(
 
 
 def _title(summary: RunSummary, state: State) -> str:
+    if state == "untested" and guessed(summary):
+        return "Not known: the unpruned model does no better than guessing"
     if _drowned(summary):
         return "Not known: the margin is within the noise floor"
     margin = "the margin" if summary.margin is None else f"{100 * summary.margin:.3g} points"
@@ -171,6 +178,14 @@ def _exceeded(summary: RunSummary) -> bool:
     return interval is not None and summary.margin is not None and interval.high < -summary.margin
 
 
+def _warning(summary: RunSummary) -> tuple[str, ...]:
+    """Beside a verdict: that the unpruned model may do no better than guessing."""
+    guessing = summary.guessing
+    if guessing is None or guessing.no_better or guessing.shown_better:
+        return ()
+    return (weak_baseline(guessing),)
+
+
 def _drowned(summary: RunSummary) -> bool:
     """Without labels, a margin that the unpruned model itself does not keep; as `tuner.summary` says."""
     setting, noise, margin = summary.setting, summary.noise, summary.margin
@@ -182,6 +197,8 @@ def _drowned(summary: RunSummary) -> bool:
 def _changes(summary: RunSummary, state: State) -> tuple[str, ...]:
     """What would change the verdict."""
     held_out, test = summary.best_held_out, summary.test_of_best
+    if state == "untested" and summary.guessing is not None and guessed(summary):
+        return (weak_baseline(summary.guessing),)
     if _drowned(summary) and summary.noise is not None:
         return (noise_floor(summary.noise, summary.margin, labelled=False),)
     if state == "nothing_fits":
@@ -229,14 +246,11 @@ def _saves(summary: RunSummary, held_out: HeldOut) -> Number:
     serving = summary.serving
     measured = None if serving is None else serving.measured
     if measured is not None:
-        before, after = (one.per_video + one.per_question for one in (measured.baseline, measured.best))
+        before, after = measured.first_question
         notes.append(
-            f"Time for a video and one question: {after:.3g} s instead of {before:.3g} s "
-            f"({_than(after, before)})"
+            f"Time for a video and one question, vision tower included: {after:.3g} s instead of "
+            f"{before:.3g} s ({_than(after, before)})"
         )
-    elif summary.baseline_cost is not None:
-        after, before = outcome.per_answer.seconds, summary.baseline_cost.seconds
-        notes.append(f"Time an answer: {after:.3g} s instead of {before:.3g} s ({_than(after, before)})")
     if serving is not None:
         pays = f"Pays for {up_to(serving.break_even)}"
         if measured is not None:
@@ -259,6 +273,9 @@ def _costs(summary: RunSummary, held_out: HeldOut) -> Number:
         f"{_counted(outcome.regressions, 'regression')} (right before, wrong now) and "
         f"{outcome.gained} gained, of {outcome.questions} questions about {_counted(outcome.videos, 'video')}"
     )
+    if guessed(summary):
+        notes.insert(0, f"{points:+.1f} points of {what} from a model that does no better than guessing")
+        return Number("Not known", "", tuple(notes))
     return Number(f"{points:+.1f}", f"points of {what}", tuple(notes))
 
 
@@ -290,6 +307,7 @@ def _numbers(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
         "gained": "gained, questions",
         "FLOPs ratio": "LLM prefill FLOPs ratio",
         "end to end": "FLOPs ratio end to end",
+        "seconds": "seconds for a video and one question",
         "MiB added": "MiB that an answer adds",
     }
     what = accuracy_name(summary)

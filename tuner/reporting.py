@@ -16,6 +16,7 @@ from pipeline.methods import AdaTP
 from tuner import statistics
 from tuner.costs import study_cost
 from tuner.errors import UserError
+from tuner.guessing import against_guessing
 from tuner.margin import MaxDrop
 from tuner.planning import Planner
 from tuner.records.database import default_database
@@ -240,6 +241,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         cost=study_cost(store, planner),
         videos=len({one.video for one in record.questions}),
         cache_use=store.cache_use(),
+        guessing=against_guessing(study, [one for part in baseline for one in results.of(None, part)]),
     )
 
 

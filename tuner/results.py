@@ -208,6 +208,34 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Guessing:
+    """The unpruned model against guessing, on all labelled questions with options."""
+
+    questions: int
+    videos: int
+    right: int
+    # Mean over these questions of one over the number of options.
+    chance: float
+    # One-sided 95 % lower bound of the accuracy; the video is the unit, so one video gives none.
+    bound: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """Share that it has right."""
+        return self.right / self.questions
+
+    @property
+    def no_better(self) -> bool:
+        """Whether it has no more right than guessing would on average."""
+        return self.right <= self.chance * self.questions + 1e-9  # a sum of thirds is rounded
+
+    @property
+    def shown_better(self) -> bool:
+        """Whether so many videos tell it from guessing."""
+        return self.bound is not None and self.bound > self.chance
+
+
+@dataclass(frozen=True)
 class RegressionRow:
     """A question the baseline got right and the pruned model does not, with how sure each was."""
 
@@ -319,6 +347,12 @@ class MeasuredServing:
     def break_even(self) -> float:
         """Questions per video up to which pruning is the faster choice; may be infinite."""
         return break_even(self.baseline, self.best)
+
+    @property
+    def first_question(self) -> tuple[float, float]:
+        """Seconds for a video and one question, nothing kept from before: unpruned, and at the best."""
+        before, after = (one.per_video + one.per_question for one in (self.baseline, self.best))
+        return before, after
 
 
 @dataclass(frozen=True)
@@ -446,6 +480,8 @@ class RunSummary:
     videos: int = 0
     # As `cost`; None where nothing was counted: an older version answered.
     cache_use: CacheUse | None = None
+    # None in a study without labelled options.
+    guessing: Guessing | None = None
 
     @property
     def test_of_best(self) -> Tested | None:
