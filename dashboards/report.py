@@ -240,7 +240,7 @@ def _export_command(summary: RunSummary) -> str | None:
 def _saves(summary: RunSummary, held_out: HeldOut) -> Number:
     outcome = held_out.outcome
     notes = [
-        f"{_share(1 - outcome.flops_ratio_end_to_end)} fewer end to end, vision tower included",
+        f"{_than(outcome.flops_ratio_end_to_end, 1.0, 'fewer')} end to end, vision tower included",
         f"The dearest question needs {_share(outcome.flops_ratio_max)} of its unpruned prefill",
     ]
     serving = summary.serving
@@ -417,9 +417,9 @@ def _percent(measured: Measured | None) -> str:
     return f"{100 * measured.value:.1f} %"
 
 
-def _than(after: float, before: float) -> str:
+def _than(after: float, before: float, less: str = "less") -> str:
     change = after / before - 1
-    return f"{abs(change):.0%} {'more' if change > 0 else 'less'}".replace("%", " %")
+    return f"{abs(change):.0%} {'more' if change > 0 else less}".replace("%", " %")
 
 
 def _counted(number: int, thing: str) -> str:

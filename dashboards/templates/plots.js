@@ -9,7 +9,7 @@
     "#e4e6ea": "#303640", "#ebf0f8": "#303640", "#c8d4e3": "#3d4550", "#d7dade": "#4a525d", "#0072b2": "#2b8fd6",
     "rgba(255, 255, 255, 0.8)": "rgba(20, 23, 28, 0.8)",
   };
-  // CSS pixels: a sheet of A4 or Letter between its margins, and what is drawn for it, as roomy as on a screen.
+  // CSS pixels: a sheet of A4 or Letter between its margins, and what is drawn for it, as the narrowest screen's.
   const PAPER = 680;
   const DRAWN = 860;
   const CONFIG = {
@@ -55,6 +55,9 @@
       const room = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
       window.Plotly.react(plot, data, { ...layout, ...room, ...size }, { ...CONFIG, responsive: !paper, toImageButtonOptions: { filename: plot.dataset.name } });
       if (paper) plot.style.zoom = PAPER / DRAWN;
+      // Where it is wider than the screen, arrow keys move it.
+      plot.parentElement.removeAttribute("tabindex");
+      if (plot.parentElement.scrollWidth > plot.parentElement.clientWidth) plot.parentElement.tabIndex = 0;
       plot.dataset.drawn = paper ? "paper" : "screen";
       for (const [index, svg] of plot.querySelectorAll("svg.main-svg").entries()) {
         svg.setAttribute(...(index ? ["aria-hidden", "true"] : ["role", "img"]));

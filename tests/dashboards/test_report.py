@@ -201,6 +201,16 @@ def test_a_bound_above_zero_is_no_margin():
 
 
 @quick
+def test_more_flops_end_to_end_are_said_to_be_more():
+    summary = make_summary()
+    dear = replace(summary.best_held_out.outcome, flops_ratio_end_to_end=1.05)
+    held_out = replace(summary.best_held_out, outcome=dear)
+    # Once "-5 % fewer".
+    notes = answer(replace(summary, best_held_out=held_out)).saves.notes
+    assert notes[0] == "5 % more end to end, vision tower included"
+
+
+@quick
 def test_times_of_different_moments_are_not_compared():
     # Timed as answers came in: 0.03 s unpruned in an earlier run, 0.021 s pruned in this one.
     notes = " ".join(answer(make_summary(serving=None)).saves.notes)
@@ -484,6 +494,20 @@ def test_a_screen_reader_hears_each_figures_text(opened):
         == 1
     )
     assert tab.locator("figure").count() == tab.get_by_role("figure").count() == 4
+
+
+@pytest.mark.browser
+def test_a_phone_shows_figures_whole_and_moves_them_sideways(opened):
+    tab = opened()
+    tab.set_viewport_size({"width": 390, "height": 800})
+    draw_all(tab)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    widths = (
+        "[...document.querySelectorAll('.plot svg.main-svg')].map((one) => one.getBoundingClientRect().width)"
+    )
+    # Once as wide as the screen: columns of numbers lay on top of each other.
+    assert set(tab.evaluate(widths)) == {860}
+    assert tab.locator(".wide[tabindex='0']").count() == 2
 
 
 @pytest.mark.browser
