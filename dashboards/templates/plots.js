@@ -55,19 +55,24 @@
       const room = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
       window.Plotly.react(plot, data, { ...layout, ...room, ...size }, { ...CONFIG, responsive: !paper, toImageButtonOptions: { filename: plot.dataset.name } });
       if (paper) plot.style.zoom = PAPER / DRAWN;
-      // Where it is wider than the screen, arrow keys move it.
-      plot.parentElement.removeAttribute("tabindex");
-      if (plot.parentElement.scrollWidth > plot.parentElement.clientWidth) plot.parentElement.tabIndex = 0;
       plot.dataset.drawn = paper ? "paper" : "screen";
       for (const [index, svg] of plot.querySelectorAll("svg.main-svg").entries()) {
         svg.setAttribute(...(index ? ["aria-hidden", "true"] : ["role", "img"]));
         if (!index) svg.setAttribute("aria-label", plot.dataset.text);
       }
+      letKeysMove(plot);
       for (const [menu, button] of Object.entries(plot.chosen ?? {})) press(plot, menu, button, paper);
     } catch (error) {
       console.error(error);
       plot.innerHTML = '<p class="failed">This figure could not be drawn. Its caption and its table are below.</p>';
     }
+  }
+
+  // Where it is wider than the screen, arrow keys move it.
+  function letKeysMove(plot) {
+    const frame = plot.parentElement;
+    if (frame.scrollWidth > frame.clientWidth) frame.tabIndex = 0;
+    else frame.removeAttribute("tabindex");
   }
 
   function press(plot, menu, index, paper = false) {
@@ -105,6 +110,7 @@
   }
 
   dark.addEventListener("change", () => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => draw(plot)));
+  addEventListener("resize", () => plots.forEach(letKeysMove));
   addEventListener("beforeprint", () => plots.forEach((plot) => draw(plot, true)));
   addEventListener("afterprint", () => plots.forEach((plot) => draw(plot)));
 })();
