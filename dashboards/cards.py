@@ -317,39 +317,39 @@ def _segments(card: Card, film: Film, first: int, last: int) -> str:
     return f'<span class="depth">relevance</span><ol>\n{"".join(items)}</ol>\n'
 
 
-# The colours come from the page where it sets them. Backgrounds carry the frames, so they are printed.
+# The colours are the page's. Backgrounds carry the frames, so they are printed.
 _CSS = f"""\
-.cards {{ color: var(--ink, #222); }}
+.cards {{ color: var(--ink); }}
 .cards .key {{ max-width: 75ch; line-height: 1.45; }}
-.cards article {{ margin: 0 0 1rem; padding: .8rem 1rem; border: 1px solid var(--line, #ccc);
-  border-radius: .4rem; background: var(--card, #fff); break-inside: avoid; }}
+.cards article {{ margin: 0 0 1rem; padding: .8rem 1rem; border: 1px solid var(--line);
+  border-radius: .4rem; background: var(--ground); break-inside: avoid; }}
 .cards .asked {{ display: flex; flex-wrap: wrap; gap: .4rem 2rem; justify-content: space-between; }}
 .cards h4 {{ margin: 0 0 .3rem; font-size: 1.05rem; }}
-.cards .about {{ margin: 0 0 .3rem; color: var(--muted, #555); font-size: .85rem; }}
+.cards .about {{ margin: 0 0 .3rem; color: var(--muted); font-size: .85rem; }}
 .cards table {{ border-collapse: collapse; font-size: .85rem; margin-bottom: .5rem; }}
 .cards th, .cards td {{ padding: .1rem .7rem .1rem 0; text-align: left; font-weight: normal; }}
-.cards tr:first-child th[scope=col] {{ color: var(--muted, #555); }}
+.cards tr:first-child th[scope=col] {{ color: var(--muted); }}
 .cards td b {{ white-space: nowrap; }}
 .cards .right {{ font-weight: bold; }}
 .cards .film {{ position: relative; overflow-x: auto; }}
 .cards .strip {{ display: grid; grid-template-columns: 7.5rem 1fr; gap: 3px .5rem; min-width: 52rem;
   margin-bottom: .4rem; }}
-.cards .depth {{ align-self: center; color: var(--muted, #555); font-size: .8rem; line-height: 1.2; }}
+.cards .depth {{ align-self: center; color: var(--muted); font-size: .8rem; line-height: 1.2; }}
 .cards svg, .cards ol {{ width: calc(100% * var(--frames) / {FRAMES_PER_STRIP}); }}
 .cards svg {{ display: block; aspect-ratio: var(--shape); background: var(--strip) 0 0 / 100% 100%;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
-.cards path {{ fill: none; stroke: var(--card, #fff); }}
+.cards path {{ fill: none; stroke: var(--ground); }}
 .cards .dropped {{ stroke-opacity: .86; shape-rendering: crispEdges; }}
 .cards .frame {{ stroke-width: 1px; vector-effect: non-scaling-stroke; }}
 .cards .cut {{ stroke-width: 5px; vector-effect: non-scaling-stroke; }}
 .cards ol {{ display: grid; grid-template-columns: repeat(var(--frames), 1fr); margin: 0; padding: 0;
   list-style: none; font-size: .72rem; line-height: 1.3; }}
 .cards li {{ overflow: hidden; white-space: nowrap; margin: 0 2px; }}
-.cards .relevance {{ display: block; padding: 0 .2rem; border: 1px solid var(--line, #ccc);
-  background: linear-gradient(to top, color-mix(in srgb, var(--ink, #222) 16%, transparent) var(--height),
+.cards .relevance {{ display: block; padding: 0 .2rem; border: 1px solid var(--line);
+  background: linear-gradient(to top, color-mix(in srgb, var(--ink) 16%, transparent) var(--height),
   transparent 0); print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
-.cards .boosted .relevance {{ border: 2px solid var(--ink, #222); font-weight: bold; }}
-.cards .time {{ color: var(--muted, #555); }}
+.cards .boosted .relevance {{ border: 2px solid var(--ink); font-weight: bold; }}
+.cards .time {{ color: var(--muted); }}
 .cards .heard {{ position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }}
 .cards summary {{ cursor: pointer; margin-bottom: .8rem; }}
 @media print {{

@@ -124,17 +124,9 @@ def _plotly(history: History) -> PlotlyFigure:
         font={"family": FONT, "size": 14, "color": BLACK},
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
         hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
-        margin={"l": 110, "r": 30, "t": 56, "b": 90},
+        margin={"l": 110, "r": 30, "t": 24, "b": 90},
         updatemenus=[
             {
-                "type": "buttons",
-                "direction": "right",
-                "x": 0,
-                "xanchor": "left",
-                "y": 1.02,
-                "yanchor": "bottom",
-                "pad": {"t": 0, "b": 4},
-                "font": {"size": 13},
                 "buttons": [
                     {
                         "label": label,

@@ -30,7 +30,7 @@ from dashboards.pareto_marks import (
     y_title,
 )
 from dashboards.pareto_table import ParetoPoint, pareto_points
-from dashboards.picture import BLACK, BLUE, FONT, GREY, Picture, write
+from dashboards.picture import BLACK, BLUE, FONT, GREY, LABEL_GROUND, Picture, write
 from pipeline.methods import KNOBS, AdaTP, choices
 from tuner.results import Comparison, RunSummary
 from tuner.study import CHOICES
@@ -93,22 +93,14 @@ def _plotly(points: Sequence[ParetoPoint], summary: RunSummary) -> PlotlyFigure:
         font={"family": FONT, "size": 14, "color": BLACK},
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
         hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
-        margin={"l": 90, "r": 30, "t": 56, "b": 140},
+        margin={"l": 90, "r": 30, "t": 24, "b": 140},
         **layouts[PREFILL],
     )
     if len(buttons) > 1:
         figure.update_layout(
             updatemenus=[
                 {
-                    "type": "buttons",
-                    "direction": "right",
                     "buttons": buttons,
-                    "x": 0,
-                    "xanchor": "left",
-                    "y": 1.02,
-                    "yanchor": "bottom",
-                    "pad": {"t": 0, "b": 4},
-                    "font": {"size": 13},
                 }
             ]
         )
@@ -160,9 +152,9 @@ def _errors(series: Series) -> dict[str, Any]:
         "symmetric": False,
         "array": above,
         "arrayminus": below,
-        "color": series.marker.edge,
-        "thickness": 1.4,
-        "width": 4,
+        "color": series.marker.fill,
+        "thickness": series.marker.bar,
+        "width": series.marker.size / 2,
     }
 
 
@@ -232,7 +224,7 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
                 "showarrow": False,
                 "xanchor": "left",
                 "yanchor": "bottom" if level.above else "top",
-                "bgcolor": "rgba(255,255,255,0.7)",
+                "bgcolor": LABEL_GROUND,
                 "borderpad": 0,
                 "font": {"size": 12, "color": BLACK},
             }
@@ -252,7 +244,7 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
             "arrowcolor": "#b9bdc4",
             "standoff": 6,
             "xanchor": "left",
-            "bgcolor": "rgba(255,255,255,0.8)",
+            "bgcolor": LABEL_GROUND,
             "borderpad": 0,
             "font": {"size": 12, "color": BLACK},
         }
@@ -340,9 +332,9 @@ def _still(points: Sequence[ParetoPoint], summary: RunSummary) -> MatplotlibFigu
                 markersize=marker.size * 0.75,
                 color=marker.fill,
                 markeredgecolor=marker.edge,
-                ecolor=marker.edge,
-                elinewidth=1.3,
-                capsize=3,
+                ecolor=marker.fill,
+                elinewidth=0.9 * marker.bar,
+                capsize=0.35 * marker.size,
                 linestyle="none",
                 label=marker.label,
                 zorder=4,
@@ -394,8 +386,7 @@ def _description(points: Sequence[ParetoPoint], summary: RunSummary) -> str:
     text = (
         "Each small point is a trial on the videos that the search uses; those on the front are drawn full. "
         "The filled large points with intervals are measured on held-out videos, which had no part in "
-        "choosing; where they would hide one another they are drawn side by side. The unpruned model costs "
-        "100 %."
+        "choosing; where two meet, the smaller one lies on the larger. The unpruned model costs 100 %."
     )
     for one in points:
         if one.kind == "best" and one.part == "held_out" and one.accuracy is not None:
@@ -412,11 +403,6 @@ def _description(points: Sequence[ParetoPoint], summary: RunSummary) -> str:
         if summary.serving.measured is not None:
             pays += f" and {up_to(summary.serving.measured.break_even)} by seconds"
         text += f" Break-even, on a server that keeps each video's prefix: pruning pays for {pays}."
-    if any(one.seconds_ratio is not None for one in points):
-        text += (
-            " Seconds are those of the study's own answers, with the video encoded and its prefix shared "
-            "by its questions; more workers or other load on the machine show in them."
-        )
     return text
 
 
@@ -441,8 +427,6 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
     lines.append(f"prefill FLOPs {100 * point.flops_ratio:.1f} %")
     if point.flops_ratio_end_to_end is not None:
         lines.append(f"end to end {100 * point.flops_ratio_end_to_end:.1f} %")
-    if point.seconds_ratio is not None:
-        lines.append(f"seconds per answer {100 * point.seconds_ratio:.0f} %")
     if point.regressions is not None:
         lines.append(f"{point.regressions} regressions")
     for knob in KNOBS:

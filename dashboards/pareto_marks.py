@@ -28,11 +28,6 @@ AXES = (
         "end-to-end FLOPs",
         "end-to-end FLOPs with the vision tower, % of unpruned (lower is better)",
     ),
-    Axis(
-        "seconds_ratio",
-        "measured seconds",
-        "measured seconds per answer, % of unpruned (lower is better)",
-    ),
 )
 
 
@@ -46,10 +41,12 @@ class Marker(NamedTuple):
     plotly: str
     matplotlib: str
     opacity: float = 1.0
+    # Of an interval's line, pixels.
+    bar: float = 1.4
 
 
 class Series(NamedTuple):
-    """Marks of one kind; `x` is None where a point has no such measure."""
+    """Marks of one kind, each where its cost and its accuracy are; `x` is None where it has no such cost."""
 
     marker: Marker
     points: list[ParetoPoint]
@@ -67,9 +64,12 @@ _STOPPED = Marker(
 _REFUSED = Marker("closest proposal (tick at its cost)", BLACK, BLACK, 11, "x-thin-open", "x")
 _DEFAULTS = Marker("AdaTP's defaults, tune videos", "#ffffff", GREEN, 12, "square", "s")
 _BEST = Marker("{best}, tune videos", "#ffffff", VERMILION, 13, "diamond", "D")
-_PEERS = Marker("other methods, held-out videos (95 %)", PURPLE, PURPLE, 11, "triangle-up", "^")
-_DEFAULTS_HELD_OUT = Marker("AdaTP's defaults, held-out videos (95 %)", GREEN, GREEN, 11, "square", "s")
-_BEST_HELD_OUT = Marker("{best}, held-out videos (95 %)", VERMILION, VERMILION, 12, "diamond", "D")
+# These often cost the same to a line's width: each is smaller than those before it, and seen on top of them.
+_DEFAULTS_HELD_OUT = Marker(
+    "AdaTP's defaults, held-out videos (95 %)", GREEN, GREEN, 16, "square", "s", bar=5
+)
+_PEERS = Marker("other methods, held-out videos (95 %)", PURPLE, PURPLE, 13, "triangle-up", "^", bar=2.2)
+_BEST_HELD_OUT = Marker("{best}, held-out videos (95 %)", VERMILION, "#ffffff", 11, "diamond", "D")
 
 
 def best_name(summary: RunSummary) -> str:
@@ -84,7 +84,6 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     trials = [one for one in points if one.kind == "trial"]
     within = [one for one in trials if one.within_budget]
     floor = limits.low_y + 0.02 * (limits.high_y - limits.low_y)
-    placed = dict(placed_at(points, summary, axis))
     drawn: list[tuple[Marker, list[ParetoPoint]]] = [
         (_STOPPED, [one for one in points if one.kind == "stopped"]),
         (_REFUSED, [one for one in points if one.kind == "refused"]),
@@ -93,8 +92,8 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         (_FRONT, [one for one in within if one.trial in on_front]),
         (_DEFAULTS, [one for one in points if one.kind == "defaults" and one.part == "tune"]),
         (_BEST, [one for one in points if one.kind == "best" and one.part == "tune"]),
-        (_PEERS, [one for one in points if one.kind == "peer"]),
         (_DEFAULTS_HELD_OUT, [one for one in points if one.kind == "defaults" and one.part == "held_out"]),
+        (_PEERS, [one for one in points if one.kind == "peer"]),
         (_BEST_HELD_OUT, [one for one in points if one.kind == "best" and one.part == "held_out"]),
     ]
     known = {marker for marker, chosen in drawn if chosen} | {_DOMINATED, _FRONT}
@@ -102,7 +101,7 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         Series(
             marker._replace(label=marker.label.format(best=best_name(summary))),
             chosen,
-            [placed.get(one, cost_of(one, axis)) for one in chosen],
+            [cost_of(one, axis) for one in chosen],
             [floor if one.accuracy is None else 100 * one.accuracy for one in chosen],
             any(one.part == "held_out" for one in chosen),
         )
@@ -129,47 +128,6 @@ def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
     return [one for one, cost in sorted(trials, key=lambda pair: pair[1]) if one.trial in numbers]
 
 
-def placed_at(
-    points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis
-) -> list[tuple[ParetoPoint, float]]:
-    """Held-out points and where each is drawn.
-
-    The best one and the defaults differ in cost by less than a line's width, and their intervals overlap: the
-    defaults move to the left. Peers stay where they are: a move of several widths would tell another cost.
-    """
-    limits = limits_of(points, summary, axis)
-    apart = 0.009 * (limits.high_x - limits.low_x)
-    room = 0.02 * (limits.high_y - limits.low_y)  # a mark's own height
-    placed: list[tuple[ParetoPoint, float]] = []
-    order = {"best": 0, "defaults": 1, "peer": 2}
-    wanted = [one for one in points if one.part == "held_out" and one.kind in order]
-    for one in sorted(wanted, key=lambda one: (order[one.kind], -(one.accuracy or 0.0))):
-        at = cost_of(one, axis)
-        if at is None:
-            continue
-        if one.kind == "peer":
-            placed.append((one, at))
-            continue
-        low, high = _extent(one)
-        meets = [
-            other_at
-            for other, other_at in placed
-            if low - room < _extent(other)[1] and _extent(other)[0] - room < high
-        ]
-        while any(abs(at - other) < 0.99 * apart for other in meets):
-            at -= apart
-        placed.append((one, at))
-    return placed
-
-
-def _extent(point: ParetoPoint) -> tuple[float, float]:
-    """From the lower to the upper end of its interval, in per cent."""
-    value = point.accuracy or 0.0
-    low = value if point.accuracy_low is None else point.accuracy_low
-    high = value if point.accuracy_high is None else point.accuracy_high
-    return 100 * low, 100 * high
-
-
 class Label(NamedTuple):
     """A peer's name beside its mark."""
 
@@ -183,7 +141,11 @@ class Label(NamedTuple):
 def labels_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> list[Label]:
     """In one column to the right of all peers, as far apart as the letters need."""
     limits = limits_of(points, summary, axis)
-    peers = [(one, x) for one, x in placed_at(points, summary, axis) if one.kind == "peer"]
+    peers = [
+        (one, x)
+        for one in sorted(points, key=lambda one: -(one.accuracy or 0.0))
+        if one.kind == "peer" and (x := cost_of(one, axis)) is not None
+    ]
     if not peers:
         return []
     gap = 0.042 * (limits.high_y - limits.low_y)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.methods import KNOBS, AdaTP, AdaTPOneShot
-from tuner.results import AnswerCost, Comparison, Configuration, Measured, Outcome, Part, RunSummary
+from tuner.results import Comparison, Configuration, Measured, Outcome, Part, RunSummary
 from tuner.study import CHOICES
 
 # AdaTP, whole or with parts changed.
@@ -43,8 +43,6 @@ class ParetoPoint:
     # AdaTP's; None for other methods.
     deduplicate: str | None = None
     score_query: str | None = None
-    # Seconds per answer over the unpruned model's on the same part, as the study measured them.
-    seconds_ratio: float | None = None
     # A peer's, as in `tuner.results.Compared`, and its method.
     name: str | None = None
     method: str | None = None
@@ -59,15 +57,11 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
     front = front_numbers((one.number, one.outcome.accuracy, one.outcome.flops_ratio) for one in completed)
     best = None if summary.best is None else summary.best.number
     defaults = None if summary.defaults is None else summary.defaults.number
-    costs: dict[Part, AnswerCost | None] = {
-        "tune": summary.baseline_cost_tune,
-        "held_out": summary.baseline_cost,
-    }
     rows = [_baseline(part, measured) for part, measured in sorted(summary.baseline.items(), reverse=True)]
     trials = []
     for trial in completed:
         kind: Kind = "best" if trial.number == best else "defaults" if trial.number == defaults else "trial"
-        point = _point(kind, trial.configuration, trial.outcome, None, costs["tune"])
+        point = _point(kind, trial.configuration, trial.outcome, None)
         trials.append(
             replace(
                 point,
@@ -90,17 +84,14 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
     for kind, number, held_out in chosen:
         if held_out is not None:
             own.append(held_out.configuration)
-            point = _point(
-                kind, held_out.configuration, held_out.outcome, held_out.accuracy, costs["held_out"]
-            )
+            point = _point(kind, held_out.configuration, held_out.outcome, held_out.accuracy)
             fits = point.flops_ratio <= summary.budget
             rows.append(replace(point, trial=number, within_budget=fits))
     for peer in () if comparison is None else comparison.rows:
         # AdaTP with parts changed lies on top of AdaTP; the comparison's own figure tells them apart.
         if peer.held_out.configuration not in own and peer.held_out.configuration.method not in _ADATP:
             held_out = peer.held_out
-            # Without seconds: they were asked at another time than the trials; the comparison has times.
-            point = _point("peer", held_out.configuration, held_out.outcome, held_out.accuracy, None)
+            point = _point("peer", held_out.configuration, held_out.outcome, held_out.accuracy)
             fits = point.flops_ratio <= summary.budget
             rows.append(
                 replace(point, name=peer.name, method=held_out.configuration.method, within_budget=fits)
@@ -136,7 +127,6 @@ def _point(
     configuration: Configuration,
     outcome: Outcome,
     accuracy: Measured | None,
-    unpruned: AnswerCost | None,
 ) -> ParetoPoint:
     interval = None if accuracy is None else accuracy.interval
     return ParetoPoint(
@@ -151,9 +141,6 @@ def _point(
         regressions=outcome.regressions,
         within_budget=False,
         on_front=False,
-        seconds_ratio=None
-        if unpruned is None or not unpruned.seconds
-        else outcome.per_answer.seconds / unpruned.seconds,
         **_knobs(configuration),
     )
 
@@ -188,7 +175,6 @@ def _baseline(part: Part, accuracy: Measured) -> ParetoPoint:
         regressions=0,
         within_budget=False,
         on_front=False,
-        seconds_ratio=1.0,
     )
 
 

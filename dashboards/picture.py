@@ -12,11 +12,16 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from html import escape
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from markupsafe import Markup
+
+from dashboards.templating import css_safe, drawing_of, make_environment, plotly_code
+
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
@@ -37,6 +42,9 @@ BLACK, GREY, SKY, BLUE, VERMILION, GREEN, ORANGE, PURPLE = (
     "#e69f00",
     "#cc79a7",
 )
+
+# Behind a label, so that lines do not run through its letters; plots.js knows its like on a dark ground.
+LABEL_GROUND = "rgba(255, 255, 255, 0.8)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,34 +79,26 @@ def to_csv(rows: Sequence[Any]) -> str:
     return text.getvalue()
 
 
-def _plotly_div(picture: Picture, library: Library) -> str:
-    """The interactive drawing as a fragment, the same each time."""
-    assert picture.plotly is not None
-    return str(
-        picture.plotly.to_html(
-            full_html=False,
-            include_plotlyjs=True if library == "held" else "directory",
-            div_id=f"{picture.name}-plot",  # random otherwise
-            default_height="min(620px, 90vh)",
-            config={
-                "displaylogo": False,
-                "responsive": True,
-                "toImageButtonOptions": {"filename": picture.name},
-            },
-        )
-    )
+@cache
+def _environment() -> Environment:
+    return make_environment()
 
 
 def to_html(picture: Picture, library: Library = "held") -> str:
-    """A whole page with this picture alone."""
-    drawn = picture.body or "" if picture.plotly is None else _plotly_div(picture, library)
+    """A whole page with this picture alone, the same each time; in light and dark, as the report is."""
+    drawing = None if picture.plotly is None else drawing_of(picture.plotly)
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(picture.title)}</title>\n"
-        f"<style>body {{ margin: 1rem; font-family: {FONT}; color: {BLACK}; background: #fff; }} "
-        f"p {{ max-width: 75ch; line-height: 1.45; }}\n{picture.css}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(picture.title)}</h1>\n{drawn}\n<p>{escape(picture.description)}</p>\n</body>\n</html>\n"
+        _environment()
+        .get_template("picture.html.j2")
+        .render(
+            picture=picture,
+            drawing=drawing,
+            body=None if picture.body is None else Markup(picture.body),
+            css=css_safe(picture.css),
+            font=FONT,
+            plotly=plotly_code() if drawing is not None and library == "held" else None,
+            library=SHARED_LIBRARY,
+        )
     )
 
 
@@ -122,7 +122,5 @@ def write(picture: Picture, folder: Path, library: Library = "held") -> tuple[Pa
 
 def write_library(folder: Path) -> None:
     """Plotly's code for the pages in this folder that share it."""
-    from plotly.offline import get_plotlyjs
-
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SHARED_LIBRARY).write_text(get_plotlyjs(), encoding="utf-8")
+    (folder / SHARED_LIBRARY).write_text(plotly_code(), encoding="utf-8")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from dashboards.picture import FONT, Picture, to_csv
+from dashboards.templating import Drawing, css_safe, drawing_of, make_environment, plotly_code, with_minus
+from tuner.comparison_summary import time_taken
 from tuner.results import Comparison, HeldOut, Interval, Measured, RunSummary, Trial
 from tuner.sensitivity.results import Sensitivity
 from tuner.sentences import noise_floor, provable, weak_baseline
@@ -48,8 +49,6 @@ State = Literal["shown", "not_shown", "untested", "nothing_fits"]
 MOST_ROWS = 200
 # Bytes of a CSV that is carried along as a link; a larger one lies among the study's figures.
 LARGEST_CSV = 256 * 1024
-# CSS pixels, where a figure does not say its own.
-_HEIGHT = 620
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,9 @@ def answer(summary: RunSummary) -> Answer:
     return Answer(
         state=state,
         title=_title(summary, state),
-        said=tuple([nothing_fits(summary)] if summary.best is None else verdict(summary)),
+        said=tuple(
+            [nothing_fits(summary)] if summary.best is None else [*_warning(summary), *verdict(summary)]
+        ),
         changes=_changes(summary, state),
         command=_export_command(summary),
         saves=None if held_out is None else _saves(summary, held_out),
@@ -144,9 +145,10 @@ def report_html(
             facts=_facts(summary),
             remarks=[line for line in remarks(summary) if not line.startswith("To export it: ")],
             figures=[_figure(one) for one in pictures],
-            plotly=_plotly() if any(one.plotly is not None for one in pictures) else None,
+            plotly=plotly_code() if any(one.plotly is not None for one in pictures) else None,
             sensitivity=sensitivity,
             comparison=comparison,
+            time_taken=None if comparison is None else time_taken(comparison),
             most=MOST_ROWS,
         )
     )
@@ -175,6 +177,14 @@ def _exceeded(summary: RunSummary) -> bool:
     """Whether the whole interval lies beyond the margin: then more videos of this kind would not help."""
     interval = None if summary.best_held_out is None else summary.best_held_out.difference.interval
     return interval is not None and summary.margin is not None and interval.high < -summary.margin
+
+
+def _warning(summary: RunSummary) -> tuple[str, ...]:
+    """Beside a verdict: that the unpruned model may do no better than guessing."""
+    guessing = summary.guessing
+    if guessing is None or guessing.no_better or guessing.shown_better:
+        return ()
+    return (weak_baseline(guessing),)
 
 
 def _drowned(summary: RunSummary) -> bool:
@@ -231,20 +241,17 @@ def _export_command(summary: RunSummary) -> str | None:
 def _saves(summary: RunSummary, held_out: HeldOut) -> Number:
     outcome = held_out.outcome
     notes = [
-        f"{_share(1 - outcome.flops_ratio_end_to_end)} fewer end to end, vision tower included",
+        f"{_than(outcome.flops_ratio_end_to_end, 1.0, 'fewer')} end to end, vision tower included",
         f"The dearest question needs {_share(outcome.flops_ratio_max)} of its unpruned prefill",
     ]
     serving = summary.serving
     measured = None if serving is None else serving.measured
     if measured is not None:
-        before, after = (one.per_video + one.per_question for one in (measured.baseline, measured.best))
+        before, after = measured.first_question
         notes.append(
-            f"Time for a video and one question: {after:.3g} s instead of {before:.3g} s "
-            f"({_than(after, before)})"
+            f"Time for a video and one question, vision tower included: {after:.3g} s instead of "
+            f"{before:.3g} s ({_than(after, before)})"
         )
-    elif summary.baseline_cost is not None:
-        after, before = outcome.per_answer.seconds, summary.baseline_cost.seconds
-        notes.append(f"Time an answer: {after:.3g} s instead of {before:.3g} s ({_than(after, before)})")
     if serving is not None:
         pays = f"Pays for {up_to(serving.break_even)}"
         if measured is not None:
@@ -267,6 +274,9 @@ def _costs(summary: RunSummary, held_out: HeldOut) -> Number:
         f"{_counted(outcome.regressions, 'regression')} (right before, wrong now) and "
         f"{outcome.gained} gained, of {outcome.questions} questions about {_counted(outcome.videos, 'video')}"
     )
+    if guessed(summary):
+        notes.insert(0, f"{points:+.1f} points of {what} from a model that does no better than guessing")
+        return Number("Not known", "", tuple(notes))
     return Number(f"{points:+.1f}", f"points of {what}", tuple(notes))
 
 
@@ -298,6 +308,7 @@ def _numbers(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
         "gained": "gained, questions",
         "FLOPs ratio": "LLM prefill FLOPs ratio",
         "end to end": "FLOPs ratio end to end",
+        "seconds": "seconds for a video and one question",
         "MiB added": "MiB that an answer adds",
     }
     what = accuracy_name(summary)
@@ -363,25 +374,14 @@ def _asked(summary: RunSummary) -> str:
 
 
 @dataclass(frozen=True)
-class _Switch:
-    """One of plotly's menus, as buttons that a keyboard reaches: plotly draws its own as shapes."""
-
-    menu: int
-    labels: tuple[tuple[int, str], ...]
-    active: int
-
-
-@dataclass(frozen=True)
 class _Figure:
     """A picture as the template wants it."""
 
     picture: Picture
-    # plotly's JSON, safe inside a script element.
-    data: Markup | None
+    # One of the two is there.
+    drawing: Drawing | None
     body: Markup | None
     css: Markup
-    height: int
-    switches: tuple[_Switch, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     csv: str | None
@@ -390,57 +390,19 @@ class _Figure:
 def _figure(picture: Picture) -> _Figure:
     if picture.plotly is None and picture.body is None:
         raise ValueError(f"A picture needs a plotly figure or a body, but {picture.name} has neither.")
-    data: Markup | None = None
-    height: float = _HEIGHT
-    switches: tuple[_Switch, ...] = ()
-    if picture.plotly is not None:
-        data = _script_safe(str(picture.plotly.to_json()))
-        height = picture.plotly.layout.height or _HEIGHT
-        switches = _switches(picture.plotly)
     table = picture.table
     text = to_csv(table).encode()
     return _Figure(
         picture=picture,
-        data=data,
+        drawing=None if picture.plotly is None else drawing_of(picture.plotly),
         body=None if picture.body is None else Markup(picture.body),
-        css=Markup(picture.css.replace("</", "<\\/")),
-        height=round(height),
-        switches=switches,
+        css=css_safe(picture.css),
         columns=tuple(one.name for one in fields(table[0])) if table else (),
         rows=tuple(tuple(getattr(row, one.name) for one in fields(row)) for row in table[:MOST_ROWS]),
         csv=f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
         if table and len(text) <= LARGEST_CSV
         else None,
     )
-
-
-def _switches(figure: Any) -> tuple[_Switch, ...]:
-    return tuple(
-        _Switch(
-            menu=number,
-            labels=tuple(
-                (index, re.sub(r"<[^>]*>", "", button.label or f"choice {index + 1}"))
-                for index, button in enumerate(menu.buttons)
-                if button.visible is not False
-            ),
-            active=0 if menu.active is None else menu.active,
-        )
-        for number, menu in enumerate(figure.layout.updatemenus)
-    )
-
-
-def _script_safe(text: str) -> Markup:
-    """JSON that cannot end the script element it stands in, nor begin a comment there."""
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    code = str(get_plotlyjs())
-    assert "</script" not in code
-    assert "<!--" not in code
-    return Markup(code)
 
 
 # Text
@@ -456,18 +418,13 @@ def _percent(measured: Measured | None) -> str:
     return f"{100 * measured.value:.1f} %"
 
 
-def _than(after: float, before: float) -> str:
+def _than(after: float, before: float, less: str = "less") -> str:
     change = after / before - 1
-    return f"{abs(change):.0%} {'more' if change > 0 else 'less'}".replace("%", " %")
+    return f"{abs(change):.0%} {'more' if change > 0 else less}".replace("%", " %")
 
 
 def _counted(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-def _minus(text: str) -> str:
-    """A real minus sign before numbers; hyphens inside words and options stay."""
-    return re.sub(r"(?<![\w.\-])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _cell(value: Any) -> str:
@@ -476,7 +433,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return _minus(f"{value:.6g}") if isinstance(value, float) else str(value)
+    return with_minus(f"{value:.6g}") if isinstance(value, float) else str(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -491,17 +448,8 @@ def _interval(interval: Interval | None) -> str:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("dashboards", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment()
     environment.filters |= {
-        "minus": _minus,
         "cell": _cell,
         "signed": signed,
         "percent": percent,

@@ -16,6 +16,7 @@ from dashboards.sensitivity_tables import (
     accuracy_label,
     curve_rows,
     curve_title,
+    index_range,
     index_values,
     input_label,
     knob_label,
@@ -81,7 +82,7 @@ def indices_page(found: Sensitivity, rows: Sequence[IndexRow]) -> PlotlyFigure:
                     f"y{axis}",
                     x,
                     title="share of the variance explained",
-                    range=[-0.03, 1.03],
+                    range=list(index_range(rows)),
                     tickformat=".0%",
                 ),
                 f"yaxis{axis}": _plotly_axis(

@@ -17,6 +17,7 @@ from dashboards.sensitivity_tables import (
     accuracy_label,
     curve_rows,
     curve_title,
+    index_range,
     index_values,
     input_label,
     knob_label,
@@ -64,7 +65,7 @@ def indices_still(found: Sensitivity, rows: Sequence[IndexRow]) -> MatplotlibFig
             )
         names = [input_label(one.input or "") if place % wide == 0 else "" for one in panel]
         axes.set_yticks(heights, labels=names)
-        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlim(*index_range(rows))
         axes.set_xlabel("share of the variance explained")
         axes.xaxis.set_major_formatter(_percent())
         _clean(axes, panel_title(panel[0], found))

@@ -143,6 +143,17 @@ def index_values(rows: Sequence[IndexRow], name: str) -> tuple[list[float | None
     return at, low, high
 
 
+def index_range(rows: Iterable[IndexRow]) -> tuple[float, float]:
+    """Of the axis: 0 to 1, and all intervals, which may reach beyond; with some room."""
+    ends = [
+        value
+        for one in rows
+        for value in (one.first_low, one.first_high, one.total_low, one.total_high)
+        if value is not None
+    ]
+    return min([0.0, *ends]) - 0.03, max([1.0, *ends]) + 0.03
+
+
 def range_text(safe: Interval | None) -> str:
     """A safe range in words."""
     return "nothing shown" if safe is None else f"{number(safe.low)} to {number(safe.high)}"
@@ -235,7 +246,6 @@ def output_label(name: OutputName, found: Sensitivity) -> str:
         "accuracy": accuracy_label(found),
         "logprob": "log-probability of the right answer",
         "regressions": "regressions",
-        "seconds": "seconds per answer",
     }
     return words[name]
 

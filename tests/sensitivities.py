@@ -136,8 +136,7 @@ def make_sensitivity(**changes: Any) -> Sensitivity:
         outputs=(
             make_output(),
             make_output("logprob", 0.93, (0.7, 0.3, 0.05, 0.01, 0.05)),
-            make_output("regressions", 0.81),
-            Output("seconds", 0.31, good=False, more_runs=None, indices=()),
+            Output("regressions", 0.31, good=False, more_runs=None, indices=()),
         ),
         maps=(make_map(), make_map("p", "tau_s"), make_map("tau_t", "alpha_boost", (0.28, 0.295))),
         failures=(

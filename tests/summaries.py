@@ -208,7 +208,6 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         smallest_reachable=0.081,
         setting=make_setting(),
         baseline_cost=AnswerCost(0.03, 6.5 * 2**20, 11 * 2**20),
-        baseline_cost_tune=AnswerCost(0.031, 6.5 * 2**20, 11 * 2**20),
         serving=make_serving(),
         verdict="shown",
         max_drop="0.08",

@@ -71,17 +71,24 @@ def remarks(comparison: Comparison) -> tuple[str, ...]:
             "change, lost and gained against the unpruned model on the same questions; FLOPs and time as a "
             "share of the unpruned model's."
         )
-    timed = _timed(comparison)
-    if timed is not None:
-        lines.append(
-            f"Time: prefill and answer of {timed.questions} questions, one at a time and all ways in turn, "
-            f"on {timed.device}; nothing kept from before, vision tower and embeddings left out."
-        )
+    time = time_taken(comparison)
+    lines += [] if time is None else [time]
     lines += [
         f"{name} cannot reach the budget: its smallest FLOPs ratio is {smallest:.4f}."
         for name, smallest in comparison.unreachable.items()
     ]
     return tuple(lines)
+
+
+def time_taken(comparison: Comparison) -> str | None:
+    """What the times are; None where none were taken."""
+    timed = _timed(comparison)
+    if timed is None:
+        return None
+    return (
+        f"Time: prefill and answer of {timed.questions} questions, one at a time and all ways in turn, "
+        f"on {timed.device}; nothing kept from before, vision tower and embeddings left out."
+    )
 
 
 def render(comparison: Comparison) -> RenderableType:

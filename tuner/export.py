@@ -50,6 +50,7 @@ class BaselineNumbers(_Strict):
 
     accuracy: float
     intervals: dict[str, Range]
+    # In files of older versions alone: of answers at other moments than the other model's.
     seconds_per_answer: float | None = None
     peak_bytes_mean: float | None = None
     peak_bytes_max: int | None = None
@@ -145,6 +146,7 @@ class MeasuredNumbers(_Strict):
     logprob_change: float
     intervals: dict[str, Range]
     p_value: float | None
+    # In files of older versions alone: of answers at other moments than the other model's.
     seconds_per_answer: float | None = None
     peak_bytes_mean: float | None = None
     peak_bytes_max: int | None = None
@@ -452,7 +454,8 @@ def _measured(held_out: HeldOut) -> MeasuredNumbers:
         mcnemar_p=held_out.mcnemar_p,
         divergence=held_out.divergence,
         by_tag=[_tag(row) for row in held_out.by_tag],
-        **_answer_cost(outcome.per_answer),
+        peak_bytes_mean=outcome.peak_bytes_mean,
+        peak_bytes_max=outcome.peak_bytes_max,
     )
 
 
@@ -464,16 +467,12 @@ def _tag(row: TagRow) -> TagNumbers:
 
 
 def _baseline(accuracy: Measured, cost: AnswerCost | None) -> BaselineNumbers:
-    took = {} if cost is None else _answer_cost(cost)
-    return BaselineNumbers(accuracy.value, _intervals(accuracy=accuracy), **took)
-
-
-def _answer_cost(cost: AnswerCost) -> dict[str, Any]:
-    return {
-        "seconds_per_answer": cost.seconds,
-        "peak_bytes_mean": cost.peak_bytes_mean,
-        "peak_bytes_max": cost.peak_bytes_max,
-    }
+    return BaselineNumbers(
+        accuracy.value,
+        _intervals(accuracy=accuracy),
+        peak_bytes_mean=None if cost is None else cost.peak_bytes_mean,
+        peak_bytes_max=None if cost is None else cost.peak_bytes_max,
+    )
 
 
 def _serving(serving: ServingCost) -> ServingEvidence:

@@ -441,7 +441,7 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
         metrics |= _with_interval(f"baseline_{part}_accuracy", accuracy)
     metrics |= _held_out_metrics(summary.best_held_out)
     if summary.baseline_cost is not None:
-        metrics |= _cost_metrics("baseline_held_out_", summary.baseline_cost)
+        metrics |= _memory_metrics("baseline_held_out_", summary.baseline_cost)
     if summary.serving is not None:
         metrics |= _serving_metrics(summary.serving)
     metrics |= _evidence_metrics(summary)
@@ -507,12 +507,13 @@ def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
             if one.name not in ("part", "questions", "videos", "peak_bytes_mean", "peak_bytes_max", "graded")
         }
         | ({} if outcome.graded is None else {"graded": outcome.graded})
-        | _cost_metrics("", outcome.per_answer)
+        | _memory_metrics("", outcome.per_answer)
     )
 
 
-def _cost_metrics(prefix: str, cost: AnswerCost) -> dict[str, float]:
-    metrics = {f"{prefix}seconds_per_answer": cost.seconds}
+def _memory_metrics(prefix: str, cost: AnswerCost) -> dict[str, float]:
+    """Without seconds: those of stored answers are of different moments, and invite to be compared."""
+    metrics: dict[str, float] = {}
     if cost.peak_bytes_mean is not None and cost.peak_bytes_max is not None:
         metrics[f"{prefix}peak_bytes_mean"] = cost.peak_bytes_mean
         metrics[f"{prefix}peak_bytes_max"] = float(cost.peak_bytes_max)
@@ -567,7 +568,7 @@ def _held_out_metrics(held_out: HeldOut | None) -> dict[str, float]:
         value = getattr(held_out, name)
         if value is not None:
             metrics[f"held_out_{name}"] = value
-    metrics |= _cost_metrics("held_out_", outcome.per_answer)
+    metrics |= _memory_metrics("held_out_", outcome.per_answer)
     metrics |= _with_interval("held_out_accuracy", held_out.accuracy)
     metrics |= _with_interval("held_out_difference", held_out.difference)
     return _finite(metrics)

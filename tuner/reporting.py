@@ -265,7 +265,6 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         choices=tuple(name for name, _ in study.search.choices),
         setting=setting_from(record.setting),
         baseline_cost=_baseline_cost(results, "held_out"),
-        baseline_cost_tune=_baseline_cost(results, "tune"),
         serving=None if best is None else _serving(best.configuration, planner, store),
         verdict="untested" if choice is None else choice.verdict,
         max_drop=search.max_drop,

@@ -373,6 +373,12 @@ class MeasuredServing:
         """Questions per video up to which pruning is the faster choice; may be infinite."""
         return break_even(self.baseline, self.best)
 
+    @property
+    def first_question(self) -> tuple[float, float]:
+        """Seconds for a video and one question, nothing kept from before: unpruned, and at the best."""
+        before, after = (one.per_video + one.per_question for one in (self.baseline, self.best))
+        return before, after
+
 
 @dataclass(frozen=True)
 class ServingCost:
@@ -502,8 +508,6 @@ class RunSummary:
     above: tuple[Trial, ...] = ()
     # Of the whole study so far, all its searches together.
     cost: StudyCost | None = None
-    # As `baseline_cost`, of the tune questions: what a trial's seconds are set against.
-    baseline_cost_tune: AnswerCost | None = None
     # Videos of the study, without those skipped.
     videos: int = 0
     # As `cost`; None where nothing was counted: an older version answered.

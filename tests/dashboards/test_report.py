@@ -16,7 +16,17 @@ from dashboards.picture import Picture
 from dashboards.report import LARGEST_CSV, MOST_ROWS, answer, report_html
 from pipeline.methods import AdaTP
 from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
-from tuner.results import Compared, Comparison, Configuration, Interval, Measured, Noise, Refusal
+from tuner.results import (
+    Compared,
+    Comparison,
+    Configuration,
+    Guessing,
+    Interval,
+    Measured,
+    Noise,
+    Refusal,
+    Timed,
+)
 from tuner.sensitivity.results import FailureMode, Sensitivity
 
 quick = pytest.mark.quick
@@ -56,11 +66,16 @@ def make_picture(name="front", rows=3, **changes) -> Picture:
 
 def make_cards() -> Picture:
     body = f'<p class="card-text">kept tokens</p><img alt="a frame" src="{GIF}">'
-    return make_picture("cards", plotly=None, body=body, css=".cards .card-text { color: #0072b2; }", rows=0)
+    return make_picture(
+        "cards", plotly=None, body=body, css=".cards .card-text { color: var(--link); }", rows=0
+    )
 
 
 def make_comparison() -> Comparison:
-    row = Compared("FastV", make_held_out(Configuration.from_method(AdaTP())), "attention of one layer")
+    timed = Timed("Example CPU, 1 thread", 5, 0.2, 0.4)
+    row = Compared(
+        "FastV", make_held_out(Configuration.from_method(AdaTP())), "attention of one layer", timed
+    )
     return Comparison(
         "demo", "5f2c", 0.3, Measured(0.94, Interval(0.92, 0.96)), None, (row,), {"PyramidDrop": 0.41}
     )
@@ -187,6 +202,47 @@ def test_a_bound_above_zero_is_no_margin():
 
 
 @quick
+def test_more_flops_end_to_end_are_said_to_be_more():
+    summary = make_summary()
+    dear = replace(summary.best_held_out.outcome, flops_ratio_end_to_end=1.05)
+    held_out = replace(summary.best_held_out, outcome=dear)
+    # Once "-5 % fewer".
+    notes = answer(replace(summary, best_held_out=held_out)).saves.notes
+    assert notes[0] == "5 % more end to end, vision tower included"
+
+
+@quick
+def test_times_of_different_moments_are_not_compared():
+    # Timed as answers came in: 0.03 s unpruned in an earlier run, 0.021 s pruned in this one.
+    notes = " ".join(answer(make_summary(serving=None)).saves.notes)
+    assert "Time" not in notes
+    page = report_html(make_summary(serving=None), ())
+    assert not re.search(r"0\.03\b|0\.021|30 % less", page)
+
+
+@quick
+def test_a_model_that_guesses_gains_nothing():
+    summary = make_summary(guessing=Guessing(24, 8, 4, 0.25, 0.05))
+    said = answer(summary)
+    assert said.state == "untested"
+    assert said.title == "Not known: the unpruned model does no better than guessing"
+    assert "answers 16.7 % of 24 questions right; guessing gives 25 %. No loss can be" in said.changes[0]
+    # Once "-5.0 points of accuracy": there "+33.3 points" would stand as a gain.
+    assert said.costs.value == "Not known"
+    assert "-5.0 points of accuracy from a model that does no better than guessing" in said.costs.notes
+    assert "Yes:" not in report_html(summary, ())
+
+
+@quick
+def test_a_model_that_few_videos_do_not_tell_from_guessing_is_told_beside_the_verdict():
+    said = answer(make_summary(guessing=Guessing(24, 8, 8, 0.25, 0.2)))
+    assert said.title.startswith("Yes:")
+    assert "33.3 % of 24 questions right; guessing gives 25 %, and 8 videos do not tell" in said.said[0]
+    assert said.said[1:] == answer(make_summary()).said
+    assert answer(make_summary(guessing=Guessing(24, 8, 20, 0.25, 0.7))) == answer(make_summary())
+
+
+@quick
 def test_slower_is_said_to_be_slower():
     serving = make_summary().serving
     slow = replace(serving.measured, best=serving.measured.baseline, baseline=serving.measured.best)
@@ -220,6 +276,8 @@ def test_the_page_holds_the_evidence_in_its_order(page):
         "What does it cost?",
         "tau_t made no difference between 0.2 and 0.8.",
         "Middle frames over-pruned: these tags cannot show it.",
+        "prefill and<br>answer time ratio",
+        "Time: prefill and answer of 5 questions, one at a time and all ways in turn",
         "PyramidDrop cannot reach this budget: the smallest FLOPs ratio it can is 0.4100.",
         "What the front shows.",
         "What the curves shows.",
@@ -234,11 +292,11 @@ def test_the_page_holds_the_evidence_in_its_order(page):
 
 
 def test_the_page_loads_nothing_and_is_small(page):
-    code = page.index('id="report-plotly"')
+    code = page.index('id="plotly-code"')
     markup = page[:code] + page[page.index("</script>", code) :]
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!#|data:)[^"'\s>]+|url\(|@import""", markup)
     assert "default-src 'none'" in markup
-    assert page.count('id="report-plotly"') == 1
+    assert page.count('id="plotly-code"') == 1
     assert len(page.encode()) < 6 * 2**20
 
 
@@ -437,6 +495,20 @@ def test_a_screen_reader_hears_each_figures_text(opened):
         == 1
     )
     assert tab.locator("figure").count() == tab.get_by_role("figure").count() == 4
+
+
+@pytest.mark.browser
+def test_a_phone_shows_figures_whole_and_moves_them_sideways(opened):
+    tab = opened()
+    tab.set_viewport_size({"width": 390, "height": 800})
+    draw_all(tab)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    widths = (
+        "[...document.querySelectorAll('.plot svg.main-svg')].map((one) => one.getBoundingClientRect().width)"
+    )
+    # Once as wide as the screen: columns of numbers lay on top of each other.
+    assert set(tab.evaluate(widths)) == {860}
+    assert tab.locator(".wide[tabindex='0']").count() == 2
 
 
 @pytest.mark.browser

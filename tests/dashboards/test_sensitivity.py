@@ -31,8 +31,21 @@ def test_index_rows_rank_the_inputs_and_name_the_outputs_without():
     assert (first.total, first.total_low, first.total_high, first.ped_anova) == pytest.approx(
         (0.55, 0.385, 0.715, 0.5)
     )
-    seconds = [one for one in rows if one.output == "seconds"]
-    assert [(one.input, one.r2, one.good) for one in seconds] == [(None, 0.31, False)]
+    poor = [one for one in rows if one.output == "regressions"]
+    assert [(one.input, one.r2, one.good) for one in poor] == [(None, 0.31, False)]
+
+
+@pytest.mark.quick
+def test_an_interval_beyond_1_is_not_cut_off():
+    output = make_output(totals=(0.9, 0.25, 0.12, 0.02, 0.2))
+    (picture,) = (
+        one
+        for one in sensitivity_pictures(make_sensitivity(outputs=(output,), curves=(), maps=(), by_tag=()))
+    )
+    # Its total index reaches to 1.17; the axis once ended at 1.03.
+    assert picture.table[0].total_high == pytest.approx(1.17)
+    assert picture.plotly.layout.xaxis.range[1] > 1.17
+    assert picture.still.axes[0].get_xlim()[1] > 1.17
 
 
 @pytest.mark.quick
@@ -140,7 +153,7 @@ def test_exact_curves_are_drawn_as_steps_and_the_others_point_by_point():
 
 def test_descriptions_carry_the_numbers(pictures):
     assert "compute 0.55 (0.39 to 0.72)" in pictures["sensitivity-indices"].description
-    assert "seconds per answer (R² 0.31; nothing suggests" in pictures["sensitivity-indices"].description
+    assert "regressions (R² 0.31; nothing suggests" in pictures["sensitivity-indices"].description
     assert "lose at most 2.0 points: tau_s 0.7828 to 0.999" in pictures["sensitivity-curves"].description
     assert "over 64 runs on the tune videos with compute at 20 % to 40 % of the unpruned FLOPs" in (
         pictures["sensitivity-indices"].description
@@ -176,7 +189,7 @@ def test_the_same_study_gives_the_same_files_and_pages_need_no_network(tmp_path)
 def test_where_no_surrogate_is_good_enough_a_table_says_what_would_help():
     poor = (
         Output("accuracy", 0.4, good=False, more_runs=64, indices=()),
-        Output("seconds", -0.1, good=False, more_runs=None, indices=()),
+        Output("regressions", -0.1, good=False, more_runs=None, indices=()),
     )
     (picture,) = sensitivity_pictures(make_sensitivity(outputs=poor, maps=(), curves=(), by_tag=()))
     assert picture.plotly is None

@@ -114,9 +114,10 @@ def test_what_answers_and_a_server_cost_stand_beside_flops(runs):
     MlflowMirror().record(summary)
     found = runs()
     study, trial = found["demo 5f2c9d7b"].data.metrics, found["trial 000"].data.metrics
-    assert trial["seconds_per_answer"] == pytest.approx(0.021)
     assert (trial["peak_bytes_mean"], trial["peak_bytes_max"]) == (5.25 * 2**20, 9 * 2**20)
-    assert study["baseline_held_out_seconds_per_answer"] == 0.03
+    # Answers of different moments are not set side by side; what was timed together is.
+    assert [one for one in (*study, *trial) if "seconds_per_answer" in one] == []
+    assert study["seconds_per_question_best"] == pytest.approx(0.06)
     assert study["held_out_peak_bytes_max"] == 9 * 2**20
     assert study["shared_answers"] == 1200
     assert study["break_even_questions_flops"] == pytest.approx(12.5)

@@ -109,6 +109,27 @@ def test_what_can_be_proven_is_of_the_questions_that_count(study: Study, store: 
     assert summary_of(study, store).provable_drop == statistics.provable_drop(videos)
 
 
+def test_the_unpruned_model_stands_beside_guessing(study: Study, store: Store) -> None:
+    guessing = run(study, store, trials=1).guessing
+    assert guessing is not None
+    assert (guessing.questions, guessing.videos, guessing.chance) == (64, 16, 0.25)
+    assert guessing.shown_better
+    # The same answers, judged by a file whose right answers belong to other questions.
+    rotated = replace(
+        study,
+        questions=tuple(
+            replace(one, answer=one.options[(one.options.index(one.answer) + 1) % 4])
+            for one in study.questions
+            if one.options is not None and one.answer is not None
+        ),
+    )
+    guessing = summary_of(rotated, store).guessing
+    assert guessing is not None
+    assert guessing.no_better
+    without = replace(study, questions=tuple(replace(one, answer=None) for one in study.questions))
+    assert summary_of(without, store).guessing is None
+
+
 def test_flips_and_divergence_are_those_of_the_answers(study: Study, store: Store) -> None:
     summary = run(study, store, trials=2)
     held_out = summary.best_held_out

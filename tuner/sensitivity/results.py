@@ -13,7 +13,7 @@ from typing import Literal
 from tuner.results import Binding, Configuration, Interval, Measured, Part
 
 # "accuracy" is agreement in a study without labels.
-OutputName = Literal["accuracy", "logprob", "regressions", "seconds"]
+OutputName = Literal["accuracy", "logprob", "regressions"]
 
 
 @dataclass(frozen=True)

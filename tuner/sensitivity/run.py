@@ -357,7 +357,6 @@ class _Plan:
             "accuracy": [],
             "logprob": [],
             "regressions": [],
-            "seconds": [],
         }
         for after in results:
             pairs = list(zip(after, before, strict=True))
@@ -371,7 +370,6 @@ class _Plan:
             outputs["regressions"].append(
                 sum(was.correct and not now.correct for now, was in pairs) / len(after)
             )
-            outputs["seconds"].append(math.fsum(now.seconds for now in after) / len(after))
         arrays = {name: np.array(values) for name, values in outputs.items()}
         return analyse(
             Design(

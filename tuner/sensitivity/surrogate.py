@@ -52,7 +52,6 @@ BETTER: dict[OutputName, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "logprob": "maximize",
     "regressions": "minimize",
-    "seconds": "minimize",
 }
 
 MAP_INPUTS = 3

@@ -11,7 +11,7 @@ from tuner.sensitivity.sentences import sentences
 
 pytestmark = pytest.mark.quick
 
-POOR = Output("seconds", r2=0.1, good=False, more_runs=64, indices=())
+POOR = Output("regressions", r2=0.1, good=False, more_runs=64, indices=())
 
 
 def told(*outputs: Output, **changes: object) -> list[str]:
@@ -31,7 +31,7 @@ def test_what_the_indices_are_of_is_said_once():
 
 def test_a_poor_surrogate_claims_nothing_and_what_follows_is_said_in_full():
     refused, full = told(POOR, make_output("logprob"))
-    assert "nothing is claimed of seconds" in refused
+    assert "nothing is claimed of regressions" in refused
     assert "about 64 more runs (--runs 128) would probably do" in refused
     assert full.startswith("Over the whole space")
     assert "share of the variance of logprob" in full

@@ -56,12 +56,12 @@ def ishigami(unit):
 def found():
     unit = points(32, 4)
     noise = np.random.default_rng(1).standard_normal(32)
-    return analyse(make_design(unit, accuracy=additive(unit, 0.01), seconds=noise))
+    return analyse(make_design(unit, accuracy=additive(unit, 0.01), regressions=noise))
 
 
 def test_an_additive_functions_indices_lie_within_their_intervals(found):
     outputs, _ = found
-    assert [one.name for one in outputs] == ["accuracy", "seconds"]
+    assert [one.name for one in outputs] == ["accuracy", "regressions"]
     assert outputs[0].good
     assert outputs[0].r2 > 0.9
     for index, truth in zip(outputs[0].indices, ADDITIVE, strict=True):
