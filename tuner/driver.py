@@ -359,11 +359,11 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
                 # Nothing is archived for what cannot begin.
                 _check_budget(study, make_planner(record), _budget(options))
             store.begin(record, archive=options.fresh)
-            # Without the videos that turned out to be unreadable; with the encoding every worker must have.
-            model.spec = replace(_spec(study, options, folder), encoding=record.encoding)
+            # Without the videos that turned out to be unreadable.
+            model.spec = _recorded_spec(study, options, folder, record)
         else:
             study = _recorded(study, record, options)
-            model = _Model(replace(_spec(study, options, folder), encoding=record.encoding))
+            model = _Model(_recorded_spec(study, options, folder, record))
             setting = setting_from(record.setting)
             if setting is not None and setting.pooling is not None:
                 cells = record.questions[0].layout.cells
@@ -387,6 +387,13 @@ def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
     device = "auto" if in_process or _gpus_per_worker(options) > 0 else "cpu"
     spec = EvaluatorSpec.of(study, folder, device=device, threads=options.threads, batch=options.batch)
     return replace(spec, cache_bytes=options.cache_bytes)
+
+
+def _recorded_spec(study: Study, options: RunOptions, folder: Path, record: StudyRecord) -> EvaluatorSpec:
+    """With the encoding and the videos that every worker must have."""
+    known = record.parts["videos"]
+    contents = {str(video.path.absolute()): known[video.name] for video in study.videos}
+    return replace(_spec(study, options, folder), encoding=record.encoding, contents=contents)
 
 
 def _machine(spec: EvaluatorSpec) -> str:

@@ -10,11 +10,12 @@ import logging
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.cache import FeatureCache
+from pipeline.errors import VideoError
 from pipeline.question import Question, Scoring
 from tuner.loop import Loop
 from tuner.study import Study
@@ -92,6 +93,8 @@ class EvaluatorSpec:
     # As in the study.
     pooling: str | None = None
     allow_pickle: bool = False
+    # What the bytes of each video must be, by its path: their hash. A video that is not in here may be any.
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -158,6 +161,7 @@ class PipelineEvaluator:
         self.runtime = runtime
         self._questions = {question.id: question for question in spec.questions}
         self._videos = spec.videos
+        self._contents = spec.contents
         self._batch = spec.batch
         self._clip_bytes = clip_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()
@@ -212,7 +216,7 @@ class PipelineEvaluator:
     def asked(self, question: str) -> tuple[Clip, Question]:
         """A question by its id, with its encoded video.
 
-        Errors: VideoError when that cannot be read.
+        Errors: VideoError when that cannot be read, or is not the one the study's records are of.
         """
         return self._clip(self._videos[question]), self._questions[question]
 
@@ -220,7 +224,14 @@ class PipelineEvaluator:
         if path in self._clips:
             self._in_memory += 1
         else:
-            self._clips[path] = self.runtime.encode(path)
+            clip = self.runtime.encode(path)
+            recorded = self._contents.get(path)
+            if recorded is not None and clip.content_hash != recorded:
+                raise VideoError(
+                    f"video {path} is not the file that the study's records are of: its bytes differ here.",
+                    path,
+                )
+            self._clips[path] = clip
             while len(self._clips) > 1 and sum(map(_size, self._clips.values())) > self._clip_bytes:
                 self._clips.popitem(last=False)
         self._clips.move_to_end(path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.answering import Answer
+from pipeline.errors import VideoError
 from pipeline.methods import AdaTP, to_dict
 from pipeline.question import Question
 from tuner.executors.evaluator import DispensableCache, EvaluatorSpec, PipelineEvaluator, is_out_of_memory
@@ -37,7 +38,7 @@ class FakeRuntime:
         ]
 
 
-def evaluator(runtime, batch, **options):
+def evaluator(runtime, batch, contents=None, **options):
     spec = EvaluatorSpec(
         model="model",
         revision=None,
@@ -49,6 +50,7 @@ def evaluator(runtime, batch, **options):
         videos={one.id: f"video {i // 3}" for i, one in enumerate(QUESTIONS)},
         cache=None,
         batch=batch,
+        contents=contents or {},
     )
     return PipelineEvaluator(spec, runtime, **options)
 
@@ -105,6 +107,19 @@ def test_clips_in_memory_are_counted_until_they_are_told():
     small = evaluator(FakeRuntime(), 2, clip_bytes=1)  # room for one
     small.answer(None, ["q0", "q6", "q0", "q1"], {})
     assert small.cache_use() == {"features_read": 3, "features_in_memory": 1}
+
+
+@pytest.mark.quick
+def test_a_video_that_is_not_the_recorded_one_is_refused():
+    """A worker's machine may have another file under the same path."""
+    runtime = FakeRuntime()
+    runtime.encode = lambda path: SimpleNamespace(
+        path=path, content_hash=f"bytes of {path}", features=torch.zeros(1), frame_embeddings=torch.zeros(1)
+    )
+    one = evaluator(runtime, 2, contents={"video 0": "bytes of video 0", "video 1": "others"})
+    assert ids(one.answer(None, ["q0", "q6"], {})) == ["q0", "q6"]
+    with pytest.raises(VideoError, match="video 1 is not the file that the study's records are of"):
+        one.answer(None, ["q0", "q3"], {})
 
 
 @pytest.mark.quick
