@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from typing import Any
 import ray
 from ray import cloudpickle as pickle
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.result import HOSTNAME
@@ -61,6 +62,9 @@ _ENVIRONMENT = {
 
 # Tune's results and answers travel as messages; nothing large is ever put into the object store.
 _OBJECT_STORE_BYTES = 128 * 2**20
+
+# A cluster answers within so many seconds.
+_ANSWER = 10.0
 
 # An idle worker looks up this often, in seconds.
 _IDLE = 0.1
@@ -408,15 +412,7 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
     # Set in a process that `ray job submit` started.
     address = address or os.environ.get("RAY_ADDRESS")
     if ours and address is not None:
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": dict(_ENVIRONMENT)},
-            )
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error
+        _connect(address)
     elif ours:
         ray.init(
             # Never a cluster that happens to run on this machine: that is what `--address auto` is for.
@@ -437,3 +433,41 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
     finally:
         if ours:
             ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Errors: UserError when there is no cluster, or it does not let us in."""
+    _knock(address)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env={"env_vars": dict(_ENVIRONMENT)},
+        )
+    except AuthenticationError as error:
+        raise _locked(address) from error
+    except (ConnectionError, ValueError) as error:
+        # Ray tells of a refusal in the text of the cause only.
+        if AuthenticationError.__name__ in str(error.__cause__):
+            raise _locked(address) from error
+        raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error
+
+
+def _locked(address: str) -> UserError:
+    return UserError(
+        f"The Ray cluster at {address!r} lets nobody in without its token: set RAY_AUTH_MODE=token, and "
+        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token. (A cluster that "
+        "starts where that file lies wants it, and Ray writes one when it first runs on a machine.)"
+    )
+
+
+def _knock(address: str) -> None:
+    """Ray tries for two minutes, without a word, where nobody answers."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as auto, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error
