@@ -7,6 +7,7 @@ there returns without loading a model.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from pipeline.video import content_hash
 from tuner.beside import Ask, Beside
 from tuner.choices import in_words
 from tuner.errors import UserError, disk_may_be_full
-from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator
+from tuner.executors.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, PipelineEvaluator, refused_address
 from tuner.executors.in_process import InProcessExecutor
 from tuner.inspection import inspect, load_inspection, save_inspection
 from tuner.lock import held
@@ -430,6 +431,10 @@ def _check(options: RunOptions) -> None:
         problems.append(f"gpus per worker is 0 or more, but got {options.gpus_per_worker:g}")
     if options.patience is not None and options.patience < 1:
         problems.append(f"patience is 1 or more, but got {options.patience}")
+    if options.address is not None:
+        problems += filter(None, [refused_address(options.address, "--address")])
+    elif options.workers > 1 and "RAY_ADDRESS" in os.environ:
+        problems += filter(None, [refused_address(os.environ["RAY_ADDRESS"], "RAY_ADDRESS")])
     if options.sampler not in SAMPLERS:
         problems.append(f"samplers are {', '.join(SAMPLERS)}, but got {options.sampler!r}")
     if options.coordinates not in COORDINATES:

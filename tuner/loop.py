@@ -34,7 +34,7 @@ from tuner.study import Study
 Kind = Literal["baseline", "noise", "trial", "held_out", "asked"]
 Decision = Literal["continue", "stop"]
 
-# Attempts at the same questions that may raise an error, or find no worker, before the study stops.
+# Attempts at the same questions that may raise an error before the study stops.
 MOST_FAILURES = 3
 
 # Workers that may die of the same questions before these are asked one by one, and of one question before it
@@ -45,8 +45,8 @@ MOST_DEATHS = 2
 MOST_QUARANTINED = 3
 
 # How an attempt ended without an answer: its process died; memory did not suffice; the evaluator raised
-# another error; there was no worker to begin with (its model did not load).
-Ending = Literal["killed", "out_of_memory", "raised", "not_started"]
+# another error.
+Ending = Literal["killed", "out_of_memory", "raised"]
 
 Rung = tuple[str, ...]
 
@@ -160,8 +160,8 @@ class Loop(ABC):
         self._jobs = self._schedule()
         self._waiting: deque[tuple[Job, tuple[Rung, ...]]] = deque()
         self._in_flight: dict[int, tuple[Job, Work]] = {}
-        # By configuration and the missing questions of the rung; None: no worker could be started.
-        self._failures: Counter[tuple[Configuration | None, Rung] | None] = Counter()
+        # By configuration and the missing questions of the rung.
+        self._failures: Counter[tuple[Configuration | None, Rung]] = Counter()
         self._next_id = 0
         self._exhausted = False
         self._interrupted = False
@@ -226,7 +226,6 @@ class Loop(ABC):
                 f"The answers of a rung are those it asked for ({', '.join(asked)}), "
                 f"but got {', '.join(answer.question for answer in answers)}."
             )
-        del self._failures[None]
         if cache_use is not None:
             self._store.count_cache_use(cache_use)
         # A question that was quarantined while it was being asked here is no part of the job any more.
@@ -253,8 +252,8 @@ class Loop(ABC):
 
         Where workers die, or memory does not suffice, the question that does it is found and quarantined.
 
-        Errors: EvaluationError when there is no worker `MOST_FAILURES` times in a row, the same questions
-        raised an error so often, or too many questions would be quarantined.
+        Errors: EvaluationError when the same questions raised an error `MOST_FAILURES` times, or too many
+        questions would be quarantined.
         """
         found = self._in_flight.pop(work.id, None)
         if found is None:  # it had already answered everything
@@ -274,12 +273,12 @@ class Loop(ABC):
         asked = next(one for one in work.rungs if rung[0] in one)
         if end in ("killed", "out_of_memory") and any(one in self._quarantined for one in asked):
             return  # of a question that another attempt has meanwhile been found to die of
-        key = None if end == "not_started" else (work.configuration or work.configurations.get(rung[0]), rung)
+        key = (work.configuration or work.configurations.get(rung[0]), rung)
         self._failures[key] += 1
         again = self._failures[key]
-        if end in ("raised", "not_started"):
+        if end == "raised":
             if again >= MOST_FAILURES:
-                self._give_up(work, what, rung[0], reason, end)
+                self._give_up(what, rung[0], reason)
             self._progress.message(f"An evaluation of {what} died and is tried again: {reason}")
         elif end == "killed" and again < MOST_DEATHS:
             self._progress.message(f"An evaluation of {what} died and is tried again: {reason}")
@@ -292,16 +291,12 @@ class Loop(ABC):
                 f"find the one to blame: {reason}"
             )
 
-    def _give_up(self, work: Work, what: str, question: str, reason: str, end: Ending) -> None:
+    def _give_up(self, what: str, question: str, reason: str) -> None:
         self._interrupted = True
-        kept = "Everything answered before is kept, and the same command goes on from there."
-        if end == "not_started":
-            raise EvaluationError(
-                f"No worker could be started {MOST_FAILURES} times in a row. The last time: {reason}\n{kept}"
-            )
         raise EvaluationError(
             f"Evaluating {what} died {MOST_FAILURES} times in a row on the same questions, from {question!r} "
-            f"(video {self._study.question(question).video}) on. The last time: {reason}\n{kept}"
+            f"(video {self._study.question(question).video}) on. The last time: {reason}\n"
+            "Everything answered before is kept, and the same command goes on from there."
         )
 
     def _quarantine(self, question: str, reason: str) -> None:
@@ -361,6 +356,10 @@ class Loop(ABC):
     def finished(self) -> bool:
         """Nothing is left to hand out and nothing is in flight."""
         return not self._in_flight and (self._interrupted or (self._exhausted and not self._waiting))
+
+    def say(self, text: str) -> None:
+        """One line from the executor that a person should read."""
+        self._progress.message(text)
 
     def interrupt(self) -> None:
         """Ends the run after the rungs in flight; they are still recorded."""

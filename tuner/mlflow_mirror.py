@@ -36,6 +36,7 @@ from tuner.results import (
     Trial,
 )
 from tuner.sentences import weak_baseline
+from tuner.urls import without_user
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -668,7 +669,8 @@ def _cell(value: Any) -> Any:
 
 
 def _recorded(tracking_uri: str, run: Run) -> Recorded:
-    server = tracking_uri.rstrip("/") if tracking_uri.startswith(("http:", "https:")) else LOCAL_INTERFACE
+    remote = tracking_uri.startswith(("http:", "https:"))
+    server = without_user(tracking_uri).rstrip("/") if remote else LOCAL_INTERFACE
     page = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?{_WORKFLOW}"
     return Recorded(run.info.run_id, page)
 

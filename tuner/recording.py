@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tuner.results import RunSummary
+from tuner.urls import without_passwords
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def harmless(action: Callable[[], Recorded | None], failed: Callable[[str], None
         return action()
     # A server that is down, a full disk, a schema of another version: whatever it is, the study is safe.
     except Exception as error:  # noqa: BLE001
-        text = str(error).strip()
+        # MLflow quotes the address it was given.
+        text = without_passwords(str(error).strip())
         failed(text.splitlines()[0] if text else type(error).__name__)
         return None

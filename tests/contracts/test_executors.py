@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.errors import NotFiniteError
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tuner.executors import starting
 from tuner.executors.evaluator import Executor
 from tuner.executors.in_process import InProcessExecutor
 from tuner.loop import EvaluationError, Loop
@@ -170,6 +171,20 @@ def test_two_workers_evaluate_two_trials_at_a_time(ran: Callable[[str], Ran]) ->
         assert all(one.outcome is not None for one in store.trials())
     assert len(list(found.path.parent.glob("*.met"))) >= 2
     assert not [one for one in found.messages if "died" in one]
+
+
+def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has two CPUs here: the other three of five workers never begin."""
+    monkeypatch.setattr(starting, "_LOOK", 0.0)
+    study, progress = make_study(), Told()
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store, progress=progress)
+        make_executor("ray_5", FakeEvaluator(study)).run(loop)
+        assert loop.finished
+        assert not loop.interrupted
+        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+    room = "There is room for 2 of 5 workers (1 CPU each): the others begin when there is more."
+    assert progress.messages.count(room) == 1
 
 
 @pytest.mark.parametrize("kind", ["in_process", "ray_1"])

@@ -22,6 +22,7 @@ from pipeline import packing
 from pipeline.errors import NotFiniteError, VideoError
 from pipeline.runtime import Runtime
 from tests.checkpoints import Size, scenes, write_checkpoints, write_llava_video
+from tests.tuner import fakes
 from tests.videos import write_video
 from tuner.driver import InterruptedRunError, RunOptions, Session, prepared, run
 from tuner.errors import UserError
@@ -460,6 +461,32 @@ def test_status_is_read_from_the_records(study: Study) -> None:
     assert (search.trials_asked, search.trials_completed) == (4, 4)
     assert search.best is not None
     assert search.held_out is not None
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("address", "variable", "name"),
+    [
+        ("ray://head:10001", None, "--address"),
+        ("http://head:8265", None, "--address"),
+        (None, "ray://head:10001", "RAY_ADDRESS"),
+    ],
+)
+def test_an_address_for_clients_of_ray_is_refused_by_name_before_anything_is_computed(
+    address: str | None,
+    variable: str | None,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(
+        UserError, match=rf"^{name} is auto or HOST:PORT .* `ray job submit --address http://"
+    ):
+        run(fakes.make_study(), RunOptions(budget=0.3, workers=2, address=address))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ray_workers_give_what_this_process_gives(study_run: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from dashboards.pareto import write_pareto
 from tests.summaries import make_held_out, make_regressions, make_summary, make_trial
-from tuner.recording import HarmlessRecorder, NoRecorder, Recorded
+from tuner.recording import HarmlessRecorder, NoRecorder, Recorded, harmless
 from tuner.results import CacheUse, Guessing, Measured, StoppedTrial
 
 mlflow_mirror = pytest.importorskip("tuner.mlflow_mirror")
@@ -506,7 +506,7 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder, server
             assert page.read() == (folder / "figures" / "pareto.html").read_bytes()
 
         # The same server as a tracking server: artifacts travel through it.
-        mirror = MlflowMirror(f"http://127.0.0.1:{port}")
+        mirror = MlflowMirror(f"http://me:pass-1-word@127.0.0.1:{port}")
         sent = mirror.record(make_summary(2, study="sent"), [folder / "figures" / "pareto.png"])
         assert mirror.find("sent", make_summary().study_hash) == sent
         assert (
@@ -515,6 +515,7 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder, server
         )
         listed = _get(f"{base}/artifacts/list?run_id={sent.run}")["files"]
         assert {one["path"] for one in listed} == {"pareto.png", "regressions.json", "by_tag.json"}
+        assert b"pass-1-word" not in b"".join(one.read_bytes() for one in folder.glob("mlflow.db*"))
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -576,3 +577,14 @@ def test_a_baseline_that_guesses_is_told_on_the_first_page(runs):
     study = runs()["demo 5f2c9d7b"].data
     assert "16.7 % of 24 questions right; guessing gives 25 %" in study.tags["mlflow.note.content"]
     assert study.metrics["baseline_chance"] == 0.25
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_a_tracking_server_that_fails_is_told_without_the_password(scheme, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    told = []
+    mirror = MlflowMirror(f"{scheme}://me:pass-1-word@127.0.0.1:1")
+    assert harmless(lambda: mirror.find("demo", "hash"), told.append) is None
+    (message,) = told
+    assert f"{scheme}://me:***@127.0.0.1:1" in message
+    assert "pass-1-word" not in message

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,6 +18,7 @@ from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
 from tuner.errors import EXIT_CODE, UserError, disk_may_be_full
+from tuner.urls import without_passwords
 
 app = typer.Typer(
     name="tuner",
@@ -61,16 +63,17 @@ def main() -> None:
             app()
     except (UserError, PipelineError) as error:
         _fail(f"Error: {error}", getattr(error, "exit_code", EXIT_CODE))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is printed as Python would
         # Ends of a run that are nobody's mistake, such as Ctrl-C or a full disk, carry their exit code.
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
-            raise
+            # Ours, so with its traceback: what others put into theirs is not known.
+            _fail(traceback.format_exc().rstrip(), 1)
         _fail(str(error), code)
 
 
-def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+def _fail(message: str, code: int) -> NoReturn:
+    print(without_passwords(message), file=sys.stderr)
     sys.exit(code)
 
 

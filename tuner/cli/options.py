@@ -31,7 +31,8 @@ Database = Annotated[
     str | None,
     typer.Option(
         "--database",
-        help="URL of the records, as SQLAlchemy writes it; otherwise an SQLite file in .tuner/.",
+        help="URL of the records, as SQLAlchemy writes it; otherwise an SQLite file in .tuner/. One with a "
+        "password belongs into the variable: others see what is on the command line.",
         envvar="TUNER_DATABASE",
         show_default=False,
     ),
@@ -73,7 +74,10 @@ Batch = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="A Ray cluster, for example auto or ray://head:10001.", show_default=False),
+    typer.Option(
+        help="A Ray cluster, for example auto (the one this machine is part of) or head:6379.",
+        show_default=False,
+    ),
 ]
 AcceptWeakBaseline = Annotated[
     bool,

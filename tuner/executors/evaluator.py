@@ -19,6 +19,7 @@ from pipeline.errors import VideoError
 from pipeline.question import Question, Scoring
 from tuner.loop import Loop
 from tuner.study import Study
+from tuner.urls import without_passwords
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,23 @@ class Evaluator(Protocol):
 
 
 EvaluatorFactory = Callable[[], Evaluator]
+
+
+def refused_address(address: str, name: str) -> str | None:
+    """Why a Ray cluster cannot be reached at this address, which `name` gave; None where it may be.
+
+    Ray's own clients run elsewhere than its drivers: they take other addresses, and nothing of what a driver
+    needs is there.
+    """
+    scheme, found, _ = address.partition("://")
+    if not found:
+        return None
+    submit = "`ray job submit --address http://HEAD:8265 -- tuner run ...`"
+    return (
+        f"{name} is auto or HOST:PORT of a Ray cluster that this machine is part of, such as head:6379, but "
+        f"got {without_passwords(address)!r}: {scheme}:// is for Ray's clients. From outside the cluster "
+        f"submit the command: {submit}"
+    )
 
 
 class Executor(Protocol):

@@ -1,17 +1,18 @@
 """Evaluates on long-lived Ray workers, local or in a cluster: the only module that imports Ray.
 
-One Tune trial is one attempt at one `Work`; Tune's own retries, checkpoints and restores stay out of it,
-because the loop knows better what is missing. The scheduler below is the one place that records and
-decides: Tune skips the searcher's `on_trial_result` when a trial is stopped, and skips the scheduler when
-the trainable says it is done, so the trainable never does. Actors are reused: a worker loads its model
-once.
+One Tune trial is one worker, from its start to its death: it loads its model once and gets one `Work` after
+another. Work is handed to workers that are ready and to nobody else: what is bound to a worker without a
+place, while others have nothing to do, would wait for ever. Tune's own retries, checkpoints and restores stay
+out of it, because the loop knows better what is missing. The scheduler below is the one place that records
+and decides: Tune skips the searcher's `on_trial_result` when a trial is stopped, and skips the scheduler when
+the trainable says it is done, so the trainable never does.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,16 +24,18 @@ from typing import Any
 import ray
 from ray import cloudpickle as pickle
 from ray import tune
-from ray.exceptions import RayTaskError
-from ray.tune import Stopper
+from ray.exceptions import AuthenticationError, RayTaskError
+from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
+from ray.tune.result import HOSTNAME
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from pipeline.errors import NotFiniteError
 from tuner.errors import UserError
 from tuner.executors.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
-from tuner.loop import Ending, Loop, Work
+from tuner.executors.starting import Starting
+from tuner.loop import Decision, Ending, Loop, Work
 from tuner.records.values import RecordedAnswer
 from tuner.results import CacheUse
 
@@ -61,6 +64,9 @@ _ENVIRONMENT = {
 # Tune's results and answers travel as messages; nothing large is ever put into the object store.
 _OBJECT_STORE_BYTES = 128 * 2**20
 
+# A cluster answers within so many seconds.
+_ANSWER = 10.0
+
 # An idle worker looks up this often, in seconds.
 _IDLE = 0.1
 
@@ -88,7 +94,7 @@ class RayExecutor:
         Errors: UserError when the cluster cannot be reached or has no GPU to offer; EvaluationError as
         `Loop.failed`.
         """
-        bridge = _Bridge(loop)
+        bridge = _Bridge(loop, self.workers)
         # Ray takes seconds to start: first see whether there is anything to do.
         bridge.first = loop.propose()
         if bridge.first is None:
@@ -104,10 +110,10 @@ class RayExecutor:
                 search_alg=_Searcher(bridge),
                 scheduler=_Scheduler(bridge),
                 stop=_Stopper(bridge),
+                callbacks=[_Watch(bridge, self.gpus_per_worker)],
                 num_samples=-1,
                 max_concurrent_trials=self.workers,
                 resources_per_trial={"cpu": 1, "gpu": self.gpus_per_worker},
-                reuse_actors=True,
                 max_failures=0,
                 raise_on_failed_trial=False,
                 storage_path=folder,
@@ -120,30 +126,35 @@ class RayExecutor:
 
 
 class _Trainable(tune.Trainable):
-    """One worker: keeps its evaluator from trial to trial and answers one rung per step.
+    """One worker: keeps its evaluator and answers one rung per step.
 
+    Each step says where it is: it has a `place`, is `ready` (the model is loaded), is `idle`, or `answered`.
     What the caches did for a rung travels with its answers: a worker that dies takes its last counts along.
     """
 
     def setup(self, config: dict[str, Any], factory: EvaluatorFactory | None = None) -> None:
         assert factory is not None  # handed over by tune.with_parameters
-        self._evaluator: Evaluator = factory()
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._work: dict[str, Any] | None = json.loads(new_config["work"])
+        self._factory = factory
+        self._placed = False
+        self._evaluator: Evaluator | None = None
+        self._work: dict[str, Any] | None = None
         self._rung = 0
-        self._ready = False
-        return True
+
+    def assign(self, work: dict[str, Any] | None) -> None:
+        """What the next steps answer, rung by rung; None: nothing for the moment."""
+        self._work, self._rung = work, 0
 
     def step(self) -> dict[str, Any]:
-        if not self._ready:
-            # Tells a worker that dies before its first question from one that dies of it.
-            self._ready = True
-            return {"rung": None, "answers": []}
+        # Loading takes minutes and may fail: the driver hears of the place first.
+        if not self._placed:
+            self._placed = True
+            return {"state": "place"}
+        if self._evaluator is None:
+            self._evaluator = self._factory()
+            return {"state": "ready"}
         if self._work is None:
             time.sleep(_IDLE)
-            return {"rung": None, "answers": []}
+            return {"state": "idle"}
         rung = self._rung
         answers = []
         for configuration, questions in self._work["rungs"][rung]:
@@ -153,18 +164,17 @@ class _Trainable(tune.Trainable):
         self._rung += 1
         # As pairs: Tune takes a dict apart.
         use = list(self._evaluator.cache_use().items())
-        return {"rung": rung, "answers": answers, "cache_use": use}
+        return {"state": "answered", "rung": rung, "answers": answers, "cache_use": use}
 
 
 class _Bridge:
-    """What Tune's three hooks share: the loop, the works in flight by Tune trial, the first error."""
+    """What Tune's hooks share: the loop, the workers and their works by Tune trial, the first error."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, workers: int) -> None:
         self.loop = loop
         self.first: Work | None = None
+        self.starting = Starting(workers, loop.say)
         self.works: dict[str, Work] = {}
-        # Tune trials whose worker has its model and begins to answer.
-        self.ready: set[str] = set()
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,13 +182,17 @@ class _Bridge:
         return {}
 
     def next(self) -> Work | None:
+        if self.loop.interrupted:
+            return None
         work, self.first = self.first, None
         return self.loop.propose() if work is None else work
 
-    def has_work(self) -> bool:
-        """Whether `next` would give some; it is kept for it."""
-        self.first = self.next()
-        return self.first is not None
+    @property
+    def over(self) -> bool:
+        """Whether nothing is being answered and nothing will be."""
+        if self.error is not None:
+            return True
+        return not self.works and (self.loop.finished or self.loop.interrupted)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -191,30 +205,24 @@ class _Bridge:
 
 
 class _Searcher(Searcher):
-    """Hands out what the loop proposes."""
+    """Asks for as many workers as Tune takes."""
 
     def __init__(self, bridge: _Bridge) -> None:
         super().__init__()
         self._bridge = bridge
 
     def suggest(self, trial_id: str) -> Any:
-        bridge = self._bridge
-        work = None
-        with bridge.guarded():
-            work = bridge.next()
-        if work is not None:
-            bridge.works[trial_id] = work
-            return {"work": json.dumps(_plain(work))}
-        if bridge.error is not None or bridge.loop.finished:
-            return str(Searcher.FINISHED)
-        # What comes next depends on answers in flight. Tune ends actors that have nothing to do, and with
-        # them the model they loaded: an attempt at nothing keeps them.
-        return {"work": "null"}
+        if self._bridge.over:
+            return Searcher.FINISHED
+        if self._bridge.starting.paused:
+            return None
+        self._bridge.starting.asked_for(trial_id)
+        return {}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._bridge.works.pop(trial_id, None)
+        """Nothing to do: the scheduler heard of it."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the records are the state."""
@@ -224,41 +232,54 @@ class _Searcher(Searcher):
 
 
 class _Scheduler(TrialScheduler):
-    """Records every rung and passes the loop's decision on."""
+    """Hands out what the loop proposes, records every rung and passes the loop's decision on."""
 
     def __init__(self, bridge: _Bridge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._bridge = bridge
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        work = self._bridge.works.get(trial.trial_id)
-        if work is None:
-            # The idle one: on, until there is work for it or the last of the others has ended.
-            busy = any(other != trial.trial_id for other in self._bridge.works)
-            idle = False
-            with self._bridge.guarded():
-                idle = busy and not self._bridge.has_work()
-            return str(TrialScheduler.CONTINUE if idle else TrialScheduler.STOP)
-        if result["rung"] is None:
-            self._bridge.ready.add(trial.trial_id)
-            return str(TrialScheduler.CONTINUE)
-        decision = "stop"
-        with self._bridge.guarded():
-            answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
-            use = CacheUse(**dict(result["cache_use"]))
-            decision = self._bridge.loop.record(work, result["rung"], answers, use)
-        if decision == "stop":
-            del self._bridge.works[trial.trial_id]
-        return str(TrialScheduler.STOP if decision == "stop" else TrialScheduler.CONTINUE)
+        bridge, worker = self._bridge, trial.trial_id
+        with bridge.guarded():
+            if result["state"] == "place":
+                bridge.starting.has_place(worker, result[HOSTNAME])
+            elif result["state"] == "ready":
+                bridge.starting.got_ready(worker)
+                self._hand_out(trial)
+            elif result["state"] == "idle":
+                self._hand_out(trial)
+            elif self._record(worker, result) == "stop":
+                del bridge.works[worker]
+                # It does not ask for work: it would answer the next rung of what it has.
+                self._hand_out(trial, had_work=True)
+        return str(TrialScheduler.STOP if bridge.over else TrialScheduler.CONTINUE)
+
+    def _record(self, worker: str, result: dict[str, Any]) -> Decision:
+        answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
+        use = CacheUse(**dict(result["cache_use"]))
+        return self._bridge.loop.record(self._bridge.works[worker], result["rung"], answers, use)
+
+    def _hand_out(self, trial: Trial, *, had_work: bool = False) -> None:
+        """Gives this worker its next work, if there is some; otherwise it waits for answers in flight."""
+        work = self._bridge.next()
+        if work is not None:
+            self._bridge.works[trial.trial_id] = work
+        if work is not None or had_work:
+            # Ray runs an actor's calls in their order: this one before the step that Tune asks for next.
+            actor: Any = trial.temporary_state.ray_actor
+            actor.assign.remote(None if work is None else _plain(work))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        work = self._bridge.works.pop(trial.trial_id, None)
-        if work is not None:
-            with self._bridge.guarded():
-                reason, end = _reason(trial)
-                if end == "killed" and trial.trial_id not in self._bridge.ready:
-                    end = "not_started"
-                self._bridge.loop.failed(work, reason, end)
+        bridge, worker = self._bridge, trial.trial_id
+        with bridge.guarded():
+            reason, end = _reason(trial)
+            if not bridge.starting.is_ready(worker):
+                bridge.starting.failed(worker, reason)
+                return
+            bridge.starting.died(worker)
+            work = bridge.works.pop(worker, None)
+            if work is not None:
+                bridge.loop.failed(work, reason, end)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         pending = (trial for trial in tune_controller.get_trials() if trial.status == Trial.PENDING)
@@ -277,8 +298,40 @@ class _Scheduler(TrialScheduler):
         return "the loop decides"
 
 
+class _Watch(Callback):
+    """Says when some workers have no place."""
+
+    def __init__(self, bridge: _Bridge, gpus_per_worker: float) -> None:
+        self._bridge = bridge
+        self._gpus = gpus_per_worker
+        self._each = f"1 CPU and {gpus_per_worker:g} GPU" if gpus_per_worker else "1 CPU"
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        with self._bridge.guarded():
+            self._bridge.starting.look(self._room, self._each)
+
+    def _room(self) -> int:
+        """How many workers fit on all nodes together, if nobody else uses them."""
+        return sum(fitting(node, self._gpus) for node in _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node that is there offers."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def fitting(offered: dict[str, float], gpus: float) -> int:
+    """How many workers fit on a node that offers this; a share of a GPU is one of a single GPU."""
+    cpus, cards = int(offered.get("CPU", 0)), offered.get("GPU", 0.0)
+    if not gpus:
+        return cpus
+    # 1 / 0.1 is 10, whatever rounding makes of it.
+    return min(cpus, int(cards) * int(1 / gpus + 1e-9) if gpus < 1 else int(cards / gpus))
+
+
 class _Stopper(Stopper):
-    """Ends Tune after an error of the loop."""
+    """Ends Tune when nothing is left to answer, even where workers still wait for a place."""
 
     def __init__(self, bridge: _Bridge) -> None:
         self._bridge = bridge
@@ -287,7 +340,7 @@ class _Stopper(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._bridge.error is not None
+        return self._bridge.over
 
 
 def _plain(work: Work) -> dict[str, Any]:
@@ -311,7 +364,7 @@ def _reason(trial: Trial) -> tuple[str, Ending]:
     """
     # Tune's own reading of these files looks in the storage, where they arrive later.
     if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
-        return "the worker could not be started", "not_started"
+        return "Ray gives no reason", "killed"
     error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
@@ -320,7 +373,7 @@ def _reason(trial: Trial) -> tuple[str, Ending]:
         return f"{type(cause).__name__}: {cause}", _end(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "creation task" in lines[0]:
-        return f"the worker could not be started: {lines[-1]}", "not_started"
+        return lines[-1], "killed"
     return "its worker process died (killed, or out of memory)", "killed"
 
 
@@ -364,15 +417,7 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
     # Set in a process that `ray job submit` started.
     address = address or os.environ.get("RAY_ADDRESS")
     if ours and address is not None:
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                runtime_env={"env_vars": dict(_ENVIRONMENT)},
-            )
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error
+        _connect(address)
     elif ours:
         ray.init(
             # Never a cluster that happens to run on this machine: that is what `--address auto` is for.
@@ -384,10 +429,50 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
             object_store_memory=_OBJECT_STORE_BYTES,
         )
     try:
-        offered = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+        offered = max((node.get("GPU", 0.0) for node in _nodes()), default=0.0)
         if gpus_per_worker > offered:
-            raise UserError(f"A worker wants {gpus_per_worker:g} GPUs, but Ray offers {offered:g} in all.")
+            raise UserError(
+                f"A worker wants {gpus_per_worker:g} GPUs, but Ray offers {offered:g} on one machine at most."
+            )
         yield
     finally:
         if ours:
             ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Errors: UserError when there is no cluster, or it does not let us in."""
+    _knock(address)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env={"env_vars": dict(_ENVIRONMENT)},
+        )
+    except AuthenticationError as error:
+        raise _locked(address) from error
+    except (ConnectionError, ValueError) as error:
+        # Ray tells of a refusal in the text of the cause only.
+        if AuthenticationError.__name__ in str(error.__cause__):
+            raise _locked(address) from error
+        raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error
+
+
+def _locked(address: str) -> UserError:
+    return UserError(
+        f"The Ray cluster at {address!r} lets nobody in without its token: set RAY_AUTH_MODE=token, and "
+        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token. (A cluster that "
+        "starts where that file lies wants it, and Ray writes one when it first runs on a machine.)"
+    )
+
+
+def _knock(address: str) -> None:
+    """Ray tries for two minutes, without a word, where nobody answers."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as auto, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error

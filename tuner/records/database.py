@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sqlalchemy.schema import CreateColumn
 
 from tuner.errors import DiskFullError, UserError
 from tuner.records.schema import SCHEMA_VERSION, Base, SchemaRow
+from tuner.urls import without_passwords
 
 # What SQLite says where there is no room: on a full disk; under a quota; for the file that readers share.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -45,11 +47,13 @@ def open_engine(url: str, *, create: bool = True) -> Engine:
     Errors: UserError for a URL that names no such database, one that cannot be reached, or tables that
     another version wrote.
     """
+    parsed = _parsed(url, create=create)
     try:
-        engine = create_engine(_parsed(url, create=create))
+        engine = create_engine(parsed)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"The database {_shown(url)} needs the package {error.name}: pip install 'adatp-tuner[cluster]'"
+            f"The database {_shown(parsed)} needs the package {error.name}: "
+            "pip install 'adatp-tuner[cluster]'"
         ) from error
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine)
@@ -69,12 +73,12 @@ def open_engine(url: str, *, create: bool = True) -> Engine:
     except DBAPIError as error:
         engine.dispose()
         if _is_full(error):
-            raise DiskFullError.of(f"the database {_shown(url)}", error.orig) from error
-        raise UserError(f"The database {_shown(url)} cannot be opened: {error.orig}") from error
+            raise DiskFullError.of(f"the database {shown(engine)}", error.orig) from error
+        raise UserError(f"The database {shown(engine)} cannot be opened: {error.orig}") from error
     if found != SCHEMA_VERSION:
         engine.dispose()
         raise UserError(
-            f"The database {_shown(url)} has tables of version {found}, but this tuner writes version "
+            f"The database {shown(engine)} has tables of version {found}, but this tuner writes version "
             f"{SCHEMA_VERSION}: name another one with --database."
         )
     return engine
@@ -94,7 +98,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 def shown(engine: Engine) -> str:
     """Where a database is, without a password."""
-    return engine.url.render_as_string(hide_password=True)
+    return _shown(engine.url)
 
 
 def _add_what_came_later(engine: Engine) -> None:
@@ -135,11 +139,17 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
+        if parsed.drivername == "postgres":  # as libpq and many who host databases write it
+            parsed = parsed.set(drivername="postgresql")
         backend = parsed.get_backend_name()
-    except (ArgumentError, NoSuchModuleError) as error:
+        if backend == "sqlite" and (parsed.host or parsed.username):
+            raise ValueError("a file has no host")
+    # ValueError: a port that is no number. None of them is kept: they may quote the password.
+    except (ArgumentError, NoSuchModuleError, ValueError):
         raise UserError(
-            f"--database is a URL like sqlite:///tuner.db or postgresql://host/name, but got {url!r}."
-        ) from (error)
+            "--database is a URL like sqlite:///tuner.db or postgresql://host:5432/name, but got "
+            f"{_outline(url)!r}."
+        ) from None
     if backend not in ("sqlite", "postgresql"):
         raise UserError(f"--database is SQLite or PostgreSQL, but got {backend!r}.")
     if backend == "postgresql" and parsed.drivername == "postgresql":
@@ -164,8 +174,18 @@ def _is_full(error: DBAPIError) -> bool:
     )
 
 
-def _shown(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
+def _shown(url: URL) -> str:
+    return without_passwords(url.render_as_string(hide_password=True))
+
+
+def _outline(url: str) -> str:
+    """What is no secret in something that is no URL: its beginning, and what follows the last @.
+
+    Without an @, what follows a colon may be a port or a password whose host was forgotten.
+    """
+    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    _, at, address = rest.rpartition("@")
+    return without_passwords(scheme + slashes + (f"***@{address}" if at else re.sub(":[^/]+", ":***", rest)))
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -18,6 +18,8 @@ from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.lock import held, holder
+from tuner.records.database import open_engine
+from tuner.records.schema import Base
 from tuner.records.store import Store
 
 
@@ -89,6 +91,23 @@ def test_the_second_driver_is_told_who_holds_the_study(server: str) -> None:
         with held(server, "another"):
             pass
     assert holder(server, "demo") is None
+
+
+def test_a_password_reaches_the_server_and_nothing_else(server: str) -> None:
+    study, url = make_study(), server.replace("tuner@", "tuner:pass-1-word@")
+    with Store.open(url) as store, held(url, study.name):
+        store.archive(study.name)
+        begin(store, study)
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=1))
+        kept = [store.url, str(holder(url, study.name))]
+    engine = open_engine(url)
+    with engine.connect() as connection:
+        for table in Base.metadata.tables.values():
+            kept += [str(row) for row in connection.execute(table.select())]
+        kept += connection.exec_driver_sql("SELECT application_name FROM pg_stat_activity").scalars()
+    engine.dispose()
+    assert len(kept) > 20
+    assert "pass-1-word" not in "".join(map(str, kept))
 
 
 def test_a_quarantine_is_one_transaction_there_too(server: str) -> None:
