@@ -1,4 +1,4 @@
-"""The demo that ships: its size, its accuracy, and the pipeline's promises on the questions of every third video."""
+"""The demo that ships: its size, its accuracy, and the pipeline's promises on every third of its videos."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def asked(study: Study, runtime: Runtime) -> list[tuple[StudyQuestion, Clip]]:
 
 @pytest.fixture(scope="module")
 def packed(runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]]) -> list[Answer]:
-    """PRUNED's answers to these questions, several in a row as a run asks them: half the time of one by one."""
+    """PRUNED's answers to these questions, several in a row: half the time of one by one."""
     return pack_wise(runtime, asked, PRUNED)
 
 

@@ -32,8 +32,8 @@ SEED = 20  # of the training data and of the weights
 STUDY_SEED = 31  # of the videos and questions that ship
 VIDEOS = 400
 HELD_OUT = 0.8  # as study.yaml says
-# Many videos with few questions each measure best: questions about one video fail together. Videos to tune on need to be
-# encoded too, so they are fewer, with more questions each.
+# Many videos with few questions each measure best: questions about one video fail together. Videos to tune on
+# need to be encoded too, so they are fewer, with more questions each.
 QUESTIONS = {"tune": 5, "held_out": 2}
 TRAINING_VIDEOS = 3000
 STAGES = ("material", "train", "check")

@@ -1,7 +1,8 @@
 """The demo without its model: answers looked up in the table of `tests.benchmarks.table`.
 
-The table stands for itself: it holds its study's questions and layouts, so it goes on describing the demo that it was
-made of when another one ships. That of `DATA` is the demo of 12 layers and 16 frames that shipped until November 2026.
+The table stands for itself: it holds its study's questions and layouts, so it goes on describing the demo
+that it was made of when another one ships. That of `DATA` is the demo of 12 layers and 16 frames that shipped
+until November 2026.
 
     python -m tests.benchmarks.tabulated pack .tuner/table    # the files of the table -> data/demo_table.npz
     python -m tests.benchmarks.tabulated check design.csv     # against real answers off the lattice

@@ -463,8 +463,8 @@ def by_type(right: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
 def deepen(model: nn.Module, config: LlavaOnevisionConfig) -> LlavaOnevisionForConditionalGeneration:
     """A model of `config`, deeper than `model`, that begins with its weights.
 
-    The last `TAIL` layers are repeated behind it. A repeated layer adds `REPEATED` of what its original adds: answers
-    stay nearly what they were, and the layer has something to learn from.
+    The last `TAIL` layers are repeated behind it. A repeated layer adds `REPEATED` of what its original adds:
+    answers stay nearly what they were, and the layer has something to learn from.
     """
     deeper = LlavaOnevisionForConditionalGeneration(config)
     deeper.load_state_dict(model.state_dict(), strict=False)
@@ -492,7 +492,7 @@ def fresh(config: LlavaOnevisionConfig, features: torch.Tensor) -> LlavaOnevisio
 def train_language(
     work: Path, siglip: SiglipModel, *, seed: int, videos: int, phases: tuple[Phase, ...] = PHASES
 ) -> LlavaOnevisionForConditionalGeneration:
-    """Trains all phases; a checkpoint of an unfinished one in `work` is resumed, a finished one is not repeated."""
+    """Trains all phases; an unfinished one in `work` is resumed, a finished one is not repeated."""
     torch.manual_seed(seed)
     specs, pixels = training_set(work, seed, videos)
     stored = work / f"tower-{seed}-{videos}.pt"
@@ -524,7 +524,7 @@ def train_phase(
     *,
     advance: float = 0.75,
 ) -> None:
-    """Trains `model` in place; it ends with the running average of its weights. A checkpoint in `work` is resumed."""
+    """Trains `model` in place; it ends as the running average of its weights. An unfinished phase is resumed."""
     name = f"language-{phase.layers}"
     rng = np.random.default_rng([seed, 2, phase.layers])
     held = 64
@@ -621,7 +621,8 @@ def train_phase(
                 ]
                 torch._foreach_copy_(trained, live)
             print(
-                f"CHECK step {step} stage {stage} {json.dumps(line)} drop before {CHECKED} {curve} masses {PACK.masses}",
+                f"CHECK step {step} stage {stage} {json.dumps(line)} drop before {CHECKED} {curve} "
+                f"masses {PACK.masses}",
                 flush=True,
             )
     with torch.no_grad():
