@@ -524,7 +524,7 @@ def train_phase(
     *,
     advance: float = 0.75,
 ) -> None:
-    """Trains `model` in place; it ends as the running average of its weights. An unfinished phase is resumed."""
+    """Trains `model`, which ends as the running average of its weights. An unfinished phase is resumed."""
     name = f"language-{phase.layers}"
     rng = np.random.default_rng([seed, 2, phase.layers])
     held = 64
