@@ -1,4 +1,4 @@
-"""The demo that ships: its size, its accuracy, and the pipeline's promises on every one of its questions."""
+"""The demo that ships: its size, its accuracy, and the pipeline's promises on every third of its videos."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ def runtime(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def asked(study: Study, runtime: Runtime) -> list[tuple[StudyQuestion, Clip]]:
+    """All questions of every third video, so that the tests stay short."""
     torch.set_num_threads(2)
-    clips = {video.name: runtime.encode(video.path) for video in study.videos}
+    clips = {video.name: runtime.encode(video.path) for video in study.videos[::3]}
     torch.set_num_threads(1)
-    return [(question, clips[question.video]) for question in study.questions]
+    return [(question, clips[question.video]) for question in study.questions if question.video in clips]
 
 
 @pytest.fixture(scope="module")
 def packed(runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]]) -> list[Answer]:
-    """PRUNED's answers to all questions, several in a row as a run asks them: half the time of one by one."""
+    """PRUNED's answers to these questions, several in a row: half the time of one by one."""
     return pack_wise(runtime, asked, PRUNED)
 
 
@@ -64,26 +65,36 @@ def pack_wise(
     ]
 
 
-def test_models_and_videos_together_are_at_most_25_mb() -> None:
+def test_models_and_videos_together_are_at_most_40_mb() -> None:
     parts = ("model", "siglip", "videos", "questions.jsonl", "study.yaml")
     files = [file for part in parts for file in [DEMO / part, *(DEMO / part).rglob("*")] if file.is_file()]
-    assert sum(file.stat().st_size for file in files) <= 25e6
+    assert sum(file.stat().st_size for file in files) <= 40e6
 
 
-def test_at_least_160_videos_and_1200_questions_with_four_options_and_tags(study: Study) -> None:
-    assert len(study.videos) >= 160
-    assert len(study.questions) >= 1200
-    assert len(study.held_out) == len(study.videos) // 2
+def test_many_held_out_videos_and_questions_with_four_options_and_tags(study: Study) -> None:
+    """Few questions about many videos measure better than many about few."""
+    assert len(study.held_out) == 320
+    assert len(study.videos_of("tune")) == 80
+    assert len(study.questions_of("held_out")) >= 636
     for question in study.questions:
         assert question.options is not None
         assert len(question.options) == 4
         assert set(question.tags) == {"type", "when", "size"}
 
 
+def test_the_demo_has_as_many_visual_tokens_and_layers_as_pruning_needs(
+    runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]]
+) -> None:
+    """With fewer, hardly a token is left where answers are read, and no configuration is good."""
+    question, clip = asked[0]
+    assert runtime.layout(clip, question).visual >= 512
+    assert runtime.shape.layers == 24
+
+
 def test_the_unpruned_model_is_right_on_nine_of_ten_held_out_questions(
     study: Study, runtime: Runtime, asked: list[tuple[StudyQuestion, Clip]]
 ) -> None:
-    held_out = [(q, clip) for q, clip in asked if q.video in study.held_out][::3]
+    held_out = [(q, clip) for q, clip in asked if q.video in study.held_out]
     answers = pack_wise(runtime, held_out, None)
     right = [one.text == question.answer for one, (question, _) in zip(answers, held_out, strict=True)]
     assert np.mean(right) >= 0.9
@@ -104,7 +115,7 @@ def test_split_and_single_pass_prefill_agree(
 ) -> None:
     """Log-probabilities within 2e-3 in float32; an answer may change only where its gap is below that."""
     changed = []
-    for question, clip in asked[::16]:
+    for question, clip in asked[::8]:
         inputs = runtime.inputs(clip, question)
         with torch.inference_mode():
             if method is None:
@@ -134,8 +145,8 @@ def test_packed_answers_are_those_of_each_question_alone(
     method: AdaTP | None,
 ) -> None:
     """Log-probabilities within 2e-3 in float32; an answer may change only where its gap is below that."""
-    some = asked[:160]
-    together = pack_wise(runtime, some, None) if method is None else request.getfixturevalue("packed")[:160]
+    some = asked[:120]
+    together = pack_wise(runtime, some, None) if method is None else request.getfixturevalue("packed")[:120]
     for (question, clip), packed in zip(some, together, strict=True):
         alone = runtime.answer(clip, question, method)
         assert packed.kept == alone.kept

@@ -1,5 +1,9 @@
 """The demo without its model: answers looked up in the table of `tests.benchmarks.table`.
 
+The table stands for itself: it holds its study's questions and layouts, so it goes on describing the demo
+that it was made of when another one ships. That of `DATA` is the demo of 12 layers and 16 frames that shipped
+until November 2026.
+
     python -m tests.benchmarks.tabulated pack .tuner/table    # the files of the table -> data/demo_table.npz
     python -m tests.benchmarks.tabulated check design.csv     # against real answers off the lattice
 
@@ -30,7 +34,7 @@ from pipeline.methods import AdaTP, from_dict
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tuner.planning import Planner, fingerprint_base
 from tuner.records.values import StoredQuestion
-from tuner.study import Study, load_study
+from tuner.study import Study, StudyQuestion, Video
 
 DATA = Path(__file__).parent / "data" / "demo_table.npz"
 
@@ -62,8 +66,8 @@ class Tabulated:
 
     @classmethod
     def load(cls, path: Path = DATA) -> Tabulated:
-        study = load_study("demo")
         with np.load(path) as file:
+            study = _study(file)
             planner = _planner(study, file)
             return cls(study, planner, file["margin"], file["logprob"], _rows(file), file["baseline"])
 
@@ -235,12 +239,48 @@ def pack(folder: Path, target: Path = DATA) -> None:
         shape=np.array([[*(getattr(runtime.shape, name) for name in _SHAPE)]]),
         vision=np.array([[*(getattr(vision, name) for name in _VISION)]]),
         base=np.array(base),
+        **_questions(study),
     )
     print(f"{len(margins)} answers, {target.stat().st_size / 2**20:.1f} MiB in {target}")
 
 
 _SHAPE = ("layers", "hidden", "kv_width", "mlp_width", "heads")
 _VISION = tuple(VisionShape.__dataclass_fields__)
+
+
+def _questions(study: Study) -> dict[str, NDArray[Any]]:
+    """What `_study` needs of every question, as columns."""
+    options = [question.options for question in study.questions]
+    return {
+        "id": np.array([question.id for question in study.questions]),
+        "video": np.array([question.video for question in study.questions]),
+        "held_out": np.array([question.video in study.held_out for question in study.questions]),
+        "options": np.array(options),
+        "answer": np.array([question.answer for question in study.questions]),
+    }
+
+
+def _study(file: Any) -> Study:
+    """The table's study; what only the model would need is left empty."""
+    columns = (file[name].tolist() for name in ("id", "video", "options", "answer"))
+    questions = tuple(
+        StudyQuestion(id=name, text=name, options=tuple(options), video=video, answer=answer)
+        for name, video, options, answer in zip(*columns, strict=True)
+    )
+    return Study(
+        name="tabulated",
+        folder=DATA.parent,
+        questions_file=DATA,
+        model="",
+        revision=None,
+        text_encoder="",
+        frames=int(file["tokens"][0][0]),
+        scoring="words",
+        max_new_tokens=16,
+        videos=tuple(Video(name, DATA) for name in sorted({one.video for one in questions})),
+        questions=questions,
+        held_out=frozenset(file["video"][file["held_out"]].tolist()),
+    )
 
 
 def _planner(study: Study, file: Any) -> Planner:

@@ -21,6 +21,8 @@ from pipeline.runtime import Request, Runtime
 from tuner.study.definition import StudyQuestion
 from tuner.study.loading import load_study
 
+from .scenes import SAMPLED
+
 if TYPE_CHECKING:
     from pipeline.ranking import Stage
 
@@ -76,12 +78,30 @@ def accuracy(
     return {name: round(float(np.mean(values)), 4) for name, values in right.items()}
 
 
+def without_layer(runtime: Runtime, folder: Path, layer: int) -> dict[str, float]:
+    """Accuracy of the unpruned model when one layer adds nothing: whether that layer is used."""
+
+    def skip(_: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return args[0]
+
+    handle = runtime.family.layers[layer].register_forward_hook(skip)
+    try:
+        return accuracy(runtime, folder, None)
+    finally:
+        handle.remove()
+        runtime.forget_prefixes()
+
+
 def load(folder: Path) -> Runtime:
     from pipeline.cache import FeatureCache
 
     cache = FeatureCache(folder / ".work" / "features", 2**30)
     return Runtime.load(
-        str(folder / "model"), text_encoder=str(folder / "siglip"), frames=16, scoring="words", cache=cache
+        str(folder / "model"),
+        text_encoder=str(folder / "siglip"),
+        frames=SAMPLED,
+        scoring="words",
+        cache=cache,
     )
 
 
@@ -94,6 +114,9 @@ def measure(folder: Path) -> dict[str, Any]:
         "blanked": accuracy(runtime, folder, Blanked(0)),
         "drop_before_layer": {
             str(layer): accuracy(runtime, folder, DropAll(layer)) for layer in range(1, runtime.shape.layers)
+        },
+        "without_layer": {
+            str(layer): without_layer(runtime, folder, layer)["all"] for layer in range(runtime.shape.layers)
         },
     }
     print(json.dumps(result, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .data import make_video
 from .questions import TYPES, Asked, whole
 from .scenes import FPS, SIZE, TOTAL, render
 
-CRF = "27"  # H.264 quality: about 60 kB a video
+CRF = "29"  # H.264 quality: about 47 kB a video
 
 # How often each type is asked. AdaTP's knobs decide whether the tokens of one object survive; the order of
 # scenes and their backgrounds show in so many tokens that no setting loses them, so few ask about those.
@@ -36,9 +37,14 @@ def write_mp4(path: Path, frames: list[np.ndarray]) -> None:
     partial.replace(path)
 
 
+def name(index: int) -> str:
+    """File name of a video."""
+    return f"{index:03d}.mp4"
+
+
 def _write_video(task: tuple[Path, int, int]) -> None:
     folder, seed, index = task
-    path = folder / f"{index:03d}.mp4"
+    path = folder / name(index)
     if not path.exists():
         video = make_video(seed, index)
         write_mp4(path, [render(video, frame) for frame in range(TOTAL)])
@@ -66,16 +72,17 @@ def ask_all(seed: int, index: int, count: int) -> list[Asked]:
     return list(found.values())
 
 
-def write_questions(path: Path, *, seed: int, videos: int, per_video: int) -> int:
+def write_questions(path: Path, *, seed: int, per_video: Sequence[int]) -> int:
+    """per_video: how many questions are asked about each video, in order. Returns how many were written."""
     lines = []
-    for index in range(videos):
-        for number, question in enumerate(ask_all(seed, index, per_video)):
+    for index, count in enumerate(per_video):
+        for number, question in enumerate(ask_all(seed, index, count)):
             tags = {"type": question.type, "when": question.when, "size": question.size}
             lines.append(
                 json.dumps(
                     {
                         "id": f"{index:03d}-{number}",
-                        "video": f"{index:03d}.mp4",
+                        "video": name(index),
                         "question": question.text,
                         "options": list(question.options),
                         "answer": question.answer,

@@ -17,8 +17,8 @@ SIZE = 128  # pixels
 GRID = 4  # cells per side
 CELL = SIZE // GRID
 FPS = 8
-SAMPLED = 16  # frames that the study samples from each video
-STEP = 8  # video frames between two sampled ones
+SAMPLED = 32  # frames that the study samples from each video
+STEP = 4  # video frames between two sampled ones
 TOTAL = (SAMPLED - 1) * STEP + 1  # linspace(0, TOTAL - 1, SAMPLED) then falls on every STEP-th frame
 
 BACKGROUNDS = (
@@ -153,8 +153,8 @@ def random_scene(rng: np.random.Generator, background: str) -> Scene:
 
 
 def random_video(rng: np.random.Generator, *, shots: int | None = None) -> Video:
-    """1 to 10 shots over `SAMPLED` sampled frames, each shot on at least one of them."""
-    count = int(rng.integers(1, 11)) if shots is None else shots
+    """1 to 12 shots over `SAMPLED` sampled frames, each shot on at least one of them."""
+    count = int(rng.integers(1, 13)) if shots is None else shots
     cuts = np.sort(rng.choice(np.arange(1, SAMPLED), size=count - 1, replace=False))
     names = rng.permutation(len(BACKGROUNDS))
     scenes: list[Scene] = []

@@ -46,20 +46,41 @@ from .scenes import BACKGROUNDS, COLORS, GRID, SAMPLED, SHAPES, STEP, Video
 from .train_encoder import fast, normalise, tower_states
 from .vocabulary import END, PAD, START, vocabulary, words_of
 
-LAYERS = 12
 EARLY = (0, 1, 2)
 HINT_LAYERS = {
     3: 0.05,
     4: 0.03,
 }  # and its weight there; earlier layers stay as vague as they come, so that pruning is hard
 STEP_LAYERS = {1: (5,), 2: (3, 5), 3: (3, 4, 5)}  # layer of each step, by the number of steps
+WATCHED = {*EARLY, *HINT_LAYERS, *(layer for layers in STEP_LAYERS.values() for layer in layers)}
 LENGTH = 20  # tokens of a question block, the answer's word included
-STAGES = (2, 4, 8, 16)  # frames
-BATCH = {2: 12, 4: 10, 8: 8, 16: 6}  # videos a step
+BATCH = {2: 12, 4: 10, 8: 8, 16: 6, 32: 4}  # videos a step, by frames
 PACKED = 14  # questions a video
 
 
-def language_config(siglip: SiglipModel) -> LlavaOnevisionConfig:
+@dataclass(frozen=True)
+class Phase:
+    """Training at one depth: a curriculum of ever more frames a video."""
+
+    layers: int
+    frames: tuple[int, ...]
+    steps: int
+    rate: float  # learning rate: constant, then linear to a fiftieth over the last `cooling` of the steps
+    cooling: float
+
+
+# Most is learned with half of the layers and of the frames, at an eighth of the cost. The second phase starts
+# from the first one's weights, with layers added behind (`deepen`).
+PHASES = (
+    Phase(12, (2, 4, 8, 16), 2800, 8e-4, 0.35),
+    Phase(24, (16, 32), 1300, 5e-4, 0.6),
+)
+CHECKED = (0, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20)  # drop before each of these layers: where answers move
+TAIL = 3  # layers at the end of a trained model that `deepen` repeats
+REPEATED = 0.3  # how much of its update a repeated layer adds at first
+
+
+def language_config(siglip: SiglipModel, layers: int) -> LlavaOnevisionConfig:
     vision = siglip.config.vision_config.to_dict()
     vision = {
         k: vision[k]
@@ -72,7 +93,7 @@ def language_config(siglip: SiglipModel) -> LlavaOnevisionConfig:
         vocab_size=len(vocabulary()),
         hidden_size=160,
         intermediate_size=320,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=5,
         num_key_value_heads=5,
         max_position_embeddings=1024,
@@ -127,36 +148,39 @@ def packed_attention(
     """Causal over the prefix; a question block sees the prefix and, causally, itself. q, k, v: (B, H, N,
     d)."""
     pack, n = PACK, PACK.prefix
-    front = F.scaled_dot_product_attention(
-        query[:, :, :n], key[:, :, :n], value[:, :, :n], is_causal=True, scale=scaling
-    )
-    b, h, _total, d = query.shape
-    q = query[:, :, n:].reshape(b, h, pack.questions, LENGTH, d)
-    k, v = (x[:, :, n:].reshape(b, h, pack.questions, LENGTH, d) for x in (key, value))
-    to_prefix = torch.einsum("bhqld,bhnd->bhqln", q, key[:, :, :n]) * scaling
+    b, h, total, d = query.shape
+    # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole.
+    (q0, q1), (k0, k1), (v0, v1) = (x.split([n, total - n], dim=2) for x in (query, key, value))
+    front = F.scaled_dot_product_attention(q0, k0, v0, is_causal=True, scale=scaling)
+    q, k, v = (x.reshape(b, h, pack.questions, LENGTH, d) for x in (q1, k1, v1))
+    to_prefix = torch.einsum("bhqld,bhnd->bhqln", q, k0) * scaling
     to_self = torch.einsum("bhqld,bhqmd->bhqlm", q, k) * scaling
     to_self = to_self + torch.full((LENGTH, LENGTH), -math.inf, dtype=to_self.dtype).triu(1)
-    logits = torch.cat([to_prefix, to_self], -1).float()
-    probabilities = logits.softmax(-1)
+    probabilities = torch.cat([to_prefix, to_self], -1).float().softmax(-1)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if layer in WATCHED:
+        watch(pack, layer, to_prefix, probabilities)
+    p0, p1 = probabilities.to(value.dtype).split([n, LENGTH], dim=-1)
+    back = torch.einsum("bhqln,bhnd->bhqld", p0, v0) + torch.einsum("bhqlm,bhqmd->bhqld", p1, v)
+    out = torch.cat([front, back.reshape(b, h, pack.questions * LENGTH, d)], 2)
+    return out.transpose(1, 2), None
+
+
+def watch(pack: Packed, layer: int, to_prefix: torch.Tensor, probabilities: torch.Tensor) -> None:
+    """Leaves what the loss needs of one layer's attention from questions to visual tokens in `pack`."""
     seen = probabilities[..., pack.visual]
     if layer in EARLY:
         mass = seen.sum(-1)  # (B, H, Q, L)
         pack.early.append(mass.amax(1).mean())
         pack.masses[layer] = float(mass.detach().mean())
     assert pack.rows is not None
-    at = pack.rows[:, None, :, None, None].expand(b, h, pack.questions, 1, seen.shape[-1])
+    b, h, questions = seen.shape[:3]
+    at = pack.rows[:, None, :, None, None].expand(b, h, questions, 1, seen.shape[-1])
     if any(layer in layers for layers in STEP_LAYERS.values()):
         pack.last_rows[layer] = seen.gather(3, at).squeeze(3)
     if layer in HINT_LAYERS:
         alone = to_prefix[..., pack.visual].gather(3, at).squeeze(3).float().softmax(-1)
         pack.hints[layer] = alone.mean(1)
-    p = probabilities.to(value.dtype)
-    back = torch.einsum("bhqln,bhnd->bhqld", p[..., :n], value[:, :, :n]) + torch.einsum(
-        "bhqlm,bhqmd->bhqld", p[..., n:], v
-    )
-    out = torch.cat([front, back.reshape(b, h, pack.questions * LENGTH, d)], 2)
-    return out.transpose(1, 2), None
 
 
 AttentionInterface.register("demo-packed", packed_attention)
@@ -436,37 +460,79 @@ def by_type(right: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
     return {t: round(float(right[kinds == i].mean()), 3) for i, t in enumerate(TYPES) if (kinds == i).any()}
 
 
-def train_language(
-    work: Path,
-    siglip: SiglipModel,
-    *,
-    seed: int,
-    videos: int,
-    steps: int,
-    rate: float = 8e-4,
-    advance: float = 0.75,
-) -> LlavaOnevisionForConditionalGeneration:
-    """Trains for `steps` optimizer steps in all; a checkpoint in `work` is resumed."""
-    torch.manual_seed(seed)
-    specs, pixels = training_set(work, seed, videos)
-    stored = work / f"tower-{seed}-{videos}.pt"
-    if not stored.exists():
-        torch.save(tower_features(siglip, pixels), stored)
-    features = torch.load(stored, mmap=True)
-    rng = np.random.default_rng([seed, 2])
-    held = 64
-    source = Source(specs[:-held], features[:-held], rng)
-    check = Source(specs[-held:], features[-held:], np.random.default_rng([seed, 3]))
-    fixed = check.batch(SAMPLED, held, np.arange(held))
-    config = language_config(siglip)
+def deepen(model: nn.Module, config: LlavaOnevisionConfig) -> LlavaOnevisionForConditionalGeneration:
+    """A model of `config`, deeper than `model`, that begins with its weights.
+
+    The last `TAIL` layers are repeated behind it. A repeated layer adds `REPEATED` of what its original adds:
+    answers stay nearly what they were, and the layer has something to learn from.
+    """
+    deeper = LlavaOnevisionForConditionalGeneration(config)
+    deeper.load_state_dict(model.state_dict(), strict=False)
+    layers, had = deeper.model.language_model.layers, len(model.model.language_model.layers)  # type: ignore[union-attr]
+    with torch.no_grad():
+        for index in range(had, len(layers)):
+            layers[index].load_state_dict(layers[had - TAIL + (index - had) % TAIL].state_dict())
+        for layer in layers[had:]:
+            layer.self_attn.o_proj.weight.mul_(REPEATED)
+            layer.mlp.down_proj.weight.mul_(REPEATED)
+    return deeper
+
+
+def fresh(config: LlavaOnevisionConfig, features: torch.Tensor) -> LlavaOnevisionForConditionalGeneration:
+    """An untrained model of `config`."""
     model = LlavaOnevisionForConditionalGeneration(config)
     whiten_projector(model.model.multi_modal_projector, features, config.text_config.hidden_size)
     nn.init.normal_(model.model.language_model.embed_tokens.weight, std=0.25)
     for layer in model.model.language_model.layers:
         layer.self_attn.o_proj.weight.data.mul_(0.5)
         layer.mlp.down_proj.weight.data.mul_(0.5)
+    return model
+
+
+def train_language(
+    work: Path, siglip: SiglipModel, *, seed: int, videos: int, phases: tuple[Phase, ...] = PHASES
+) -> LlavaOnevisionForConditionalGeneration:
+    """Trains all phases; an unfinished one in `work` is resumed, a finished one is not repeated."""
+    torch.manual_seed(seed)
+    specs, pixels = training_set(work, seed, videos)
+    stored = work / f"tower-{seed}-{videos}.pt"
+    if not stored.exists():
+        torch.save(tower_features(siglip, pixels), stored)
+    features = torch.load(stored, mmap=True)
+    model: LlavaOnevisionForConditionalGeneration | None = None
+    for phase in phases:
+        config = language_config(siglip, phase.layers)
+        finished = work / f"language-{phase.layers}.pt"
+        if finished.exists():
+            model = LlavaOnevisionForConditionalGeneration(config)
+            model.load_state_dict(torch.load(finished))
+            continue
+        model = fresh(config, features) if model is None else deepen(model, config)
+        train_phase(work, model, phase, specs, features, seed)
+        torch.save(model.state_dict(), finished)
+    assert model is not None
+    return model
+
+
+def train_phase(
+    work: Path,
+    model: LlavaOnevisionForConditionalGeneration,
+    phase: Phase,
+    specs: list[Video],
+    features: torch.Tensor,
+    seed: int,
+    *,
+    advance: float = 0.75,
+) -> None:
+    """Trains `model`, which ends as the running average of its weights. An unfinished phase is resumed."""
+    name = f"language-{phase.layers}"
+    rng = np.random.default_rng([seed, 2, phase.layers])
+    held = 64
+    source = Source(specs[:-held], features[:-held], rng)
+    check = Source(specs[-held:], features[-held:], np.random.default_rng([seed, 3]))
+    fixed = check.batch(phase.frames[-1], held, np.arange(held))
     model.model.language_model.config._attn_implementation = "demo-packed"
-    reader = Reader(config.text_config.hidden_size)
+    reader = Reader(model.config.text_config.hidden_size)
     trained = [
         *model.model.language_model.parameters(),
         *model.model.multi_modal_projector.parameters(),
@@ -474,8 +540,8 @@ def train_language(
     ]
     params = [*trained, *reader.parameters()]
     average = [p.detach().clone() for p in trained]
-    optimizer = torch.optim.AdamW(params, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
-    state = work / "language.pt"
+    optimizer = torch.optim.AdamW(params, lr=phase.rate, weight_decay=0.02, betas=(0.9, 0.98))
+    state = work / f"{name}.partial.pt"
     stage, step, spent, running = 0, 0, 0.0, 0.0
     if state.exists():
         saved = torch.load(state, weights_only=False)
@@ -485,18 +551,18 @@ def train_language(
         average, stage, step, spent, running = (
             saved[k] for k in ("average", "stage", "step", "spent", "running")
         )
-        source.rng = np.random.default_rng([seed, 2, step])
+        source.rng = np.random.default_rng([seed, 2, phase.layers, step])
     start = time.monotonic() - spent * 60
     accuracy = np.full(len(TYPES), 0.25)
-    while step < steps:
-        fraction = step / steps
-        decay = min(1.0, max(0.02, (1 - fraction) / 0.35))  # constant, then linear over the last third
+    while step < phase.steps:
+        fraction = step / phase.steps
+        decay = min(1.0, max(0.02, (1 - fraction) / phase.cooling))
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 100) * decay
+            group["lr"] = phase.rate * min(1.0, (step + 1) / 100) * decay
         frames = (
-            STAGES[stage]
-            if stage == 0 or source.rng.random() < 0.75
-            else STAGES[int(source.rng.integers(stage))]
+            phase.frames[stage]
+            if stage == 0 or source.rng.random() < 0.8
+            else phase.frames[int(source.rng.integers(stage))]
         )
         batch = source.batch(frames, BATCH[frames])
         result = step_forward(model, reader, batch)
@@ -508,25 +574,25 @@ def train_language(
         with torch.no_grad():
             torch._foreach_mul_(average, keep)
             torch._foreach_add_(average, [p.detach() for p in trained], alpha=1 - keep)
-        if frames == STAGES[stage]:
+        if frames == phase.frames[stage]:
             running = 0.97 * running + 0.03 * float(result.right.mean())
             for i in range(len(TYPES)):
                 if (batch.kinds == i).any():
                     accuracy[i] = 0.97 * accuracy[i] + 0.03 * result.right[batch.kinds == i].mean()
             source.weights = np.clip(1.15 - accuracy, 0.15, 0.8)
-            if stage < len(STAGES) - 1 and running > advance:
+            if stage < len(phase.frames) - 1 and running > advance:
                 stage, running = stage + 1, 0.0
         step += 1
         if step % 25 == 0:
             print(
-                f"language step {step} min {(time.monotonic() - start) / 60:.1f} frames {frames} "
+                f"{name} step {step} min {(time.monotonic() - start) / 60:.1f} frames {frames} "
                 f"acc {result.right.mean():.3f} run {running:.3f} norm {float(norm):.1f} "
                 + " ".join(f"{k} {v:.3f}" for k, v in result.parts.items())
                 + " "
                 + json.dumps(by_type(result.right, batch.kinds)),
                 flush=True,
             )
-        if step % 200 == 0 or step == steps:
+        if step % 200 == 0 or step == phase.steps:
             partial = state.with_suffix(".partial")
             torch.save(
                 {
@@ -542,7 +608,7 @@ def train_language(
                 partial,
             )
             partial.replace(state)
-        if step % 400 == 0:
+        if step % 200 == 0:
             live = [p.detach().clone() for p in trained]
             with torch.no_grad():
                 torch._foreach_copy_(trained, average)
@@ -550,14 +616,14 @@ def train_language(
                 line = {"all": round(float(result.right.mean()), 3), **by_type(result.right, fixed.kinds)}
                 curve = [
                     round(float(step_forward(model, reader, fixed, drop_before=i).right.mean()), 3)
-                    for i in (0, 2, 3, 4, 5, 6, 7, 8)
+                    for i in CHECKED
+                    if i < phase.layers
                 ]
                 torch._foreach_copy_(trained, live)
             print(
-                f"CHECK step {step} stage {stage} 16 frames {json.dumps(line)} "
-                f"drop before 0,2..8 {curve} masses {PACK.masses}",
+                f"CHECK step {step} stage {stage} {json.dumps(line)} drop before {CHECKED} {curve} "
+                f"masses {PACK.masses}",
                 flush=True,
             )
     with torch.no_grad():
         torch._foreach_copy_(trained, average)
-    return model
