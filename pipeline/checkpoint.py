@@ -172,7 +172,10 @@ def load_pretrained(
 
     folder = checkpoint.folder
     if not checkpoint.allow_pickle and not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{checkpoint.name} holds no weights as safetensors. {_WITHOUT_PICKLES}")
+        raise ModelError(
+            f"{checkpoint.name} holds no weights as safetensors, and pickles are not read unasked. "
+            f"{_WITHOUT_PICKLES}"
+        )
     try:
         model, report = model_class.from_pretrained(
             folder,

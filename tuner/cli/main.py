@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from types import TracebackType
+from typing import Annotated
 
 import typer
 
@@ -63,16 +64,21 @@ def main() -> None:
             app()
     except (UserError, PipelineError) as error:
         _fail(f"Error: {error}", getattr(error, "exit_code", EXIT_CODE))
-    except Exception as error:  # noqa: BLE001 - it is printed as Python would
+    except Exception as error:
         # Ends of a run that are nobody's mistake, such as Ctrl-C or a full disk, carry their exit code.
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
-            # Ours, so with its traceback: what others put into theirs is not known.
-            _fail(traceback.format_exc().rstrip(), 1)
+            sys.excepthook = _print_traceback
+            raise
         _fail(str(error), code)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """As Python does it; but what a library writes into its errors is not ours to know."""
+    print(without_passwords("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
+
+
+def _fail(message: str, code: int) -> None:
     print(without_passwords(message), file=sys.stderr)
     sys.exit(code)
 
