@@ -78,7 +78,7 @@ def test_an_option_whose_logit_overflows_is_not_merely_improbable(checkpoints, c
 
 def test_a_deployed_model_raises_too(checkpoints, broken, tmp_path, monkeypatch):
     exported = {
-        "schema": SCHEMA, "parameters": {"p": 0.6}, "frames": FRAMES,
+        "schema": SCHEMA, "parameters": {"p": 0.6}, "frames": FRAMES, "dtype": "float32", "attention": "sdpa",
         "model": {"id": str(checkpoints.model)}, "text_encoder": {"id": str(checkpoints.siglip)},
     }  # fmt: skip
     (tmp_path / "best.json").write_text(json.dumps(exported))
