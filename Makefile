@@ -21,7 +21,7 @@ STAMP := .venv/.installed
 
 demo: $(STAMP)
 	$(BIN)/tuner run --study demo --budget 0.3 --max-drop 0.03
-	$(BIN)/tuner export --study demo --output best.json --accept-regressions
+	$(BIN)/tuner export --study demo --output best.json
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not soak"
