@@ -53,7 +53,7 @@ def naive(setup: Setup, question: Question, method: AdaTP, clock: Clock) -> Said
         clock.during(VISION, runtime.family, "encode_frames"),
         clock.during(FRAMES, runtime._encoder, "embed_frames"),
     ):
-        clip = runtime._clip("", "", runtime._encode_frames(*decoded))
+        clip = runtime._clip("", "", runtime._encode_frames(*decoded, setup.video.name))
     with clock.part(TEXT):
         runtime.text_embedding(question)
     with clock.part(SINGLE_PASS):
