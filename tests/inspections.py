@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline.methods import AdaTP
 from pipeline.trace import Segment
-from tuner.inspection import FRAMES_PER_STRIP, BiasMaps, Card, Film, Inspection
-from tuner.results import Configuration
+from tuner.reporting.inspection import FRAMES_PER_STRIP, BiasMaps, Card, Film, Inspection
+from tuner.study.values import Configuration
 
 
 def make_film(frames: int = 16) -> Film:

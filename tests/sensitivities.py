@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.methods import AdaTP
-from tuner.results import Configuration, Interval, Measured
 from tuner.sensitivity.results import Curve, CurvePoint, FailureMode, Index, Output, PairMap, Sensitivity
+from tuner.statistics.values import Interval, Measured
+from tuner.study.values import Configuration
 
 REFERENCE = AdaTP(tau_s=0.88, tau_t=0.72, alpha_boost=1.3, gamma_cap=0.95, p=0.62)
 RANGES = {

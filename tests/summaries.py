@@ -9,26 +9,10 @@ import numpy as np
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, Method, RandomTokens
-from tuner.results import (
-    AnswerCost,
-    Compared,
-    Comparison,
-    Configuration,
-    HeldOut,
-    Interval,
-    Measured,
-    MeasuredServing,
-    Noise,
-    Outcome,
-    Profiled,
-    RegressionRow,
-    RunSummary,
-    ServingCost,
-    Setting,
-    TagRow,
-    Tested,
-    Trial,
-)
+from tuner.records.measurements import MeasuredServing, Profiled, ServingCost
+from tuner.reporting.values import Compared, Comparison, HeldOut, RegressionRow, RunSummary, TagRow, Trial
+from tuner.statistics.values import Interval, Measured, Noise, Tested
+from tuner.study.values import AnswerCost, Configuration, Outcome, Setting
 
 
 def make_outcome(part="tune", accuracy=0.9, flops_ratio=0.295, **changes: Any) -> Outcome:

@@ -168,7 +168,7 @@ def test_every_key_of_a_study_is_documented():
 def test_every_key_of_best_json_is_documented():
     from dataclasses import fields
 
-    from tuner.export import Best
+    from tuner.export.best_file import Best
 
     text = (ROOT / "docs" / "production.md").read_text()
     assert [one.name for one in fields(Best) if f"`{one.name}`" not in text] == []

@@ -15,9 +15,9 @@ from pipeline.clip import Clip
 from pipeline.layout import Layouts
 from pipeline.methods import Method
 from pipeline.runtime import Request, Runtime
-from tuner.results import Part
 from tuner.study.definition import Study, StudyQuestion
 from tuner.study.loading import load_study
+from tuner.study.values import Part
 
 PACK = 8  # questions in one forward
 

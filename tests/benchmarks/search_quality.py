@@ -29,15 +29,15 @@ from pipeline.methods import AdaTP, from_dict
 from pipeline.plan import StudyPlans
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tests.benchmarks.tabulated import Tabulated, TabulatedEvaluator
+from tuner.evaluation.search_loop import SearchLoop
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import StudyRecord
 from tuner.search.design import Designed
 from tuner.search.evidence import SamplerName
 from tuner.search.optuna_sampler import make_sampler
+from tuner.search.selection import hypervolume
 from tuner.search.space import Coordinates, make_space
-from tuner.search_loop import SearchLoop
-from tuner.selection import hypervolume
 
 BUDGET = 0.3
 GOAL = 0.98

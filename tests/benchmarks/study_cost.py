@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.study_cost --database sqlite:///.tuner/demo/tuner.db --study demo
 
-Counted from the records of a finished study (`tuner.costs`), by plan for LLaVA-OneVision-7B, and naively. The
+Counted from the records of a finished study, by plan for LLaVA-OneVision-7B, and naively. The
 7B plan takes the study's own videos, each frame twice, so that 16 become 32: the same segments and relevance.
 tau_s, tau_t, alpha_boost and gamma_cap are each trial's own; p is solved anew for the trial's FLOPs ratio,
 because what p leaves depends on the number of prunings.
@@ -31,18 +31,18 @@ from pipeline.methods import knobs
 from pipeline.plan import StudyPlans
 from pipeline.solve import Unreachable
 from tests.benchmarks.clock import verdict
-from tuner.costs import StudyCost, Workers, planned_cost, study_cost
-from tuner.loop import Work
-from tuner.planning import Planner
+from tuner.evaluation.search_loop import SearchLoop
+from tuner.evaluation.tasks import Work
+from tuner.planning.planner import Planner
+from tuner.planning.study_cost import StudyCost, Workers, planned_cost, study_cost
 from tuner.records.database import default_database
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer, StudyRecord
-from tuner.reporting import make_planner
-from tuner.results import Configuration
+from tuner.reporting.from_records import make_planner
 from tuner.search.optuna_sampler import OptunaSampler
 from tuner.search.space import make_space
-from tuner.search_loop import SearchLoop
 from tuner.study import Study, load_study
+from tuner.study.values import Configuration
 
 # Passes for 100 evaluated trials at a budget of 0.3, baseline included.
 TARGET, TARGET_7B = 6.0, 9.0

@@ -32,7 +32,7 @@ from pipeline.flops import ModelShape, VisionShape
 from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
-from tuner.planning import Planner, fingerprint_base
+from tuner.planning.planner import Planner, fingerprint_base
 from tuner.records.values import StoredQuestion
 from tuner.study import Study, StudyQuestion, Video
 
@@ -125,7 +125,7 @@ def _between(levels: Sequence[float], value: float, drawn: Floats) -> NDArray[np
 
 @dataclass
 class TabulatedEvaluator:
-    """`tuner.executors.evaluator.Evaluator` over the table."""
+    """`tuner.evaluation.evaluator.Evaluator` over the table."""
 
     table: Tabulated
     seconds: float = 0.0

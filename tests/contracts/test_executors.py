@@ -16,11 +16,12 @@ import pytest
 
 from pipeline.errors import NotFiniteError
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tuner.evaluation.evaluator import Executor
+from tuner.evaluation.loop import Loop
+from tuner.evaluation.progress import NoProgress
+from tuner.evaluation.tasks import EvaluationError
 from tuner.executors import starting
-from tuner.executors.evaluator import Executor
 from tuner.executors.in_process import InProcessExecutor
-from tuner.loop import EvaluationError, Loop
-from tuner.progress import NoProgress
 from tuner.records.store import Store
 
 EXECUTORS = ["in_process", "ray_1", "ray_2"]

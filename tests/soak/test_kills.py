@@ -22,13 +22,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tuner.executors.evaluator import EvaluatorSpec, PipelineEvaluator
+from tuner.evaluation.evaluator import EvaluatorSpec, PipelineEvaluator
+from tuner.evaluation.scoring import reference
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
-from tuner.reporting import make_planner
-from tuner.results import Configuration
-from tuner.scoring import reference
+from tuner.reporting.from_records import make_planner
 from tuner.study import load_study
+from tuner.study.values import Configuration
 
 pytestmark = pytest.mark.soak
 

@@ -14,9 +14,9 @@ from ray.cluster_utils import Cluster
 
 from tests.contracts.test_executors import Told
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tuner.evaluation.tasks import Work
 from tuner.executors import starting
 from tuner.executors.ray_tune import RayExecutor
-from tuner.loop import Work
 
 pytestmark = pytest.mark.soak
 

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, to be copied: making them takes longer than most tests with them."""
-    from tuner.mlflow_mirror import MlflowMirror
+    from tuner.export.mlflow_mirror import MlflowMirror
 
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     database.touch()

@@ -16,12 +16,12 @@ import numpy as np
 from pipeline.flops import ModelShape, VisionShape
 from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
-from tuner.planning import Planner
+from tuner.evaluation.search_loop import SearchLoop
+from tuner.planning.planner import Planner
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
 from tuner.search.evidence import Sampler
 from tuner.search.space import Coordinates, make_space
-from tuner.search_loop import SearchLoop
 from tuner.study import Study, StudyQuestion, Video, study_identity
 
 SHAPE = ModelShape(

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from tuner.errors import UserError
-from tuner.mlflow_mirror import _recorded
+from tuner.errors import UserError, without_passwords, without_user
+from tuner.export.mlflow_mirror import _recorded
 from tuner.records.database import parse_url
 from tuner.records.store import Store
-from tuner.urls import without_passwords, without_user
 
 pytestmark = pytest.mark.quick
 

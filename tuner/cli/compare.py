@@ -48,13 +48,13 @@ def compare(
     """
     from rich.console import Console
 
-    from tuner.cli.figures import draw_comparison
+    from dashboards.folder import draw_comparison
     from tuner.cli.progress import RichProgress
     from tuner.cli.record import record_files
     from tuner.cli.run import default_workers, quiet_libraries
-    from tuner.comparison import compare as compare_study
-    from tuner.comparison_summary import render, table
-    from tuner.driver import RunOptions
+    from tuner.reporting.comparison_table import render, table
+    from tuner.runs.compare import compare as compare_study
+    from tuner.runs.run import RunOptions
     from tuner.study import load_study
 
     options = RunOptions(

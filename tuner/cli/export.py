@@ -12,8 +12,7 @@ from tuner.cli.options import AcceptWeakBaseline, Database, Study, TrackingUri, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuner.recording import Recorded
-    from tuner.results import RunSummary
+    from tuner.reporting.values import Recorded, RunSummary
 
 
 def export(
@@ -47,10 +46,10 @@ def export(
     """Write the best configuration within the budget, with its evidence, for production to load."""
     from rich.console import Console
 
-    from tuner.export import export as write
-    from tuner.reporting import load_summary
+    from tuner.export.best_file import export as write
+    from tuner.reporting.from_records import load_summary
+    from tuner.reporting.summary import render
     from tuner.study import load_study
-    from tuner.summary import render
 
     loaded = load_study(study, skip_bad_videos=True)
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
@@ -68,8 +67,8 @@ def export(
 
 def _find(summary: RunSummary, tracking_uri: str | None, console: Console) -> Recorded | None:
     """Where `tuner run` mirrored the study; a server that is down is one warning."""
-    from tuner.mlflow_mirror import MlflowMirror
-    from tuner.recording import harmless
+    from tuner.export.mlflow_mirror import MlflowMirror
+    from tuner.export.recorders import harmless
 
     return harmless(
         lambda: MlflowMirror(tracking_uri).find(summary.study, summary.study_hash),

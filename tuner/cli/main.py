@@ -18,8 +18,7 @@ from tuner.cli.sensitivity import sensitivity
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
-from tuner.errors import EXIT_CODE, UserError, disk_may_be_full
-from tuner.urls import without_passwords
+from tuner.errors import EXIT_CODE, UserError, disk_may_be_full, without_passwords
 
 app = typer.Typer(
     name="tuner",

@@ -21,7 +21,7 @@ from rich.text import Text
 
 
 class RichProgress:
-    """A `tuner.progress.Progress` that draws one bar per phase and keeps the finished ones."""
+    """A `tuner.evaluation.progress.Progress` that draws one bar per phase and keeps the finished ones."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(

@@ -14,8 +14,8 @@ def record_files(
     study: str, study_hash: str, files: Sequence[Path], tracking_uri: str | None, console: Console
 ) -> None:
     """Lays the files beside the study's run and says where; a failure is one warning."""
-    from tuner.mlflow_mirror import MlflowMirror
-    from tuner.recording import harmless
+    from tuner.export.mlflow_mirror import MlflowMirror
+    from tuner.export.recorders import harmless
 
     recorded = harmless(
         lambda: MlflowMirror(tracking_uri).record_files(study, study_hash, files),

@@ -35,9 +35,9 @@ def report(
     """
     from rich.console import Console
 
-    from tuner.cli import figures
-    from tuner.export import write_whole
-    from tuner.reporting import load_summary
+    from dashboards import folder
+    from tuner.export.best_file import write_whole
+    from tuner.reporting.from_records import load_summary
     from tuner.study import load_study
 
     # Before the minutes that reading a large study may take.
@@ -47,6 +47,6 @@ def report(
         raise UserError(f"the folder {output.parent} does not exist; --output writes into one that does.")
     loaded = load_study(study, skip_bad_videos=True)
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
-    evidence = figures.gather(loaded, summary, database)
-    write_whole(output, figures.report(summary, evidence))
+    evidence = folder.gather(loaded, summary, database)
+    write_whole(output, folder.report(summary, evidence))
     Console().print(f"Report: {output}", highlight=False, soft_wrap=True, markup=False)

@@ -22,14 +22,13 @@ from tuner.cli.options import (
     parse_budget,
 )
 from tuner.errors import UserError
-from tuner.margin import DEFAULT_MAX_DROP
+from tuner.statistics.margin import DEFAULT_MAX_DROP
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuner.driver import RunOptions
-    from tuner.recording import Recorded
-    from tuner.results import RunSummary
+    from tuner.reporting.values import Recorded, RunSummary
+    from tuner.runs.run import RunOptions
     from tuner.study import Study as LoadedStudy
 
 
@@ -118,10 +117,10 @@ def run(
     from rich.console import Console
 
     from tuner.cli.progress import RichProgress
-    from tuner.driver import RunOptions
-    from tuner.driver import run as run_study
+    from tuner.reporting.summary import render
+    from tuner.runs.run import RunOptions
+    from tuner.runs.run import run as run_study
     from tuner.study import load_study
-    from tuner.summary import render
 
     if budget is None and max_drop is None:
         raise UserError(
@@ -157,7 +156,7 @@ def run(
 
 def default_workers() -> int:
     """One per GPU; on a CPU two, if it has as many cores: each holds a model of its own."""
-    from tuner.driver import gpus_here
+    from tuner.runs.run import gpus_here
 
     return gpus_here() or min(2, os.cpu_count() or 1)
 
@@ -180,9 +179,9 @@ def _record(
     console: Console,
 ) -> Recorded | None:
     """Draws the figures and hands them to MLflow with everything else; a failure is one warning."""
-    from tuner.cli.figures import draw
-    from tuner.mlflow_mirror import MlflowMirror
-    from tuner.recording import HarmlessRecorder
+    from dashboards.folder import draw
+    from tuner.export.mlflow_mirror import MlflowMirror
+    from tuner.export.recorders import HarmlessRecorder
 
     recorder = HarmlessRecorder(MlflowMirror(tracking_uri), lambda text: console.print(text, style="yellow"))
     return recorder.record(summary, draw(study, summary, options.database))

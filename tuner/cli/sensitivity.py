@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from tuner.results import Interval, Measured
     from tuner.sensitivity.results import Sensitivity
+    from tuner.statistics.values import Interval, Measured
 
 
 def sensitivity(
@@ -67,12 +67,12 @@ def sensitivity(
     """
     from rich.console import Console
 
-    from tuner.cli.figures import draw_sensitivity
+    from dashboards.folder import draw_sensitivity
     from tuner.cli.progress import RichProgress
     from tuner.cli.record import record_files
     from tuner.cli.run import default_workers, quiet_libraries
-    from tuner.driver import RunOptions
-    from tuner.sensitivity.run import sensitivity as find
+    from tuner.runs.run import RunOptions
+    from tuner.runs.sensitivity import sensitivity as find
     from tuner.sensitivity.saved import save_sensitivity
     from tuner.sensitivity.surrogate import analyse
     from tuner.study import load_study

@@ -13,7 +13,7 @@ from tuner.cli.options import Database, Study
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tuner.reporting import SearchStatus, Status
+    from tuner.reporting.from_records import SearchStatus, Status
 
 
 def status(
@@ -24,9 +24,9 @@ def status(
     """Show how far a study has come; also while it runs."""
     from rich.console import Console
 
-    from tuner.lock import holder
     from tuner.records.database import default_database
-    from tuner.reporting import load_status
+    from tuner.records.lock import holder
+    from tuner.reporting.from_records import load_status
     from tuner.study import load_study
 
     loaded = load_study(study, skip_bad_videos=True)
@@ -64,7 +64,7 @@ def _searches(found: Status) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from tuner.sentences import searched_for
+    from tuner.reporting.wording import searched_for
 
     table = Table(
         "search",

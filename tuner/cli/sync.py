@@ -30,10 +30,10 @@ def sync(
     """Rebuild the study in MLflow from our records; where it is there already, this changes nothing."""
     from rich.console import Console
 
-    from tuner.cli.figures import draw
-    from tuner.mlflow_mirror import MlflowMirror
-    from tuner.recording import harmless
-    from tuner.reporting import load_summaries
+    from dashboards.folder import draw
+    from tuner.export.mlflow_mirror import MlflowMirror
+    from tuner.export.recorders import harmless
+    from tuner.reporting.from_records import load_summaries
     from tuner.study import load_study
 
     loaded = load_study(study, skip_bad_videos=True)

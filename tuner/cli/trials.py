@@ -59,12 +59,12 @@ def trials(
     """List all trials with their knobs and what they reach on tune videos; also while a run goes on."""
     from rich.console import Console
 
-    from tuner.choices import worth_showing
     from tuner.records.database import default_database
     from tuner.records.store import Store
-    from tuner.reporting import choices_of
-    from tuner.selection import eligible
-    from tuner.sentences import searched_for
+    from tuner.reporting.from_records import choices_of
+    from tuner.reporting.wording import searched_for
+    from tuner.search.choices import worth_showing
+    from tuner.search.selection import eligible
     from tuner.study import load_study
 
     loaded = load_study(study, skip_bad_videos=True)
@@ -96,7 +96,7 @@ def rows(
     best_of: Mapping[int, Sequence[str]],
 ) -> list[Row]:
     """The trials in order of number; `searches` by id, the others by trial: see `Row`."""
-    from dashboards.pareto_table import front_numbers
+    from tuner.reporting.trial_table import front_numbers
     from tuner.search.space import TOLERANCE
 
     front = front_numbers(

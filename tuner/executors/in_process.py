@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.executors.evaluator import Evaluator, EvaluatorFactory, free_memory, is_out_of_memory
-from tuner.loop import Loop, Work
+from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory, free_memory, is_out_of_memory
+from tuner.evaluation.loop import Loop
+from tuner.evaluation.tasks import Work
+from tuner.records.measurements import CacheUse
 from tuner.records.values import RecordedAnswer
-from tuner.results import CacheUse
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,12 @@ from ray.tune.search import Searcher
 
 from pipeline.errors import NotFiniteError
 from tuner.errors import UserError
-from tuner.executors.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
+from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
+from tuner.evaluation.loop import Decision, Loop
+from tuner.evaluation.tasks import Ending, Work
 from tuner.executors.starting import Starting
-from tuner.loop import Decision, Ending, Loop, Work
+from tuner.records.measurements import CacheUse
 from tuner.records.values import RecordedAnswer
-from tuner.results import CacheUse
 
 # Read by Ray when it starts and by Tune when it runs.
 _ENVIRONMENT = {

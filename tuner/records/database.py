@@ -24,9 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.schema import CreateColumn
 
-from tuner.errors import DiskFullError, UserError
+from tuner.errors import DiskFullError, UserError, without_passwords
 from tuner.records.schema import SCHEMA_VERSION, Base, SchemaRow
-from tuner.urls import without_passwords
 
 # What SQLite says where there is no room: on a full disk; under a quota; for the file that readers share.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)

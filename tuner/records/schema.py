@@ -143,7 +143,7 @@ class SearchRow(Base):
     seed: Mapped[int]
     coordinates: Mapped[str] = mapped_column(String(16))
     sampler: Mapped[str] = mapped_column(String(16))
-    # The margin asked for last, as `tuner.margin.MaxDrop` writes it.
+    # The margin asked for last, as `tuner.statistics.margin.MaxDrop` writes it.
     max_drop: Mapped[str] = mapped_column(String(32))
     # The most trials ever asked for.
     trials: Mapped[int]
@@ -164,7 +164,7 @@ class KnobColumns:
 
 
 class OutcomeColumns:
-    """`tuner.results.Outcome`; empty until every answer is there."""
+    """`tuner.study.values.Outcome`; empty until every answer is there."""
 
     questions: Mapped[int | None]
     videos: Mapped[int | None]
@@ -322,13 +322,13 @@ class ServingRow(Base):
     # Parts of `pipeline.break_even.Serving` in seconds.
     baseline: Mapped[dict[str, Any]]
     best: Mapped[dict[str, Any]]
-    # `tuner.results.Profiled`; empty where the profiler's pass did not fit into memory.
+    # `tuner.records.measurements.Profiled`; empty where the profiler's pass did not fit into memory.
     profiled: Mapped[dict[str, Any]]
     created: Mapped[datetime] = mapped_column(default=_now)
 
 
 class TimedRow(Base):
-    """`tuner.results.Timed`: a configuration and the unpruned model, asked in turns on one machine."""
+    """`Timed`: a configuration and the unpruned model, asked in turns on one machine."""
 
     __tablename__ = "timed"
     __table_args__ = (UniqueConstraint("study_id", "configuration", "machine"),)
@@ -346,7 +346,7 @@ class TimedRow(Base):
 
 
 class CacheUseRow(Base):
-    """`tuner.results.CacheUse`: sums over the study; of one that is older than this table, since then."""
+    """`CacheUse`: sums over the study; of one that is older than this table, since then."""
 
     __tablename__ = "cache_use"
     __table_args__ = (UniqueConstraint("study_id"),)

@@ -33,8 +33,8 @@ from pipeline.break_even import Serving
 from pipeline.layout import Layout
 from pipeline.methods import KNOBS
 from tuner.errors import UserError
-from tuner.margin import DEFAULT_MAX_DROP
 from tuner.records.database import open_engine, shown, transaction
+from tuner.records.measurements import CacheUse, MeasuredServing, Profiled, Timed
 from tuner.records.schema import (
     FINGERPRINT_DIGITS,
     AnswerRow,
@@ -56,6 +56,7 @@ from tuner.records.schema import (
 )
 from tuner.records.values import (
     Goal,
+    Look,
     Pair,
     Purpose,
     RecordedAnswer,
@@ -67,18 +68,9 @@ from tuner.records.values import (
     StudyRecord,
     TrialRecord,
 )
-from tuner.results import (
-    CacheUse,
-    Configuration,
-    Look,
-    MeasuredServing,
-    Noise,
-    Outcome,
-    Part,
-    Profiled,
-    Timed,
-    Verdict,
-)
+from tuner.statistics.margin import DEFAULT_MAX_DROP
+from tuner.statistics.values import Noise, Verdict
+from tuner.study.values import Configuration, Outcome, Part
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 from pipeline.layout import Layout
-from tuner.margin import DEFAULT_MAX_DROP
-from tuner.results import Configuration, Outcome, Part
+from tuner.statistics.margin import DEFAULT_MAX_DROP
+from tuner.statistics.values import Verdict
+from tuner.study.values import Configuration, Outcome, Part
 
 Pair = tuple[str, str]
 """(question id, fingerprint): what an answer is known by."""
@@ -19,7 +20,7 @@ Purpose = Literal["search", "above"]
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """What the model said, as stored; judged by `tuner.scoring`."""
+    """What the model said, as stored; judged by `tuner.evaluation.scoring`."""
 
     question: str
     text: str
@@ -97,7 +98,7 @@ class SearchRecord:
     trials: int
     sampler: str = "tpe"
     goal: Goal = "budget"
-    # As `tuner.margin.MaxDrop` writes it.
+    # As `tuner.statistics.margin.MaxDrop` writes it.
     max_drop: str = DEFAULT_MAX_DROP
 
 
@@ -141,3 +142,20 @@ class RefusalRecord:
     configuration: Configuration
     proposed: dict[str, float]
     binding_ratio: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What held-out videos said of a search's choice when they were first asked at this margin.
+
+    Levels of the tests hold for one look at one margin; who sees the first can move the second.
+    """
+
+    goal: Literal["budget", "max_drop"]
+    budget: float
+    seed: int
+    max_drop: str
+    # Completed trials of the study then, and the one that was chosen.
+    trials: int
+    trial: int
+    verdict: Verdict

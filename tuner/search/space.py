@@ -27,10 +27,10 @@ from pipeline.layout import FloatArray
 from pipeline.methods import KNOBS, AdaTP, choices, knobs
 from pipeline.solve import Unreachable
 from tuner.errors import UserError
-from tuner.planning import Planner
+from tuner.planning.planner import Planner
 from tuner.records.values import Goal
-from tuner.results import Configuration
 from tuner.study import CHOICES, Search
+from tuner.study.values import Configuration
 
 Coordinates = Literal["budget", "knobs"]
 COORDINATES: tuple[Coordinates, ...] = ("budget", "knobs")

@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 
 from pipeline.methods import AdaTP
-from tuner import statistics
-from tuner.planning import Planner
+from tuner.planning.planner import Planner
 from tuner.search.space import choice_values, knob_ranges
 from tuner.sensitivity.curves import Compared, Flags
 from tuner.sensitivity.results import Alternative
+from tuner.statistics import paired
 from tuner.study import Search
 
 _ERROR = 0.05
@@ -59,7 +59,7 @@ def alternatives(
             deduplicate=name,
             p=method.p,
             flops_ratio=planner.binding_ratio(method),
-            difference=statistics.difference(correct[name], part.reference, part.videos, level=level),
+            difference=paired.difference(correct[name], part.reference, part.videos, level=level),
             level=level,
             searched=name in listed,
         )

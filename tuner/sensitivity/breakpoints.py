@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.methods import AdaTP
-from tuner.planning import PARTS, Planner
-from tuner.results import Interval
+from tuner.planning.planner import PARTS, Planner
 from tuner.search.space import TOLERANCE, Range
-from tuner.statistics import Floats
+from tuner.statistics.paired import Floats
+from tuner.statistics.values import Interval
 
 Indices = NDArray[np.int64]
 Threshold = Literal["tau_s", "tau_t"]

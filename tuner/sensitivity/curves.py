@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.methods import AdaTP
-from tuner import statistics
-from tuner.planning import Planner
+from tuner.planning.planner import Planner
 from tuner.records.values import Pair
-from tuner.results import Interval, QuestionResult
 from tuner.search.space import TOLERANCE, Range
 from tuner.sensitivity.breakpoints import Steps
 from tuner.sensitivity.results import Curve, CurvePoint
-from tuner.statistics import Floats
+from tuner.statistics import paired
+from tuner.statistics.paired import Floats
+from tuner.statistics.values import Interval
+from tuner.study.values import QuestionResult
 
 Flags = NDArray[np.bool_]
 
@@ -211,9 +212,9 @@ def curve(
     -margin. The safe range is walked outwards from the chosen value, row by row, to the first that is not.
     """
     track = _coarse(track, most)
-    accuracy = statistics.shares(track.correct, part.videos)
-    difference = statistics.differences(track.correct, part.reference, part.videos)
-    bounds = statistics.lower_bounds(track.always, part.reference, part.videos, level=LEVEL)
+    accuracy = paired.shares(track.correct, part.videos)
+    difference = paired.differences(track.correct, part.reference, part.videos)
+    bounds = paired.lower_bounds(track.always, part.reference, part.videos, level=LEVEL)
     safe = (bounds >= -margin) | track.same
     safe[track.at] = True  # it is the reference
     lost = (part.unpruned & ~track.correct).sum(axis=1)

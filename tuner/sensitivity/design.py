@@ -16,12 +16,12 @@ import numpy as np
 
 from pipeline.methods import AdaTP
 from pipeline.solve import Unreachable
-from tuner.planning import Planner
-from tuner.results import Configuration
+from tuner.planning.planner import Planner
 from tuner.search.space import Range, default_choices, knob_ranges, smallest_reachable
 from tuner.sensitivity.results import OutputName
-from tuner.statistics import Floats
+from tuner.statistics.paired import Floats
 from tuner.study import Search
+from tuner.study.values import Configuration
 
 SEED = 0
 

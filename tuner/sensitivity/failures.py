@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
-from tuner import statistics
 from tuner.sensitivity.curves import Compared, Flags, Track
 from tuner.sensitivity.results import FailureMode
-from tuner.statistics import Floats
+from tuner.statistics import paired
+from tuner.statistics.paired import Floats
 
 SEED = 0
 _RESAMPLES = 2000
@@ -94,7 +94,7 @@ def small_things(
     found, told = [], []
     for one in kinds:
         level = 1 - _ERROR / len(kinds)
-        changed = statistics.difference(
+        changed = paired.difference(
             answers[one][small],
             answers["off"][small],
             [video for video, kept in zip(part.videos, small, strict=True) if kept],

@@ -15,11 +15,11 @@ import numpy as np
 
 from pipeline.methods import AdaTP
 from pipeline.solve import Unreachable
-from tuner.planning import Planner
-from tuner.results import Configuration
+from tuner.planning.planner import Planner
 from tuner.search.space import Range
 from tuner.sensitivity.design import DesignSpace, Plane
-from tuner.statistics import Floats
+from tuner.statistics.paired import Floats
+from tuner.study.values import Configuration
 
 # Values of each knob; every pair of them costs its plans, some milliseconds for a thousand questions.
 POINTS = 21

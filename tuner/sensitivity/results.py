@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tuner.results import Binding, Configuration, Interval, Measured, Part
+from tuner.statistics.values import Interval, Measured
+from tuner.study.values import Binding, Configuration, Part
 
 # "accuracy" is agreement in a study without labels.
 OutputName = Literal["accuracy", "logprob", "regressions"]
@@ -138,7 +139,7 @@ class Sensitivity:
     trial: int | None
     binds: Binding
     accuracy: Measured
-    # As `tuner.results.RunSummary`.
+    # As `tuner.reporting.values.RunSummary`.
     labelled: bool
     max_drop: str
     margin: float

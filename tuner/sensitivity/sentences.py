@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.methods import AdaTP, choices
-from tuner.results import Interval, Measured
 from tuner.search.space import TOLERANCE
 from tuner.sensitivity.results import Curve, CurvePoint, Output, Sensitivity
+from tuner.statistics.values import Interval, Measured
 
 # Kinds of questions named as those that lose most.
 _MOST_TAGS = 3

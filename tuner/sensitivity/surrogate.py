@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.results import Interval, Measured
 from tuner.search.space import TOLERANCE
 from tuner.sensitivity.design import Design
 from tuner.sensitivity.results import Index, Output, OutputName, PairMap
-from tuner.statistics import Floats
+from tuner.statistics.paired import Floats
+from tuner.statistics.values import Interval, Measured
 
 if TYPE_CHECKING:
     from sklearn.gaussian_process import GaussianProcessRegressor

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.question import Question, Scoring
-from tuner.results import Part
+from tuner.study.values import Part
 
 CHOICES = ("deduplicate", "score_query")
 """AdaTP's discrete choices that a search may make; not `relevance_norm`: the range of tau_t hangs on it."""

@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import AuthenticationError
 
 from tuner.errors import UserError
+from tuner.evaluation.evaluator import refused_address
 from tuner.executors import ray_tune
-from tuner.executors.evaluator import refused_address
 
 
 @pytest.mark.parametrize("address", ["auto", "head:6379", "[::1]:6379", "192.0.2.2:6379", "local"])

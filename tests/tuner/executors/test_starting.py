@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from tuner.evaluation.tasks import EvaluationError
 from tuner.executors.starting import MOST_FAILED_STARTS, Starting
-from tuner.loop import EvaluationError
 
 pytestmark = pytest.mark.quick
 

@@ -17,8 +17,8 @@ import pytest
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
-from tuner.lock import held, holder
 from tuner.records.database import open_engine
+from tuner.records.lock import held, holder
 from tuner.records.schema import Base
 from tuner.records.store import Store
 

@@ -17,10 +17,12 @@ from tuner.errors import DiskFullError, UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
 from tuner.records.database import default_database
+from tuner.records.measurements import CacheUse, MeasuredServing, Profiled, Timed
 from tuner.records.schema import AnswerRow
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer, RefusalRecord
-from tuner.results import CacheUse, Configuration, MeasuredServing, Noise, Outcome, Profiled, Timed
+from tuner.statistics.values import Noise
+from tuner.study.values import Configuration, Outcome
 
 pytestmark = pytest.mark.quick
 

@@ -10,8 +10,7 @@ import pytest
 from pipeline.methods import KNOBS, AdaTP, OneShot
 from tests.tuner.fakes import make_planner, make_study
 from tuner.errors import UserError
-from tuner.planning import Planner
-from tuner.results import Configuration
+from tuner.planning.planner import Planner
 from tuner.search.optuna_sampler import make_sampler
 from tuner.search.space import (
     COORDINATES,
@@ -28,6 +27,7 @@ from tuner.search.space import (
     smallest_reachable,
 )
 from tuner.study import Search
+from tuner.study.values import Configuration
 
 pytestmark = pytest.mark.quick
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.methods import AdaTP
 from tests.tuner import fakes
-from tuner.planning import Planner
+from tuner.planning.planner import Planner
 from tuner.search.space import Range
 from tuner.sensitivity.breakpoints import steps
 from tuner.sensitivity.curves import GRID, grid

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuner.results import QuestionResult
 from tuner.sensitivity.curves import Compared, Track, curve
 from tuner.sensitivity.failures import middle_frames, small_things
+from tuner.study.values import QuestionResult
 
 pytestmark = pytest.mark.quick
 

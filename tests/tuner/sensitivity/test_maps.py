@@ -9,12 +9,12 @@ import pytest
 
 from pipeline.methods import AdaTP
 from tests.tuner import fakes
-from tuner.planning import Planner
-from tuner.results import Configuration
+from tuner.planning.planner import Planner
 from tuner.search.space import Range, knob_ranges, smallest_reachable
 from tuner.sensitivity.design import DesignSpace, Plane
 from tuner.sensitivity.maps import POINTS, grid, place_of, plane
 from tuner.study import Search
+from tuner.study.values import Configuration
 
 pytestmark = pytest.mark.quick
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.sensitivities import make_output, make_sensitivity
-from tuner.results import Interval
 from tuner.sensitivity.results import Output
 from tuner.sensitivity.sentences import sentences
+from tuner.statistics.values import Interval
 
 pytestmark = pytest.mark.quick
 

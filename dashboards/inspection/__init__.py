@@ -1,0 +1,1 @@
+"""What pruning does to single videos: cards of changed answers, attention's biases."""

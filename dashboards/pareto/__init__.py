@@ -1,0 +1,1 @@
+"""The Pareto front: accuracy against compute."""

@@ -1,0 +1,297 @@
+"""What the drawings of the Pareto front share: marks, lines and labels, in per cent of the unpruned model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from dashboards.picture.picture import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VERMILION
+from tuner.reporting.trial_table import ParetoPoint, front_numbers
+from tuner.reporting.values import RunSummary
+
+PARTS = {"tune": "tune videos", "held_out": "held-out videos"}
+
+
+class Axis(NamedTuple):
+    """A measure of compute; `field` is the points' and holds the ratio to the unpruned model."""
+
+    field: str
+    button: str
+    title: str
+
+
+PREFILL = Axis("flops_ratio", "LLM prefill FLOPs", "LLM prefill FLOPs, % of unpruned (lower is better)")
+AXES = (
+    PREFILL,
+    Axis(
+        "flops_ratio_end_to_end",
+        "end-to-end FLOPs",
+        "end-to-end FLOPs with the vision tower, % of unpruned (lower is better)",
+    ),
+)
+
+
+class Marker(NamedTuple):
+    """How one kind of mark looks in either drawing, and what the legend calls it."""
+
+    label: str
+    fill: str
+    edge: str
+    size: float
+    plotly: str
+    matplotlib: str
+    opacity: float = 1.0
+    # Of an interval's line, pixels.
+    bar: float = 1.4
+
+
+class Series(NamedTuple):
+    """Marks of one kind, each where its cost and its accuracy are; `x` is None where it has no such cost."""
+
+    marker: Marker
+    points: list[ParetoPoint]
+    x: list[float | None]
+    y: list[float]
+    intervals: bool = False
+
+
+_FRONT = Marker("trial on the front, tune videos", SKY, BLUE, 10, "circle", "o")
+_DOMINATED = Marker("other trials, tune videos", SKY, BLUE, 8, "circle", "o", 0.35)
+_OVER = Marker("trial over the budget, tune videos", "#d7dade", GREY, 9, "circle", "o")
+_STOPPED = Marker(
+    "trial stopped early (no accuracy: a tick at its cost)", GREY, GREY, 9, "line-ns-open", "|", 0.7
+)
+_REFUSED = Marker("closest proposal (tick at its cost)", BLACK, BLACK, 11, "x-thin-open", "x")
+_DEFAULTS = Marker("AdaTP's defaults, tune videos", "#ffffff", GREEN, 12, "square", "s")
+_BEST = Marker("{best}, tune videos", "#ffffff", VERMILION, 13, "diamond", "D")
+# These often cost the same to a line's width: each is smaller than those before it, and seen on top of them.
+_DEFAULTS_HELD_OUT = Marker(
+    "AdaTP's defaults, held-out videos (95 %)", GREEN, GREEN, 16, "square", "s", bar=5
+)
+_PEERS = Marker("other methods, held-out videos (95 %)", PURPLE, PURPLE, 13, "triangle-up", "^", bar=2.2)
+_BEST_HELD_OUT = Marker("{best}, held-out videos (95 %)", VERMILION, "#ffffff", 11, "diamond", "D")
+
+
+def best_name(summary: RunSummary) -> str:
+    """What the chosen trial is: a drop that was asked for chooses otherwise than a budget."""
+    return "best within the budget" if summary.goal == "budget" else "chosen trial"
+
+
+def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> list[Series]:
+    """In the order they are drawn; the same series, some of them perhaps empty, for every axis."""
+    limits = limits_of(points, summary, axis)
+    on_front = {one.trial for one in front_of(points, axis)}
+    trials = [one for one in points if one.kind == "trial"]
+    within = [one for one in trials if one.within_budget]
+    floor = limits.low_y + 0.02 * (limits.high_y - limits.low_y)
+    drawn: list[tuple[Marker, list[ParetoPoint]]] = [
+        (_STOPPED, [one for one in points if one.kind == "stopped"]),
+        (_REFUSED, [one for one in points if one.kind == "refused"]),
+        (_DOMINATED, [one for one in within if one.trial not in on_front]),
+        (_OVER, [one for one in trials if not one.within_budget]),
+        (_FRONT, [one for one in within if one.trial in on_front]),
+        (_DEFAULTS, [one for one in points if one.kind == "defaults" and one.part == "tune"]),
+        (_BEST, [one for one in points if one.kind == "best" and one.part == "tune"]),
+        (_DEFAULTS_HELD_OUT, [one for one in points if one.kind == "defaults" and one.part == "held_out"]),
+        (_PEERS, [one for one in points if one.kind == "peer"]),
+        (_BEST_HELD_OUT, [one for one in points if one.kind == "best" and one.part == "held_out"]),
+    ]
+    known = {marker for marker, chosen in drawn if chosen} | {_DOMINATED, _FRONT}
+    return [
+        Series(
+            marker._replace(label=marker.label.format(best=best_name(summary))),
+            chosen,
+            [cost_of(one, axis) for one in chosen],
+            [floor if one.accuracy is None else 100 * one.accuracy for one in chosen],
+            any(one.part == "held_out" for one in chosen),
+        )
+        for marker, chosen in drawn
+        if marker in known and (within or marker not in (_DOMINATED, _FRONT))
+    ]
+
+
+def cost_of(point: ParetoPoint, axis: Axis) -> float | None:
+    """In per cent of the unpruned model."""
+    value: float | None = getattr(point, axis.field)
+    return None if value is None else 100 * value
+
+
+def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
+    """The completed trials on the front, the cheapest by this measure first."""
+    trials = [
+        (one, cost)
+        for one in points
+        if one.part == "tune" and one.trial is not None and one.accuracy is not None
+        if (cost := cost_of(one, axis)) is not None
+    ]
+    numbers = front_numbers((one.trial or 0, one.accuracy or 0.0, cost) for one, cost in trials)
+    return [one for one, cost in sorted(trials, key=lambda pair: pair[1]) if one.trial in numbers]
+
+
+class Label(NamedTuple):
+    """A peer's name beside its mark."""
+
+    text: str
+    x: float
+    y: float
+    text_x: float
+    text_y: float
+
+
+def labels_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> list[Label]:
+    """In one column to the right of all peers, as far apart as the letters need."""
+    limits = limits_of(points, summary, axis)
+    peers = [
+        (one, x)
+        for one in sorted(points, key=lambda one: -(one.accuracy or 0.0))
+        if one.kind == "peer" and (x := cost_of(one, axis)) is not None
+    ]
+    if not peers:
+        return []
+    gap = 0.042 * (limits.high_y - limits.low_y)
+    column = max(x for _, x in peers) + 0.02 * (limits.high_x - limits.low_x)
+    heights = [100 * (one.accuracy or 0.0) for one, _ in peers]  # the best first
+    # Blocks of labels that touch, each around the mean of where its labels would like to be.
+    blocks: list[list[float]] = []
+    for height in heights:
+        blocks.append([height])
+        while (
+            len(blocks) > 1
+            and _middle(blocks[-2]) - _middle(blocks[-1]) < gap * (len(blocks[-2]) + len(blocks[-1])) / 2
+        ):
+            last = blocks.pop()
+            blocks[-1] += last
+    spread = [
+        _middle(block) + gap * ((len(block) - 1) / 2 - place)
+        for block in blocks
+        for place in range(len(block))
+    ]
+    # A long column may reach below the axis.
+    lift = max(0.0, limits.low_y + gap - min(spread))
+    return [
+        Label(one.name or "", x, 100 * (one.accuracy or 0.0), column, y + lift)
+        for (one, x), y in zip(peers, spread, strict=True)
+    ]
+
+
+def _middle(block: Sequence[float]) -> float:
+    return sum(block) / len(block)
+
+
+class Limits(NamedTuple):
+    """Axis ranges in per cent: all configurations and baselines, and some room around them."""
+
+    low_x: float
+    high_x: float
+    low_y: float
+    high_y: float
+
+
+def limits_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> Limits:
+    """Of one drawing; the budget, the names of peers and the accuracy a margin leads to are in sight."""
+    costs = [
+        cost for one in points if one.kind != "baseline" if (cost := cost_of(one, axis)) is not None
+    ] or [0.0, 100.0]
+    if axis is PREFILL and summary.goal == "budget":
+        costs.append(100 * summary.budget)
+    heights = [100 * one.accuracy for one in points if one.accuracy is not None]
+    for one in points:
+        if one.kind != "baseline" and one.accuracy_low is not None and one.accuracy_high is not None:
+            heights += [100 * one.accuracy_low, 100 * one.accuracy_high]
+    allowed = _allowed(points, summary)
+    heights = (heights if allowed is None else [*heights, allowed]) or [0.0, 100.0]
+    room_x = max(1.0, 0.08 * (max(costs) - min(costs)))
+    room_y = max(0.8, 0.08 * (max(heights) - min(heights)))
+    high_x = max(costs) + room_x
+    peers = [cost for one in points if one.kind == "peer" and (cost := cost_of(one, axis)) is not None]
+    if peers:  # and their names
+        high_x = max(high_x, max(peers) + 0.5 * (max(peers) - min(costs) + room_x))
+    return Limits(
+        max(0.0, min(costs) - room_x),
+        high_x,
+        max(0.0, min(heights) - room_y),
+        min(101.5, max(heights) + 1.4 * room_y),
+    )
+
+
+class Line(NamedTuple):
+    """A line across the drawing, with what it says."""
+
+    at: float
+    text: str
+    dash: Literal["solid", "dot", "dash"]
+    above: bool = True
+
+
+def levels(points: Sequence[ParetoPoint], summary: RunSummary) -> list[Line]:
+    """Accuracies: the unpruned model's on both parts, and the least that the margin allows."""
+    lines = sorted(
+        (one for one in points if one.kind == "baseline" and one.accuracy is not None),
+        key=lambda one: -(one.accuracy or 0.0),
+    )
+    # The label of the higher one above its line, the other's below: they never meet.
+    levels = [
+        Line(
+            100 * (one.accuracy or 0.0),
+            f"unpruned, {PARTS[one.part]}: {100 * (one.accuracy or 0.0):.1f} %",
+            "dot" if one.part == "held_out" else "solid",
+            one is lines[0],
+        )
+        for one in lines
+    ]
+    allowed = _allowed(points, summary)
+    if allowed is not None:
+        drop = f"{100 * (summary.margin or 0.0):.3g} points below unpruned, held-out videos"
+        levels.append(Line(allowed, drop, "dash", above=False))
+    return levels
+
+
+def _allowed(points: Sequence[ParetoPoint], summary: RunSummary) -> float | None:
+    """Where the drop was asked for and not the compute: the accuracy it leads to, in per cent."""
+    if summary.goal != "max_drop" or summary.margin is None:
+        return None
+    for one in points:
+        if one.kind == "baseline" and one.part == "held_out" and one.accuracy is not None:
+            return 100 * (one.accuracy - summary.margin)
+    return None
+
+
+def y_title(summary: RunSummary) -> tuple[str, str]:
+    """In two lines, for it is longer than the axis."""
+    if summary.setting is not None and not summary.setting.labelled:
+        return ("agreement with the unpruned model, % of questions", "(higher is better)")
+    return ("accuracy, % of questions right", "(higher is better)")
+
+
+def arms(series: Series) -> tuple[list[float], list[float]]:
+    """How far the intervals reach above and below the marks; 0 where there is none."""
+    above = [
+        0.0 if one.accuracy_high is None else 100 * one.accuracy_high - y
+        for one, y in zip(series.points, series.y, strict=True)
+    ]
+    below = [
+        0.0 if one.accuracy_low is None else y - 100 * one.accuracy_low
+        for one, y in zip(series.points, series.y, strict=True)
+    ]
+    return above, below
+
+
+def left_of_lines(points: Sequence[ParetoPoint], at: float, limits: Limits) -> bool:
+    """Whether what a vertical line says stands to its left: right of it are the peers, or no room."""
+    near_the_end = at > limits.high_x - 0.1 * (limits.high_x - limits.low_x)
+    return near_the_end or any(one.kind == "peer" for one in points)
+
+
+def shows_budget(summary: RunSummary, axis: Axis) -> bool:
+    """The budget is one of prefill FLOPs; where the drop was given there is none."""
+    return axis is PREFILL and summary.goal == "budget"
+
+
+def columns(summary: RunSummary, axis: Axis, limits: Limits) -> list[tuple[float, str, str]]:
+    """Vertical lines: the budget, and the unpruned model's cost where it is in sight."""
+    lines = []
+    if shows_budget(summary, axis):
+        lines.append((100 * summary.budget, f" budget {100 * summary.budget:g} % ", "dash"))
+    if limits.low_x < 100 < limits.high_x:
+        lines.append((100.0, " unpruned: 100 % ", "dot"))
+    return lines

@@ -1,0 +1,126 @@
+"""What a figure is here: first a typed table, then drawings of it, and a text for those who see neither.
+
+`write` leaves <name>.html (opens from disk, without a network), <name>.png (a still, where there is one)
+and <name>.csv (the table). `tuner report` puts the same pictures into one page.
+
+plotly's code is 5 MB: pages either hold it, or share one copy that lies beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from markupsafe import Markup
+
+from dashboards.picture.templating import css_safe, drawing_of, make_environment, plotly_code
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from matplotlib.figure import Figure as MatplotlibFigure
+    from plotly.graph_objects import Figure as PlotlyFigure
+
+# Where a drawing's page has plotly's code from: in itself, or shared with others.
+Library = Literal["held", "shared"]
+SHARED_LIBRARY = "plotly.min.js"
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+
+# Okabe and Ito's, which people with any kind of colour vision tell apart.
+BLACK, GREY, SKY, BLUE, VERMILION, GREEN, ORANGE, PURPLE = (
+    "#222222",
+    "#8a8f98",
+    "#56b4e9",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#e69f00",
+    "#cc79a7",
+)
+
+# Behind a label, so that lines do not run through its letters; plots.js knows its like on a dark ground.
+LABEL_GROUND = "rgba(255, 255, 255, 0.8)"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One figure, ready to be written or put into the report."""
+
+    # Stem of its files, and its id in a page: lower case, words joined by "-".
+    name: str
+    title: str
+    # One to three sentences: what is to be seen, with the numbers; the text alternative and the caption.
+    description: str
+    # Instances of one frozen dataclass of plain values: the table behind it.
+    table: tuple[Any, ...]
+    # Interactive drawing; its own title is left out, `title` stands above it.
+    plotly: PlotlyFigure | None = None
+    # Or an HTML fragment (tables, cards, inline SVG, images as data: URIs); no scripts, no ids of its own.
+    body: str | None = None
+    # Styles of `body`, every selector beginning with `.<name>`.
+    css: str = ""
+    # A still of it.
+    still: MatplotlibFigure | None = None
+
+
+def to_csv(rows: Sequence[Any]) -> str:
+    """Instances of one dataclass as CSV: a header, then a row for each; nothing known is an empty field."""
+    text = io.StringIO()
+    if rows:
+        names = [one.name for one in fields(rows[0])]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return text.getvalue()
+
+
+@cache
+def _environment() -> Environment:
+    return make_environment()
+
+
+def to_html(picture: Picture, library: Library = "held") -> str:
+    """A whole page with this picture alone, the same each time; in light and dark, as the report is."""
+    drawing = None if picture.plotly is None else drawing_of(picture.plotly)
+    return (
+        _environment()
+        .get_template("picture.html.j2")
+        .render(
+            picture=picture,
+            drawing=drawing,
+            body=None if picture.body is None else Markup(picture.body),
+            css=css_safe(picture.css),
+            font=FONT,
+            plotly=plotly_code() if drawing is not None and library == "held" else None,
+            library=SHARED_LIBRARY,
+        )
+    )
+
+
+def write(picture: Picture, folder: Path, library: Library = "held") -> tuple[Path, ...]:
+    """Writes the files, the same each time, and returns those that stand alone, the page first.
+
+    With a shared library the page of a drawing is none of these, and wants `write_library` once for the
+    folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{picture.name}.html"
+    page.write_text(to_html(picture, library), encoding="utf-8")
+    files = [page] if picture.plotly is None or library == "held" else []
+    if picture.still is not None:
+        files.append(folder / f"{picture.name}.png")
+        picture.still.savefig(files[-1], metadata={"Software": None})
+    files.append(folder / f"{picture.name}.csv")
+    files[-1].write_text(to_csv(picture.table), encoding="utf-8")
+    return tuple(files)
+
+
+def write_library(folder: Path) -> None:
+    """Plotly's code for the pages in this folder that share it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SHARED_LIBRARY).write_text(plotly_code(), encoding="utf-8")

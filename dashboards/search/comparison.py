@@ -1,0 +1,325 @@
+"""Ways to prune side by side at the same FLOPs, on videos that had no part in choosing: `tuner compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from dashboards.picture.picture import BLACK, FONT, GREEN, ORANGE, PURPLE, VERMILION, Picture
+from pipeline.methods import AdaTP, AdaTPOneShot
+from tuner.reporting.values import Compared, Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+    from plotly.graph_objects import Figure as PlotlyFigure
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One way to prune on the held-out part, set against the unpruned model; intervals are of 95 %."""
+
+    name: str
+    method: str
+    about: str
+    accuracy: float
+    accuracy_low: float | None
+    accuracy_high: float | None
+    # Accuracy minus the unpruned model's, paired on the same questions.
+    difference: float
+    difference_low: float | None
+    difference_high: float | None
+    # Two-sided, a sign-flip permutation over videos.
+    p_value: float | None
+    regressions: int
+    gained: int
+    questions: int
+    videos: int
+    flops_ratio: float
+    flops_ratio_end_to_end: float
+    # Of prefill and answer, all methods in turn; None where that was not timed.
+    seconds: float | None
+    # Over the unpruned model's.
+    seconds_ratio: float | None
+
+
+def comparison_rows(comparison: Comparison) -> tuple[ComparisonRow, ...]:
+    """The table, the most accurate first; equals in the order of the comparison."""
+    rows = [_row(one) for one in comparison.rows]
+    return tuple(sorted(rows, key=lambda row: -row.accuracy))
+
+
+def _row(one: Compared) -> ComparisonRow:
+    held_out, outcome = one.held_out, one.held_out.outcome
+    accuracy, difference = held_out.accuracy, held_out.difference
+    return ComparisonRow(
+        name=one.name,
+        method=held_out.configuration.method,
+        about=one.about,
+        accuracy=accuracy.value,
+        accuracy_low=None if accuracy.interval is None else accuracy.interval.low,
+        accuracy_high=None if accuracy.interval is None else accuracy.interval.high,
+        difference=difference.value,
+        difference_low=None if difference.interval is None else difference.interval.low,
+        difference_high=None if difference.interval is None else difference.interval.high,
+        p_value=held_out.p_value,
+        regressions=outcome.regressions,
+        gained=outcome.gained,
+        questions=outcome.questions,
+        videos=outcome.videos,
+        flops_ratio=outcome.flops_ratio,
+        flops_ratio_end_to_end=outcome.flops_ratio_end_to_end,
+        # Taken side by side; seconds of stored answers come from different moments.
+        seconds=None if one.timed is None else one.timed.seconds,
+        seconds_ratio=None if one.timed is None else one.timed.ratio,
+    )
+
+
+def comparison_picture(comparison: Comparison) -> Picture:
+    """A dot with its interval for each way to prune, and the numbers beside it."""
+    rows = comparison_rows(comparison)
+    return Picture(
+        name="comparison",
+        title=f"Ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
+        description=_description(rows, comparison),
+        table=rows,
+        plotly=_plotly(rows, comparison),
+        still=_still(rows, comparison),
+    )
+
+
+# What both drawings share
+
+_COLUMNS = ("change, points", "lost / gained", "FLOPs", "time")
+# The marks take this share of the width, and the columns begin at these.
+_MARKS = 0.47
+_AT = (0.485, 0.69, 0.845, 0.925)
+
+
+def _cells(row: ComparisonRow) -> tuple[str, ...]:
+    change = f"{100 * row.difference:+.1f}"
+    if row.difference_low is not None and row.difference_high is not None:
+        change += f" [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}]"
+    seconds = "-" if row.seconds_ratio is None else f"{100 * row.seconds_ratio:.0f} %"
+    return (change, f"{row.regressions} / {row.gained}", f"{100 * row.flops_ratio:.1f} %", seconds)
+
+
+def _what(comparison: Comparison) -> str:
+    return "accuracy" if comparison.labelled else "agreement with the unpruned model"
+
+
+def _x_title(comparison: Comparison) -> str:
+    return f"held-out {_what(comparison)}, % of questions (higher is better)"
+
+
+def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]:
+    """Of the x axis: all intervals and the unpruned line, with some room."""
+    values = [100 * comparison.baseline.value]
+    for row in rows:
+        values += [
+            100 * one for one in (row.accuracy, row.accuracy_low, row.accuracy_high) if one is not None
+        ]
+    room = max(1.0, 0.05 * (max(values) - min(values)))
+    return [min(values) - room, max(values) + room]
+
+
+def _marker(row: ComparisonRow) -> tuple[str, str, str]:
+    """Colour and shapes as in the Pareto front: the tuned and the default AdaTP, its variants, the others."""
+    if row.method not in (AdaTP.name, AdaTPOneShot.name):
+        return PURPLE, "triangle-up", "^"
+    if "tuned" in row.name.lower():
+        return VERMILION, "diamond", "D"
+    if "default" in row.name.lower():
+        return GREEN, "square", "s"
+    return ORANGE, "triangle-down", "v"
+
+
+def _unpruned(comparison: Comparison) -> str:
+    return f"unpruned: {100 * comparison.baseline.value:.1f} %"
+
+
+def _description(rows: Sequence[ComparisonRow], comparison: Comparison) -> str:
+    if not rows:
+        text = "Nothing was compared."
+    else:
+        first, last = rows[0], rows[-1]
+        what = _what(comparison)
+        text = (
+            f"On {first.questions} held-out questions about {first.videos} videos {first.name} has the best "
+            f"{what}, {100 * first.accuracy:.1f} % against {100 * comparison.baseline.value:.1f} % unpruned"
+        )
+        if len(rows) > 1:
+            text += f", and {last.name} the lowest, {100 * last.accuracy:.1f} %"
+        text += (
+            ". Lines are 95 % intervals; methods whose intervals overlap may still differ, for all answered "
+            "the same questions: the change from the unpruned model is paired. FLOPs and time are per cent "
+            "of the unpruned model's; time is prefill and answer alone, all ways in turn."
+        )
+    for name, smallest in comparison.unreachable.items():
+        text += f" {name} cannot be set to this budget: {100 * smallest:.1f} % is the least it reaches."
+    return text
+
+
+# The page
+
+
+def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for place, row in enumerate(rows):
+        color, symbol, _ = _marker(row)
+        interval = row.accuracy_low is not None and row.accuracy_high is not None
+        value = 100 * row.accuracy
+        figure.add_trace(
+            go.Scatter(
+                x=[value],
+                y=[place],
+                mode="markers",
+                marker={"color": color, "size": 12, "symbol": symbol},
+                error_x={
+                    "visible": interval,
+                    "symmetric": False,
+                    "array": [100 * (row.accuracy_high or 0.0) - value],
+                    "arrayminus": [value - 100 * (row.accuracy_low or 0.0)],
+                    "color": color,
+                    "thickness": 1.6,
+                    "width": 4,
+                },
+                name=row.name,
+                text=[_hover(row)],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+        for at, cell in zip(_AT, _cells(row), strict=True):
+            figure.add_annotation(**_cell(at, cell), y=place)
+    for at, name in zip(_AT, _COLUMNS, strict=True):
+        figure.add_annotation(**_cell(at, f"<b>{name}</b>"), y=1.0, yref="paper", yanchor="bottom")
+    unpruned = 100 * comparison.baseline.value
+    figure.add_vline(x=unpruned, line={"color": BLACK, "width": 1.2, "dash": "dot"})
+    figure.add_annotation(
+        x=unpruned,
+        y=1.0,
+        yref="paper",
+        text=_unpruned(comparison),
+        showarrow=False,
+        xanchor="right",
+        yanchor="bottom",
+        font={"size": 12.5, "color": BLACK},
+    )
+    figure.update_layout(
+        template="plotly_white",
+        font={"family": FONT, "size": 14, "color": BLACK},
+        xaxis={
+            "title": {"text": _x_title(comparison)},
+            "ticksuffix": " %",
+            "zeroline": False,
+            "domain": [0, _MARKS],
+            "range": _range(rows, comparison),
+        },
+        yaxis={
+            "tickmode": "array",
+            "tickvals": list(range(len(rows))),
+            "ticktext": [escape(row.name) for row in rows],
+            "range": [len(rows) - 0.4, -0.6],
+            "automargin": True,
+            "zeroline": False,
+        },
+        showlegend=False,
+        hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
+        margin={"l": 60, "r": 20, "t": 50, "b": 60},
+        height=130 + 38 * max(3, len(rows)),
+    )
+    return figure
+
+
+def _cell(at: float, text: str) -> dict[str, Any]:
+    return {
+        "x": at,
+        "xref": "paper",
+        "text": text,
+        "showarrow": False,
+        "xanchor": "left",
+        "font": {"size": 12.5, "color": BLACK},
+    }
+
+
+def _hover(row: ComparisonRow) -> str:
+    change, flips, flops, seconds = _cells(row)
+    accuracy = f"accuracy {100 * row.accuracy:.1f} %"
+    if row.accuracy_low is not None and row.accuracy_high is not None:
+        accuracy += f" ({100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f})"
+    lines = [
+        f"<b>{escape(row.name)}</b>",
+        *([escape(row.about)] if row.about else []),
+        accuracy,
+        f"change {change} points" + ("" if row.p_value is None else f", p {row.p_value:.2g}"),
+        f"lost / gained {flips}",
+        f"prefill FLOPs {flops}, end to end {100 * row.flops_ratio_end_to_end:.1f} %",
+        "not timed"
+        if row.seconds is None
+        else f"prefill and answer {row.seconds:.3g} s ({seconds} of unpruned)",
+    ]
+    return "<br>".join(lines)
+
+
+# The picture
+
+
+def _still(rows: Sequence[ComparisonRow], comparison: Comparison) -> MatplotlibFigure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(11, 1.6 + 0.36 * max(3, len(rows))), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, beside = figure.subplots(1, 2, width_ratios=[_MARKS, 1 - _MARKS])
+    beside.set_axis_off()
+    # Where the columns begin, in widths of their own half.
+    begins = [(at - _MARKS) / (1 - _MARKS) - 0.05 for at in _AT]
+    for place, row in enumerate(rows):
+        color, _, symbol = _marker(row)
+        value, errors = 100 * row.accuracy, None
+        if row.accuracy_low is not None and row.accuracy_high is not None:
+            errors = [[value - 100 * row.accuracy_low], [100 * row.accuracy_high - value]]
+        axes.errorbar(
+            [value],
+            [place],
+            xerr=errors,
+            marker=symbol,
+            markersize=8,
+            color=color,
+            capsize=3,
+            linestyle="none",
+        )
+        for at, cell in zip(begins, _cells(row), strict=True):
+            beside.text(at, place, cell, va="center", fontsize=9)
+    for at, name in zip(begins, _COLUMNS, strict=True):
+        beside.text(at, 1.01, name, transform=beside.transAxes, va="bottom", fontsize=9, fontweight="bold")
+    axes.axvline(100 * comparison.baseline.value, color=BLACK, linewidth=1.1, linestyle=":")
+    axes.annotate(
+        _unpruned(comparison),
+        (100 * comparison.baseline.value, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+    )
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_xlim(*_range(rows, comparison))
+    for one in (axes, beside):
+        one.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(_x_title(comparison))
+    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.grid(color="#e4e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{comparison.study}: ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
+        x=0.01,
+        ha="left",
+        fontsize=12,
+    )
+    return figure

@@ -1,0 +1,232 @@
+"""How the search went: the area its trials came to dominate, by model time, and what the race cut short."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from dashboards.picture.picture import BLACK, BLUE, FONT, ORANGE, VERMILION, Picture
+from tuner.reporting.history import History, HistoryRow
+from tuner.reporting.summary import duration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+    from plotly.graph_objects import Figure as PlotlyFigure
+
+State = Literal["complete", "above", "stopped"]
+
+_STATES: dict[State, tuple[str, str, str, str]] = {
+    "complete": ("complete", BLUE, "circle", "o"),
+    "above": ("complete, above the budget", ORANGE, "square", "s"),
+    "stopped": ("stopped by the race", VERMILION, "x", "x"),
+}
+_AREA = "dominated area, % of the<br>area below the budget<br>(higher is better)"
+_JUDGED = "tune videos judged<br>({videos} in all)"
+_TIME = "model time of the trials, minutes"
+_NUMBER = "trials that ended"
+
+
+def history_picture(history: History) -> Picture:
+    """Hypervolume by model time or by trials; how far each trial came, and which one ended it."""
+    return Picture(
+        name="history",
+        title=f"How the search went, {len(history.rows)} trials",
+        description=_description(history),
+        table=history.rows,
+        plotly=_plotly(history),
+        still=_still(history),
+    )
+
+
+def _state(row: HistoryRow) -> State:
+    if row.stopped_by is not None:
+        return "stopped"
+    return "above" if row.purpose == "above" else "complete"
+
+
+def _areas(history: History) -> list[float]:
+    """Per cent of the rectangle between no compute and the budget, no accuracy and all of it."""
+    return [100 * row.hypervolume_so_far / history.budget for row in history.rows]
+
+
+def _minutes(rows: Sequence[HistoryRow]) -> list[float]:
+    return [row.seconds_so_far / 60 for row in rows]
+
+
+def _description(history: History) -> str:
+    rows, stopped = history.rows, history.stopped
+    if not rows:
+        return "No trial has ended yet."
+    areas = _areas(history)
+    text = (
+        f"After {duration(rows[-1].seconds_so_far)} of model time the trials below "
+        f"{100 * history.budget:g} % of the prefill FLOPs dominate {areas[-1]:.1f} % of the area there "
+        "(FLOPs times accuracy)"
+    )
+    near = next(row for row, area in zip(rows, areas, strict=True) if area >= 0.98 * areas[-1])
+    text += f"; 98 % of that was reached after {duration(near.seconds_so_far)}." if areas[-1] else "."
+    if not stopped:
+        return text + " The race stopped none."
+    mean = sum(row.videos for row in stopped) / len(stopped)
+    by = Counter(row.stopped_by for row in stopped).most_common(3)
+    text += (
+        f" The race stopped {len(stopped)} of {len(rows)} trials, on average after {mean:.0f} of "
+        f"{history.videos} videos, because completed trials at no higher cost answer confidently better: "
+        "most often "
+    )
+    return text + ", ".join(f"trial {number} ({times})" for number, times in by) + "."
+
+
+def _hover(row: HistoryRow, history: History) -> str:
+    lines = [f"<b>trial {row.number}</b>" + ("" if row.own else ", of another search")]
+    if row.accuracy is not None:
+        above = ", above the budget" if row.purpose == "above" else ""
+        lines.append(f"complete{above}: accuracy {100 * row.accuracy:.1f} %")
+    else:
+        lines.append(
+            f"stopped after {row.videos} of {history.videos} videos: "
+            f"beaten by trial {row.stopped_by} and others like it"
+        )
+    lines.append(f"prefill FLOPs {100 * row.ratio:.1f} %")
+    lines.append(f"{row.answers} new answers, {duration(row.seconds)} of model time")
+    return "<br>".join(lines)
+
+
+def _by_state(history: History) -> list[tuple[State, list[int]]]:
+    """Places of the rows of each state; states that no trial is in are left out."""
+    places: dict[State, list[int]] = {state: [] for state in _STATES}
+    for place, row in enumerate(history.rows):
+        places[_state(row)].append(place)
+    return [(state, chosen) for state, chosen in places.items() if chosen]
+
+
+def _stems(at: Sequence[float], heights: Sequence[float]) -> tuple[list[float | None], list[float | None]]:
+    """Lines from the axis up, as one trace with gaps."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for place, height in zip(at, heights, strict=True):
+        x += [place, place, None]
+        y += [0.0, height, None]
+    return x, y
+
+
+def _plotly(history: History) -> PlotlyFigure:
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.55, 0.45])
+    axes = (_minutes(history.rows), [float(place + 1) for place in range(len(history.rows))])
+    traces = [_traces(history, at) for at in axes]
+    for panel, trace in traces[0]:
+        figure.add_trace(trace, row=panel, col=1)
+    figure.update_layout(
+        template="plotly_white",
+        font={"family": FONT, "size": 14, "color": BLACK},
+        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
+        hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
+        margin={"l": 110, "r": 30, "t": 24, "b": 90},
+        updatemenus=[
+            {
+                "buttons": [
+                    {
+                        "label": label,
+                        "method": "update",
+                        "args": [{"x": [one["x"] for _, one in drawn]}, {"xaxis2.title.text": title}],
+                    }
+                    for label, title, drawn in (
+                        ("model time", _TIME, traces[0]),
+                        ("trials", _NUMBER, traces[1]),
+                    )
+                ],
+            }
+        ],
+    )
+    figure.update_yaxes(
+        title={"text": _AREA, "font": {"size": 13}}, ticksuffix=" %", rangemode="tozero", row=1, col=1
+    )
+    figure.update_yaxes(
+        title={"text": _JUDGED.format(videos=history.videos), "font": {"size": 13}},
+        range=[0, 1.08 * history.videos],
+        row=2,
+        col=1,
+    )
+    figure.update_xaxes(title={"text": _TIME}, row=2, col=1)
+    figure.update_xaxes(rangemode="tozero", zeroline=False)
+    return figure
+
+
+def _traces(history: History, at: Sequence[float]) -> list[tuple[int, dict[str, Any]]]:
+    """(panel, trace) with the trials at these places of the x axis."""
+    traces: list[tuple[int, dict[str, Any]]] = [
+        (
+            1,
+            {
+                "type": "scatter",
+                "x": [0.0, *at],
+                "y": [0.0, *_areas(history)],
+                "mode": "lines",
+                "line": {"color": BLACK, "width": 2, "shape": "hv"},
+                "name": "dominated area",
+                "hovertemplate": "%{y:.2f} %<extra></extra>",
+            },
+        )
+    ]
+    for state, places in _by_state(history):
+        label, color, symbol, _ = _STATES[state]
+        chosen = [history.rows[place] for place in places]
+        heights = [float(row.videos) for row in chosen]
+        x, y = _stems([at[place] for place in places], heights)
+        stems = {"type": "scatter", "x": x, "y": y, "mode": "lines", "hoverinfo": "skip", "showlegend": False}
+        traces.append((2, stems | {"line": {"color": color, "width": 1}, "opacity": 0.45}))
+        traces.append(
+            (
+                2,
+                {
+                    "type": "scatter",
+                    "x": [at[place] for place in places],
+                    "y": heights,
+                    "mode": "markers",
+                    "marker": {"color": color, "size": 7, "symbol": symbol},
+                    "name": label,
+                    "text": [_hover(row, history) for row in chosen],
+                    "hovertemplate": "%{text}<extra></extra>",
+                },
+            )
+        )
+    return traces
+
+
+def _still(history: History) -> MatplotlibFigure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(10, 6.25), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[0.55, 0.45])
+    minutes = _minutes(history.rows)
+    upper.step([0.0, *minutes], [0.0, *_areas(history)], where="post", color=BLACK, linewidth=1.8)
+    upper.set_ylabel(_AREA.replace("<br>", "\n"))
+    upper.yaxis.set_major_formatter(PercentFormatter())
+    upper.set_ylim(bottom=0)
+    for state, places in _by_state(history):
+        label, color, _, symbol = _STATES[state]
+        x = [minutes[place] for place in places]
+        y = [history.rows[place].videos for place in places]
+        lower.vlines(x, 0, y, color=color, alpha=0.45, linewidth=0.8)
+        lower.scatter(x, y, color=color, marker=symbol, s=26, linewidths=1.2, label=label, zorder=3)
+    lower.set_ylabel(_JUDGED.format(videos=history.videos).replace("<br>", "\n"))
+    lower.set_ylim(0, 1.08 * max(1, history.videos))
+    lower.set_xlabel(_TIME)
+    if minutes and minutes[-1] > 0:
+        lower.set_xlim(0, 1.02 * minutes[-1])
+    for axes in (upper, lower):
+        axes.grid(color="#e4e6ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.set_title(
+        f"{history.study}: how the search went, {len(history.rows)} trials", loc="left", fontsize=13
+    )
+    if history.rows:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure

@@ -1,0 +1,125 @@
+"""Whoever dies, in whatever order: questions that kill are found, no other is, and all else is answered."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tuner.evaluation.loop import Loop
+from tuner.evaluation.tasks import EvaluationError, Rung, Work
+from tuner.executors.in_process import InProcessExecutor
+from tuner.records.store import Store
+from tuner.records.values import RecordedAnswer
+from tuner.study.values import Configuration
+
+pytestmark = pytest.mark.quick
+
+
+def simulate(
+    loop: Loop, evaluator: FakeEvaluator, deadly: Collection[str], *, workers: int, seed: int, bad_luck: float
+) -> None:
+    """As so many workers would go on, in random order: some questions kill, and now and then bad luck."""
+    chance = random.Random(seed)
+    slots: list[tuple[Work, int] | None] = [None] * workers
+    unlucky: set[tuple[Configuration | None, Rung]] = set()
+    for _ in range(20_000):
+        slot = chance.randrange(workers)
+        if (held := slots[slot]) is None:
+            work = loop.propose()
+            if work is None and loop.finished:
+                return
+            slots[slot] = None if work is None else (work, 0)
+            continue
+        work, index = held
+        rung = work.rungs[index]
+        died = any(one in deadly for one in rung)
+        # The same attempt has bad luck once only: twice would look like its own fault.
+        if not died and (work.configuration, rung) not in unlucky and chance.random() < bad_luck:
+            unlucky.add((work.configuration, rung))
+            died = True
+        if died:
+            loop.failed(work, "its worker process died", "killed")
+            slots[slot] = None
+            continue
+        configuration = None if work.configuration is None else work.configuration.as_dict()
+        answers = [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, rung, {})]
+        slots[slot] = None if loop.record(work, index, answers) == "stop" else (work, index + 1)
+    raise AssertionError("the simulated run does not end")
+
+
+def outcomes(store: Store) -> list[tuple[int, int]]:
+    """Questions of every trial and of every held-out measurement."""
+    complete = [one.outcome for one in store.trials()] + list(store.measured().values())
+    assert all(complete)
+    return [(one.questions, one.regressions) for one in complete if one is not None]
+
+
+@pytest.mark.parametrize("deadly", [(), ("v02.mp4-q1",), ("v00.mp4-q0", "v02.mp4-q1", "v03.mp4-q2")])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_questions_that_kill_are_found_and_no_others(
+    deadly: tuple[str, ...], workers: int, seed: int, tmp_path: Path
+) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        evaluator = FakeEvaluator(study)
+        simulate(
+            make_loop(study, store, trials=4), evaluator, deadly, workers=workers, seed=seed, bad_luck=0.05
+        )
+        assert set(store.quarantined()) == set(deadly)
+        left = study.without(deadly)
+        assert {one for _, asked in evaluator.calls for one in asked} == {one.id for one in left.questions}
+        tune, held_out = (len(left.questions_of(part)) for part in ("tune", "held_out"))
+        found = [questions for questions, _ in outcomes(store)]
+        assert found == [tune] * 4 + [held_out] * (len(found) - 4)
+        # Everything is there, and there once: the same again asks nothing.
+        again = FakeEvaluator(study)
+        InProcessExecutor(again).run(make_loop(study, store, trials=4))
+        assert again.calls == []
+
+
+def test_a_question_that_kills_late_takes_its_answers_out_of_every_outcome(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=3))
+        before = outcomes(store)
+        hungry = FakeEvaluator(study, hungry="v00.mp4-q1")
+        InProcessExecutor(hungry).run(make_loop(study, store, trials=5))
+        after = outcomes(store)
+        assert [one for one, _ in before[:3]] == [12] * 3
+        assert [one for one, _ in after[:5]] == [11] * 5
+
+
+def test_too_many_questions_end_the_run_with_a_clear_error(tmp_path: Path) -> None:
+    study = make_study()
+    deadly = [f"v{video:02}.mp4-q0" for video in range(8)]
+    with open_store(tmp_path / "t.db", study) as store:
+        loop = make_loop(study, store)
+        with pytest.raises(EvaluationError, match=r"7 of 24 questions kill their workers, too many"):
+            simulate(loop, FakeEvaluator(study), deadly, workers=1, seed=0, bad_luck=0)
+        assert loop.finished
+        # A quarter may go.
+        assert len(store.quarantined()) == 6
+
+
+def test_the_last_question_of_a_part_is_not_left_out(tmp_path: Path) -> None:
+    study = make_study(videos=2, per_video=1)
+    with open_store(tmp_path / "t.db", study) as store:
+        with pytest.raises(EvaluationError, match="1 of 2 questions kill their workers"):
+            simulate(
+                make_loop(study, store), FakeEvaluator(study), ["v00.mp4-q0"], workers=1, seed=0, bad_luck=0
+            )
+        assert store.quarantined() == {}
+
+
+def test_other_exceptions_end_the_run_as_they_are(tmp_path: Path) -> None:
+    study = make_study()
+    with (
+        open_store(tmp_path / "t.db", study) as store,
+        pytest.raises(RuntimeError, match="a mistake of ours"),
+    ):
+        InProcessExecutor(FakeEvaluator(study, always="a mistake of ours")).run(make_loop(study, store))

@@ -1,0 +1,156 @@
+"""The history is told from the records alone: when each trial ended, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tuner.errors import UserError
+from tuner.executors.in_process import InProcessExecutor
+from tuner.records.store import Store
+from tuner.records.values import Stopped
+from tuner.reporting.history import History, history, load_history
+from tuner.search.selection import hypervolume
+from tuner.search.space import TOLERANCE
+from tuner.study import Study
+from tuner.study.values import Configuration
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def study() -> Study:
+    return make_study(videos=16, per_video=3)
+
+
+@pytest.fixture
+def store(tmp_path: Path, study: Study) -> Any:
+    with open_store(tmp_path / "t.db", study) as opened:
+        yield opened
+
+
+def run(study: Study, store: Store, **options: Any) -> History:
+    InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, **options))
+    return told(study, store)
+
+
+def told(study: Study, store: Store) -> History:
+    record = store.find(study.name)
+    assert record is not None
+    return history(store, replace(record, shape=asdict(SHAPE)), store.searches()[-1], study.search)
+
+
+def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
+    """A trial answered on the first so many tune videos and stopped there."""
+    planner = make_planner(study)
+    done = store.trials()[0]
+    method = done.configuration.build()
+    changed = replace(method, p=method.p - 0.05)
+    fingerprints = planner.fingerprints(changed)
+    configuration = Configuration.from_method(changed)
+    store.propose(store.searches()[-1], number, configuration, fingerprints, 0.25)
+    known = store.answers(zip([one.id for one in planner.questions], planner.fingerprints(None), strict=True))
+    wanted = sorted({one.video for one in study.questions_of("tune")})[:videos]
+    answers = {
+        (question.id, fingerprint): replace(known[question.id, base], seconds=0.5)
+        for question, fingerprint, base in zip(
+            planner.questions, fingerprints, planner.fingerprints(None), strict=True
+        )
+        if question.part == "tune" and question.video in wanted
+    }
+    store.record(answers, stopped=(number, Stopped(by, videos)))
+
+
+def test_every_trial_has_its_row_and_the_clock_runs_forward(study: Study, store: Store) -> None:
+    found = run(study, store, trials=4)
+    assert [row.number for row in found.rows] == [0, 1, 2, 3]
+    clock = [row.seconds_so_far for row in found.rows]
+    assert clock == sorted(clock)
+    assert found.videos == 8
+    assert {row.videos for row in found.rows} == {8}
+    assert all(row.own and row.stopped_by is None for row in found.rows)
+
+
+def test_seconds_are_those_of_the_answers_and_each_counts_once(study: Study, store: Store) -> None:
+    found = run(study, store, trials=4)
+    assert sum(row.seconds for row in found.rows) == pytest.approx(found.model_time.trials)
+    assert found.rows[-1].seconds_so_far == pytest.approx(found.model_time.trials)
+    assert found.model_time.total == pytest.approx(sum(one.seconds for one in store.stored_answers()))
+    assert found.model_time.baseline > 0
+    assert found.model_time.held_out > 0
+    assert found.model_time.other == 0
+
+
+def test_the_hypervolume_is_that_of_the_trials_so_far(study: Study, store: Store) -> None:
+    found = run(study, store, trials=4, budget=0.35)
+    points = [(row.ratio, row.accuracy) for row in found.rows if row.accuracy is not None]
+    for place, row in enumerate(found.rows):
+        area = hypervolume(points[: place + 1], (0.35 + TOLERANCE, 0.0))
+        assert row.hypervolume_so_far == pytest.approx(area)
+    assert found.rows[0].hypervolume_so_far > 0
+
+
+def test_a_stopped_trial_ends_with_its_last_video_and_adds_nothing(study: Study, store: Store) -> None:
+    before = run(study, store, trials=2)
+    stop(study, store, 2, videos=3, by=1)
+    after = told(study, store)
+    row = after.rows[-1]
+    assert (row.number, row.stopped_by, row.videos, row.accuracy) == (2, 1, 3, None)
+    assert row.answers <= 9
+    assert row.seconds == pytest.approx(0.5 * row.answers)
+    assert row.seconds_so_far == pytest.approx(before.rows[-1].seconds_so_far + row.seconds)
+    assert row.hypervolume_so_far == before.rows[-1].hypervolume_so_far
+    assert after.stopped == (row,)
+
+
+def test_what_is_asked_later_with_the_same_plans_does_not_move_a_stopped_trials_end(
+    study: Study, store: Store
+) -> None:
+    run(study, store, trials=2)
+    stop(study, store, 2, videos=3, by=1)
+    first = told(study, store).rows[-1]
+    # Another trial with the same knobs goes on where that one was stopped.
+    stop(study, store, 3, videos=8, by=1)
+    rows = {row.number: row for row in told(study, store).rows}
+    assert rows[2] == first
+    assert rows[3].videos == 8
+    assert rows[3].answers == pytest.approx(24 - 9, abs=9)
+    assert rows[3].seconds_so_far > rows[2].seconds_so_far
+
+
+def test_a_trial_that_finds_all_its_answers_does_not_end_before_it_began(study: Study, store: Store) -> None:
+    run(study, store, trials=3)
+    first = store.trials()[0]
+    store.propose(store.searches()[-1], 3, first.configuration, first.fingerprints, first.binding_ratio)
+    store.record({}, completed=(3, first.outcome))  # type: ignore[arg-type]
+    rows = {row.number: row for row in told(study, store).rows}
+    assert rows[3].answers == 0
+    assert rows[3].seconds == 0
+    assert rows[3].seconds_so_far > rows[1].seconds_so_far
+
+
+def test_a_trial_under_way_and_quarantined_questions_are_left_out(study: Study, store: Store) -> None:
+    run(study, store, trials=2)
+    first = store.trials()[0]
+    store.propose(store.searches()[-1], 2, first.configuration, ("f" * 32,) * 48, 0.2)
+    question = study.questions_of("tune")[0]
+    store.quarantine(question.id, "killed its worker")
+    found = told(study, store)
+    assert [row.number for row in found.rows] == [0, 1]
+    assert found.videos == 8
+
+
+def test_another_searchs_trials_count_and_say_so(study: Study, store: Store) -> None:
+    run(study, store, trials=2, budget=0.35)
+    found = run(study, store, trials=2, budget=0.5)
+    assert [row.own for row in found.rows] == [False, False, True, True]
+
+
+def test_a_study_without_such_a_search_is_a_users_mistake(study: Study, tmp_path: Path, store: Store) -> None:
+    run(study, store, trials=1)
+    with pytest.raises(UserError, match="no such search"):
+        load_history(study, budget=0.7, database=f"sqlite:///{tmp_path / 't.db'}")

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tuner.errors import UserError
+from tuner.records.values import TrialRecord
+from tuner.search.selection import MOST_CANDIDATES, candidates, choose, choose_best, hypervolume
+from tuner.statistics import paired
+from tuner.statistics.margin import MaxDrop
+from tuner.study.values import Configuration, Outcome, QuestionResult
+
+pytestmark = pytest.mark.quick
+
+VIDEOS = 40
+PER_VIDEO = 5
+
+
+def trial(number: int, ratio: float, accuracy: float | None, graded: float = 0.0) -> TrialRecord:
+    configuration = Configuration("adatp", (("p", 0.5 + number / 1000),))
+    outcome = None
+    if accuracy is not None:
+        values: dict[str, Any] = dict.fromkeys(
+            (
+                "flops_ratio",
+                "flops_ratio_end_to_end",
+                "flops_ratio_visual",
+                "flops_ratio_p95",
+                "flops_ratio_max",
+            ),
+            ratio,
+        )
+        outcome = Outcome(
+            part="tune",
+            questions=200,
+            videos=40,
+            accuracy=accuracy,
+            regressions=0,
+            gained=0,
+            logprob_change=0.0,
+            seconds=1.0,
+            graded=graded,
+            **values,
+        )
+    return TrialRecord(number, 1, configuration, (), ratio, outcome)
+
+
+def results(wrong: Sequence[int]) -> list[QuestionResult]:
+    """Answers of a part: right but for these."""
+    bad = set(wrong)
+    return [
+        QuestionResult(
+            f"q{index}",
+            f"v{index // PER_VIDEO}",
+            "held_out",
+            index not in bad,
+            None,
+            "",
+            None,
+            None,
+            0.0,
+        )
+        for index in range(VIDEOS * PER_VIDEO)
+    ]
+
+
+def lost(share: float, seed: int = 0) -> list[int]:
+    count = VIDEOS * PER_VIDEO
+    return np.random.default_rng(seed).choice(count, round(share * count), replace=False).tolist()
+
+
+class Asked:
+    """Held-out answers as they become known."""
+
+    def __init__(self, known: dict[int, list[int]], baseline: Sequence[int] = ()) -> None:
+        self._known = known
+        self._baseline = baseline
+
+    def __call__(self, configuration: Configuration | None) -> list[QuestionResult] | None:
+        if configuration is None:
+            return results(self._baseline)
+        number = round((float(configuration.get("p")) - 0.5) * 1000)
+        return results(self._known[number]) if number in self._known else None
+
+
+def test_the_first_candidate_that_passes_is_chosen_and_the_rest_are_not_asked() -> None:
+    trials = [trial(0, 0.29, 0.80), trial(1, 0.3, 0.90), trial(2, 0.28, 0.85)]
+    tune = results(lost(0.1))
+    before = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({}))
+    assert before is not None
+    assert before.verdict == "untested"
+    assert before.pending is not None
+    assert before.pending.number == 1
+    failed = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({1: lost(0.2)}))
+    assert failed is not None
+    assert failed.pending is not None
+    assert failed.pending.number == 2
+    chosen = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({1: lost(0.2), 2: []}))
+    assert chosen is not None
+    assert (chosen.trial.number, chosen.verdict, chosen.pending) == (2, "shown", None)
+    assert [(one.trial, one.shown) for one in chosen.tested] == [(1, False), (2, True)]
+
+
+def test_levels_within_a_budget_add_up_to_no_more_than_the_whole() -> None:
+    assert sum(paired.FIXED_SEQUENCE) <= 0.05 + 1e-12
+    trials = [trial(number, 0.3, 0.9 - number / 1000) for number in range(6)]
+    asked = Asked({n: lost(0.3, n) for n in range(6)})
+    chosen = choose(trials, "budget", 0.3, MaxDrop(0.02), results(lost(0.1)), asked)
+    assert chosen is not None
+    assert chosen.verdict == "not_shown"
+    assert chosen.trial.number == 0
+    assert [one.level for one in chosen.tested] == list(paired.FIXED_SEQUENCE)
+
+
+def test_another_candidate_is_asked_about_only_where_the_tune_part_gives_it_a_chance() -> None:
+    trials = [trial(0, 0.3, 0.90), trial(1, 0.3, 0.80), trial(2, 0.3, 0.89)]
+    assert [one.number for one in candidates(trials, "budget", 0.3, 0.9, 0.02)] == [0, 2]
+    assert [one.number for one in candidates(trials, "budget", 0.3, 0.99, 0.02)] == [0]
+
+
+def test_what_is_over_the_budget_or_unfinished_is_no_candidate() -> None:
+    trials = [trial(0, 0.4, 0.99), trial(1, 0.2, None), trial(2, 0.25, 0.7)]
+    assert [one.number for one in candidates(trials, "budget", 0.3, 0.95, 0.01)] == [2]
+    assert choose_best(trials, 0.1) is None
+    assert choose(trials, "budget", 0.1, MaxDrop(0.01), [], Asked({})) is None
+
+
+def test_the_cheapest_that_holds_is_found_from_the_safe_side() -> None:
+    trials = [trial(number, 0.9 - number / 10, 0.95 - number / 1000) for number in range(7)]
+    asked = Asked({0: [], 1: [], 2: [], 3: lost(0.3), 4: [], 5: [], 6: []})
+    chosen = choose(trials, "max_drop", 1.0, MaxDrop(0.05), results(lost(0.05)), asked)
+    assert chosen is not None
+    # Trials 4 to 6 would pass too, but nothing below a failure is tested.
+    assert (chosen.trial.number, chosen.verdict) == (2, "shown")
+    assert [one.trial for one in chosen.tested] == [0, 1, 2, 3]
+    assert {one.level for one in chosen.tested} == {0.05}
+
+
+def test_candidates_for_the_cheapest_hold_on_the_tune_part_and_begin_at_the_safe_end() -> None:
+    trials = [trial(n, 0.2 + n / 50, 0.80 + n / 100) for n in range(15)]
+    trials += [trial(20, 0.5, 0.5), trial(21, 0.9, 0.94)]
+    found = candidates(trials, "max_drop", 1.0, 0.95, 0.05)
+    # Those within 0.05 of 0.95, from the dearest down, the best one of several that cost alike.
+    assert [one.number for one in found] == [21, 14, 13]
+    many = candidates(trials, "max_drop", 1.0, 0.95, 0.2)
+    assert len(many) <= MOST_CANDIDATES
+    assert many[0].number == 21
+    assert [one.binding_ratio for one in many] == sorted((one.binding_ratio for one in many), reverse=True)
+    nothing = candidates(trials, "max_drop", 1.0, 1.5, 0.05)
+    assert [one.number for one in nothing] == [14]
+
+
+def test_a_margin_is_absolute_or_relative() -> None:
+    assert MaxDrop.parse("0.01") == MaxDrop(0.01)
+    assert MaxDrop.parse(" 1% ") == MaxDrop(0.01, relative=True)
+    assert MaxDrop.parse("2.5%").absolute(0.8) == pytest.approx(0.02)
+    assert [str(MaxDrop.parse(one)) for one in ("0.01", "1%")] == ["0.01", "1%"]
+    for wrong in ("", "one", "-0.1", "1", "100%", "nan", "1e", "0.1.2"):
+        with pytest.raises(UserError, match=r"0\.01"):
+            MaxDrop.parse(wrong)
+
+
+def test_the_margin_of_the_choice_is_in_held_out_accuracy() -> None:
+    chosen = choose(
+        [trial(0, 0.3, 0.9)], "budget", 0.3, MaxDrop(0.1, relative=True), [], Asked({}, baseline=lost(0.2))
+    )
+    assert chosen is not None
+    assert chosen.margin == pytest.approx(0.08)
+
+
+def test_hypervolume() -> None:
+    points = [(0.1, 0.5), (0.2, 0.8), (0.3, 0.9), (0.25, 0.7)]
+    # By hand: (0.4 - 0.1) 0.1 + (0.4 - 0.2) 0.3 + (0.4 - 0.3) 0.1
+    assert hypervolume(points, (0.4, 0.4)) == pytest.approx(0.03 + 0.06 + 0.01)
+    assert hypervolume(points, (0.1, 0.4)) == 0
+    assert hypervolume([], (1, 0)) == 0

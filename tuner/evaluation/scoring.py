@@ -1,0 +1,143 @@
+"""From answers to results to outcomes: pure functions, one place for what counts as right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.flops import Compute
+from tuner.records.values import RecordedAnswer
+from tuner.study import StudyQuestion
+from tuner.study.values import AnswerCost, Outcome, Part, QuestionResult
+
+# Natural logarithm: a right answer that is twenty times less probable than certain is as wrong as any.
+CLIP = 3.0
+
+
+def judge(
+    question: StudyQuestion, part: Part, answer: RecordedAnswer, baseline: RecordedAnswer | None = None
+) -> QuestionResult:
+    """One answer against the label or, where the study has none, against the baseline's answer.
+
+    Without a label and without `baseline` the answer is the baseline itself, which agrees with itself.
+    """
+    right = _right_option(question, answer if baseline is None else baseline)
+    if right is not None:
+        correct = answer.option == right
+        logprob = None if answer.option_logprobs is None else _log_softmax(answer.option_logprobs)[right]
+    else:
+        from pipeline.answering import matches
+
+        expected = question.answer if question.answer is not None else (baseline or answer).text
+        correct = matches(answer.text, expected)
+        logprob = answer.logprob
+    return QuestionResult(
+        question=question.id,
+        video=question.video,
+        part=part,
+        correct=correct,
+        logprob_right=logprob,
+        text=answer.text,
+        option=answer.option,
+        option_logprobs=answer.option_logprobs,
+        seconds=answer.seconds,
+        peak_bytes=answer.peak_bytes,
+    )
+
+
+def outcome(
+    part: Part, compute: Compute, results: Sequence[QuestionResult], baseline: Mapping[str, QuestionResult]
+) -> Outcome:
+    """One configuration's results on one part, against the baseline's by question id.
+
+    A regression is a question the baseline had right and this configuration has not; `gained` is the reverse.
+    """
+    if not results:
+        raise ValueError(f"An outcome needs at least one result, but the {part} part has none.")
+    took = answer_cost(results)
+    before = [baseline[result.question] for result in results]
+    changes = [
+        after.logprob_right - one.logprob_right
+        for after, one in zip(results, before, strict=True)
+        if after.logprob_right is not None and one.logprob_right is not None
+    ]
+    return Outcome(
+        part=part,
+        questions=len(results),
+        videos=len({result.video for result in results}),
+        accuracy=sum(result.correct for result in results) / len(results),
+        flops_ratio=compute.flops_ratio,
+        flops_ratio_end_to_end=compute.flops_ratio_end_to_end,
+        flops_ratio_visual=compute.flops_ratio_visual,
+        flops_ratio_p95=compute.flops_ratio_p95,
+        flops_ratio_max=compute.flops_ratio_max,
+        regressions=sum(
+            one.correct and not after.correct for after, one in zip(results, before, strict=True)
+        ),
+        gained=sum(after.correct and not one.correct for after, one in zip(results, before, strict=True)),
+        logprob_change=math.fsum(changes) / len(changes) if changes else 0.0,
+        seconds=math.fsum(result.seconds for result in results),
+        peak_bytes_mean=took.peak_bytes_mean,
+        peak_bytes_max=took.peak_bytes_max,
+        graded=math.fsum(graded(after, one) for after, one in zip(results, before, strict=True))
+        / len(results),
+    )
+
+
+def graded(after: QuestionResult, before: QuestionResult) -> float:
+    """The signal that moves before an answer flips: what trials are ordered and raced on.
+
+    With options the right one's log-probability, without them the change of the expected text's; neither
+    counts for more than `CLIP` in one question, or a few hopeless ones would drown all others. Where there is
+    no probability: 1 for a right answer. `before` is the baseline's. Our choice: of the signals tried on the
+    demo's design it tells configurations apart with the fewest videos (docs/experiments.md).
+    """
+    if after.logprob_right is None or before.logprob_right is None:
+        return float(after.correct)
+    if after.option_logprobs is not None:
+        return max(after.logprob_right, -CLIP)
+    return min(max(after.logprob_right - before.logprob_right, -CLIP), CLIP)
+
+
+def answer_cost(results: Sequence[QuestionResult]) -> AnswerCost:
+    """Seconds and memory of these answers; memory only where every one of them tells.
+
+    Errors: ValueError for no answers.
+    """
+    if not results:
+        raise ValueError("What an answer costs needs at least one.")
+    seconds = math.fsum(one.seconds for one in results) / len(results)
+    known = [one.peak_bytes for one in results if one.peak_bytes is not None]
+    if len(known) < len(results):
+        return AnswerCost(seconds)
+    return AnswerCost(seconds, sum(known) / len(known), max(known))
+
+
+def reference(question: StudyQuestion, baseline: RecordedAnswer | None) -> str | None:
+    """The text whose log-probability a free answer is judged by: the baseline's whole answer, label or not.
+
+    None where options are scored instead, and for the baseline itself, which is scored on its own text.
+    """
+    return None if question.options is not None or baseline is None else baseline.text
+
+
+def divergence(baseline: QuestionResult, pruned: QuestionResult) -> float | None:
+    """KL(baseline || pruned) over the options' normalised distributions, natural logarithms; None without."""
+    if baseline.option_logprobs is None or pruned.option_logprobs is None:
+        return None
+    before, after = _log_softmax(baseline.option_logprobs), _log_softmax(pruned.option_logprobs)
+    terms = (math.exp(was) * (was - now) for was, now in zip(before, after, strict=True) if was > -math.inf)
+    # Rounding can leave a tiny remainder below zero of equal distributions.
+    return max(0.0, math.fsum(terms))
+
+
+def _right_option(question: StudyQuestion, baseline: RecordedAnswer) -> int | None:
+    if question.options is None:
+        return None
+    return question.options.index(question.answer) if question.answer is not None else baseline.option
+
+
+def _log_softmax(logprobs: Sequence[float]) -> list[float]:
+    highest = max(logprobs)
+    total = highest + math.log(math.fsum(math.exp(value - highest) for value in logprobs))
+    return [value - total for value in logprobs]

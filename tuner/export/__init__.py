@@ -1,0 +1,1 @@
+"""What leaves a study: best.json for production, and the mirror in MLflow."""

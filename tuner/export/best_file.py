@@ -1,0 +1,582 @@
+"""best.json: one configuration with the evidence for it, self-contained, read by `pipeline.load`.
+
+The numbers under `measured` come from the held-out videos, which had no part in choosing the configuration.
+docs/production.md describes each field; `json_schema()` gives the machine's form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.break_even import Serving, break_even
+from tuner.errors import UserError
+from tuner.records.measurements import ServingCost
+from tuner.reporting.values import HeldOut, RunSummary, TagRow
+from tuner.statistics.values import Measured, Verdict
+from tuner.statistics.wording import weak_baseline
+from tuner.study.values import AnswerCost
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict, TypeAdapter
+
+SCHEMA = "adatp-tuner/best/1"
+
+# What answers depend on, or what chose the configuration.
+_VERSIONS_OF = ("adatp-tuner", "torch", "transformers", "numpy", "av", "decord", "optuna", "ray", "mlflow")
+
+# Plans are exact; only the division leaves a rounding error.
+_BUDGET_TOLERANCE = 1e-9
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Strict:
+    """Unknown fields in a file are mistakes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class BaselineNumbers(_Strict):
+    """The unpruned model on the held-out part; `intervals` holds 95 % intervals by the field they are for."""
+
+    accuracy: float
+    intervals: dict[str, Range]
+    # In files of older versions alone: of answers at other moments than the other model's.
+    seconds_per_answer: float | None = None
+    peak_bytes_mean: float | None = None
+    peak_bytes_max: int | None = None
+
+
+@dataclass(frozen=True)
+class TagNumbers(_Strict):
+    """The held-out questions with the tag `key`: `value`, unpruned (`baseline`) and at the configuration."""
+
+    key: str
+    value: str
+    questions: int
+    videos: int
+    baseline: float
+    accuracy: float
+    difference: float
+    interval: Range | None
+    lost: int
+    gained: int
+
+
+@dataclass(frozen=True)
+class TestedNumbers(_Strict):
+    """One candidate's test: `bound` is a lower bound of the difference that errs with probability `level`."""
+
+    trial: int
+    margin: float
+    difference: float
+    bound: float
+    level: float
+    shown: bool
+
+
+@dataclass(frozen=True)
+class LookNumbers(_Strict):
+    """What the study's held-out videos first said of a search's choice at a margin."""
+
+    goal: str
+    budget: float
+    seed: int
+    max_drop: str
+    trials: int
+    trial: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class NoiseNumbers(_Strict):
+    """The unpruned model against itself in packs of another size: answers that flipped, and the size of the
+    change in log-probability.
+    """
+
+    questions: int
+    videos: int
+    flips: int
+    logprob_mean: float
+    logprob_max: float
+
+
+@dataclass(frozen=True)
+class GuessingNumbers(_Strict):
+    """The unpruned model on all labelled questions with options, of which guessing gets the share `chance`;
+    `bound` is a one-sided 95 % lower bound of its accuracy.
+    """
+
+    questions: int
+    videos: int
+    right: int
+    chance: float
+    bound: float | None
+
+
+@dataclass(frozen=True)
+class MeasuredNumbers(_Strict):
+    """The exported configuration on the held-out part.
+
+    `difference` is accuracy minus the baseline's on the same questions; `regressions`, `gained` and `flips`
+    count questions; ratios are fractions of the unpruned cost.
+    """
+
+    part: str
+    questions: int
+    videos: int
+    accuracy: float
+    difference: float
+    regressions: int
+    gained: int
+    flops_ratio: float
+    flops_ratio_end_to_end: float
+    flops_ratio_visual: float
+    flops_ratio_p95: float
+    flops_ratio_max: float
+    logprob_change: float
+    intervals: dict[str, Range]
+    p_value: float | None
+    # In files of older versions alone: of answers at other moments than the other model's.
+    seconds_per_answer: float | None = None
+    peak_bytes_mean: float | None = None
+    peak_bytes_max: int | None = None
+    flips: int | None = None
+    mcnemar_p: float | None = None
+    divergence: float | None = None
+    by_tag: list[TagNumbers] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ServingNumbers(_Strict):
+    """What a server pays that keeps videos, once per video and for each question.
+
+    `break_even` is the number of questions per video up to which pruning is cheaper; null: whatever it is.
+    """
+
+    break_even: float | None
+    per_video_baseline: float
+    per_video_best: float
+    per_question_baseline: float
+    per_question_best: float
+
+
+@dataclass(frozen=True)
+class ProfiledNumbers(_Strict):
+    """One held-out question's prefill in multiply-adds: counted by torch.profiler, and planned."""
+
+    question: str
+    counted_baseline: int
+    counted_best: int
+    planned_baseline: int
+    planned_best: int
+
+
+@dataclass(frozen=True)
+class ServingEvidence(_Strict):
+    """When pruning pays: in FLOPs as planned (multiply-adds), in seconds as measured on `device`, in bytes
+    kept per video. What was not measured is null.
+    """
+
+    flops: ServingNumbers
+    seconds: ServingNumbers | None
+    device: str | None
+    stored_bytes_baseline: float | None
+    stored_bytes_best: float | None
+    profiled: ProfiledNumbers | None
+
+
+@dataclass(frozen=True)
+class Checkpoint(_Strict):
+    """A checkpoint as production finds it again.
+
+    `id` is a Hugging Face id, a folder relative to best.json where it lies below its folder, or an absolute
+    folder; `resolved` is where it was at the time of the export. `identity` tells whether it is the same one.
+    """
+
+    id: str
+    resolved: str
+    revision: str | None
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance(_Strict):
+    """Where the configuration comes from; nothing here changes an answer."""
+
+    study: str
+    study_hash: str
+    trial: int
+    trials: int
+    seed: int
+    tune_accuracy: float
+    tune_flops_ratio: float
+    mlflow_run: str | None
+    versions: dict[str, str]
+    # Answers asked of the model, and those that trials shared through equal plans instead.
+    evaluated_answers: int | None = None
+    shared_answers: int | None = None
+
+
+@dataclass(frozen=True)
+class Best(_Strict):
+    """The file: what to run first, then what it gave, then where it comes from."""
+
+    schema: str
+    method: str
+    parameters: dict[str, float]
+    selection: dict[str, str | int | float]
+    binds: str | None
+    pruning_layers: list[int]
+    layers: int
+    model: Checkpoint
+    text_encoder: Checkpoint
+    frames: int
+    scoring: str
+    max_new_tokens: int
+    labelled: bool
+    budget: float
+    measured: MeasuredNumbers
+    baseline: BaselineNumbers
+    provenance: Provenance
+    serving: ServingEvidence | None = None
+    # What was measured: number format, attention backend, kind of device, pooling of patches (null where the
+    # model has one way only), and the identity of all that encodes videos. A file of an older version says
+    # none of it.
+    dtype: str | None = None
+    attention: str | None = None
+    device: str | None = None
+    pooling: str | None = None
+    encoding: str | None = None
+    # Whether the configuration is shown to lose no more than the margin, and whether it was let through
+    # though it is not. A file of an older version tested nothing.
+    verdict: Verdict = "untested"
+    max_drop: str | None = None
+    margin: float | None = None
+    tested: list[TestedNumbers] = field(default_factory=list)
+    looks: list[LookNumbers] = field(default_factory=list)
+    noise_floor: NoiseNumbers | None = None
+    accepted_regressions: bool = False
+    # The unpruned model against guessing, and whether the file was written though it does no better.
+    guessing: GuessingNumbers | None = None
+    accepted_weak_baseline: bool = False
+    # Questions that no number here counts, because asking them killed their workers: reasons by id.
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+
+def export(
+    summary: RunSummary,
+    path: Path,
+    *,
+    mlflow_run: str | None = None,
+    accept_regressions: bool = False,
+    accept_weak_baseline: bool = False,
+) -> Best:
+    """Writes best.json for the best trial, whole or not at all; the same summary gives the same file.
+
+    Errors: UserError when no configuration fits the budget, when the best one is not shown to lose no more
+    than the margin and regressions are not accepted, when the unpruned model does no better than guessing and
+    that is not accepted, or when the file cannot be written there.
+    """
+    best = describe(
+        summary,
+        path.resolve().parent,
+        mlflow_run=mlflow_run,
+        accept_regressions=accept_regressions,
+        accept_weak_baseline=accept_weak_baseline,
+    )
+    write_whole(
+        path, json.dumps(dataclasses.asdict(best), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+    return best
+
+
+def describe(
+    summary: RunSummary,
+    folder: Path,
+    *,
+    mlflow_run: str | None = None,
+    accept_regressions: bool = False,
+    accept_weak_baseline: bool = False,
+) -> Best:
+    """What `export` writes, for a file in `folder`."""
+    trial, held_out, setting = summary.best, summary.best_held_out, summary.setting
+    if trial is None:
+        raise UserError(_nothing_fits(summary))
+    if held_out is None or setting is None:
+        raise UserError(
+            f"study {summary.study} is not finished: its best configuration has no held-out result yet."
+        )
+    largest = max(trial.outcome.flops_ratio, held_out.outcome.flops_ratio)
+    if largest > summary.budget + _BUDGET_TOLERANCE:
+        raise ValueError(
+            f"An exported configuration must fit the budget {summary.budget}, but needs {largest}."
+        )
+    problems = []
+    guessing = summary.guessing
+    weak = guessing is not None and guessing.no_better
+    if weak and guessing is not None and not accept_weak_baseline:
+        problems.append(
+            f"study {summary.study}: {weak_baseline(guessing)} `--accept-weak-baseline` exports all the same."
+        )
+    if summary.verdict != "shown" and not accept_regressions:
+        problems.append(_not_shown(summary))
+    if problems:
+        raise UserError(problems)
+    method = trial.configuration.build()
+    selection = method.selection_options()
+    return Best(
+        schema=SCHEMA,
+        method=method.name,
+        parameters={
+            name: float(value) for name, value in trial.configuration.parameters if name not in selection
+        },
+        selection=dict(selection),
+        binds=summary.binds,
+        pruning_layers=list(setting.pruning_layers),
+        layers=setting.layers,
+        model=_checkpoint(setting.model, setting.model_revision, folder, setting.model_identity),
+        text_encoder=_checkpoint(
+            setting.text_encoder, setting.text_encoder_revision, folder, setting.text_encoder_identity
+        ),
+        frames=setting.frames,
+        scoring=setting.scoring,
+        max_new_tokens=setting.max_new_tokens,
+        labelled=setting.labelled,
+        budget=summary.budget,
+        measured=_measured(held_out),
+        baseline=_baseline(summary.baseline["held_out"], summary.baseline_cost),
+        serving=None if summary.serving is None else _serving(summary.serving),
+        provenance=Provenance(
+            study=summary.study,
+            study_hash=summary.study_hash,
+            trial=trial.number,
+            trials=len(summary.trials),
+            seed=summary.seed,
+            tune_accuracy=trial.outcome.accuracy,
+            tune_flops_ratio=trial.outcome.flops_ratio,
+            mlflow_run=mlflow_run,
+            versions=versions(),
+            evaluated_answers=summary.evaluated_answers,
+            shared_answers=summary.shared_answers,
+        ),
+        dtype=setting.dtype,
+        attention=setting.attention,
+        device=setting.device,
+        pooling=setting.pooling,
+        encoding=setting.encoding,
+        verdict=summary.verdict,
+        max_drop=summary.max_drop or None,
+        margin=summary.margin,
+        tested=[TestedNumbers(**dataclasses.asdict(one)) for one in summary.tested],
+        looks=[LookNumbers(**dataclasses.asdict(one)) for one in summary.looks],
+        noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),
+        accepted_regressions=summary.verdict != "shown",
+        guessing=None if guessing is None else GuessingNumbers(**dataclasses.asdict(guessing)),
+        accepted_weak_baseline=weak,
+        quarantined=dict(summary.quarantined),
+    )
+
+
+def read(path: Path) -> Best:
+    """A file that `export` wrote; UserError with everything that is wrong with it."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValidationError as error:
+        problems = [
+            f"{path}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()
+        ]
+        raise UserError(problems) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of best.json, the parameters' ranges derived from the methods' own fields."""
+    from pipeline.methods import METHODS
+    from pipeline.methods import json_schema as method_schema
+
+    schema = _adapter().json_schema()
+    schema["$defs"] |= {name: method_schema(method) for name, method in METHODS.items()}
+    schema["properties"]["schema"]["const"] = SCHEMA
+    return schema
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages an answer or a choice depends on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _adapter() -> TypeAdapter[Best]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Best)
+
+
+def _measured(held_out: HeldOut) -> MeasuredNumbers:
+    outcome = held_out.outcome
+    intervals = _intervals(accuracy=held_out.accuracy, difference=held_out.difference)
+    if held_out.regression_rate is not None and held_out.regression_rate.interval is not None:
+        rate = held_out.regression_rate.interval
+        intervals["regressions"] = (rate.low * outcome.questions, rate.high * outcome.questions)
+    return MeasuredNumbers(
+        part=outcome.part,
+        questions=outcome.questions,
+        videos=outcome.videos,
+        accuracy=outcome.accuracy,
+        difference=held_out.difference.value,
+        regressions=outcome.regressions,
+        gained=outcome.gained,
+        flops_ratio=outcome.flops_ratio,
+        flops_ratio_end_to_end=outcome.flops_ratio_end_to_end,
+        flops_ratio_visual=outcome.flops_ratio_visual,
+        flops_ratio_p95=outcome.flops_ratio_p95,
+        flops_ratio_max=outcome.flops_ratio_max,
+        logprob_change=outcome.logprob_change,
+        intervals=intervals,
+        p_value=held_out.p_value,
+        flips=held_out.flips,
+        mcnemar_p=held_out.mcnemar_p,
+        divergence=held_out.divergence,
+        by_tag=[_tag(row) for row in held_out.by_tag],
+        peak_bytes_mean=outcome.peak_bytes_mean,
+        peak_bytes_max=outcome.peak_bytes_max,
+    )
+
+
+def _tag(row: TagRow) -> TagNumbers:
+    values = {one.name: getattr(row, one.name) for one in dataclasses.fields(row)}
+    interval = row.difference.interval
+    values["difference"] = row.difference.value
+    return TagNumbers(**values, interval=None if interval is None else (interval.low, interval.high))
+
+
+def _baseline(accuracy: Measured, cost: AnswerCost | None) -> BaselineNumbers:
+    return BaselineNumbers(
+        accuracy.value,
+        _intervals(accuracy=accuracy),
+        peak_bytes_mean=None if cost is None else cost.peak_bytes_mean,
+        peak_bytes_max=None if cost is None else cost.peak_bytes_max,
+    )
+
+
+def _serving(serving: ServingCost) -> ServingEvidence:
+    measured, stored = serving.measured, serving.stored_bytes
+    profiled = None if measured is None else measured.profiled
+    return ServingEvidence(
+        flops=_serving_numbers(serving.baseline, serving.best),
+        seconds=None if measured is None else _serving_numbers(measured.baseline, measured.best),
+        device=None if measured is None else measured.device,
+        stored_bytes_baseline=None if stored is None else stored[0],
+        stored_bytes_best=None if stored is None else stored[1],
+        profiled=None if profiled is None else ProfiledNumbers(**dataclasses.asdict(profiled)),
+    )
+
+
+def _serving_numbers(baseline: Serving, best: Serving) -> ServingNumbers:
+    questions = break_even(baseline, best)
+    return ServingNumbers(
+        break_even=questions if math.isfinite(questions) else None,
+        per_video_baseline=baseline.per_video,
+        per_video_best=best.per_video,
+        per_question_baseline=baseline.per_question,
+        per_question_best=best.per_question,
+    )
+
+
+def _intervals(**measured: Measured) -> dict[str, Range]:
+    return {
+        name: (one.interval.low, one.interval.high)
+        for name, one in measured.items()
+        if one.interval is not None
+    }
+
+
+def _checkpoint(
+    reference: str, revision: str | None, folder: Path, identity: str | None = None
+) -> Checkpoint:
+    path = Path(reference)
+    if not path.is_dir():
+        return Checkpoint(reference, reference, revision, identity)
+    resolved = path.resolve()
+    # A file that lies above its model can be moved together with it.
+    portable = resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else str(resolved)
+    return Checkpoint(portable, str(resolved), revision, identity)
+
+
+def _nothing_fits(summary: RunSummary) -> str:
+    message = f"study {summary.study} has no configuration within the budget {summary.budget:g} to export"
+    if summary.smallest_reachable is not None:
+        message += (
+            f"; the smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}"
+        )
+    if summary.outside:
+        message += (
+            f"; of {len(summary.outside)} trials study.yaml does not allow the knobs or choices any more: "
+            "`tuner run` searches on"
+        )
+    return message + "."
+
+
+def _not_shown(summary: RunSummary) -> str:
+    if summary.tested and summary.margin is not None:
+        worst = max(summary.tested, key=lambda one: one.bound)
+        found = (
+            f"no configuration is shown to stay within {100 * summary.margin:.3g} points "
+            f"(--max-drop {summary.max_drop}) of the unpruned model on the held-out videos: at trial "
+            f"{worst.trial} the difference is {100 * worst.difference:+.1f} points, and it may be "
+            f"{100 * worst.bound:+.1f}"
+        )
+    else:
+        found = "no configuration was tested against the unpruned model on held-out videos"
+    return (
+        f"study {summary.study}: {found}. `tuner export --accept-regressions` exports the best one all the "
+        "same, and best.json says so; or run again with more videos, a larger --max-drop or a larger budget."
+    )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that a user asked for, whole or not at all.
+
+    Errors: UserError when it cannot be written there.
+    """
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for one's own eyes; this one is for others as any new file is.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise

@@ -1,0 +1,217 @@
+"""What a configuration costs on a study and what it asks the model: from stored layouts, without a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from pipeline.break_even import serving_flops, stored_numbers
+from pipeline.flops import (
+    Compute,
+    ModelShape,
+    compute,
+    flops_ratio,
+    pruned_by_question,
+    unpruned_by_question,
+)
+from pipeline.layout import FloatArray, IntArray, Layout, Layouts
+from pipeline.methods import AdaTP, Method, knobs
+from pipeline.plan import Plan, StudyPlans
+from pipeline.question import SCORING_VERSION
+from pipeline.solve import Unreachable, solve_p
+from tuner.records.measurements import MeasuredServing, ServingCost
+from tuner.records.schema import FINGERPRINT_DIGITS
+from tuner.records.values import StoredQuestion
+from tuner.study.values import Part
+
+PARTS: tuple[Part, Part] = ("tune", "held_out")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A configuration's FLOPs on each part of the study."""
+
+    compute: dict[Part, Compute]
+
+    @property
+    def binding(self) -> float:
+        """The larger of the parts' FLOPs ratios: the budget must hold on tune and on held-out questions."""
+        return max(part.flops_ratio for part in self.compute.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Variants:
+    """What N questions ask of the model, each under thresholds of its own."""
+
+    fingerprints: tuple[str, ...]  # (N,)
+    flops: IntArray  # (N,) the pruned prefill's
+
+
+def fingerprint(base: str, method: Method | None, plan: Plan | None) -> str:
+    """What was asked of the model for one question, as 32 hexadecimal digits; None: the unpruned model.
+
+    `base` covers model, encoding and scoring (`fingerprint_base`). This is `Runtime.fingerprint`, shortened,
+    for processes that load no model; a test holds the two together.
+    """
+    key = None if plan is None or plan.keeps_everything else plan.key()
+    return _fingerprints(base, method, [key])[0]
+
+
+def _fingerprints(base: str, method: Method | None, keys: Sequence[str | None]) -> tuple[str, ...]:
+    """One per plan's key; None: nothing is dropped."""
+    options = {} if method is None else method.selection_options()
+    written = ",".join(f"{name}={value}" for name, value in sorted(options.items()))
+
+    def digest(key: str | None) -> str:
+        asked = [base, "unpruned"] if method is None or key is None else [base, method.name, key, written]
+        return hashlib.sha256("\0".join(asked).encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+    known = {key: digest(key) for key in set(keys)}
+    return tuple(known[key] for key in keys)
+
+
+def fingerprint_base(encoding: str, scoring: str, max_new_tokens: int) -> str:
+    """What every fingerprint of a study covers besides the method and its plan."""
+    return f"{encoding}|{scoring}/{SCORING_VERSION}|{max_new_tokens}"
+
+
+class Planner:
+    """Plans, costs and fingerprints for the questions of one study: milliseconds for a thousand of them."""
+
+    def __init__(self, questions: Sequence[StoredQuestion], shape: ModelShape, fingerprint_base: str) -> None:
+        self.questions = tuple(questions)
+        self.shape = shape
+        self._base = fingerprint_base
+        by_part: dict[Part, list[Layout]] = {part: [] for part in PARTS}
+        for question in self.questions:
+            by_part[question.part].append(question.layout)
+        # A part without questions (nothing held out) constrains nothing.
+        self._layouts = {part: Layouts.of(layouts) for part, layouts in by_part.items() if layouts}
+        self._all = Layouts.of([question.layout for question in self.questions])
+
+    def cost(self, method: Method) -> Cost:
+        """Exact ratios per part."""
+        return Cost(
+            {
+                part: compute(StudyPlans.of(method, layouts, self.shape.layers), self.shape)
+                for part, layouts in self._layouts.items()
+            }
+        )
+
+    def binding_ratio(self, method: Method) -> float:
+        """`cost(method).binding` alone: what the budget is compared with."""
+        return max(
+            flops_ratio(StudyPlans.of(method, layouts, self.shape.layers), layouts, self.shape)
+            for layouts in self._layouts.values()
+        )
+
+    def solve(self, method: Method, target: float) -> Method | Unreachable:
+        """The method with the largest keep ratio that stays at or below the target on every part."""
+        solved: list[Method] = []
+        for layouts in self._layouts.values():
+            one = solve_p(method, layouts, self.shape, target)
+            if isinstance(one, Unreachable):
+                return Unreachable(
+                    self.binding_ratio(method.with_ratio(knobs(method)[method.ratio_field].low))
+                )
+            solved.append(one)
+        return min(solved, key=lambda one: one.ratio)
+
+    def boosts(self, method: AdaTP) -> bool:
+        """Whether any segment of the study keeps more because of its relevance."""
+        return bool(method.boosted_ratio > method.p and method.partition(self._all).boosted.any())
+
+    def serving(self, method: Method, measured: MeasuredServing | None = None) -> ServingCost:
+        """What a server pays with this method and without, on the held-out questions (the tune part's where
+        nothing is held out); `measured` goes along.
+        """
+        plans = self._plans(method)
+        (baseline, best), stored = serving_flops(plans, self.shape), stored_numbers(plans, self.shape)
+        return ServingCost(baseline, best, *stored, measured)
+
+    def spread(
+        self, method: Method, size: int, leave_out: Collection[str] = ()
+    ) -> tuple[StoredQuestion, ...]:
+        """Up to `size` held-out questions, spread evenly over their planned FLOPs; none of the ids in
+        `leave_out`.
+
+        Where `size` is odd the one with the median (the upper of two) comes first.
+        """
+        part = self._measured_part
+        questions = [one for one in self.questions if one.part == part]
+        order = np.argsort(pruned_by_question(self._plans(method), self.shape), kind="stable")
+        ranked = [questions[index] for index in order if questions[index].id not in leave_out]
+        middles = {(2 * bin_ + 1) * len(ranked) // (2 * size) for bin_ in range(size)}
+        places = sorted(middles, key=lambda place: (abs(place - len(ranked) // 2), place))
+        return tuple(ranked[place] for place in places)
+
+    @property
+    def _measured_part(self) -> Part:
+        return "held_out" if "held_out" in self._layouts else "tune"
+
+    def _plans(self, method: Method) -> StudyPlans:
+        return StudyPlans.of(method, self._layouts[self._measured_part], self.shape.layers)
+
+    def fingerprints(self, method: Method | None, questions: Sequence[str] | None = None) -> tuple[str, ...]:
+        """One per question, in the study's order, or for these question ids, in theirs."""
+        if method is None:
+            count = len(self.questions) if questions is None else len(questions)
+            return (fingerprint(self._base, None, None),) * count
+        layouts = self._all
+        if questions is not None:
+            layouts = Layouts.of([self._by_id[question].layout for question in questions])
+        return _fingerprints(self._base, method, StudyPlans.of(method, layouts, self.shape.layers).keys())
+
+    def variants(
+        self, method: AdaTP, questions: Sequence[str], tau_s: FloatArray, tau_t: FloatArray
+    ) -> Variants:
+        """Plans of these question ids (N, repeats allowed) under `method` with thresholds (N,) of their own.
+
+        Each is the plan that the method with that tau_s and tau_t would make, all counted at once.
+        """
+        layouts = Layouts.of([self._by_id[question].layout for question in questions])
+        partition = method.segments(layouts, tau_s).boosted_from(tau_t)
+        plans = StudyPlans.of(method, layouts, self.shape.layers, partition)
+        return Variants(
+            _fingerprints(self._base, method, plans.keys()), pruned_by_question(plans, self.shape)
+        )
+
+    def thresholds(self, method: AdaTP, knob: Literal["tau_s", "tau_t"]) -> dict[str, FloatArray]:
+        """By question id, ascending: the values above which this knob changes the segments or the boosts.
+
+        Between two neighbours (the upper one included) a question's plan is the same, other knobs fixed.
+        """
+        if knob == "tau_s":
+            return {one.id: np.unique(one.layout.frame_similarity) for one in self.questions}
+        segments = method.segments(self._all)
+        relevance = np.split(segments.relevance, segments.first_group[1:])
+        return {
+            one.id: np.unique(own[np.isfinite(own)])
+            for one, own in zip(self.questions, relevance, strict=True)
+        }
+
+    @cached_property
+    def unpruned_flops(self) -> dict[Part, int]:
+        """The unpruned prefill of all questions of each part that has some."""
+        return {
+            part: int(unpruned_by_question(layouts, self.shape).sum())
+            for part, layouts in self._layouts.items()
+        }
+
+    @cached_property
+    def _by_id(self) -> dict[str, StoredQuestion]:
+        return {one.id: one for one in self.questions}
+
+    @cached_property
+    def similarities(self) -> FloatArray:
+        """Sorted cosines of neighbouring frames over the tune videos: where tau_s can change a plan.
+
+        Held-out videos are left out: nothing of them shapes what is searched.
+        """
+        by_video = {one.video: one.layout.frame_similarity for one in self.questions if one.part == "tune"}
+        return np.sort(np.concatenate(list(by_video.values()))) if by_video else np.zeros(0)

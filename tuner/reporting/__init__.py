@@ -1,0 +1,1 @@
+"""From the records to what tables, figures and exports are made of. Nothing here asks the model."""

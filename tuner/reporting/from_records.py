@@ -1,0 +1,588 @@
+"""From the records to what a run reports: nothing here loads a model or evaluates anything.
+
+`tuner run` ends with it, `tuner status` and `tuner export` are it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Any
+
+from pipeline.flops import ModelShape, VisionShape
+from pipeline.methods import AdaTP
+from tuner.errors import UserError
+from tuner.evaluation.scoring import answer_cost, divergence, judge
+from tuner.planning.planner import Planner
+from tuner.planning.study_cost import study_cost
+from tuner.records.database import default_database
+from tuner.records.measurements import ServingCost
+from tuner.records.store import Store
+from tuner.records.values import (
+    Goal,
+    RecordedAnswer,
+    RefusalRecord,
+    SearchRecord,
+    StudyRecord,
+    TrialRecord,
+)
+from tuner.reporting.values import (
+    HeldOut,
+    Refusal,
+    RegressionRow,
+    RunSummary,
+    StoppedTrial,
+    TagRow,
+    Trial,
+)
+from tuner.search.selection import Choice, choose, eligible
+from tuner.search.space import TOLERANCE, allows, make_space, smallest_reachable
+from tuner.statistics import paired
+from tuner.statistics.guessing import against_guessing
+from tuner.statistics.margin import MaxDrop
+from tuner.statistics.values import Measured, Verdict
+from tuner.study import Study, StudyQuestion
+from tuner.study.identity import describe_changes, study_identity
+from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, Part, QuestionResult, Setting
+
+
+@dataclass(frozen=True)
+class SearchStatus:
+    """How far a search has come."""
+
+    budget: float
+    seed: int
+    coordinates: str
+    trials_asked: int
+    trials_completed: int
+    refused: int
+    # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits, or the
+    # study changed since.
+    best: Trial | None
+    # Its outcome on the held-out part; None until it is there.
+    held_out: Outcome | None
+    # Trials that the race ended.
+    trials_stopped: int = 0
+    goal: Goal = "budget"
+    # The largest drop as asked for, and whether `best` is shown to stay within it.
+    max_drop: str = ""
+    verdict: Verdict = "untested"
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a study has come; read while a run writes, too."""
+
+    study: str
+    study_hash: str
+    database: str
+    baseline_questions: int
+    baseline_answered: int
+    trials_completed: int
+    trials_unfinished: int
+    answers: int
+    searches: tuple[SearchStatus, ...]
+    # Trials that the race ended.
+    trials_stopped: int = 0
+    # Questions that are left out: reasons by id.
+    quarantined: dict[str, str] = field(default_factory=dict)
+    # What differs between the study and its records, a sentence each: then no trial is named the best.
+    changed: tuple[str, ...] = ()
+
+
+class Results:
+    """The judged answers of one study, by configuration."""
+
+    def __init__(self, study: Study, store: Store, planner: Planner) -> None:
+        self._study = study.without(store.quarantined())
+        self._store = store
+        self._planner = planner
+        self._baseline = self._answers(None)
+
+    def _answers(self, configuration: Configuration | None) -> dict[str, RecordedAnswer]:
+        method = None if configuration is None else configuration.build()
+        ids = [question.id for question in self._planner.questions]
+        found = self._store.answers(zip(ids, self._planner.fingerprints(method), strict=True))
+        return {question: answer for (question, _), answer in found.items()}
+
+    @property
+    def study(self) -> Study:
+        """The study whose questions these are."""
+        return self._study
+
+    def answered(self) -> int:
+        """Questions with a baseline answer."""
+        return len(self._baseline)
+
+    def of(self, configuration: Configuration | None, part: Part) -> list[QuestionResult]:
+        """Judged answers in the study's order; None is the baseline. Unanswered questions are left out."""
+        answers = self._baseline if configuration is None else self._answers(configuration)
+        return [
+            judge(question, part, answers[question.id], self._baseline[question.id])
+            for question in self._study.questions_of(part)
+            if question.id in answers and question.id in self._baseline
+        ]
+
+
+def make_planner(record: StudyRecord) -> Planner:
+    """The planner over a study's stored layouts."""
+    return Planner(record.questions, shape_from(record.shape), record.fingerprint_base)
+
+
+def shape_from(values: dict[str, Any]) -> ModelShape:
+    """The model's shape as `dataclasses.asdict` stored it."""
+    vision = values.get("vision")
+    return ModelShape(**{**values, "vision": None if vision is None else VisionShape(**vision)})
+
+
+def setting_from(values: dict[str, Any]) -> Setting | None:
+    """The setting as `dataclasses.asdict` stored it; None where none was."""
+    return Setting(**{**values, "pruning_layers": tuple(values["pruning_layers"])}) if values else None
+
+
+def changes(study: Study, record: StudyRecord, content_hashes: dict[str, str] | None = None) -> list[str]:
+    """What differs between a study and its records, a sentence each, as far as shows without the model.
+
+    Without `content_hashes` the bytes of the videos are taken to be those of the records.
+    """
+    settings = record.parts["settings"]
+    known = record.parts["videos"] if content_hashes is None else content_hashes
+    # A video without a hash counts as itself, so that two new ones are not taken for the same bytes.
+    hashes = {video.name: known.get(video.name, video.name) for video in study.videos}
+    now = study_identity(study, model=settings["model"], encoding=settings["encoding"], content_hashes=hashes)
+    what = describe_changes(record.parts, now.parts)
+    setting = setting_from(record.setting)
+    if setting is not None and (pooling := study.pooling or setting.checkpoint_pooling) != setting.pooling:
+        what.append(f"pooling: {setting.pooling} before, {pooling} now")
+    return what
+
+
+def refuse_changes(study: Study, what: Sequence[str]) -> None:
+    """Errors: UserError with what changed and the way on, where something did."""
+    if what:
+        raise UserError(
+            [f"the study {study.name!r} is not the one its records belong to: {one}" for one in what],
+            "`tuner run --fresh` starts anew and keeps the old records in the database, archived; "
+            "or take the change back and go on",
+        )
+
+
+def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -> Choice | None:
+    """What a search has come to, as far as the held-out part was asked; None where nothing fits."""
+    return _chosen(search, store, Results(study, store, planner))
+
+
+def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Choice]:
+    """What each search has come to, by the search's id; those where nothing fits are left out.
+
+    None is told of a study that changed since: its labels may be others.
+    """
+    study = without_skipped(study, record)
+    if changes(study, record):
+        return {}
+    results = Results(study, store, make_planner(record))
+    found = {one.id: _chosen(one, store, results) for one in store.searches()}
+    return {search: choice for search, choice in found.items() if choice is not None}
+
+
+def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | None:
+    measured = store.measured()
+
+    def held_out_of(configuration: Configuration | None) -> list[QuestionResult] | None:
+        if configuration is not None and configuration not in measured:
+            return None
+        return results.of(configuration, "held_out")
+
+    return choose(
+        eligible(store.trials(), results.study.search),
+        search.goal,
+        search.budget,
+        MaxDrop.parse(search.max_drop),
+        results.of(None, "tune"),
+        held_out_of,
+    )
+
+
+def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRecord) -> RunSummary:
+    """What a search has come to so far. `store` has found `record`."""
+    planner = make_planner(record)
+    results = Results(study, store, planner)
+    # Without the questions that are left out: all numbers are about the same ones.
+    study = results.study
+    quarantined = store.quarantined()
+    recorded = store.trials()
+    allowed = eligible(recorded, study.search)
+    completed = [trial for trial in allowed if trial.outcome is not None]
+    # A configuration that another search tried for its front counts here where it fits this budget.
+    above = [one for one in completed if one.purpose == "above" and not _fits(one, search.budget)]
+    trials = [one for one in completed if one not in above]
+    kept = {one.number for one in allowed}
+    outside = [one for one in recorded if one.outcome is not None and one.number not in kept]
+    refusals = [one for one in store.refusals() if one.search == search.id]
+    measured = store.measured()
+    baseline = {part: _accuracy(results.of(None, part)) for part in _parts(study)}
+    choice = _chosen(search, store, results)
+    best = None if choice is None else choice.trial
+    wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
+    defaults = next((trial for trial in trials if trial.configuration == wanted), None)
+    looks = store.looks()
+    own_looks = [one for of_search, one in looks if of_search == search.id]
+    best_measured = best is not None and best.configuration in measured
+    return RunSummary(
+        study=study.name,
+        study_hash=record.hash,
+        budget=search.budget,
+        seed=search.seed,
+        baseline=baseline,
+        trials=tuple(_trial(trial, search.budget) for trial in trials),
+        best=None if best is None else _trial(best, search.budget),
+        best_held_out=_held_out(best, measured, results),
+        defaults=None if defaults is None else _trial(defaults, search.budget),
+        defaults_held_out=_held_out(defaults, measured, results),
+        binds=None if best is None else _binds(best.configuration, planner),
+        regressions=_regressions(study, results, best.configuration)
+        if best is not None and best_measured
+        else (),
+        closest=_closest(trials, [one for one in refusals if allows(study.search, one.configuration)])
+        if best is None
+        else None,
+        refused=len(refusals),
+        shared_answers=_shared([*completed, *outside], planner, quarantined),
+        evaluated_answers=store.count_answers(),
+        skipped_videos=tuple(one["name"] for one in record.skipped),
+        quarantined=quarantined,
+        smallest_reachable=smallest_reachable(planner, study.search),
+        choices=tuple(name for name, _ in study.search.choices),
+        setting=setting_from(record.setting),
+        baseline_cost=_baseline_cost(results, "held_out"),
+        serving=None if best is None else _serving(best.configuration, planner, store),
+        verdict="untested" if choice is None else choice.verdict,
+        max_drop=search.max_drop,
+        margin=None if choice is None else choice.margin,
+        tested=() if choice is None else choice.tested,
+        looks=tuple(one for _, one in looks),
+        earlier_looks=tuple(takewhile(lambda one: one.max_drop != search.max_drop, own_looks)),
+        provable_drop=_provable_drop(study),
+        noise=store.noise(),
+        stopped=tuple(
+            StoppedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
+            for one in allowed
+            if one.stopped is not None
+        ),
+        outside=tuple(_trial(trial, search.budget) for trial in outside),
+        above=tuple(_trial(trial, search.budget) for trial in above),
+        goal=search.goal,
+        sampler=search.sampler,
+        cost=study_cost(store, planner),
+        videos=len({one.video for one in record.questions}),
+        cache_use=store.cache_use(),
+        guessing=against_guessing(study, [one for part in baseline for one in results.of(None, part)]),
+    )
+
+
+def _paired(
+    configuration: Configuration, results: Results
+) -> tuple[list[QuestionResult], list[QuestionResult]]:
+    """Held-out results of the configuration and of the baseline, question by question."""
+    before = {one.question: one for one in results.of(None, "held_out")}
+    after = results.of(configuration, "held_out")
+    return after, [before[one.question] for one in after]
+
+
+def _provable_drop(study: Study) -> float | None:
+    drop = paired.provable_drop([one.video for one in study.questions_of("held_out")])
+    return drop if math.isfinite(drop) else None
+
+
+def load_summary(
+    study: Study, *, budget: float | None = None, seed: int | None = None, database: str | None = None
+) -> RunSummary:
+    """The summary of the study's latest search, or of the latest with this budget and seed.
+
+    Errors: UserError when the study was never run, has no such search, or changed since.
+    """
+    return load_summaries(study, budget=budget, seed=seed, database=database, latest=True)[0]
+
+
+def find_summary(study: Study, *, budget: float, database: str | None = None) -> RunSummary | None:
+    """The summary of the study's latest search with this budget; None where there is none.
+
+    Errors: UserError when the study was never run, or changed since.
+    """
+    with _recorded(study, database) as (study, store, record):
+        searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
+        return summarise(study, store, record, searches[-1]) if searches else None
+
+
+def load_summaries(
+    study: Study,
+    *,
+    budget: float | None = None,
+    seed: int | None = None,
+    database: str | None = None,
+    latest: bool = False,
+) -> tuple[RunSummary, ...]:
+    """The summaries of the study's searches, or of those with this budget and seed, the latest at the end.
+
+    latest: of that one alone. Errors: as `load_summary`.
+    """
+    with _recorded(study, database) as (study, store, record):
+        searches = [
+            one
+            for one in store.searches()
+            if (budget is None or one.budget == budget) and (seed is None or one.seed == seed)
+        ]
+        if not searches:
+            known = ", ".join(f"budget {one.budget:g} seed {one.seed}" for one in store.searches())
+            if not known:
+                raise UserError(
+                    f"nothing was searched in the study {study.name!r} yet: `tuner run` does that"
+                )
+            raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
+        wanted = searches[-1:] if latest else searches
+        return tuple(summarise(study, store, record, one) for one in wanted)
+
+
+@contextmanager
+def _recorded(study: Study, database: str | None) -> Iterator[tuple[Study, Store, StudyRecord]]:
+    """The study as its records know it. Errors: UserError when it was never run, or changed since."""
+    with Store.open(database or default_database(study.name), create=False) as store:
+        record = store.require(study.name)
+        study = without_skipped(study, record)
+        refuse_changes(study, changes(study, record))
+        yield study, store, record
+
+
+def load_status(study: Study, database: str | None = None) -> Status:
+    """How far a study has come, also while it runs.
+
+    Errors: UserError when it was never run.
+    """
+    with Store.open(database or default_database(study.name), create=False) as store:
+        record = store.require(study.name)
+        choices = choices_of(study, store, record)
+        planner = make_planner(record)
+        trials, refusals, measured = store.trials(), store.refusals(), store.measured()
+        completed = [trial for trial in trials if trial.outcome is not None]
+        quarantined = store.quarantined()
+        unpruned = zip(record.questions, planner.fingerprints(None), strict=True)
+        wanted = [(one.id, fingerprint) for one, fingerprint in unpruned if one.id not in quarantined]
+        baseline = store.answers(wanted)
+        searches = []
+        for search in store.searches():
+            choice = choices.get(search.id)
+            best = None if choice is None else choice.trial
+            searches.append(
+                SearchStatus(
+                    budget=search.budget,
+                    seed=search.seed,
+                    coordinates=search.coordinates,
+                    trials_asked=search.trials,
+                    trials_completed=sum(
+                        trial.search == search.id and trial.purpose == "search" for trial in completed
+                    ),
+                    refused=sum(one.search == search.id for one in refusals),
+                    best=None if best is None else _trial(best, search.budget),
+                    held_out=None if best is None else measured.get(best.configuration),
+                    trials_stopped=sum(
+                        trial.search == search.id and trial.stopped is not None for trial in trials
+                    ),
+                    goal=search.goal,
+                    max_drop=search.max_drop,
+                    verdict="untested" if choice is None else choice.verdict,
+                )
+            )
+        return Status(
+            study=record.name,
+            study_hash=record.hash,
+            database=store.url,
+            baseline_questions=len(wanted),
+            baseline_answered=len(baseline),
+            trials_completed=sum(trial.purpose == "search" for trial in completed),
+            trials_unfinished=sum(trial.unfinished for trial in trials),
+            answers=store.count_answers(),
+            searches=tuple(searches),
+            trials_stopped=sum(trial.stopped is not None for trial in trials),
+            quarantined=quarantined,
+            changed=tuple(changes(without_skipped(study, record), record)),
+        )
+
+
+def without_skipped(study: Study, record: StudyRecord) -> Study:
+    """The study without the videos that its records left out because they could not be read."""
+    gone = {one["name"] for one in record.skipped} & {video.name for video in study.videos}
+    return replace(
+        study,
+        videos=tuple(video for video in study.videos if video.name not in gone),
+        questions=tuple(question for question in study.questions if question.video not in gone),
+        held_out=study.held_out - gone,
+    )
+
+
+def _parts(study: Study) -> tuple[Part, ...]:
+    parts: tuple[Part, Part] = ("tune", "held_out")
+    return tuple(part for part in parts if study.questions_of(part))
+
+
+def _accuracy(results: Sequence[QuestionResult]) -> Measured:
+    if not results:
+        return Measured(float("nan"))
+    return paired.share([one.correct for one in results], [one.video for one in results])
+
+
+def _baseline_cost(results: Results, part: Part) -> AnswerCost | None:
+    unpruned = results.of(None, part)
+    return answer_cost(unpruned) if unpruned else None
+
+
+def _serving(configuration: Configuration, planner: Planner, store: Store) -> ServingCost:
+    return planner.serving(configuration.build(), store.serving(configuration))
+
+
+def _trial(trial: TrialRecord, budget: float) -> Trial:
+    assert trial.outcome is not None
+    return Trial(trial.number, trial.configuration, trial.outcome, _fits(trial, budget))
+
+
+def _fits(trial: TrialRecord, budget: float) -> bool:
+    return trial.binding_ratio <= budget + TOLERANCE
+
+
+def _held_out(
+    trial: TrialRecord | None, measured: dict[Configuration, Outcome], results: Results
+) -> HeldOut | None:
+    if trial is None or trial.configuration not in measured:
+        return None
+    return held_out(trial.configuration, measured[trial.configuration], results)
+
+
+def held_out(configuration: Configuration, outcome: Outcome, results: Results) -> HeldOut:
+    """A configuration's outcome on the held-out part with the intervals that belong beside it."""
+    after, before = _paired(configuration, results)
+    right, right_before = [one.correct for one in after], [one.correct for one in before]
+    videos = [one.video for one in after]
+    lost = [was and not now for was, now in zip(right_before, right, strict=True)]
+    apart = [
+        one
+        for one in (divergence(was, now) for was, now in zip(before, after, strict=True))
+        if one is not None
+    ]
+    return HeldOut(
+        configuration=configuration,
+        outcome=outcome,
+        accuracy=paired.share(right, videos),
+        difference=paired.difference(right, right_before, videos),
+        p_value=paired.sign_flip_p_value(right, right_before, videos),
+        regression_rate=paired.share(lost, videos),
+        mcnemar_p=paired.mcnemar_p_value(right, right_before),
+        divergence=math.fsum(apart) / len(apart) if apart else None,
+        by_tag=_by_tag(results.study, after, before),
+    )
+
+
+def _by_tag(
+    study: Study, after: Sequence[QuestionResult], before: Sequence[QuestionResult]
+) -> tuple[TagRow, ...]:
+    """A row for each value of each tag that the questions carry."""
+    groups: dict[tuple[str, str], list[tuple[QuestionResult, QuestionResult]]] = {}
+    for pair in zip(after, before, strict=True):
+        for tag in study.question(pair[0].question).tags.items():
+            groups.setdefault(tag, []).append(pair)
+    rows = []
+    for (key, value), pairs in sorted(groups.items()):
+        now, was = [one.correct for one, _ in pairs], [one.correct for _, one in pairs]
+        videos = [one.video for one, _ in pairs]
+        rows.append(
+            TagRow(
+                key=key,
+                value=value,
+                questions=len(pairs),
+                videos=len(set(videos)),
+                baseline=sum(was) / len(pairs),
+                accuracy=sum(now) / len(pairs),
+                difference=paired.difference(now, was, videos),
+                lost=sum(one and not other for one, other in zip(was, now, strict=True)),
+                gained=sum(other and not one for one, other in zip(was, now, strict=True)),
+            )
+        )
+    return tuple(rows)
+
+
+def _binds(configuration: Configuration, planner: Planner) -> Binding | None:
+    method = configuration.build()
+    if not isinstance(method, AdaTP):
+        return None
+    return method.binds if planner.boosts(method) else "none"
+
+
+def _regressions(study: Study, results: Results, configuration: Configuration) -> tuple[RegressionRow, ...]:
+    before = {one.question: one for one in results.of(None, "held_out")}
+    return tuple(
+        _regression(study.question(after.question), before[after.question], after)
+        for after in results.of(configuration, "held_out")
+        if before[after.question].correct and not after.correct
+    )
+
+
+def flips(
+    results: Results, configuration: Configuration
+) -> tuple[tuple[RegressionRow, ...], tuple[RegressionRow, ...]]:
+    """Held-out questions that pruning decides, in the study's order: regressions, and gains, which the
+    baseline had wrong and the configuration has right.
+    """
+    pairs = zip(*_paired(configuration, results), strict=True)
+    decided = [(after, before) for after, before in pairs if after.correct != before.correct]
+    lost, gained = (
+        tuple(
+            _regression(results.study.question(after.question), before, after)
+            for after, before in decided
+            if after.correct is correct
+        )
+        for correct in (False, True)
+    )
+    return lost, gained
+
+
+def _regression(question: StudyQuestion, before: QuestionResult, after: QuestionResult) -> RegressionRow:
+    return RegressionRow(
+        question=question.id,
+        video=question.video,
+        text=question.text,
+        options=question.options or (),
+        answer=before.text if question.answer is None else question.answer,
+        baseline_text=before.text,
+        baseline_margin=_margin(question, before, before),
+        pruned_text=after.text,
+        pruned_margin=_margin(question, before, after),
+        tags=dict(question.tags),
+    )
+
+
+def _margin(question: StudyQuestion, before: QuestionResult, result: QuestionResult) -> float | None:
+    """How much more probable the right option is than the best other one, in natural logarithms."""
+    if question.options is None or result.option_logprobs is None:
+        return None
+    right = before.option if question.answer is None else question.options.index(question.answer)
+    others = [value for index, value in enumerate(result.option_logprobs) if index != right]
+    return None if right is None else result.option_logprobs[right] - max(others)
+
+
+def _closest(trials: Sequence[TrialRecord], refusals: Iterable[RefusalRecord]) -> Refusal | None:
+    tried = [Refusal(one.configuration, one.binding_ratio) for one in trials]
+    tried += [Refusal(one.configuration, one.binding_ratio) for one in refusals]
+    return min(tried, key=lambda one: one.flops_ratio, default=None)
+
+
+def _shared(trials: Sequence[TrialRecord], planner: Planner, left_out: Collection[str]) -> int:
+    """Answers that trials found instead of asking for them, through plans they share."""
+    tune = [
+        index for index, one in enumerate(planner.questions) if one.part == "tune" and one.id not in left_out
+    ]
+    seen = {(index, fingerprint) for index, fingerprint in enumerate(planner.fingerprints(None))}
+    baseline = len(seen)
+    for trial in trials:
+        seen.update((index, trial.fingerprints[index]) for index in tune)
+    return len(trials) * len(tune) - (len(seen) - baseline)

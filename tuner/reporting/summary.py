@@ -1,0 +1,430 @@
+"""What a study has come to, as tables a person reads at the end of `tuner run` and `tuner export`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.methods import AdaTP, choices, knobs
+from tuner.records.measurements import MeasuredServing, ServingCost
+from tuner.reporting.values import HeldOut, Recorded, RunSummary, TagRow, Trial
+from tuner.search.choices import in_words, value_text, worth_showing
+from tuner.statistics.values import Interval, Measured
+from tuner.statistics.wording import noise_floor, provable, weak_baseline
+from tuner.study.values import AnswerCost
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tuner.planning.study_cost import StudyCost
+
+NOTHING = "-"
+# Rows of the table by tag; best.json has them all.
+MOST_TAGS = 12
+_BINDS = {
+    "alpha_boost": "alpha_boost decides the boosted ratio; gamma_cap has no effect here.",
+    "gamma_cap": "gamma_cap decides the boosted ratio; alpha_boost has no effect here.",
+    "none": "No segment is boosted: alpha_boost and gamma_cap have no effect here.",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a value unpruned, at the best configuration and at AdaTP's defaults."""
+
+    name: str
+    unpruned: str
+    best: str
+    defaults: str
+
+
+@dataclass(frozen=True)
+class KnobRow:
+    """One knob or choice: its value at the best configuration and at AdaTP's defaults, and what it does."""
+
+    name: str
+    best: str
+    defaults: str
+    meaning: str
+
+
+def comparison(summary: RunSummary) -> tuple[Row, ...]:
+    """The comparison's lines, held-out numbers first because they are the ones to believe."""
+    what = accuracy_name(summary)
+    best, defaults = summary.best_held_out, summary.defaults_held_out
+    return (
+        Row(
+            f"held-out {what}",
+            percent(summary.baseline.get("held_out")),
+            percent(None if best is None else best.accuracy),
+            percent(None if defaults is None else defaults.accuracy),
+        ),
+        Row("  change", NOTHING, _change(best), _change(defaults)),
+        Row("  regressions", NOTHING, _count(best, "regressions"), _count(defaults, "regressions")),
+        Row("  gained", NOTHING, _count(best, "gained"), _count(defaults, "gained")),
+        Row("FLOPs ratio", "1", _ratio(best, "flops_ratio"), _ratio(defaults, "flops_ratio")),
+        Row(
+            "  end to end",
+            "1",
+            _ratio(best, "flops_ratio_end_to_end"),
+            _ratio(defaults, "flops_ratio_end_to_end"),
+        ),
+        # Stored answers have seconds, too: of other moments and loads, so not to be set side by side.
+        Row("seconds", *_seconds(summary.serving), NOTHING),
+        Row("MiB added", _memory(summary.baseline_cost), _memory(_cost(best)), _memory(_cost(defaults))),
+        Row(
+            f"tune {what}",
+            percent(summary.baseline.get("tune")),
+            _tune(summary.best),
+            _tune(summary.defaults),
+        ),
+    )
+
+
+def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
+    """The five knobs, then the choices that the study lists or that are not AdaTP's default."""
+    known = choices(AdaTP)
+    trials = [one for one in (summary.best, summary.defaults) if one is not None]
+    shown = worth_showing(summary.choices, [one.configuration for one in trials])
+    meanings = {name: knob.meaning for name, knob in knobs(AdaTP).items()}
+    meanings |= {name: known[name].meaning for name in shown}
+    return tuple(
+        KnobRow(name, _knob(summary.best, name), _knob(summary.defaults, name), meaning)
+        for name, meaning in meanings.items()
+    )
+
+
+def tag_rows(summary: RunSummary) -> tuple[TagRow, ...]:
+    """What pruning did by tag: all values, or those that lost most where there are more than `MOST_TAGS`."""
+    rows = () if summary.best_held_out is None else summary.best_held_out.by_tag
+    most = sorted(rows, key=lambda row: row.difference.value)[:MOST_TAGS]
+    return tuple(row for row in rows if row in most)
+
+
+def remarks(
+    summary: RunSummary,
+    *,
+    exported: Path | None = None,
+    recorded: Recorded | None = None,
+    study: str | None = None,
+) -> tuple[str, ...]:
+    """Sentences below the tables: what binds, what was left out, what did not fit, and what to type next."""
+    lines = []
+    if summary.best_held_out is not None:
+        outcome = summary.best_held_out.outcome
+        lines.append(
+            f"Held out: {outcome.questions} questions about {outcome.videos} videos; %, 95 % intervals."
+        )
+        lines += _changed(summary.best_held_out)
+    lines += verdict(summary)
+    if summary.provable_drop is not None and summary.best_held_out is not None:
+        lines.append(provable(summary.provable_drop, summary.best_held_out.outcome.videos))
+    if summary.guessing is not None and not summary.guessing.shown_better:
+        lines.append(weak_baseline(summary.guessing))
+    if summary.noise is not None:
+        lines.append(noise_floor(summary.noise, summary.margin, labelled=_labelled(summary)))
+    if summary.best is None:
+        lines.append(nothing_fits(summary))
+    elif summary.binds is not None:
+        lines.append(_BINDS[summary.binds])
+    if summary.serving is not None:
+        lines += _serving(summary.serving)
+    if summary.cost is not None:
+        lines.append(_study_cost(summary.cost))
+    if summary.skipped_videos:
+        lines.append(f"Left out because they cannot be read: {', '.join(summary.skipped_videos)}.")
+    lines += [f"Left out: question {one} ({reason})." for one, reason in summary.quarantined.items()]
+    if exported is not None:
+        lines.append(f"Exported to {exported}.")
+    elif summary.best is not None:
+        accept = accepting(summary)
+        name = shlex.quote(study or summary.study)
+        lines.append(f"To export it: tuner export --study {name} --output best.json{accept}")
+    if recorded is not None:
+        local = "type `mlflow ui` and open " if recorded.page.startswith("http://127.0.0.1") else ""
+        lines.append(f"In MLflow: {local}{recorded.page}")
+    return tuple(lines)
+
+
+def accepting(summary: RunSummary) -> str:
+    """The options without which `tuner export` refuses this result, as they are typed behind it."""
+    accept = "" if summary.verdict == "shown" else " --accept-regressions"
+    return accept + (" --accept-weak-baseline" if guessed(summary) else "")
+
+
+def guessed(summary: RunSummary) -> bool:
+    """Whether the unpruned model does no better than guessing."""
+    return summary.guessing is not None and summary.guessing.no_better
+
+
+def _study_cost(cost: StudyCost) -> str:
+    text = (
+        f"This study cost {cost.passes:.1f} baseline passes so far (a pass: every video encoded and every "
+        f"question answered unpruned, once), {cost.passes_language:.1f} of the language model alone"
+    )
+    if cost.seconds is not None:
+        text += f", {duration(cost.seconds)} of model time"
+    return text + (
+        f"; {100 * cost.raced_share:.0f} % of the trials' questions were raced away, "
+        f"{100 * cost.shared_share:.0f} % shared. Done naively: {cost.naive_passes:.0f} passes."
+    )
+
+
+def headline(summary: RunSummary) -> str:
+    """One line above the tables."""
+    if summary.goal == "max_drop":
+        asked = f"the cheapest within {summary.max_drop} of the unpruned {accuracy_name(summary)}"
+    else:
+        asked = f"budget {summary.budget:g}"
+    text = f"{summary.study}: {asked}, {len(summary.trials)} trials"
+    if summary.stopped:
+        text += f" and {len(summary.stopped)} stopped early"
+    if summary.above:
+        text += f", {len(summary.above)} above the budget for the front"
+    if summary.outside:
+        text += f", {len(summary.outside)} left out because study.yaml does not allow them any more"
+    if summary.refused:
+        text += f", {summary.refused} proposals over the budget refused at no cost"
+    if summary.shared_answers:
+        text += f", {summary.shared_answers} answers shared between trials"
+    if summary.seconds >= 1:
+        text += f", {duration(summary.seconds)}"
+    return text
+
+
+def render(
+    summary: RunSummary,
+    *,
+    exported: Path | None = None,
+    recorded: Recorded | None = None,
+    study: str | None = None,
+) -> RenderableType:
+    """Headline, comparison, knobs and remarks, for a rich console of 80 columns or more.
+
+    study: as the user named it, for the command to type next.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    best = "best" if summary.best is None else f"best: trial {summary.best.number}"
+    table = Table("", "unpruned", best, "AdaTP defaults", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in comparison(summary):
+        # Text: a string in brackets might be taken for markup.
+        table.add_row(row.name, Text(row.unpruned), Text(row.best, style="bold"), Text(row.defaults))
+    columns = ("by tag", "questions", "unpruned", "pruned", "change", "lost", "gained")
+    tags = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in tags.columns[1:]:
+        column.justify = "right"
+    for row_by_tag in tag_rows(summary):
+        tags.add_row(*(Text(cell) for cell in _tag_cells(row_by_tag)))
+    settings = Table("knob", best, "AdaTP defaults", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in settings.columns[1:3]:
+        column.justify = "right"
+    for knob in knob_rows(summary):
+        settings.add_row(knob.name, Text(knob.best, style="bold"), knob.defaults, knob.meaning)
+    below = [
+        Text(line, overflow="fold")
+        for line in remarks(summary, exported=exported, recorded=recorded, study=study)
+    ]
+    tables = [table, tags, settings] if tags.rows else [table, settings]
+    return Group(Text(headline(summary), style="bold"), *tables, *below)
+
+
+def percent(measured: Measured | None) -> str:
+    """A fraction in per cent, with its interval where there is one."""
+    if measured is None or not math.isfinite(measured.value):
+        return NOTHING
+    return f"{100 * measured.value:.1f}{_range(measured.interval, '.1f')}"
+
+
+def signed(change: Measured) -> str:
+    """A change in points, with its interval where there is one."""
+    return f"{100 * change.value:+.1f}{_range(change.interval, '+.1f')}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _range(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" [{100 * interval.low:{form}}, {100 * interval.high:{form}}]"
+
+
+def _change(held_out: HeldOut | None) -> str:
+    return NOTHING if held_out is None else signed(held_out.difference)
+
+
+def _tag_cells(row: TagRow) -> tuple[str, ...]:
+    return (
+        f"{row.key}: {row.value}",
+        str(row.questions),
+        f"{100 * row.baseline:.1f}",
+        f"{100 * row.accuracy:.1f}",
+        signed(row.difference),
+        str(row.lost),
+        str(row.gained),
+    )
+
+
+def _labelled(summary: RunSummary) -> bool:
+    return summary.setting is None or summary.setting.labelled
+
+
+def accuracy_name(summary: RunSummary) -> str:
+    """What the share of right answers is called: accuracy, or agreement in a study without labels."""
+    return "accuracy" if _labelled(summary) else "agreement"
+
+
+def _changed(best: HeldOut) -> list[str]:
+    """What pruning changed on the held-out part: answers, whether that is chance, and how sure they are."""
+    outcome = best.outcome
+    line = (
+        f"Pruning flipped {best.flips} of {outcome.questions} answers: {outcome.regressions} lost, "
+        f"{outcome.gained} gained"
+    )
+    if best.p_value is not None:
+        line += f"; p {best.p_value:.2g} over videos"
+        line += "" if best.mcnemar_p is None else f" (McNemar {best.mcnemar_p:.2g})"
+    line += f"; log-probability {outcome.logprob_change:+.3f}"
+    line += "" if best.divergence is None else f", KL {best.divergence:.3f}"
+    lines = [f"{line}."]
+    more = len(best.by_tag) - MOST_TAGS
+    return lines if more <= 0 else [*lines, f"By tag: {more} more rows, which lost less, are in best.json."]
+
+
+def verdict(summary: RunSummary) -> list[str]:
+    """Whether the configuration holds, in a sentence; nothing where no margin was asked for."""
+    if summary.best is None or summary.margin is None:
+        return []
+    within = f"within {100 * summary.margin:.3g} points of the unpruned {accuracy_name(summary)}"
+    if summary.max_drop:
+        within += f" (--max-drop {summary.max_drop})"
+    if not summary.tested:
+        return [f"Not tested: {within}."]
+    chosen = summary.test_of_best or summary.tested[0]
+    trial = f" of trial {chosen.trial}" if len(summary.tested) > 1 else ""
+    line = (
+        f"{'Shown' if chosen.shown else 'Not shown'}: {within}; the held-out difference{trial} is "
+        f"{100 * chosen.difference:+.1f} points, lower bound {100 * chosen.bound:+.1f}."
+    )
+    for shown, said in ((True, "Shown"), (False, "Not shown")):
+        others = [str(one.trial) for one in summary.tested if one is not chosen and one.shown is shown]
+        if others:
+            line += f" {said} for trials tested besides: {', '.join(others)}."
+    if summary.earlier_looks:
+        told = [f"{one.max_drop} {one.verdict.replace('_', ' ')}" for one in summary.earlier_looks]
+        line += (
+            f" The same videos were asked at another margin before: --max-drop {', '.join(told)}. A margin "
+            "that was chosen after that is no test."
+        )
+    return [line]
+
+
+def _count(held_out: HeldOut | None, name: str) -> str:
+    return NOTHING if held_out is None else str(getattr(held_out.outcome, name))
+
+
+def _ratio(held_out: HeldOut | None, name: str) -> str:
+    return NOTHING if held_out is None else f"{getattr(held_out.outcome, name):.4f}"
+
+
+def _cost(held_out: HeldOut | None) -> AnswerCost | None:
+    return None if held_out is None else held_out.outcome.per_answer
+
+
+def _seconds(serving: ServingCost | None) -> tuple[str, str]:
+    """For a video and one question, unpruned and at the best configuration."""
+    if serving is None or serving.measured is None:
+        return NOTHING, NOTHING
+    before, after = serving.measured.first_question
+    return f"{before:.3g}", f"{after:.3g}"
+
+
+def _memory(cost: AnswerCost | None) -> str:
+    if cost is None or cost.peak_bytes_mean is None:
+        return NOTHING
+    mib = cost.peak_bytes_mean / 2**20
+    # Below that the resident pages of a process tell nothing.
+    return f"{mib:.1f}" if mib >= 1 else "< 1"
+
+
+def _serving(serving: ServingCost) -> list[str]:
+    """Up to how many questions per video pruning pays, the memory of either way, and torch's own count."""
+    said, measured = f"{up_to(serving.break_even)} (FLOPs)", serving.measured
+    numbers = [serving.break_even]
+    if measured is not None:
+        said += f", {up_to(measured.break_even)} (seconds on {measured.device})"
+        numbers.append(measured.break_even)
+    if max(numbers) == 0:
+        said += "; keep the unpruned prefix"
+    elif min(numbers) < math.inf:
+        said += "; beyond that keep the unpruned prefix"
+    lines = [f"On a server that keeps each video's prefix pruning pays for {said}."]
+    if serving.stored_bytes is not None:
+        full, pruned = (value / 2**20 for value in serving.stored_bytes)
+        lines.append(f"Such a server keeps {full:.3g} MiB per video unpruned, {pruned:.3g} MiB pruned.")
+    if measured is not None:
+        lines.append(measured_seconds(measured))
+    if measured is not None and measured.profiled is not None:
+        one = measured.profiled
+        lines.append(
+            f"torch.profiler's multiply-adds over ours, question {one.question}: "
+            f"{one.counted_baseline / one.planned_baseline:.4f} unpruned, "
+            f"{one.counted_best / one.planned_best:.4f} pruned."
+        )
+    return lines
+
+
+def measured_seconds(measured: MeasuredServing) -> str:
+    """What the seconds of a video and one question are."""
+    asked = "1 question" if measured.questions == 1 else f"each of {measured.questions} questions"
+    return (
+        "Seconds: a video and one question, nothing kept from before, vision tower and embeddings included; "
+        f"{asked} unpruned and pruned side by side on {measured.device}."
+    )
+
+
+def up_to(questions: float) -> str:
+    """A number of questions per video, as in "pays for ..."."""
+    if questions == math.inf:
+        return "any number of questions per video"
+    return "no question" if questions == 0 else f"up to {questions:.3g} questions per video"
+
+
+def _tune(trial: Trial | None) -> str:
+    return NOTHING if trial is None else percent(Measured(trial.outcome.accuracy))
+
+
+def _knob(trial: Trial | None, name: str) -> str:
+    if trial is None or name not in dict(trial.configuration.parameters):
+        return NOTHING
+    return value_text(trial.configuration.get(name))
+
+
+def nothing_fits(summary: RunSummary) -> str:
+    """Why there is no best configuration, and what the closest one and the smallest possible one need."""
+    text = f"No configuration within the budget {summary.budget:g} was found."
+    if summary.closest is not None:
+        values = in_words(summary.closest.configuration, summary.choices)
+        text += f" The closest needs {summary.closest.flops_ratio:.4f} ({values})."
+    if summary.smallest_reachable is not None:
+        text += f" The smallest FLOPs ratio any configuration can reach is {summary.smallest_reachable:.4f}."
+    if summary.outside:
+        text += (
+            f" Of {len(summary.outside)} trials study.yaml does not allow the knobs or choices any more; "
+            "`tuner run` searches on."
+        )
+    return text

@@ -1,0 +1,226 @@
+"""What a run, a comparison and their reports are made of: plain, frozen values.
+
+The statistics, the export, the tables, the MLflow mirror and the dashboards read them. Ratios are fractions
+of the unpruned cost (0.3 = 30 %), accuracies are fractions in [0, 1], times are seconds, log-probabilities
+are natural logarithms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tuner.planning.study_cost import StudyCost
+from tuner.records.measurements import CacheUse, ServingCost, Timed
+from tuner.records.values import Look
+from tuner.statistics.values import Guessing, Measured, Noise, Tested, Verdict
+from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, Part, Setting
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Where a copy of a study is kept."""
+
+    # An MLflow run id.
+    run: str
+    # The page that shows it.
+    page: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated configuration; its outcome is the tune part's and so never the headline."""
+
+    number: int
+    configuration: Configuration
+    outcome: Outcome
+    within_budget: bool
+
+
+@dataclass(frozen=True)
+class StoppedTrial:
+    """A trial that the race ended early: after `videos` videos of the tune part others beat it at its cost.
+
+    `by`: the one with the largest share in what it was compared with.
+    """
+
+    number: int
+    configuration: Configuration
+    # Its larger FLOPs ratio of the two parts: what the budget binds.
+    binding_ratio: float
+    by: int
+    videos: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A proposal that the plans showed to be over budget; it cost no model time and is no trial."""
+
+    configuration: Configuration
+    flops_ratio: float
+
+
+@dataclass(frozen=True)
+class RegressionRow:
+    """A question the baseline got right and the pruned model does not, with how sure each was."""
+
+    question: str
+    video: str
+    text: str
+    options: tuple[str, ...]
+    answer: str
+    baseline_text: str
+    # Log-probability of the right answer minus that of the best other option; None for free answers.
+    baseline_margin: float | None
+    pruned_text: str
+    pruned_margin: float | None
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TagRow:
+    """What pruning did to the held-out questions that carry the tag `key`: `value`."""
+
+    key: str
+    value: str
+    questions: int
+    videos: int
+    baseline: float
+    accuracy: float
+    # As in `HeldOut`.
+    difference: Measured
+    lost: int
+    gained: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One configuration on the held-out part: the outcome and the intervals that belong beside it."""
+
+    configuration: Configuration
+    outcome: Outcome
+    accuracy: Measured
+    # Accuracy minus the baseline's, paired on the same questions; the video is the unit.
+    difference: Measured
+    # Two-sided p-value of a sign-flip permutation over videos.
+    p_value: float | None = None
+    # Regressions as a share of the part's questions, with an interval.
+    regression_rate: Measured | None = None
+    # McNemar's exact two-sided test, which takes questions as independent.
+    mcnemar_p: float | None = None
+    # Mean KL divergence of the pruned distribution over the options from the baseline's, in natural
+    # logarithms; None without questions that have options.
+    divergence: float | None = None
+    # By tag and value, in the order of their names.
+    by_tag: tuple[TagRow, ...] = ()
+
+    @property
+    def flips(self) -> int:
+        """Questions that are right on one side only: regressions and gains together."""
+        return self.outcome.regressions + self.outcome.gained
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """All that `tuner run` reports at its end, and all that export, mirror and figures are drawn from."""
+
+    study: str
+    study_hash: str
+    budget: float
+    seed: int
+    # Unpruned accuracy per part.
+    baseline: dict[Part, Measured]
+    trials: tuple[Trial, ...]
+    # Best trial within the budget, as the tune part orders them; None when nothing fits.
+    best: Trial | None
+    best_held_out: HeldOut | None
+    # AdaTP's defaults at the budget: the other four knobs at their defaults, p solved for the budget.
+    defaults: Trial | None
+    defaults_held_out: HeldOut | None
+    binds: Binding | None
+    regressions: tuple[RegressionRow, ...] = ()
+    # Closest trial or refused proposal when nothing fits the budget.
+    closest: Refusal | None = None
+    refused: int = 0
+    shared_answers: int = 0
+    evaluated_answers: int = 0
+    seconds: float = 0.0
+    skipped_videos: tuple[str, ...] = ()
+    # Questions that are left out because they kill their workers: reasons by id.
+    quarantined: dict[str, str] = field(default_factory=dict)
+    smallest_reachable: float | None = None
+    # AdaTP's discrete choices that the study's search makes or fixes, by name.
+    choices: tuple[str, ...] = ()
+    # How the model was called: what best.json needs besides the knobs.
+    setting: Setting | None = None
+    # Answers of the unpruned model to the held-out questions.
+    baseline_cost: AnswerCost | None = None
+    # When the best configuration pays; None when nothing fits.
+    serving: ServingCost | None = None
+    # Whether the best configuration holds on the held-out part, and every test behind that.
+    verdict: Verdict = "untested"
+    # The largest drop as asked for ("0.02", "1%"; empty: nothing was), and as a fraction of the questions.
+    max_drop: str = ""
+    margin: float | None = None
+    tested: tuple[Tested, ...] = ()
+    # Of the whole study, in the order they were taken; and those of this search at other margins, before the
+    # first at this one.
+    looks: tuple[Look, ...] = ()
+    earlier_looks: tuple[Look, ...] = ()
+    # The smallest margin the held-out part can show: `tuner.statistics.paired.provable_drop`.
+    provable_drop: float | None = None
+    noise: Noise | None = None
+    stopped: tuple[StoppedTrial, ...] = ()
+    # Complete trials with a knob or a choice that the study's search does not allow any more: on no front and
+    # never chosen; not among `trials`.
+    outside: tuple[Trial, ...] = ()
+    # Trials beyond the budget that only the front shows; not among `trials`.
+    above: tuple[Trial, ...] = ()
+    # Of the whole study so far, all its searches together.
+    cost: StudyCost | None = None
+    # Videos of the study, without those skipped.
+    videos: int = 0
+    # As `cost`; None where nothing was counted: an older version answered.
+    cache_use: CacheUse | None = None
+    # None in a study without labelled options.
+    guessing: Guessing | None = None
+
+    @property
+    def test_of_best(self) -> Tested | None:
+        """The held-out test of the chosen trial; None where it was not tested."""
+        return next(
+            (one for one in self.tested if self.best is not None and one.trial == self.best.number), None
+        )
+
+    # "budget": the best within it; "max_drop": the cheapest that holds.
+    goal: Literal["budget", "max_drop"] = "budget"
+    sampler: str = "tpe"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One way to prune, solved for the budget and measured on the held-out part."""
+
+    # As people call it: "FastV", "AdaTP without the boost".
+    name: str
+    held_out: HeldOut
+    # One line: what it is and where it comes from.
+    about: str = ""
+    # None where the times were not measured.
+    timed: Timed | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ways to prune side by side at the same FLOPs, the tuned and the default AdaTP among them."""
+
+    study: str
+    study_hash: str
+    budget: float
+    # On the held-out part, unpruned.
+    baseline: Measured
+    baseline_cost: AnswerCost | None
+    rows: tuple[Compared, ...]
+    # Methods that cannot reach the budget, with the smallest FLOPs ratio they can.
+    unreachable: dict[str, float] = field(default_factory=dict)
+    labelled: bool = True

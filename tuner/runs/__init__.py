@@ -1,0 +1,1 @@
+"""The three long commands as library calls: run, compare, sensitivity."""

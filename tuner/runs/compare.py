@@ -1,0 +1,269 @@
+"""`tuner compare` as a library function: ways to prune side by side, at the same FLOPs, on held-out videos.
+
+Every way is set to the budget by its own ratio, its other parameters as its paper has them. Answers join the
+study's records like any other, so nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from pipeline import meter
+from pipeline.errors import PipelineError
+from pipeline.methods import (
+    AdaTP,
+    AdaTPOneShot,
+    FastVid,
+    FewerFrames,
+    Method,
+    OneShot,
+    PyramidDrop,
+    RandomTokens,
+    VisionZip,
+)
+from pipeline.solve import Unreachable
+from tuner.errors import UserError
+from tuner.evaluation.evaluator import is_out_of_memory
+from tuner.evaluation.progress import NoProgress, Progress
+from tuner.evaluation.scoring import answer_cost
+from tuner.planning.planner import Planner
+from tuner.records.database import default_database
+from tuner.records.measurements import Timed
+from tuner.records.store import Store
+from tuner.records.values import StudyRecord
+from tuner.reporting.from_records import (
+    Results,
+    changes,
+    chosen,
+    held_out,
+    make_planner,
+    refuse_changes,
+    without_skipped,
+)
+from tuner.reporting.values import Compared, Comparison
+from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared
+from tuner.search.space import TOLERANCE, make_space
+from tuner.statistics import paired
+from tuner.study import Search, Study
+from tuner.study.values import Configuration
+
+if TYPE_CHECKING:
+    from tuner.evaluation.evaluator import PipelineEvaluator
+
+# Held-out questions that are timed, and seconds after which no further one begins.
+QUESTIONS = 12
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to prune, before its ratio is set to a budget."""
+
+    # As people call it.
+    name: str
+    method: Method
+    about: str
+
+
+PEERS = (
+    Way("FastV", OneShot(), "one pruning before layer 2, by the last prompt token's attention"),
+    Way("PyramidDrop", PyramidDrop(), "a pruning after each quarter of the layers, by attention"),
+    Way("VisionZip", VisionZip(), "before the model: what the vision tower attends to, the rest merged"),
+    Way("FastVID", FastVid(), "before the model: segments, salient tokens, the rest merged into anchors"),
+    Way("Fewer frames", FewerFrames(), "uniformly spaced frames, as if only they had been sampled"),
+    Way("Random tokens", RandomTokens(), "drawn once before layer 2: what a score has to beat"),
+)
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What is compared: (name, about, configuration), and the smallest FLOPs ratio of what cannot be."""
+
+    rows: tuple[tuple[str, str, Configuration], ...]
+    unreachable: dict[str, float]
+
+    @property
+    def configurations(self) -> tuple[Configuration, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(configuration for _, _, configuration in self.rows))
+
+
+def line_up(planner: Planner, search: Search, budget: float, tuned: Configuration | None) -> Lineup:
+    """AdaTP tuned (where it was) and at its defaults, then without each of its parts, then its peers.
+
+    The tuned configuration stays as it is; everything else is solved for the budget, so that it fits the tune
+    and the held-out part. Where nothing was tuned the parts are taken from the defaults.
+    """
+    rows: list[tuple[str, str, Configuration]] = []
+    unreachable: dict[str, float] = {}
+    defaults = make_space("budget", planner, search, budget).defaults()
+    if tuned is not None:
+        rows.append(("AdaTP, tuned", "the best configuration of the study's search", tuned))
+    if defaults.binding_ratio <= budget + TOLERANCE:
+        rows.append(("AdaTP, defaults", "all knobs but p at their defaults", defaults.configuration))
+    else:
+        unreachable["AdaTP, defaults"] = defaults.binding_ratio
+    whole = (tuned or defaults.configuration).build()
+    ablations = _without_a_part(whole, planner) if isinstance(whole, AdaTP) else ()
+    for way in (*ablations, *PEERS):
+        solved = planner.solve(way.method, budget)
+        if isinstance(solved, Unreachable):
+            unreachable[way.name] = solved.smallest
+        else:
+            rows.append((way.name, way.about, Configuration.from_method(solved)))
+    return Lineup(tuple(rows), unreachable)
+
+
+def _without_a_part(whole: AdaTP, planner: Planner) -> Iterator[Way]:
+    """The knobs as they are, one part off; a part that does nothing here has no such row."""
+    if planner.boosts(whole):
+        yield Way("AdaTP without the boost", replace(whole, alpha_boost=1.0), "alpha_boost 1")
+    if whole.deduplicate != "off":
+        yield Way(
+            "AdaTP without deduplication",
+            replace(whole, deduplicate="off"),
+            "repeats of a position rank by attention like any other token",
+        )
+    yield Way(
+        "AdaTP in one shot",
+        AdaTPOneShot(**asdict(whole)),
+        "what AdaTP keeps after its last pruning, kept from its first on",
+    )
+
+
+def compare(study: Study, options: RunOptions, progress: Progress | None = None) -> Comparison:
+    """Measures on the held-out part what is not there yet, and times all ways to prune in turns.
+
+    `options.budget` is needed; a study that was never run is encoded, and its baseline asked, first. Errors:
+    as `driver.run`, and UserError when nothing reaches the budget or nothing is held out.
+    """
+    budget = options.budget
+    if budget is None:
+        raise UserError("name --budget: ways to prune are compared at one FLOPs ratio")
+    if not 0 < budget <= 1:
+        raise UserError(f"the budget is a FLOPs ratio in (0, 1], but got {budget:g}")
+    if not study.held_out:
+        raise UserError(
+            f"the study {study.name!r} holds no videos out, and ways to prune are compared on those "
+            "(split: held_out in study.yaml)"
+        )
+    progress = progress or NoProgress()
+    # Without a budget of its own: what AdaTP cannot reach, others may.
+    options = replace(options, budget=None)
+    with prepared(study, options, progress) as session:
+        tuned = _tuned(session.study, session.store, session.planner, budget)
+        lineup = line_up(session.planner, session.study.search, budget, tuned)
+        if not lineup.rows:
+            smallest = sorted(lineup.unreachable.items(), key=lambda one: one[1])
+            raise UserError(
+                f"nothing prunes this study down to the budget {budget:g}; the smallest FLOPs ratios are "
+                + ", ".join(f"{ratio:.4f} ({name})" for name, ratio in smallest)
+            )
+        session.execute(session.beside(lineup.configurations), options)
+        _time(session, lineup.configurations)
+        return _comparison(session.study, session.store, session.record, budget, lineup, session.machine)
+
+
+def load_comparison(study: Study, budget: float, database: str | None = None) -> Comparison | None:
+    """What `compare` measured at this budget, from the records alone; None where it never ran to its end.
+
+    What hangs on a configuration that was tuned since is left out. Errors: UserError when the study was never
+    run, or changed since.
+    """
+    with Store.open(database or default_database(study.name), create=False) as store:
+        record = store.require(study.name)
+        study = without_skipped(study, record)
+        refuse_changes(study, changes(study, record))
+        planner = make_planner(record)
+        lineup = line_up(planner, study.search, budget, _tuned(study, store, planner, budget))
+        measured = store.measured()
+        # AdaTP's own rows may come from `tuner run`, and one peer may be the same at another budget.
+        names = {way.method.name for way in PEERS}
+        peers = [one for one in lineup.configurations if one.method in names]
+        if not peers or any(one not in measured for one in peers):
+            return None
+        return _comparison(study, store, record, budget, lineup)
+
+
+def _tuned(study: Study, store: Store, planner: Planner, budget: float) -> Configuration | None:
+    """What the latest search within this budget has come to."""
+    searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
+    choice = chosen(study, store, planner, searches[-1]) if searches else None
+    return None if choice is None else choice.trial.configuration
+
+
+def _comparison(
+    study: Study,
+    store: Store,
+    record: StudyRecord,
+    budget: float,
+    lineup: Lineup,
+    machine: str | None = None,
+) -> Comparison:
+    """Of the lineup what is measured; times of this machine, or of where they were measured last."""
+    results = Results(study, store, make_planner(record))
+    measured, timed = store.measured(), store.timed(lineup.configurations, machine)
+    baseline = results.of(None, "held_out")
+    return Comparison(
+        study=study.name,
+        study_hash=record.hash,
+        budget=budget,
+        baseline=paired.share([one.correct for one in baseline], [one.video for one in baseline]),
+        baseline_cost=answer_cost(baseline),
+        rows=tuple(
+            Compared(name, held_out(one, measured[one], results), about, timed.get(one))
+            for name, about, one in lineup.rows
+            if one in measured
+        ),
+        unreachable=lineup.unreachable,
+        labelled=study.labelled,
+    )
+
+
+def _time(session: Session, configurations: Sequence[Configuration]) -> None:
+    """Times all of them anew unless all are there: seconds of different moments do not compare, nor do those
+    of the stored answers.
+
+    It changes nothing else: where it cannot be measured, that is said.
+    """
+    if len(session.store.timed(configurations, session.machine)) == len(configurations):
+        return
+    methods = [one.build() for one in configurations]
+    asked = session.planner.spread(methods[0], QUESTIONS, session.store.quarantined())
+    try:
+        found = _timed(
+            session.model.evaluator(), methods, [question.id for question in asked], session.progress
+        )
+    except (PipelineError, UserError) as error:
+        session.progress.message(f"Times could not be measured: {error}")
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "Interrupted while timing. Everything answered is kept: the same command times again."
+        ) from None
+    else:
+        session.store.record_timed(session.machine, dict(zip(configurations, found, strict=True)))
+
+
+def _timed(
+    evaluator: PipelineEvaluator, methods: Sequence[Method], questions: Sequence[str], progress: Progress
+) -> list[Timed]:
+    """Errors: PipelineError when a video cannot be read any more, or memory does not suffice."""
+    progress.started("times", len(questions))
+    seconds: list[tuple[float, ...]] = []
+    began = time.monotonic()
+    for one in questions:
+        if not seconds or time.monotonic() - began < PATIENCE:
+            clip, question = evaluator.asked(one)
+            try:
+                seconds.append(meter.answer_seconds(evaluator.runtime, clip, question, (None, *methods)))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise PipelineError("memory does not suffice.") from error
+        progress.advanced()
+    baseline, *means = (sum(column) / len(seconds) for column in zip(*seconds, strict=True))
+    device = meter.device_name(evaluator.runtime)
+    return [Timed(device, len(seconds), mean, baseline) for mean in means]

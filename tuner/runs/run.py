@@ -1,0 +1,591 @@
+"""`tuner run` as a library function: one call from a study to its summary, whatever was done before.
+
+Only this process writes the records. What they hold is not computed again: the same call with everything
+there returns without loading a model.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cache import FeatureCache
+from pipeline.checkpoint import find_checkpoint
+from pipeline.errors import ModelError, PipelineError, VideoError
+from pipeline.layout import Layout
+from pipeline.meter import machine as machine_name
+from pipeline.plan import pruning_layers
+from pipeline.video import content_hash
+from tuner.errors import UserError, disk_may_be_full
+from tuner.evaluation.ad_hoc_loop import Ask, Beside
+from tuner.evaluation.evaluator import (
+    CACHE_BYTES,
+    EvaluatorSpec,
+    Executor,
+    PipelineEvaluator,
+    refused_address,
+)
+from tuner.evaluation.loop import Loop
+from tuner.evaluation.progress import NoProgress, Progress
+from tuner.evaluation.search_loop import SearchLoop
+from tuner.evaluation.serving import measure_serving
+from tuner.executors.in_process import InProcessExecutor
+from tuner.planning.planner import Planner, fingerprint_base
+from tuner.records.database import default_database
+from tuner.records.lock import held
+from tuner.records.measurements import CacheUse
+from tuner.records.store import Store
+from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
+from tuner.reporting.from_records import (
+    changes,
+    chosen,
+    make_planner,
+    refuse_changes,
+    setting_from,
+    summarise,
+)
+from tuner.reporting.inspection import inspect, load_inspection, save_inspection
+from tuner.reporting.values import RunSummary
+from tuner.reporting.wording import pooled
+from tuner.search.choices import in_words
+from tuner.search.evidence import SAMPLERS, SamplerName
+from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
+from tuner.statistics.margin import DEFAULT_MAX_DROP, MaxDrop
+from tuner.statistics.paired import provable_drop
+from tuner.statistics.wording import provable
+from tuner.study import Study, StudyQuestion
+from tuner.study.identity import study_identity
+from tuner.study.values import Configuration, Setting
+from tuner.study.videos import leave_out
+
+if TYPE_CHECKING:
+    from pipeline.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for; nothing here belongs to the study's identity."""
+
+    # FLOPs ratio that binds, in (0, 1]; None: the cheapest configuration that loses no more than `max_drop`.
+    budget: float | None = None
+    # Trials this search evaluates in all, those of earlier runs included.
+    trials: int = 40
+    seed: int = 0
+    # Seconds after which no further trial begins.
+    timeout: float | None = None
+    workers: int = 1
+    # GPUs per Ray worker; None shares those of this machine among the workers.
+    gpus_per_worker: float | None = None
+    # A Ray cluster; None is this machine.
+    address: str | None = None
+    # URL of the records; None is .tuner/<study>/tuner.db.
+    database: str | None = None
+    coordinates: Coordinates = "budget"
+    sampler: SamplerName = "tpe"
+    # What held-out accuracy may lose against the unpruned model: "0.01" is one point, "1%" of the baseline's.
+    max_drop: str = DEFAULT_MAX_DROP
+    # Whether trials that others confidently beat at the same cost are stopped early.
+    race: bool = True
+    # Trials in a row that add nothing to the front after which no further one begins.
+    patience: int | None = None
+    skip_bad_videos: bool = False
+    # Whether to go on where the unpruned model does no better than guessing.
+    accept_weak_baseline: bool = False
+    # Archives the study's records, once its videos are encoded anew, and starts from there.
+    fresh: bool = False
+    # Folder of the vision features; None is .tuner/<study>/features.
+    cache: Path | None = None
+    cache_bytes: int = CACHE_BYTES
+    # Threads of each worker's model on a CPU.
+    threads: int = 1
+    # Questions that a worker asks in one packed forward; 1 asks as production does, to the last bit.
+    batch: int = 8
+    # Whether the best configuration is looked at afterwards, for the pictures of what pruning does.
+    inspect: bool = True
+
+
+class InterruptedRunError(Exception):
+    """The run was ended by the person who began it; the message says how to go on."""
+
+    exit_code: int = 130
+
+
+def run(
+    study: Study,
+    options: RunOptions,
+    progress: Progress | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunSummary:
+    """Encodes, answers, searches and measures what is not there yet, and says what came out.
+
+    Errors: UserError for options, videos or a model that will not do, a budget nothing can reach, an unpruned
+    model that does no better than guessing, or a study that changed since its records began or that another
+    process runs. InterruptedRunError after Ctrl-C.
+    EvaluationError when evaluations keep failing. DiskFullError when there is no room to write.
+    """
+    began = clock()
+    with prepared(study, options, progress or NoProgress()) as session:
+        loop = session.loop(options, clock, began)
+        if not loop.trials:
+            session.say_what_can_be_shown(options)
+        session.execute(loop, options)
+        session.measure_serving(options)
+        if options.inspect:
+            session.inspect(options)
+        return replace(session.summary(options), seconds=clock() - began)
+
+
+def ask(study: Study, options: RunOptions, asks: Sequence[Ask], progress: Progress | None = None) -> None:
+    """These questions with these configurations, beside any search; answers that are there are not asked for.
+
+    Errors: as `run`.
+    """
+    with prepared(study, options, progress or NoProgress()) as session:
+        session.execute(session.beside(asks=asks), options)
+
+
+@dataclass(eq=False)
+class Session:
+    """A study with open records and, where something had to be encoded, its model."""
+
+    study: Study
+    store: Store
+    record: StudyRecord
+    planner: Planner
+    model: _Model
+    progress: Progress
+    accept_weak_baseline: bool = False
+
+    def loop(
+        self,
+        options: RunOptions,
+        clock: Callable[[], float],
+        began: float,
+    ) -> SearchLoop:
+        """The search these options ask for, as a loop; `began`: when, by that clock, the run did."""
+        from tuner.search.design import Designed
+        from tuner.search.optuna_sampler import make_sampler
+
+        timeout = options.timeout
+        if timeout is not None:
+            timeout = max(0.0, timeout - (clock() - began))
+        return SearchLoop(
+            self.study,
+            self.store,
+            self.planner,
+            self.search(options),
+            make_space(
+                options.coordinates, self.planner, self.study.search, _budget(options), _goal(options)
+            ),
+            Designed(make_sampler(options.sampler)),
+            race=options.race,
+            patience=options.patience,
+            timeout=timeout,
+            clock=clock,
+            progress=self.progress,
+            accept_weak_baseline=self.accept_weak_baseline,
+        )
+
+    def beside(self, measure: Sequence[Configuration] = (), asks: Sequence[Ask] = ()) -> Beside:
+        """Work beside the searches."""
+        return Beside(
+            self.study,
+            self.store,
+            self.planner,
+            measure=measure,
+            asks=asks,
+            progress=self.progress,
+            accept_weak_baseline=self.accept_weak_baseline,
+        )
+
+    def search(self, options: RunOptions) -> SearchRecord:
+        """The search these options ask for, written where there is none."""
+        return self.store.search(
+            _budget(options),
+            options.seed,
+            options.coordinates,
+            options.trials,
+            sampler=options.sampler,
+            goal=_goal(options),
+            max_drop=str(MaxDrop.parse(options.max_drop)),
+        )
+
+    def say_what_can_be_shown(self, options: RunOptions) -> None:
+        """Before any trial: whether the margin is one that so many videos can show at all."""
+        counted = self.study.without(self.store.quarantined())
+        videos = [question.video for question in counted.questions_of("held_out")]
+        if videos:
+            self.progress.message(
+                f"{provable(provable_drop(videos), len(set(videos)))} Asked for: {options.max_drop} "
+                "(--max-drop)."
+            )
+
+    def execute(self, loop: Loop, options: RunOptions) -> None:
+        """Runs a loop to its end. Errors: InterruptedRunError where a person ended it."""
+        try:
+            with _interruptible(loop, self.progress):
+                self._executor(options).run(loop)
+        except ModelError as error:
+            raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            loop.interrupt()
+        if loop.interrupted:
+            done = sum(trial.outcome is not None for trial in loop.trials)
+            so_far = f" with {done} trials complete" if isinstance(loop, SearchLoop) else ""
+            raise InterruptedRunError(
+                f"Interrupted{so_far}. Everything answered is kept: the same command goes on."
+            )
+
+    def _executor(self, options: RunOptions) -> Executor:
+        if options.workers == 1 and options.address is None:
+            return InProcessExecutor(self.model.evaluator)
+        from tuner.executors.ray_tune import RayExecutor
+
+        # The workers load their own.
+        self.model.release()
+        return RayExecutor(self.model.spec, options.workers, _gpus_per_worker(options), options.address)
+
+    def measure_serving(self, options: RunOptions) -> None:
+        """What a server would pay for the best configuration, once for each machine.
+
+        It tells something about the result and changes nothing in it: where it cannot be measured, the run
+        says so and ends as it would have.
+        """
+        choice = chosen(self.study, self.store, self.planner, self.search(options))
+        if choice is None:
+            return
+        best = choice.trial
+        machine = self.machine
+        if self.store.serving(best.configuration, machine) is not None:
+            return
+        try:
+            found = measure_serving(
+                self.model.evaluator(),
+                self.planner,
+                best.configuration.build(),
+                self.progress,
+                leave_out=self.store.quarantined(),
+            )
+        except (PipelineError, UserError) as error:
+            self.progress.message(f"What a server would pay could not be measured: {error}")
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "Interrupted while measuring what a server would pay. Everything else is there: "
+                "the same command measures it."
+            ) from None
+        else:
+            self.store.record_serving(best.configuration, machine, found)
+
+    def inspect(self, options: RunOptions) -> None:
+        """What the best configuration does to the videos, once, for the pictures.
+
+        Like `measure_serving` it changes nothing in the result and ends no run.
+        """
+        choice = chosen(self.study, self.store, self.planner, self.search(options))
+        if choice is None or not self.study.questions_of("held_out"):
+            return
+        best = choice.trial.configuration
+        if load_inspection(self.study.name, self.record.hash, best) is not None:
+            return
+        try:
+            save_inspection(
+                inspect(
+                    self.model.evaluator(),
+                    self.study,
+                    self.record.hash,
+                    self.store,
+                    self.planner,
+                    best,
+                    progress=self.progress,
+                )
+            )
+        except (PipelineError, UserError, OSError) as error:
+            self.progress.message(f"What pruning does to the videos could not be looked at: {error}")
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "Interrupted while looking at what pruning does to the videos. Everything else is there: "
+                "the same command goes on."
+            ) from None
+
+    @property
+    def machine(self) -> str:
+        """What this process measures seconds on, told without loading a model."""
+        return _machine(self.model.spec)
+
+    def summary(self, options: RunOptions) -> RunSummary:
+        """What the search these options ask for has come to."""
+        return summarise(self.study, self.store, self.record, self.search(options))
+
+
+class _Model:
+    """The study's model, loaded when it is first needed."""
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        self.spec = spec
+        self._runtime: Runtime | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        if self._runtime is None:
+            try:
+                self._runtime = self.spec.load()
+            except ModelError as error:
+                raise UserError(str(error)) from error
+        return self._runtime
+
+    def evaluator(self) -> PipelineEvaluator:
+        return PipelineEvaluator(self.spec, self.runtime)
+
+    def release(self) -> None:
+        if self._runtime is not None:
+            self._runtime = None
+            gc.collect()
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[Session]:
+    """The study with its records, made where there are none, and the budget checked."""
+    _check(options)
+    database = options.database or default_database(study.name)
+    folder = options.cache or Path(".tuner") / study.name / "features"
+    with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
+        record = None if options.fresh else store.find(study.name)
+        if record is None:
+            model = _Model(_spec(study, options, folder))
+            try:
+                study, record = _encode(study, options, model, folder, progress)
+            except KeyboardInterrupt:
+                raise InterruptedRunError(
+                    "Interrupted while encoding. What was encoded is kept: the same command goes on."
+                ) from None
+            store.count_cache_use(CacheUse(**model.runtime.cache_counts))
+            if options.fresh:
+                # Nothing is archived for what cannot begin.
+                _check_budget(study, make_planner(record), _budget(options))
+            store.begin(record, archive=options.fresh)
+            # Without the videos that turned out to be unreadable.
+            model.spec = _recorded_spec(study, options, folder, record)
+        else:
+            study = _recorded(study, record, options)
+            model = _Model(_recorded_spec(study, options, folder, record))
+            setting = setting_from(record.setting)
+            if setting is not None and setting.pooling is not None:
+                cells = record.questions[0].layout.cells
+                progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
+        planner = make_planner(record)
+        _check_budget(study, planner, _budget(options))
+        yield Session(study, store, record, planner, model, progress, options.accept_weak_baseline)
+
+
+def _budget(options: RunOptions) -> float:
+    return 1.0 if options.budget is None else options.budget
+
+
+def _goal(options: RunOptions) -> Goal:
+    return "max_drop" if options.budget is None else "budget"
+
+
+def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
+    # Workers without a GPU would encode differently from a driver that sees one.
+    in_process = options.workers == 1 and options.address is None
+    device = "auto" if in_process or _gpus_per_worker(options) > 0 else "cpu"
+    spec = EvaluatorSpec.of(study, folder, device=device, threads=options.threads, batch=options.batch)
+    return replace(spec, cache_bytes=options.cache_bytes)
+
+
+def _recorded_spec(study: Study, options: RunOptions, folder: Path, record: StudyRecord) -> EvaluatorSpec:
+    """With the encoding and the videos that every worker must have."""
+    known = record.parts["videos"]
+    contents = {str(video.path.absolute()): known[video.name] for video in study.videos}
+    return replace(_spec(study, options, folder), encoding=record.encoding, contents=contents)
+
+
+def _machine(spec: EvaluatorSpec) -> str:
+    return machine_name(gpu=spec.device == "auto" and gpus_here() > 0, threads=spec.threads)
+
+
+def gpus_here() -> int:
+    """GPUs of this machine, counted without torch: its import takes longer than a run with nothing to do."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _gpus_per_worker(options: RunOptions) -> float:
+    if options.gpus_per_worker is not None:
+        return options.gpus_per_worker
+    here = 0 if options.address else gpus_here()
+    return min(1.0, here / options.workers)
+
+
+def _check(options: RunOptions) -> None:
+    """Errors: UserError with everything that is wrong with the options."""
+    problems = []
+    if options.budget is not None and not 0 < options.budget <= 1:
+        problems.append(f"the budget is a FLOPs ratio in (0, 1], but got {options.budget:g}")
+    try:
+        MaxDrop.parse(options.max_drop)
+    except UserError as error:
+        problems += error.problems
+    for name, least in (("trials", 0), ("seed", 0), ("workers", 1), ("threads", 1), ("batch", 1)):
+        if getattr(options, name) < least:
+            problems.append(f"{name} is {least} or more, but got {getattr(options, name)}")
+    if options.timeout is not None and not options.timeout > 0:
+        problems.append(f"the timeout is a number of seconds above 0, but got {options.timeout:g}")
+    if options.gpus_per_worker is not None and options.gpus_per_worker < 0:
+        problems.append(f"gpus per worker is 0 or more, but got {options.gpus_per_worker:g}")
+    if options.patience is not None and options.patience < 1:
+        problems.append(f"patience is 1 or more, but got {options.patience}")
+    if options.address is not None:
+        problems += filter(None, [refused_address(options.address, "--address")])
+    elif options.workers > 1 and "RAY_ADDRESS" in os.environ:
+        problems += filter(None, [refused_address(os.environ["RAY_ADDRESS"], "RAY_ADDRESS")])
+    if options.sampler not in SAMPLERS:
+        problems.append(f"samplers are {', '.join(SAMPLERS)}, but got {options.sampler!r}")
+    if options.coordinates not in COORDINATES:
+        problems.append(f"coordinates are {' or '.join(COORDINATES)}, but got {options.coordinates!r}")
+    if problems:
+        raise UserError(problems)
+
+
+def _check_budget(study: Study, planner: Planner, budget: float) -> None:
+    smallest = smallest_reachable(planner, study.search)
+    if budget < smallest:
+        closest = cheapest(planner, study.search)
+        knobs = in_words(closest.configuration, [name for name, _ in study.search.choices])
+        raise UserError(
+            f"no configuration of this study fits the budget {budget:g}: the closest needs "
+            f"{smallest:.4f}, the smallest budget that can be reached here ({knobs})"
+        )
+
+
+def _encode(
+    study: Study, options: RunOptions, model: _Model, folder: Path, progress: Progress
+) -> tuple[Study, StudyRecord]:
+    """Every video through the vision tower once, and the study as the records keep it."""
+    runtime = model.runtime
+    family = runtime.family
+    if family.pooling is not None:
+        progress.message(pooled(family.pooling, family.checkpoint_pooling, family.cells))
+    asked: dict[str, list[StudyQuestion]] = {video.name: [] for video in study.videos}
+    for question in study.questions:
+        asked[question.video].append(question)
+    layouts: dict[str, Layout] = {}
+    hashes, bad = {}, {}
+    progress.started("encoding", len(study.videos))
+    for video in study.videos:
+        try:
+            clip = runtime.encode(video.path)
+        except VideoError as error:
+            bad[video.name] = str(error)
+        else:
+            hashes[video.name] = clip.content_hash
+            layouts |= {question.id: runtime.layout(clip, question) for question in asked[video.name]}
+        progress.advanced()
+    held = FeatureCache(folder, options.cache_bytes).size_bytes / 2**20
+    progress.message(
+        f"Vision features: {held:.0f} MiB in {folder}, at most {options.cache_bytes / 2**30:.3g} GiB."
+    )
+    study = leave_out(study, bad, skip=options.skip_bad_videos)
+    identity = study_identity(study, model=runtime.identity, encoding=runtime.encoding, content_hashes=hashes)
+    setting = Setting(
+        model=study.model,
+        model_revision=study.revision,
+        model_identity=runtime.identity,
+        text_encoder=study.text_encoder,
+        text_encoder_revision=None,
+        frames=study.frames,
+        scoring=study.scoring,
+        max_new_tokens=study.max_new_tokens,
+        pruning_layers=tuple(pruning_layers(runtime.shape.layers)),
+        layers=runtime.shape.layers,
+        text_encoder_identity=runtime.encoder_identity,
+        labelled=study.labelled,
+        encoding=runtime.encoding,
+        dtype=runtime.dtype,
+        attention=family.attention,
+        device=family.device.type,
+        pooling=family.pooling,
+        checkpoint_pooling=family.checkpoint_pooling,
+    )
+    record = StudyRecord(
+        name=study.name,
+        hash=identity.hash,
+        parts=identity.parts,
+        setting=asdict(setting),
+        shape=asdict(runtime.shape),
+        fingerprint_base=fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens),
+        text_encoder_identity=runtime.encoder_identity,
+        skipped=tuple(
+            {"name": one.name, "reason": one.reason, "content": _hash_or_nothing(one.path)}
+            for one in study.skipped
+        ),
+        questions=tuple(
+            StoredQuestion(one.id, one.video, study.part_of(one), layouts[one.id]) for one in study.questions
+        ),
+    )
+    return study, record
+
+
+def _recorded(study: Study, record: StudyRecord, options: RunOptions) -> Study:
+    """The study as its records know it: the same unreadable videos left out.
+
+    Errors: UserError when it changed since.
+    """
+    hashes = {video.name: _hash_or_nothing(video.path) for video in study.videos}
+    still_bad = {
+        one["name"]: one["reason"] for one in record.skipped if hashes.get(one["name"]) == one["content"]
+    }
+    study = leave_out(study, still_bad, skip=options.skip_bad_videos)
+    what = changes(study, record, hashes)
+    if _identity(study, study.model, study.revision) != record.parts["settings"]["model"]:
+        what.append("the model is another one")
+    if _identity(study, study.text_encoder, None) != record.text_encoder_identity:
+        what.append("the text encoder is another one")
+    refuse_changes(study, what)
+    return study
+
+
+def _identity(study: Study, checkpoint: str, revision: str | None) -> str:
+    try:
+        return find_checkpoint(checkpoint, revision, allow_pickle=study.allow_pickle).identity
+    except ModelError as error:
+        raise UserError(str(error)) from error
+
+
+def _hash_or_nothing(path: Path) -> str:
+    try:
+        return content_hash(path)
+    except VideoError:
+        return ""
+
+
+@contextmanager
+def _interruptible(loop: Loop, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C ends the rungs in flight and keeps them, the second ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        if loop.interrupted:
+            raise KeyboardInterrupt
+        loop.interrupt()
+        progress.message("Ending the rung in flight; Ctrl-C again ends at once.")
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,1 @@
+"""Intervals, tests and margins over videos: what may be concluded from answers."""
