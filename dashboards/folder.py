@@ -88,7 +88,7 @@ def _holds(found: Sensitivity, summary: RunSummary) -> bool:
     if found.reference != summary.best.configuration:
         return False
     held_out = summary.best_held_out
-    if found.part != "held_out" or held_out is None:
+    if found.split != "held_out" or held_out is None:
         return True
     return all(one.questions == held_out.outcome.questions for one in found.curves)
 

@@ -115,7 +115,7 @@ def make_sensitivity(**changes: Any) -> Sensitivity:
         study="demo",
         study_hash="5f2c9d7be1a04c3388aa0b1f6f7d2e11",
         budget=0.3,
-        part="held_out",
+        split="held_out",
         reference=Configuration.from_method(REFERENCE),
         trial=4,
         binds="alpha_boost",

@@ -15,9 +15,9 @@ from tuner.statistics.values import Interval, Measured, Noise, Tested
 from tuner.study.values import AnswerCost, Configuration, Outcome, Setting
 
 
-def make_outcome(part="tune", accuracy=0.9, flops_ratio=0.295, **changes: Any) -> Outcome:
+def make_outcome(split="tune", accuracy=0.9, flops_ratio=0.295, **changes: Any) -> Outcome:
     values: dict[str, Any] = {
-        "part": part,
+        "split": split,
         "questions": 600,
         "videos": 80,
         "accuracy": accuracy,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dashboards.pareto.marks import (
     AXES,
-    PARTS,
     PREFILL,
+    SPLITS,
     Axis,
     Series,
     arms,
@@ -389,7 +389,7 @@ def _description(points: Sequence[ParetoPoint], summary: RunSummary) -> str:
         "choosing; where two meet, the smaller one lies on the larger. The unpruned model costs 100 %."
     )
     for one in points:
-        if one.kind == "best" and one.part == "held_out" and one.accuracy is not None:
+        if one.kind == "best" and one.split == "held_out" and one.accuracy is not None:
             what = best_name(summary)
             if summary.goal == "budget":
                 what += f" of {100 * summary.budget:g} %"
@@ -413,11 +413,10 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
         "refused": "closest proposal",
     }
     head = escape(point.name or "") if point.trial is None else f"trial {point.trial}"
-    lines = [f"<b>{head}{name.get(point.kind, '')}</b>, {PARTS[point.part]}"]
+    lines = [f"<b>{head}{name.get(point.kind, '')}</b>, {SPLITS[point.split]}"]
     if point.kind == "stopped":
         lines.append(
-            f"stopped after {point.stopped_videos} videos: "
-            f"beaten by trial {point.stopped_by} and others like it"
+            f"stopped after {point.pruned_after} videos: beaten by trial {point.pruned_by} and others like it"
         )
     if point.accuracy is not None:
         accuracy = f"accuracy {100 * point.accuracy:.1f} %"

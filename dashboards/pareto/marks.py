@@ -9,7 +9,7 @@ from dashboards.picture.picture import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VE
 from tuner.reporting.trial_table import ParetoPoint, front_numbers
 from tuner.reporting.values import RunSummary
 
-PARTS = {"tune": "tune videos", "held_out": "held-out videos"}
+SPLITS = {"tune": "tune videos", "held_out": "held-out videos"}
 
 
 class Axis(NamedTuple):
@@ -90,11 +90,11 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         (_DOMINATED, [one for one in within if one.trial not in on_front]),
         (_OVER, [one for one in trials if not one.within_budget]),
         (_FRONT, [one for one in within if one.trial in on_front]),
-        (_DEFAULTS, [one for one in points if one.kind == "defaults" and one.part == "tune"]),
-        (_BEST, [one for one in points if one.kind == "best" and one.part == "tune"]),
-        (_DEFAULTS_HELD_OUT, [one for one in points if one.kind == "defaults" and one.part == "held_out"]),
+        (_DEFAULTS, [one for one in points if one.kind == "defaults" and one.split == "tune"]),
+        (_BEST, [one for one in points if one.kind == "best" and one.split == "tune"]),
+        (_DEFAULTS_HELD_OUT, [one for one in points if one.kind == "defaults" and one.split == "held_out"]),
         (_PEERS, [one for one in points if one.kind == "peer"]),
-        (_BEST_HELD_OUT, [one for one in points if one.kind == "best" and one.part == "held_out"]),
+        (_BEST_HELD_OUT, [one for one in points if one.kind == "best" and one.split == "held_out"]),
     ]
     known = {marker for marker, chosen in drawn if chosen} | {_DOMINATED, _FRONT}
     return [
@@ -103,7 +103,7 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
             chosen,
             [cost_of(one, axis) for one in chosen],
             [floor if one.accuracy is None else 100 * one.accuracy for one in chosen],
-            any(one.part == "held_out" for one in chosen),
+            any(one.split == "held_out" for one in chosen),
         )
         for marker, chosen in drawn
         if marker in known and (within or marker not in (_DOMINATED, _FRONT))
@@ -121,7 +121,7 @@ def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
     trials = [
         (one, cost)
         for one in points
-        if one.part == "tune" and one.trial is not None and one.accuracy is not None
+        if one.split == "tune" and one.trial is not None and one.accuracy is not None
         if (cost := cost_of(one, axis)) is not None
     ]
     numbers = front_numbers((one.trial or 0, one.accuracy or 0.0, cost) for one, cost in trials)
@@ -233,8 +233,8 @@ def levels(points: Sequence[ParetoPoint], summary: RunSummary) -> list[Line]:
     levels = [
         Line(
             100 * (one.accuracy or 0.0),
-            f"unpruned, {PARTS[one.part]}: {100 * (one.accuracy or 0.0):.1f} %",
-            "dot" if one.part == "held_out" else "solid",
+            f"unpruned, {SPLITS[one.split]}: {100 * (one.accuracy or 0.0):.1f} %",
+            "dot" if one.split == "held_out" else "solid",
             one is lines[0],
         )
         for one in lines
@@ -251,7 +251,7 @@ def _allowed(points: Sequence[ParetoPoint], summary: RunSummary) -> float | None
     if summary.goal != "max_drop" or summary.margin is None:
         return None
     for one in points:
-        if one.kind == "baseline" and one.part == "held_out" and one.accuracy is not None:
+        if one.kind == "baseline" and one.split == "held_out" and one.accuracy is not None:
             return 100 * (one.accuracy - summary.margin)
     return None
 

@@ -320,7 +320,7 @@ def _numbers(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
         "MiB added": "MiB that an answer adds",
     }
     what = accuracy_name(summary)
-    names |= {f"{part} {what}": f"{part} {what}, % [95 % interval]" for part in ("held-out", "tune")}
+    names |= {f"{split} {what}": f"{split} {what}, % [95 % interval]" for split in ("held-out", "tune")}
     return tuple(
         (names.get(row.name.strip(), row.name.strip()), row.unpruned, row.best, row.defaults)
         for row in comparison(summary)
@@ -358,7 +358,7 @@ def _facts(summary: RunSummary) -> tuple[tuple[str, str], ...]:
             ),
         ]
     if outcomes:
-        said = (f"{part}: {one.questions} questions about {one.videos} videos" for part, one in outcomes)
+        said = (f"{split}: {one.questions} questions about {one.videos} videos" for split, one in outcomes)
         rows.append(("split", "; ".join(said)))
     rows.append(("search", f"{summary.sampler}, seed {summary.seed}, {_asked(summary)}"))
     if summary.serving is not None and summary.serving.measured is not None:

@@ -40,7 +40,7 @@ def history_picture(history: History) -> Picture:
 
 
 def _state(row: HistoryRow) -> State:
-    if row.stopped_by is not None:
+    if row.pruned_by is not None:
         return "stopped"
     return "above" if row.purpose == "above" else "complete"
 
@@ -69,7 +69,7 @@ def _description(history: History) -> str:
     if not stopped:
         return text + " The race stopped none."
     mean = sum(row.videos for row in stopped) / len(stopped)
-    by = Counter(row.stopped_by for row in stopped).most_common(3)
+    by = Counter(row.pruned_by for row in stopped).most_common(3)
     text += (
         f" The race stopped {len(stopped)} of {len(rows)} trials, on average after {mean:.0f} of "
         f"{history.videos} videos, because completed trials at no higher cost answer confidently better: "
@@ -86,7 +86,7 @@ def _hover(row: HistoryRow, history: History) -> str:
     else:
         lines.append(
             f"stopped after {row.videos} of {history.videos} videos: "
-            f"beaten by trial {row.stopped_by} and others like it"
+            f"beaten by trial {row.pruned_by} and others like it"
         )
     lines.append(f"prefill FLOPs {100 * row.ratio:.1f} %")
     lines.append(f"{row.answers} new answers, {duration(row.seconds)} of model time")

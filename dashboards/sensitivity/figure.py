@@ -237,4 +237,4 @@ def _over(found: Sensitivity) -> str:
 
 
 def _part(found: Sensitivity) -> str:
-    return "held-out videos" if found.part == "held_out" else "tune videos"
+    return "held-out videos" if found.split == "held_out" else "tune videos"

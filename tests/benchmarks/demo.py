@@ -17,7 +17,7 @@ from pipeline.methods import Method
 from pipeline.runtime import Request, Runtime
 from tuner.study.definition import Study, StudyQuestion
 from tuner.study.loading import load_study
-from tuner.study.values import Part
+from tuner.study.values import Split
 
 PACK = 8  # questions in one forward
 
@@ -45,9 +45,9 @@ class Demo:
         )
         return cls(study, runtime)
 
-    def questions(self, part: Part) -> list[tuple[StudyQuestion, Clip]]:
+    def questions(self, split: Split) -> list[tuple[StudyQuestion, Clip]]:
         """In order of the file, so that a video's questions follow one another."""
-        return [(q, self.runtime.encode(self.study.video_of(q).path)) for q in self.study.questions_of(part)]
+        return [(q, self.runtime.encode(self.study.video_of(q).path)) for q in self.study.questions_of(split)]
 
     def layouts(self, asked: Sequence[tuple[StudyQuestion, Clip]]) -> Layouts:
         return Layouts.of([self.runtime.layout(clip, question) for question, clip in asked])

@@ -202,8 +202,8 @@ class Reference:
     area: dict[str, float]
     size: int
 
-    def share(self, points: Sequence[tuple[float, float]], part: str) -> float:
-        return hypervolume(points, (BUDGET + 1e-9, self.accuracy)) / self.area[part]
+    def share(self, points: Sequence[tuple[float, float]], split: str) -> float:
+        return hypervolume(points, (BUDGET + 1e-9, self.accuracy)) / self.area[split]
 
 
 def reference(table: Tabulated, design: int) -> Reference:
@@ -230,23 +230,23 @@ def reference(table: Tabulated, design: int) -> Reference:
     worst = min(near)
     return Reference(
         worst,
-        {part: hypervolume(of, (BUDGET + 1e-9, worst)) for part, of in points.items()},
+        {split: hypervolume(of, (BUDGET + 1e-9, worst)) for split, of in points.items()},
         len(points["tune"]),
     )
 
 
-def curve(run: dict[str, Any], found: Reference, part: str) -> Iterator[tuple[float, float]]:
+def curve(run: dict[str, Any], found: Reference, split: str) -> Iterator[tuple[float, float]]:
     """(passes spent, share of the reference hypervolume) after each trial."""
     points: list[tuple[float, float]] = []
     for spent, row in zip(run["spent"], run["trials"], strict=False):
         if row["stopped"] is None and row["ratio"] <= BUDGET + 1e-9:
-            points.append((row["ratio"], row[part]))
-        yield spent, found.share(points, part)
+            points.append((row["ratio"], row[split]))
+        yield spent, found.share(points, split)
 
 
-def reached(run: dict[str, Any], found: Reference, part: str, goal: float = GOAL) -> float:
+def reached(run: dict[str, Any], found: Reference, split: str, goal: float = GOAL) -> float:
     """Passes until this share of the reference; infinite where a run never gets there."""
-    return next((spent for spent, share in curve(run, found, part) if share >= goal), float("inf"))
+    return next((spent for spent, share in curve(run, found, split) if share >= goal), float("inf"))
 
 
 def main() -> None:
@@ -284,7 +284,7 @@ def main() -> None:
     )
     for name in arguments.strategies:
         mine = [run for (strategy, _), run in runs.items() if strategy == name]
-        last = {part: [list(curve(run, found, part))[-1][1] for run in mine] for part in found.area}
+        last = {split: [list(curve(run, found, split))[-1][1] for run in mine] for split in found.area}
         times = [reached(run, found, "tune") for run in mine]
         best = [
             max((row for row in run["trials"] if row["stopped"] is None), key=lambda row: row["tune"])

@@ -132,13 +132,13 @@ class Instant:
         self._place = {one.id: index for index, one in enumerate(planner.questions)}
 
     def answers(self, work: Work) -> list[list[RecordedAnswer]]:
-        """One list per rung."""
+        """One list per batch."""
         kept: list[tuple[int, ...]] = [()] * len(self._place)
         if work.configuration is not None:
             plans = StudyPlans.of(work.configuration.build(), self._layouts, self._shape.layers)
             kept = list(map(tuple, plans.visual_by_stage[1:].T.tolist()))
         return [
-            [self._one(question, kept[self._place[question]]) for question in rung] for rung in work.rungs
+            [self._one(question, kept[self._place[question]]) for question in batch] for batch in work.batches
         ]
 
     def _one(self, question: str, kept: tuple[int, ...]) -> RecordedAnswer:
@@ -191,9 +191,9 @@ def driver_time(
             taken = since(begin)
             if work is None:
                 break
-            for rung, answers in enumerate(instant.answers(work)):
+            for batch, answers in enumerate(instant.answers(work)):
                 begin = now()
-                decision = loop.record(work, rung, answers)
+                decision = loop.record(work, batch, answers)
                 taken += since(begin)
                 if decision == "stop":
                     break

@@ -85,7 +85,7 @@ class Tabulated:
 
     @cached_property
     def tune(self) -> NDArray[np.bool_]:
-        return np.array([one.part == "tune" for one in self.planner.questions])
+        return np.array([one.split == "tune" for one in self.planner.questions])
 
     def unpruned(self) -> Graded:
         return self._graded(self.baseline)
@@ -190,7 +190,7 @@ def pack(folder: Path, target: Path = DATA) -> None:
     layouts = [runtime.layout(runtime.encode(study.video_of(one).path), one) for one in study.questions]
     base = fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens)
     stored = tuple(
-        StoredQuestion(one.id, one.video, study.part_of(one), layout)
+        StoredQuestion(one.id, one.video, study.split_of(one), layout)
         for one, layout in zip(study.questions, layouts, strict=True)
     )
     planner = Planner(stored, runtime.shape, base)
@@ -293,7 +293,7 @@ def _planner(study: Study, file: Any) -> Planner:
     vision = VisionShape(**dict(zip(_VISION, map(int, file["vision"][0]), strict=True)))
     shape = ModelShape(**dict(zip(_SHAPE, map(int, file["shape"][0]), strict=True)), vision=vision)
     stored = tuple(
-        StoredQuestion(one.id, one.video, study.part_of(one), layout)
+        StoredQuestion(one.id, one.video, study.split_of(one), layout)
         for one, layout in zip(study.questions, layouts, strict=True)
     )
     return Planner(stored, shape, str(file["base"]))

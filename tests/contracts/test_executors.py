@@ -56,7 +56,7 @@ def table(store: Store) -> list[Any]:
     assert all(one.outcome is not None for one in store.trials())
     trials = [replace(one, outcome=replace(one.outcome, seconds=0)) for one in store.trials() if one.outcome]
     measured = {configuration: replace(one, seconds=0) for configuration, one in store.measured().items()}
-    return [trials, store.refusals(), measured, store.selections(), store.count_answers()]
+    return [trials, store.infeasible(), measured, store.selections(), store.count_answers()]
 
 
 def run_in_process(path: Path, evaluator: FakeEvaluator) -> None:
@@ -148,7 +148,7 @@ def test_everything_is_answered_once(kind: str, ran: Callable[[str], Ran]) -> No
         wanted = {(question.id, "baseline") for question in study.questions}
         for trial in store.trials():
             tune = zip(study.questions, trial.fingerprints, strict=True)
-            wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.part_of(one) == "tune"}
+            wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.split_of(one) == "tune"}
         held_out = len(study.questions_of("held_out"))
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())
 
@@ -251,7 +251,7 @@ def test_an_answer_that_is_not_a_number_ends_the_run_at_once(kind: str, tmp_path
             make_executor(kind, NotANumber(study)).run(loop)
         assert not [one for one in progress.messages if "died" in one]
         assert store.quarantined() == {}
-        # The baseline of all, and of the trial at most the rungs before.
+        # The baseline of all, and of the trial at most the batches before.
         assert 24 <= store.count_answers() < 24 + 12
         assert all(one.outcome is None for one in store.trials())
 

@@ -114,12 +114,12 @@ def recompute(folder: Path, *, exact: bool) -> int:
         wanted: dict[tuple[str, str], Configuration | None] = {}
 
         def expect(
-            configuration: Configuration | None, fingerprints: tuple[str, ...], part: str, *, complete: bool
+            configuration: Configuration | None, fingerprints: tuple[str, ...], split: str, *, complete: bool
         ) -> None:
             pairs = [
                 (one.id, fingerprint)
                 for one, fingerprint in zip(planner.questions, fingerprints, strict=True)
-                if part in (one.part, "both")
+                if split in (one.split, "both")
             ]
             assert not complete or len(store.answers(pairs)) == len(pairs), f"{configuration} lacks answers"
             wanted.update((pair, configuration) for pair in pairs)

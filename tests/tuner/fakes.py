@@ -66,7 +66,7 @@ def make_study(videos: int = 8, per_video: int = 3, *, labelled: bool = True) ->
 
 def stored_questions(study: Study) -> tuple[StoredQuestion, ...]:
     return tuple(
-        StoredQuestion(one.id, one.video, study.part_of(one), _layout(one.video, one.id))
+        StoredQuestion(one.id, one.video, study.split_of(one), _layout(one.video, one.id))
         for one in study.questions
     )
 
@@ -132,7 +132,7 @@ def make_loop(
     planner = make_planner(study)
     search: SearchRecord = store.search(budget, seed, coordinates, trials, goal=goal, max_drop=max_drop)
     space = make_space(coordinates, planner, study.search, budget, goal)
-    options = {"race": False, "above_budget": (), "rung_videos": 2, **options}
+    options = {"race": False, "above_budget": (), "batch_videos": 2, **options}
     if sampler is None:
         # Here, because workers import this module for its evaluator and Optuna is half of what they import.
         from tuner.search.optuna_sampler import OptunaSampler
@@ -147,7 +147,7 @@ class FakeEvaluator:
     """Answers as a model might that needs tokens: the more stay in the video, the more it gets right."""
 
     study: Study
-    # Set: the process is killed once, in the middle of the rung after this many.
+    # Set: the process is killed once, in the middle of the batch after this many.
     kill_marker: Path | None = None
     kill_after: int = 0
     # Every call dies this way.

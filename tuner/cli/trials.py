@@ -25,8 +25,8 @@ class Row:
     number: int
     # complete, stopped (the race ended it: `stopped_by` is the trial that beats it) or unfinished
     state: str
-    stopped_by: int | None
-    stopped_videos: int | None
+    pruned_by: int | None
+    pruned_after: int | None
     purpose: str
     # Budget and seed of the search that asked for it.
     budget: float
@@ -110,8 +110,8 @@ def rows(
         row = Row(
             number=trial.number,
             state="complete" if outcome is not None else "unfinished" if trial.unfinished else "stopped",
-            stopped_by=None if trial.stopped is None else trial.stopped.by,
-            stopped_videos=None if trial.stopped is None else trial.stopped.videos,
+            pruned_by=None if trial.stopped is None else trial.stopped.by,
+            pruned_after=None if trial.stopped is None else trial.stopped.videos,
             purpose=trial.purpose,
             budget=search.budget,
             seed=search.seed,
@@ -169,7 +169,7 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
 def _state(row: Row) -> str:
     text = row.state
     if row.state == "stopped":
-        text += f" by {row.stopped_by} after {row.stopped_videos} videos"
+        text += f" by {row.pruned_by} after {row.pruned_after} videos"
     return text if row.allowed else f"{text}; not allowed by study.yaml"
 
 

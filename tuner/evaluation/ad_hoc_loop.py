@@ -19,7 +19,7 @@ from tuner.study.values import Configuration
 
 
 @dataclass(frozen=True, eq=False)
-class Ask:
+class AdHocRequest:
     """Questions to be asked beside any search, each with a configuration of its own.
 
     Their answers join all others in the records; nothing is derived from them here.
@@ -28,7 +28,7 @@ class Ask:
     configurations: Mapping[str, Configuration]  # by question id
 
 
-class Beside(Loop):
+class AdHocLoop(Loop):
     """Configurations on the held-out part, and single questions with configurations of their own."""
 
     def __init__(
@@ -38,9 +38,9 @@ class Beside(Loop):
         planner: Planner,
         *,
         measure: Sequence[Configuration] = (),
-        asks: Sequence[Ask] = (),
+        requests: Sequence[AdHocRequest] = (),
         progress: Progress | None = None,
-        rung_videos: int | None = None,
+        batch_videos: int | None = None,
         accept_weak_baseline: bool = False,
     ) -> None:
         """As `Loop`. measure: on the whole held-out part, with an outcome each; asks: answers alone."""
@@ -49,22 +49,24 @@ class Beside(Loop):
             store,
             planner,
             progress=progress,
-            rung_videos=rung_videos,
+            batch_videos=batch_videos,
             accept_weak_baseline=accept_weak_baseline,
         )
         self._to_measure = tuple(measure)
-        self._asks = tuple(asks)
+        self._requests = tuple(requests)
 
     def _phases(self) -> Iterator[Job | None]:
         yield from self._held_out_jobs(dict.fromkeys(self._to_measure))
-        self._start("asked", sum(len(self._asked_job(ask).missing(ask.configurations)) for ask in self._asks))
-        for ask in self._asks:
+        self._start(
+            "asked", sum(len(self._asked_job(ask).missing(ask.configurations)) for ask in self._requests)
+        )
+        for ask in self._requests:
             # Made when it is due, so that it finds what those before it were answered.
             yield self._asked_job(ask)
         while self._busy():
             yield None
 
-    def _asked_job(self, ask: Ask) -> Job:
+    def _asked_job(self, ask: AdHocRequest) -> Job:
         by_configuration: dict[Configuration, list[str]] = {}
         for question, configuration in ask.configurations.items():
             if question not in self._quarantined:

@@ -40,7 +40,7 @@ RESHAPED = 4
 
 
 class Evaluator(Protocol):
-    """Answers questions; stays alive from rung to rung and from trial to trial."""
+    """Answers questions; stays alive from batch to batch and from trial to trial."""
 
     def answer(
         self,

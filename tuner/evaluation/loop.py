@@ -1,11 +1,11 @@
 """The loop: what to evaluate next, what was answered, who died of it. It runs nothing itself.
 
-An executor asks `propose()` for work, evaluates its rungs (whole videos with all their questions) and hands
+An executor asks `propose()` for work, evaluates its batches (whole videos with all their questions) and hands
 each to `record()`, which writes it in one transaction. The loop knows neither Ray nor Optuna.
 
 What follows the baseline is the kind of loop's: `search_loop` searches, `ad_hoc_loop` asks what a comparison
 or a sensitivity study needs. Whatever the database already holds is not asked again, so killing everything
-at any instant loses at most the rungs in flight, and the same command carries on.
+at any instant loses at most the batches in flight, and the same command carries on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Literal
 from tuner.errors import UserError
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import judge, outcome, reference
-from tuner.evaluation.tasks import Ending, EvaluationError, Job, Kind, Rung, Work
+from tuner.evaluation.tasks import Ending, EvaluationError, Job, Kind, VideoBatch, Work
 from tuner.planning.planner import Planner
 from tuner.records.measurements import CacheUse
 from tuner.records.store import Store
-from tuner.records.values import Pair, RecordedAnswer, Stopped, TrialRecord
+from tuner.records.values import Pair, Pruned, RecordedAnswer, TrialRecord
 from tuner.search import pruner
 from tuner.statistics.guessing import against_guessing
 from tuner.statistics.wording import weak_baseline
 from tuner.study import Study
-from tuner.study.values import Configuration, Outcome, Part, QuestionResult
+from tuner.study.values import Configuration, Outcome, QuestionResult, Split
 
 Decision = Literal["continue", "stop"]
 
@@ -58,7 +58,7 @@ class Loop(ABC):
         planner: Planner,
         *,
         progress: Progress | None = None,
-        rung_videos: int | None = None,
+        batch_videos: int | None = None,
         accept_weak_baseline: bool = False,
     ) -> None:
         """Reads what is there already. `rung_videos`: None follows from the number of tune videos.
@@ -73,10 +73,10 @@ class Loop(ABC):
         self._planner = planner
         self._progress: Progress = NoProgress() if progress is None else progress
         self._accept_weak_baseline = accept_weak_baseline
-        # A rung is this many videos with all their questions.
-        self._rung_videos = rung_videos or pruner.rung_videos(len(study.videos_of("tune")))
+        # A batch is this many videos with all their questions.
+        self._batch_videos = batch_videos or pruner.batch_videos(len(study.videos_of("tune")))
 
-        self._questions: dict[Part, tuple[str, ...]] = {
+        self._questions: dict[Split, tuple[str, ...]] = {
             "tune": tuple(question.id for question in study.questions_of("tune")),
             "held_out": tuple(question.id for question in study.questions_of("held_out")),
         }
@@ -88,10 +88,10 @@ class Loop(ABC):
         # All jobs somebody still holds: the scheduler, `_waiting` or `_in_flight`.
         self._made: weakref.WeakSet[Job] = weakref.WeakSet()
         self._jobs = self._schedule()
-        self._waiting: deque[tuple[Job, tuple[Rung, ...]]] = deque()
+        self._waiting: deque[tuple[Job, tuple[VideoBatch, ...]]] = deque()
         self._in_flight: dict[int, tuple[Job, Work]] = {}
-        # By configuration and the missing questions of the rung.
-        self._failures: Counter[tuple[Configuration | None, Rung]] = Counter()
+        # By configuration and the missing questions of the batch.
+        self._failures: Counter[tuple[Configuration | None, VideoBatch]] = Counter()
         self._next_id = 0
         self._exhausted = False
         self._interrupted = False
@@ -102,7 +102,7 @@ class Loop(ABC):
     def _phases(self) -> Iterator[Job | None]:
         """The jobs after the baseline, in order; None where the next one depends on answers in flight."""
 
-    def _beaten(self, job: Job) -> Stopped | None:
+    def _beaten(self, job: Job) -> Pruned | None:
         """Why a job needs no further answers; None: it goes on."""
         return None
 
@@ -140,20 +140,20 @@ class Loop(ABC):
     def record(
         self,
         work: Work,
-        rung_index: int,
+        batch_index: int,
         answers: Sequence[RecordedAnswer],
         cache_use: CacheUse | None = None,
     ) -> Decision:
-        """Writes one rung in one transaction; "stop" when this work needs no further rung.
+        """Writes one batch in one transaction; "stop" when this work needs no further batch.
 
-        cache_use: what the caches did for it. That of a rung that is never recorded is lost.
-        Errors: ValueError when the answers are not exactly those the rung asked for.
+        cache_use: what the caches did for it. That of a batch that is never recorded is lost.
+        Errors: ValueError when the answers are not exactly those the batch asked for.
         """
         job, _ = self._in_flight[work.id]
-        asked = work.rungs[rung_index]
+        asked = work.batches[batch_index]
         if sorted(answer.question for answer in answers) != sorted(asked):
             raise ValueError(
-                f"The answers of a rung are those it asked for ({', '.join(asked)}), "
+                f"The answers of a batch are those it asked for ({', '.join(asked)}), "
                 f"but got {', '.join(answer.question for answer in answers)}."
             )
         if cache_use is not None:
@@ -171,7 +171,7 @@ class Loop(ABC):
             self._store.record(pairs)
         if job.kind != "trial":
             self._progress.advanced(len(answers))
-        last = stopped is not None or not any(job.missing(rung) for rung in work.rungs)
+        last = stopped is not None or not any(job.missing(batch) for batch in work.batches)
         if last or self._interrupted:
             del self._in_flight[work.id]
             return "stop"
@@ -189,35 +189,35 @@ class Loop(ABC):
         if found is None:  # it had already answered everything
             return
         job, _ = found
-        missing = tuple(rung for rung in (job.missing(rung) for rung in work.rungs) if rung)
+        missing = tuple(batch for batch in (job.missing(batch) for batch in work.batches) if batch)
         if not missing:
             return
-        # Rungs are answered in order: it ended in the first that is not.
-        rung = missing[0]
+        # Batches are answered in order: it ended in the first that is not.
+        batch = missing[0]
         self._waiting.appendleft((job, missing))
         what = "the baseline" if work.configuration is None else f"trial {work.trial}"
         if work.kind == "asked":
             what = "what was asked beside the searches"
         elif work.configuration is not None and work.trial is None:
             what = work.configuration.method
-        asked = next(one for one in work.rungs if rung[0] in one)
+        asked = next(one for one in work.batches if batch[0] in one)
         if end in ("killed", "out_of_memory") and any(one in self._quarantined for one in asked):
             return  # of a question that another attempt has meanwhile been found to die of
-        key = (work.configuration or work.configurations.get(rung[0]), rung)
+        key = (work.configuration or work.configurations.get(batch[0]), batch)
         self._failures[key] += 1
         again = self._failures[key]
         if end == "raised":
             if again >= MOST_FAILURES:
-                self._give_up(what, rung[0], reason)
+                self._give_up(what, batch[0], reason)
             self._progress.message(f"An evaluation of {what} died and is tried again: {reason}")
         elif end == "killed" and again < MOST_DEATHS:
             self._progress.message(f"An evaluation of {what} died and is tried again: {reason}")
-        elif len(rung) == 1:
-            self._quarantine(rung[0], f"asked alone for {what}: {reason}")
+        elif len(batch) == 1:
+            self._quarantine(batch[0], f"asked alone for {what}: {reason}")
         else:
-            self._waiting[0] = (job, (*((one,) for one in rung), *missing[1:]))
+            self._waiting[0] = (job, (*((one,) for one in batch), *missing[1:]))
             self._progress.message(
-                f"An evaluation of {what} died, and its {len(rung)} questions are now asked one by one to "
+                f"An evaluation of {what} died, and its {len(batch)} questions are now asked one by one to "
                 f"find the one to blame: {reason}"
             )
 
@@ -232,11 +232,11 @@ class Loop(ABC):
     def _quarantine(self, question: str, reason: str) -> None:
         """Leaves a question out of outcomes, of what waits, of what is in flight and of all that follows."""
         found = self._study.question(question)
-        part = self._study.part_of(found)
+        split = self._study.split_of(found)
         study = self._study.without({question})
         self._quarantined[question] = reason
         count = len(self._quarantined)
-        if not study.questions_of(part) or count > max(MOST_QUARANTINED, self._all_questions / 4):
+        if not study.questions_of(split) or count > max(MOST_QUARANTINED, self._all_questions / 4):
             self._interrupted = True
             raise EvaluationError(
                 f"{count} of {self._all_questions} questions kill their workers, too many to leave out: "
@@ -252,13 +252,13 @@ class Loop(ABC):
             if not job.complete
         ]
         self._study = study
-        self._questions[part] = tuple(one for one in self._questions[part] if one != question)
+        self._questions[split] = tuple(one for one in self._questions[split] if one != question)
         self._forget(question)
         for job in self._made:
             job.leave_out(question)
-        rests = ((job, tuple(filter(None, map(job.missing, rungs)))) for job, rungs in self._waiting)
-        self._waiting = deque((job, rungs) for job, rungs in rests if rungs)
-        trials, measured = self._outcomes_without(part)
+        rests = ((job, tuple(filter(None, map(job.missing, batches)))) for job, batches in self._waiting)
+        self._waiting = deque((job, batches) for job, batches in rests if batches)
+        trials, measured = self._outcomes_without(split)
         self._store.quarantine(question, reason, trials, measured)
         self._trials |= {number: replace(self._trials[number], outcome=one) for number, one in trials.items()}
         self._measured |= measured
@@ -269,17 +269,17 @@ class Loop(ABC):
             f"Question {question!r} (video {found.video}) is left out from here on: {reason}"
         )
 
-    def _outcomes_without(self, part: Part) -> tuple[dict[int, Outcome], dict[Configuration, Outcome]]:
+    def _outcomes_without(self, split: Split) -> tuple[dict[int, Outcome], dict[Configuration, Outcome]]:
         """The part's outcomes that are there, anew from the stored answers to the questions that are left."""
         trials: dict[int, Outcome] = {}
         measured: dict[Configuration, Outcome] = {}
-        if part == "tune":
+        if split == "tune":
             for trial in self.trials:
                 if trial.outcome is not None:
-                    trials[trial.number] = self._outcome(self._trial_job(trial), part)
+                    trials[trial.number] = self._outcome(self._trial_job(trial), split)
         else:
             for configuration in self._measured:
-                measured[configuration] = self._outcome(self._held_out_job(configuration, None), part)
+                measured[configuration] = self._outcome(self._held_out_job(configuration, None), split)
         return trials, measured
 
     @property
@@ -292,7 +292,7 @@ class Loop(ABC):
         self._progress.message(text)
 
     def interrupt(self) -> None:
-        """Ends the run after the rungs in flight; they are still recorded."""
+        """Ends the run after the batches in flight; they are still recorded."""
         self._interrupted = True
 
     @property
@@ -322,7 +322,7 @@ class Loop(ABC):
             yield None
         self._baseline_answers = job.answers
         self._baseline = {
-            question.id: judge(question, self._study.part_of(question), job.answers[question.id])
+            question.id: judge(question, self._study.split_of(question), job.answers[question.id])
             for question in self._study.questions
         }
         self._check_baseline(new)
@@ -402,44 +402,44 @@ class Loop(ABC):
         self._made.add(job)
         return job
 
-    def _bundles(self, job: Job) -> list[tuple[Rung, ...]]:
-        """What is handed out at once: a trial as a whole; else single rungs, so that all workers share it."""
-        rungs = [rung for rung in map(job.missing, self._rungs(job)) if rung]
+    def _bundles(self, job: Job) -> list[tuple[VideoBatch, ...]]:
+        """What is handed out at once: a whole trial; otherwise single batches, for all workers to share."""
+        batches = [batch for batch in map(job.missing, self._batches(job)) if batch]
         if job.kind == "noise":
             # All at once: what is written is what all of them together say.
-            return [(tuple(one for rung in rungs for one in rung),)]
-        return [tuple(rungs)] if job.kind == "trial" else [(rung,) for rung in rungs]
+            return [(tuple(one for batch in batches for one in batch),)]
+        return [tuple(batches)] if job.kind == "trial" else [(batch,) for batch in batches]
 
-    def _rungs_of_part(self, part: Part, most: int) -> Iterator[Rung]:
-        """The first rungs of a part."""
-        everything = dict.fromkeys(self._questions[part], "")
-        yield from list(self._rungs(Job("baseline", None, None, everything, {})))[:most]
+    def _batches_of_split(self, split: Split, most: int) -> Iterator[VideoBatch]:
+        """The first batches of a part."""
+        everything = dict.fromkeys(self._questions[split], "")
+        yield from list(self._batches(Job("baseline", None, None, everything, {})))[:most]
 
-    def _rungs(self, job: Job) -> Iterator[Rung]:
+    def _batches(self, job: Job) -> Iterator[VideoBatch]:
         """All questions of the job, `rung_videos` videos at a time, parts apart."""
-        for part in ("tune", "held_out"):
+        for split in ("tune", "held_out"):
             by_video: dict[str, list[str]] = {}
-            for question in self._study.questions_of(part):
+            for question in self._study.questions_of(split):
                 if question.id in job.fingerprints:
                     by_video.setdefault(question.video, []).append(question.id)
             # In a random order that is the same for every trial: what the race has seen is a random sample.
             videos = [by_video[name] for name in sorted(by_video, key=hashed)]
-            for start in range(0, len(videos), self._rung_videos):
-                yield tuple(one for video in videos[start : start + self._rung_videos] for one in video)
+            for start in range(0, len(videos), self._batch_videos):
+                yield tuple(one for video in videos[start : start + self._batch_videos] for one in video)
 
-    def _hand_out(self, job: Job, rungs: tuple[Rung, ...]) -> Work:
+    def _hand_out(self, job: Job, batches: tuple[VideoBatch, ...]) -> Work:
         references = {}
-        for one in (one for rung in rungs for one in rung):
+        for one in (one for batch in batches for one in batch):
             text = reference(self._study.question(one), self._baseline_answers.get(one))
             if text is not None:
                 references[one] = text
-        asked = {one for rung in rungs for one in rung}
+        asked = {one for batch in batches for one in batch}
         work = Work(
             self._next_id,
             job.kind,
             job.number,
             job.configuration,
-            rungs,
+            batches,
             references,
             {question: one for question, one in job.configurations.items() if question in asked},
         )
@@ -464,17 +464,17 @@ class Loop(ABC):
             self._store.record(pairs, measured=(job.configuration, result))
             self._measured[job.configuration] = result
 
-    def _outcome(self, job: Job, part: Part) -> Outcome:
+    def _outcome(self, job: Job, split: Split) -> Outcome:
         assert job.configuration is not None
         results = [
-            judge(question, part, job.answers[question.id], self._baseline_answers[question.id])
-            for question in self._study.questions_of(part)
+            judge(question, split, job.answers[question.id], self._baseline_answers[question.id])
+            for question in self._study.questions_of(split)
         ]
         return outcome(
-            part, self._planner.cost(job.configuration.build()).compute[part], results, self._baseline
+            split, self._planner.cost(job.configuration.build()).compute[split], results, self._baseline
         )
 
-    def _stop(self, job: Job, pairs: Mapping[Pair, RecordedAnswer], stopped: Stopped) -> None:
+    def _stop(self, job: Job, pairs: Mapping[Pair, RecordedAnswer], stopped: Pruned) -> None:
         assert job.number is not None
         self._store.record(pairs, stopped=(job.number, stopped))
         self._trials[job.number] = replace(self._trials[job.number], stopped=stopped)

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pipeline.flops import Compute
 from tuner.records.values import RecordedAnswer
 from tuner.study import StudyQuestion
-from tuner.study.values import AnswerCost, Outcome, Part, QuestionResult
+from tuner.study.values import AnswerCost, Outcome, QuestionResult, Split
 
 # Natural logarithm: a right answer that is twenty times less probable than certain is as wrong as any.
 CLIP = 3.0
 
 
 def judge(
-    question: StudyQuestion, part: Part, answer: RecordedAnswer, baseline: RecordedAnswer | None = None
+    question: StudyQuestion, split: Split, answer: RecordedAnswer, baseline: RecordedAnswer | None = None
 ) -> QuestionResult:
     """One answer against the label or, where the study has none, against the baseline's answer.
 
@@ -34,7 +34,7 @@ def judge(
     return QuestionResult(
         question=question.id,
         video=question.video,
-        part=part,
+        split=split,
         correct=correct,
         logprob_right=logprob,
         text=answer.text,
@@ -46,14 +46,14 @@ def judge(
 
 
 def outcome(
-    part: Part, compute: Compute, results: Sequence[QuestionResult], baseline: Mapping[str, QuestionResult]
+    split: Split, compute: Compute, results: Sequence[QuestionResult], baseline: Mapping[str, QuestionResult]
 ) -> Outcome:
     """One configuration's results on one part, against the baseline's by question id.
 
     A regression is a question the baseline had right and this configuration has not; `gained` is the reverse.
     """
     if not results:
-        raise ValueError(f"An outcome needs at least one result, but the {part} part has none.")
+        raise ValueError(f"An outcome needs at least one result, but the {split} split has none.")
     took = answer_cost(results)
     before = [baseline[result.question] for result in results]
     changes = [
@@ -62,7 +62,7 @@ def outcome(
         if after.logprob_right is not None and one.logprob_right is not None
     ]
     return Outcome(
-        part=part,
+        split=split,
         questions=len(results),
         videos=len({result.video for result in results}),
         accuracy=sum(result.correct for result in results) / len(results),

@@ -22,12 +22,12 @@ from tuner.evaluation.tasks import Job
 from tuner.planning.planner import Planner
 from tuner.records.store import Store
 from tuner.records.values import (
+    InfeasibleRecord,
     Pair,
+    Pruned,
     Purpose,
     RecordedAnswer,
-    RefusalRecord,
     SearchRecord,
-    Stopped,
     TrialRecord,
 )
 from tuner.search import pruner
@@ -41,7 +41,7 @@ from tuner.study import Study, StudyQuestion
 from tuner.study.values import Configuration, QuestionResult
 
 # Proposals over the budget in a row before a search gives up.
-MOST_REFUSALS = 200
+MOST_INFEASIBLE = 200
 
 # After the search, its best configuration is solved for these multiples of the budget too: the front then
 # says what more compute would buy.
@@ -50,8 +50,8 @@ ABOVE_BUDGET = (4 / 3, 5 / 3, 2.0)
 # A trial that lies this close to a target above the budget already answers for it.
 _NEAR = 0.03
 
-# The noise floor is measured on so many rungs of the tune part.
-_NOISE_RUNGS = 2
+# The noise floor is measured on so many batches of the tune part.
+_NOISE_BATCHES = 2
 
 
 class SearchLoop(Loop):
@@ -72,7 +72,7 @@ class SearchLoop(Loop):
         timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
-        rung_videos: int | None = None,
+        batch_videos: int | None = None,
         accept_weak_baseline: bool = False,
     ) -> None:
         """As `Loop`.
@@ -87,7 +87,7 @@ class SearchLoop(Loop):
             store,
             planner,
             progress=progress,
-            rung_videos=rung_videos,
+            batch_videos=batch_videos,
             accept_weak_baseline=accept_weak_baseline,
         )
         self._search = search
@@ -99,7 +99,7 @@ class SearchLoop(Loop):
         self._defaults = space.defaults()
         self._clock = clock
         self._deadline = None if timeout is None else clock() + timeout
-        self._refusals = list(store.refusals())
+        self._infeasible = list(store.infeasible())
         # What the study's search does not allow any more; nothing proposed from here on is among them.
         self._outside = self._trials.keys() - {one.number for one in eligible(self.trials, study.search)}
         # Of the completed trials that others were compared with, by number and question.
@@ -150,7 +150,7 @@ class SearchLoop(Loop):
         if self._store.noise() is not None or not self._questions["tune"]:
             return
         asked = sorted(
-            (one for rung in self._rungs_of_part("tune", _NOISE_RUNGS) for one in rung), key=hashed
+            (one for batch in self._batches_of_split("tune", _NOISE_BATCHES) for one in batch), key=hashed
         )
         fingerprints = dict.fromkeys(asked, "")
         self._start("noise floor", len(asked))
@@ -175,7 +175,7 @@ class SearchLoop(Loop):
             if trial_or_none is None:
                 self.gave_up = True
                 self._progress.message(
-                    f"{MOST_REFUSALS} proposals in a row were over the budget: no further trial begins."
+                    f"{MOST_INFEASIBLE} proposals in a row were over the budget: no further trial begins."
                 )
                 break
             yield self._trial_job(trial_or_none)
@@ -316,7 +316,7 @@ class SearchLoop(Loop):
 
     # The race
 
-    def _beaten(self, job: Job) -> Stopped | None:
+    def _beaten(self, job: Job) -> Pruned | None:
         """That completed trials confidently beat this one at its cost, told by the one with the largest share
         in what it was compared with; None: it goes on.
         """
@@ -352,11 +352,11 @@ class SearchLoop(Loop):
         found = pruner.look(
             pruner.VideoSums.of(change, [question.video for question in questions]),
             len(self._study.videos_of("tune")),
-            self._rung_videos,
+            self._batch_videos,
         )
         if found is None or not found.beaten:
             return None
-        return Stopped(
+        return Pruned(
             max(rivals, key=lambda one: one[0])[1].number, len({question.video for question in questions})
         )
 
@@ -390,11 +390,11 @@ class SearchLoop(Loop):
     def _next_trial(self) -> TrialRecord | None:
         """A new trial, written before it is evaluated; None when too many proposals in a row were refused."""
         number = max(self._trials, default=-1) + 1
-        refused = [one for one in self._refusals if one.search == self._search.id and one.number == number]
+        refused = [one for one in self._infeasible if one.search == self._search.id and one.number == number]
         defaults = self._defaults
         if self._defaults_trial() is None and not any(
             one.proposed == {} and one.configuration == defaults.configuration
-            for one in self._refusals_of_search()
+            for one in self._infeasible_of_search()
         ):
             if defaults.binding_ratio <= self._search.budget + TOLERANCE:
                 return self._accept(number, defaults.configuration, defaults.binding_ratio)
@@ -406,7 +406,7 @@ class SearchLoop(Loop):
         )
         # Those refused before the study changed what it searches say nothing of what it searches now.
         outdated = sum(not self._says_something(one) for one in refused)
-        while len(refused) - outdated < MOST_REFUSALS:
+        while len(refused) - outdated < MOST_INFEASIBLE:
             point = self._sampler.propose(
                 self._space.ranges, self._evidence(), self._search.seed, index, len(refused)
             )
@@ -431,16 +431,16 @@ class SearchLoop(Loop):
 
     def _refuse(
         self, number: int, attempt: int, configuration: Configuration, proposed: Point, binding_ratio: float
-    ) -> RefusalRecord:
-        refusal = RefusalRecord(self._search.id, number, attempt, configuration, proposed, binding_ratio)
+    ) -> InfeasibleRecord:
+        refusal = InfeasibleRecord(self._search.id, number, attempt, configuration, proposed, binding_ratio)
         self._store.refuse(refusal)
-        self._refusals.append(refusal)
+        self._infeasible.append(refusal)
         return refusal
 
-    def _refusals_of_search(self) -> list[RefusalRecord]:
-        return [one for one in self._refusals if one.search == self._search.id]
+    def _infeasible_of_search(self) -> list[InfeasibleRecord]:
+        return [one for one in self._infeasible if one.search == self._search.id]
 
-    def _says_something(self, refusal: RefusalRecord) -> bool:
+    def _says_something(self, refusal: InfeasibleRecord) -> bool:
         """Whether the search could propose it today."""
         if not refusal.proposed:
             return refusal.configuration == self._defaults.configuration
@@ -484,7 +484,7 @@ class SearchLoop(Loop):
                     values = (trial.outcome.accuracy if signal is None else signal, trial.binding_ratio)
                 over = self._over_budget(trial.binding_ratio)
                 told.append(((trial.number, 1, 0), Evidence(point, values, over, values is None)))
-        for refusal in self._refusals_of_search():
+        for refusal in self._infeasible_of_search():
             # AdaTP's defaults were not the sampler's proposal.
             if refusal.proposed and self._says_something(refusal):
                 evidence = Evidence(refusal.proposed, None, self._over_budget(refusal.binding_ratio))

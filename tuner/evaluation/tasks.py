@@ -17,7 +17,7 @@ Kind = Literal["baseline", "noise", "trial", "held_out", "asked"]
 Ending = Literal["killed", "out_of_memory", "raised"]
 
 
-Rung = tuple[str, ...]
+VideoBatch = tuple[str, ...]
 
 
 class EvaluationError(Exception):
@@ -28,14 +28,14 @@ class EvaluationError(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """One attempt at one evaluation: its rungs hold the ids of the questions still missing."""
+    """One attempt at one evaluation: its batches hold the ids of the questions still missing."""
 
     id: int
     kind: Kind
     trial: int | None
     # None: the unpruned baseline.
     configuration: Configuration | None
-    rungs: tuple[Rung, ...]
+    batches: tuple[VideoBatch, ...]
     # Text whose log-probability judges a free answer, by question id; questions with options need none.
     references: Mapping[str, str] = field(default_factory=dict)
     # Where questions have configurations of their own, by id.
@@ -46,12 +46,12 @@ class Work:
         """Whether the questions are asked in packs of another size than usual."""
         return self.kind == "noise"
 
-    def calls(self, rung_index: int) -> list[tuple[dict[str, Any] | None, Rung]]:
-        """What answers a rung: configurations as plain data (None: the unpruned model), each with its
+    def calls(self, batch_index: int) -> list[tuple[dict[str, Any] | None, VideoBatch]]:
+        """What answers a batch: configurations as plain data (None: the unpruned model), each with its
         questions.
         """
         groups: dict[Configuration | None, list[str]] = {}
-        for question in self.rungs[rung_index]:
+        for question in self.batches[batch_index]:
             groups.setdefault(self.configurations.get(question, self.configuration), []).append(question)
         return [
             (None if configuration is None else configuration.as_dict(), tuple(questions))
@@ -70,7 +70,7 @@ class Job:
     answers: dict[str, RecordedAnswer]  # by question id; complete when it has all of them
     configurations: Mapping[str, Configuration] = field(default_factory=dict)  # as in `Work`
 
-    def missing(self, questions: Iterable[str]) -> Rung:
+    def missing(self, questions: Iterable[str]) -> VideoBatch:
         """Those of these questions that are part of it and still to be answered."""
         return tuple(one for one in questions if one in self.fingerprints and one not in self.answers)
 

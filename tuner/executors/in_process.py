@@ -17,8 +17,8 @@ class InProcessExecutor:
     """Calls the factory once, and only when there is something to evaluate.
 
     Memory that does not suffice for a question is told to the loop; what the caches did for it counts with
-    the rung that is answered next. Any other exception of the evaluator ends the run: in one process the same
-    question would raise it again.
+    the batch that is answered next. Any other exception of the evaluator ends the run: in one process the
+    same question would raise it again.
     """
 
     factory: EvaluatorFactory
@@ -29,7 +29,7 @@ class InProcessExecutor:
         while (work := loop.propose()) is not None:
             if evaluator is None:
                 evaluator = self.factory()
-            for index in range(len(work.rungs)):
+            for index in range(len(work.batches)):
                 answers = _answer(evaluator, work, index)
                 if isinstance(answers, str):
                     free_memory()
@@ -39,11 +39,11 @@ class InProcessExecutor:
                     break
 
 
-def _answer(evaluator: Evaluator, work: Work, rung: int) -> list[RecordedAnswer] | str:
+def _answer(evaluator: Evaluator, work: Work, batch: int) -> list[RecordedAnswer] | str:
     """The answers or, where memory does not suffice for them, what the error said."""
     answers: list[dict[str, Any]] = []
     try:
-        for configuration, questions in work.calls(rung):
+        for configuration, questions in work.calls(batch):
             answers += evaluator.answer(configuration, questions, work.references, reshaped=work.reshaped)
     except Exception as error:
         if not is_out_of_memory(error):

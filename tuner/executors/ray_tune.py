@@ -43,11 +43,11 @@ from tuner.records.values import RecordedAnswer
 # Read by Ray when it starts and by Tune when it runs.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Else every rung is written to JSON, CSV and TensorBoard files too.
+    # Else every batch is written to JSON, CSV and TensorBoard files too.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Workers keep the directory of the driver: paths mean the same there.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Ctrl-C belongs to the driver, which ends the rungs in flight.
+    # Ctrl-C belongs to the driver, which ends the batches in flight.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # A dead worker is reported by the loop.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -127,10 +127,10 @@ class RayExecutor:
 
 
 class _Trainable(tune.Trainable):
-    """One worker: keeps its evaluator and answers one rung per step.
+    """One worker: keeps its evaluator and answers one batch per step.
 
     Each step says where it is: it has a `place`, is `ready` (the model is loaded), is `idle`, or `answered`.
-    What the caches did for a rung travels with its answers: a worker that dies takes its last counts along.
+    What the caches did for a batch travels with its answers: a worker that dies takes its last counts along.
     """
 
     def setup(self, config: dict[str, Any], factory: EvaluatorFactory | None = None) -> None:
@@ -139,11 +139,11 @@ class _Trainable(tune.Trainable):
         self._placed = False
         self._evaluator: Evaluator | None = None
         self._work: dict[str, Any] | None = None
-        self._rung = 0
+        self._batch = 0
 
     def assign(self, work: dict[str, Any] | None) -> None:
-        """What the next steps answer, rung by rung; None: nothing for the moment."""
-        self._work, self._rung = work, 0
+        """What the next steps answer, batch by batch; None: nothing for the moment."""
+        self._work, self._batch = work, 0
 
     def step(self) -> dict[str, Any]:
         # Loading takes minutes and may fail: the driver hears of the place first.
@@ -156,16 +156,16 @@ class _Trainable(tune.Trainable):
         if self._work is None:
             time.sleep(_IDLE)
             return {"state": "idle"}
-        rung = self._rung
+        batch = self._batch
         answers = []
-        for configuration, questions in self._work["rungs"][rung]:
+        for configuration, questions in self._work["batches"][batch]:
             answers += self._evaluator.answer(
                 configuration, questions, self._work["references"], reshaped=self._work["reshaped"]
             )
-        self._rung += 1
+        self._batch += 1
         # As pairs: Tune takes a dict apart.
         use = list(self._evaluator.cache_use().items())
-        return {"state": "answered", "rung": rung, "answers": answers, "cache_use": use}
+        return {"state": "answered", "batch": batch, "answers": answers, "cache_use": use}
 
 
 class _Bridge:
@@ -233,7 +233,7 @@ class _Searcher(Searcher):
 
 
 class _Scheduler(TrialScheduler):
-    """Hands out what the loop proposes, records every rung and passes the loop's decision on."""
+    """Hands out what the loop proposes, records every batch and passes the loop's decision on."""
 
     def __init__(self, bridge: _Bridge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -251,14 +251,14 @@ class _Scheduler(TrialScheduler):
                 self._hand_out(trial)
             elif self._record(worker, result) == "stop":
                 del bridge.works[worker]
-                # It does not ask for work: it would answer the next rung of what it has.
+                # It does not ask for work: it would answer the next batch of what it has.
                 self._hand_out(trial, had_work=True)
         return str(TrialScheduler.STOP if bridge.over else TrialScheduler.CONTINUE)
 
     def _record(self, worker: str, result: dict[str, Any]) -> Decision:
         answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
         use = CacheUse(**dict(result["cache_use"]))
-        return self._bridge.loop.record(self._bridge.works[worker], result["rung"], answers, use)
+        return self._bridge.loop.record(self._bridge.works[worker], result["batch"], answers, use)
 
     def _hand_out(self, trial: Trial, *, had_work: bool = False) -> None:
         """Gives this worker its next work, if there is some; otherwise it waits for answers in flight."""
@@ -290,7 +290,7 @@ class _Scheduler(TrialScheduler):
         """Nothing to do."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Nothing to do: the loop heard of every rung."""
+        """Nothing to do: the loop heard of every batch."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Nothing to do."""
@@ -347,7 +347,7 @@ class _Stopper(Stopper):
 def _plain(work: Work) -> dict[str, Any]:
     """What a worker is told."""
     return {
-        "rungs": [work.calls(index) for index in range(len(work.rungs))],
+        "batches": [work.calls(index) for index in range(len(work.batches))],
         "references": dict(work.references),
         "reshaped": work.reshaped,
     }

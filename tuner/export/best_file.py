@@ -134,7 +134,7 @@ class MeasuredNumbers(_Strict):
     count questions; ratios are fractions of the unpruned cost.
     """
 
-    part: str
+    split: str
     questions: int
     videos: int
     accuracy: float
@@ -438,7 +438,7 @@ def _measured(held_out: HeldOut) -> MeasuredNumbers:
         rate = held_out.regression_rate.interval
         intervals["regressions"] = (rate.low * outcome.questions, rate.high * outcome.questions)
     return MeasuredNumbers(
-        part=outcome.part,
+        split=outcome.split,
         questions=outcome.questions,
         videos=outcome.videos,
         accuracy=outcome.accuracy,

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from pipeline.methods import KNOBS
 from tuner.errors import without_user
 from tuner.records.measurements import ServingCost
-from tuner.reporting.values import HeldOut, Recorded, RegressionRow, RunSummary, StoppedTrial, TagRow, Trial
+from tuner.reporting.values import HeldOut, PrunedTrial, Recorded, RegressionRow, RunSummary, TagRow, Trial
 from tuner.statistics.values import Measured
 from tuner.statistics.wording import weak_baseline
 from tuner.study.values import AnswerCost, Outcome
@@ -400,7 +400,7 @@ def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, flo
     )
 
 
-def _stopped_content(stopped: StoppedTrial) -> _Content:
+def _stopped_content(stopped: PrunedTrial) -> _Content:
     """Of a trial that the race stopped: no accuracy, for it would be one of some videos only."""
     configuration = stopped.configuration
     return _Content(
@@ -429,8 +429,8 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
         "evaluated_answers": float(summary.evaluated_answers),
         "shared_answers": float(summary.shared_answers),
     }
-    for part, accuracy in summary.baseline.items():
-        metrics |= _with_interval(f"baseline_{part}_accuracy", accuracy)
+    for split, accuracy in summary.baseline.items():
+        metrics |= _with_interval(f"baseline_{split}_accuracy", accuracy)
     metrics |= _held_out_metrics(summary.best_held_out)
     if summary.baseline_cost is not None:
         metrics |= _memory_metrics("baseline_held_out_", summary.baseline_cost)
@@ -496,7 +496,7 @@ def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
         {
             one.name: float(getattr(outcome, one.name))
             for one in fields(outcome)
-            if one.name not in ("part", "questions", "videos", "peak_bytes_mean", "peak_bytes_max", "graded")
+            if one.name not in ("split", "questions", "videos", "peak_bytes_mean", "peak_bytes_max", "graded")
         }
         | ({} if outcome.graded is None else {"graded": outcome.graded})
         | _memory_metrics("", outcome.per_answer)

@@ -27,21 +27,21 @@ from pipeline.solve import Unreachable, solve_p
 from tuner.records.measurements import MeasuredServing, ServingCost
 from tuner.records.schema import FINGERPRINT_DIGITS
 from tuner.records.values import StoredQuestion
-from tuner.study.values import Part
+from tuner.study.values import Split
 
-PARTS: tuple[Part, Part] = ("tune", "held_out")
+SPLITS: tuple[Split, Split] = ("tune", "held_out")
 
 
 @dataclass(frozen=True)
 class Cost:
     """A configuration's FLOPs on each part of the study."""
 
-    compute: dict[Part, Compute]
+    compute: dict[Split, Compute]
 
     @property
     def binding(self) -> float:
         """The larger of the parts' FLOPs ratios: the budget must hold on tune and on held-out questions."""
-        return max(part.flops_ratio for part in self.compute.values())
+        return max(split.flops_ratio for split in self.compute.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,19 +87,19 @@ class Planner:
         self.questions = tuple(questions)
         self.shape = shape
         self._base = fingerprint_base
-        by_part: dict[Part, list[Layout]] = {part: [] for part in PARTS}
+        by_split: dict[Split, list[Layout]] = {split: [] for split in SPLITS}
         for question in self.questions:
-            by_part[question.part].append(question.layout)
+            by_split[question.split].append(question.layout)
         # A part without questions (nothing held out) constrains nothing.
-        self._layouts = {part: Layouts.of(layouts) for part, layouts in by_part.items() if layouts}
+        self._layouts = {split: Layouts.of(layouts) for split, layouts in by_split.items() if layouts}
         self._all = Layouts.of([question.layout for question in self.questions])
 
     def cost(self, method: Method) -> Cost:
         """Exact ratios per part."""
         return Cost(
             {
-                part: compute(StudyPlans.of(method, layouts, self.shape.layers), self.shape)
-                for part, layouts in self._layouts.items()
+                split: compute(StudyPlans.of(method, layouts, self.shape.layers), self.shape)
+                for split, layouts in self._layouts.items()
             }
         )
 
@@ -142,8 +142,8 @@ class Planner:
 
         Where `size` is odd the one with the median (the upper of two) comes first.
         """
-        part = self._measured_part
-        questions = [one for one in self.questions if one.part == part]
+        split = self._measured_split
+        questions = [one for one in self.questions if one.split == split]
         order = np.argsort(pruned_by_question(self._plans(method), self.shape), kind="stable")
         ranked = [questions[index] for index in order if questions[index].id not in leave_out]
         middles = {(2 * bin_ + 1) * len(ranked) // (2 * size) for bin_ in range(size)}
@@ -151,11 +151,11 @@ class Planner:
         return tuple(ranked[place] for place in places)
 
     @property
-    def _measured_part(self) -> Part:
+    def _measured_split(self) -> Split:
         return "held_out" if "held_out" in self._layouts else "tune"
 
     def _plans(self, method: Method) -> StudyPlans:
-        return StudyPlans.of(method, self._layouts[self._measured_part], self.shape.layers)
+        return StudyPlans.of(method, self._layouts[self._measured_split], self.shape.layers)
 
     def fingerprints(self, method: Method | None, questions: Sequence[str] | None = None) -> tuple[str, ...]:
         """One per question, in the study's order, or for these question ids, in theirs."""
@@ -196,11 +196,11 @@ class Planner:
         }
 
     @cached_property
-    def unpruned_flops(self) -> dict[Part, int]:
+    def unpruned_flops(self) -> dict[Split, int]:
         """The unpruned prefill of all questions of each part that has some."""
         return {
-            part: int(unpruned_by_question(layouts, self.shape).sum())
-            for part, layouts in self._layouts.items()
+            split: int(unpruned_by_question(layouts, self.shape).sum())
+            for split, layouts in self._layouts.items()
         }
 
     @cached_property
@@ -213,5 +213,5 @@ class Planner:
 
         Held-out videos are left out: nothing of them shapes what is searched.
         """
-        by_video = {one.video: one.layout.frame_similarity for one in self.questions if one.part == "tune"}
+        by_video = {one.video: one.layout.frame_similarity for one in self.questions if one.split == "tune"}
         return np.sort(np.concatenate(list(by_video.values()))) if by_video else np.zeros(0)

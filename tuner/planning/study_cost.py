@@ -247,7 +247,7 @@ class _Count:
         self._workers = workers
         self._layouts = Layouts.of([one.layout for one in planner.questions])
         self.position = {one.id: index for index, one in enumerate(planner.questions)}
-        self.is_tune = np.array([one.part == "tune" for one in planner.questions], dtype=bool)
+        self.is_tune = np.array([one.split == "tune" for one in planner.questions], dtype=bool)
         self.tune: list[int] = np.flatnonzero(self.is_tune).tolist()
         _, first, inverse = np.unique(
             [one.video for one in planner.questions], return_index=True, return_inverse=True

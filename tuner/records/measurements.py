@@ -82,7 +82,7 @@ class CacheUse:
     """How often what is kept of a video was at hand: its vision features, its prefix (system prompt and video
     through the layers that can be kept).
 
-    Each answer asks for both, and the encoding of the study for every video's features. Not counted: a rung
+    Each answer asks for both, and the encoding of the study for every video's features. Not counted: a batch
     that was lost with its worker, an encoding that never ended, what `tuner run` measures at its end.
     """
 

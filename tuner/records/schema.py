@@ -206,7 +206,7 @@ class TrialRow(KnobColumns, OutcomeColumns, Base):
     completed: Mapped[datetime | None]
 
 
-class RefusalRow(KnobColumns, Base):
+class InfeasibleRow(KnobColumns, Base):
     """A proposal over the budget."""
 
     __tablename__ = "refusal"

@@ -1,6 +1,6 @@
 """Reading and writing the records. Only the driver writes; every method is one transaction.
 
-A crash at any instant leaves either all or nothing of a recorded rung, so what is read back is always
+A crash at any instant leaves either all or nothing of a recorded batch, so what is read back is always
 consistent: a trial is complete exactly when its outcome is there, and its answers were written no later.
 """
 
@@ -40,12 +40,12 @@ from tuner.records.schema import (
     AnswerRow,
     Base,
     CacheUseRow,
+    InfeasibleRow,
     LookRow,
     MeasuredRow,
     NoiseRow,
     QuarantineRow,
     QuestionRow,
-    RefusalRow,
     SearchRow,
     SelectionRow,
     ServingRow,
@@ -56,13 +56,13 @@ from tuner.records.schema import (
 )
 from tuner.records.values import (
     Goal,
+    InfeasibleRecord,
     Look,
     Pair,
+    Pruned,
     Purpose,
     RecordedAnswer,
-    RefusalRecord,
     SearchRecord,
-    Stopped,
     StoredAnswer,
     StoredQuestion,
     StudyRecord,
@@ -70,7 +70,7 @@ from tuner.records.values import (
 )
 from tuner.statistics.margin import DEFAULT_MAX_DROP
 from tuner.statistics.values import Noise, Verdict
-from tuner.study.values import Configuration, Outcome, Part
+from tuner.study.values import Configuration, Outcome, Split
 
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
@@ -199,7 +199,7 @@ class Store:
                     "video_id": videos[question.video],
                     "name": question.id,
                     "position": position,
-                    "part": question.part,
+                    "part": question.split,
                     "text_before": question.layout.text_before,
                     "text_after": question.layout.text_after,
                     "frame_relevance": _floats(question.layout.frame_relevance),
@@ -321,11 +321,11 @@ class Store:
                 )
             )
 
-    def refuse(self, refusal: RefusalRecord) -> None:
+    def refuse(self, refusal: InfeasibleRecord) -> None:
         """Writes a proposal over the budget: resumed runs tell the sampler of it again."""
         with self._transaction() as connection:
             connection.execute(
-                insert(RefusalRow).values(
+                insert(InfeasibleRow).values(
                     search_id=refusal.search,
                     number=refusal.number,
                     attempt=refusal.attempt,
@@ -351,23 +351,23 @@ class Store:
                 binding_ratio=row.binding_ratio,
                 outcome=_outcome(row, "tune"),
                 purpose=row.purpose,
-                stopped=None if row.stopped_by is None else Stopped(row.stopped_by, row.stopped_videos),
+                stopped=None if row.stopped_by is None else Pruned(row.stopped_by, row.stopped_videos),
             )
             for row in rows
         )
 
-    def refusals(self) -> tuple[RefusalRecord, ...]:
+    def infeasible(self) -> tuple[InfeasibleRecord, ...]:
         """All refused proposals of the study, in the order of search, number and attempt."""
         query = (
-            select(RefusalRow.__table__)
-            .join(SearchRow, SearchRow.id == RefusalRow.search_id)
+            select(InfeasibleRow.__table__)
+            .join(SearchRow, SearchRow.id == InfeasibleRow.search_id)
             .where(SearchRow.study_id == self._study_id)
-            .order_by(RefusalRow.search_id, RefusalRow.number, RefusalRow.attempt)
+            .order_by(InfeasibleRow.search_id, InfeasibleRow.number, InfeasibleRow.attempt)
         )
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return tuple(
-            RefusalRecord(
+            InfeasibleRecord(
                 row.search_id, row.number, row.attempt, _configuration(row), row.proposed, row.binding_ratio
             )
             for row in rows
@@ -403,9 +403,9 @@ class Store:
         answers: Mapping[Pair, RecordedAnswer],
         completed: tuple[int, Outcome] | None = None,
         measured: tuple[Configuration, Outcome] | None = None,
-        stopped: tuple[int, Stopped] | None = None,
+        stopped: tuple[int, Pruned] | None = None,
     ) -> None:
-        """One rung: its answers and, with the last one, the outcome of the trial or held-out measurement; or
+        """One batch: its answers and, with the last one, the outcome of the trial or held-out measurement; or
         that the race stopped the trial (by number) with it.
 
         Writing the same again changes nothing: the first answer to a (question, fingerprint) stays.
@@ -435,9 +435,7 @@ class Store:
                 connection.execute(self._incomplete(number).values(completed=func.now(), **values))
             if stopped is not None:
                 number, why = stopped
-                connection.execute(
-                    self._incomplete(number).values(stopped_by=why.by, stopped_videos=why.videos)
-                )
+                connection.execute(self._incomplete(number).values(stopped_by=why.by, stopped_videos=why.videos))
             if measured is not None:
                 configuration, outcome = measured
                 connection.execute(
@@ -797,13 +795,13 @@ def _digest(configuration: Configuration) -> str:
 
 def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
     values = asdict(outcome)
-    del values["part"]
+    del values["split"]
     return values
 
 
-def _outcome(row: Any, part: Part) -> Outcome | None:
+def _outcome(row: Any, split: Split) -> Outcome | None:
     if row.accuracy is None:
         return None
     return Outcome(
-        part=part, **{one.name: getattr(row, one.name) for one in fields(Outcome) if one.name != "part"}
+        split=split, **{one.name: getattr(row, one.name) for one in fields(Outcome) if one.name != "split"}
     )

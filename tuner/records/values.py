@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pipeline.layout import Layout
 from tuner.statistics.margin import DEFAULT_MAX_DROP
 from tuner.statistics.values import Verdict
-from tuner.study.values import Configuration, Outcome, Part
+from tuner.study.values import Configuration, Outcome, Split
 
 Pair = tuple[str, str]
 """(question id, fingerprint): what an answer is known by."""
@@ -62,7 +62,7 @@ class StoredQuestion:
 
     id: str
     video: str
-    part: Part
+    split: Split
     layout: Layout
 
 
@@ -103,7 +103,7 @@ class SearchRecord:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class Pruned:
     """Why the race ended a trial: completed ones beat it at its cost, seen after so many videos.
 
     `by`: the one with the largest share in the mixture it was compared with.
@@ -124,7 +124,7 @@ class TrialRecord:
     binding_ratio: float
     outcome: Outcome | None
     purpose: Purpose = "search"
-    stopped: Stopped | None = None
+    stopped: Pruned | None = None
 
     @property
     def unfinished(self) -> bool:
@@ -133,7 +133,7 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class RefusalRecord:
+class InfeasibleRecord:
     """A proposal over the budget, with the coordinates the sampler proposed it by."""
 
     search: int

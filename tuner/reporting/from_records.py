@@ -23,18 +23,18 @@ from tuner.records.measurements import ServingCost
 from tuner.records.store import Store
 from tuner.records.values import (
     Goal,
+    InfeasibleRecord,
     RecordedAnswer,
-    RefusalRecord,
     SearchRecord,
     StudyRecord,
     TrialRecord,
 )
 from tuner.reporting.values import (
     HeldOut,
-    Refusal,
+    InfeasibleProposal,
+    PrunedTrial,
     RegressionRow,
     RunSummary,
-    StoppedTrial,
     TagRow,
     Trial,
 )
@@ -46,7 +46,7 @@ from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Measured, Verdict
 from tuner.study import Study, StudyQuestion
 from tuner.study.identity import describe_changes, study_identity
-from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, Part, QuestionResult, Setting
+from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, QuestionResult, Setting, Split
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class Results:
         """Questions with a baseline answer."""
         return len(self._baseline)
 
-    def of(self, configuration: Configuration | None, part: Part) -> list[QuestionResult]:
+    def of(self, configuration: Configuration | None, split: Split) -> list[QuestionResult]:
         """Judged answers in the study's order; None is the baseline. Unanswered questions are left out."""
         answers = self._baseline if configuration is None else self._answers(configuration)
         return [
-            judge(question, part, answers[question.id], self._baseline[question.id])
-            for question in self._study.questions_of(part)
+            judge(question, split, answers[question.id], self._baseline[question.id])
+            for question in self._study.questions_of(split)
             if question.id in answers and question.id in self._baseline
         ]
 
@@ -221,9 +221,9 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     trials = [one for one in completed if one not in above]
     kept = {one.number for one in allowed}
     outside = [one for one in recorded if one.outcome is not None and one.number not in kept]
-    refusals = [one for one in store.refusals() if one.search == search.id]
+    infeasible = [one for one in store.infeasible() if one.search == search.id]
     measured = store.measured()
-    baseline = {part: _accuracy(results.of(None, part)) for part in _parts(study)}
+    baseline = {split: _accuracy(results.of(None, split)) for split in _parts(study)}
     choice = _chosen(search, store, results)
     best = None if choice is None else choice.trial
     wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
@@ -246,10 +246,10 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         regressions=_regressions(study, results, best.configuration)
         if best is not None and best_measured
         else (),
-        closest=_closest(trials, [one for one in refusals if allows(study.search, one.configuration)])
+        closest=_closest(trials, [one for one in infeasible if allows(study.search, one.configuration)])
         if best is None
         else None,
-        refused=len(refusals),
+        refused=len(infeasible),
         shared_answers=_shared([*completed, *outside], planner, quarantined),
         evaluated_answers=store.count_answers(),
         skipped_videos=tuple(one["name"] for one in record.skipped),
@@ -268,7 +268,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         provable_drop=_provable_drop(study),
         noise=store.noise(),
         stopped=tuple(
-            StoppedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
+            PrunedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
             for one in allowed
             if one.stopped is not None
         ),
@@ -279,7 +279,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         cost=study_cost(store, planner),
         videos=len({one.video for one in record.questions}),
         cache_use=store.cache_use(),
-        guessing=against_guessing(study, [one for part in baseline for one in results.of(None, part)]),
+        guessing=against_guessing(study, [one for split in baseline for one in results.of(None, split)]),
     )
 
 
@@ -365,7 +365,7 @@ def load_status(study: Study, database: str | None = None) -> Status:
         record = store.require(study.name)
         choices = choices_of(study, store, record)
         planner = make_planner(record)
-        trials, refusals, measured = store.trials(), store.refusals(), store.measured()
+        trials, infeasible, measured = store.trials(), store.infeasible(), store.measured()
         completed = [trial for trial in trials if trial.outcome is not None]
         quarantined = store.quarantined()
         unpruned = zip(record.questions, planner.fingerprints(None), strict=True)
@@ -384,7 +384,7 @@ def load_status(study: Study, database: str | None = None) -> Status:
                     trials_completed=sum(
                         trial.search == search.id and trial.purpose == "search" for trial in completed
                     ),
-                    refused=sum(one.search == search.id for one in refusals),
+                    refused=sum(one.search == search.id for one in infeasible),
                     best=None if best is None else _trial(best, search.budget),
                     held_out=None if best is None else measured.get(best.configuration),
                     trials_stopped=sum(
@@ -422,9 +422,9 @@ def without_skipped(study: Study, record: StudyRecord) -> Study:
     )
 
 
-def _parts(study: Study) -> tuple[Part, ...]:
-    parts: tuple[Part, Part] = ("tune", "held_out")
-    return tuple(part for part in parts if study.questions_of(part))
+def _parts(study: Study) -> tuple[Split, ...]:
+    parts: tuple[Split, Split] = ("tune", "held_out")
+    return tuple(split for split in parts if study.questions_of(split))
 
 
 def _accuracy(results: Sequence[QuestionResult]) -> Measured:
@@ -433,8 +433,8 @@ def _accuracy(results: Sequence[QuestionResult]) -> Measured:
     return paired.share([one.correct for one in results], [one.video for one in results])
 
 
-def _baseline_cost(results: Results, part: Part) -> AnswerCost | None:
-    unpruned = results.of(None, part)
+def _baseline_cost(results: Results, split: Split) -> AnswerCost | None:
+    unpruned = results.of(None, split)
     return answer_cost(unpruned) if unpruned else None
 
 
@@ -570,16 +570,18 @@ def _margin(question: StudyQuestion, before: QuestionResult, result: QuestionRes
     return None if right is None else result.option_logprobs[right] - max(others)
 
 
-def _closest(trials: Sequence[TrialRecord], refusals: Iterable[RefusalRecord]) -> Refusal | None:
-    tried = [Refusal(one.configuration, one.binding_ratio) for one in trials]
-    tried += [Refusal(one.configuration, one.binding_ratio) for one in refusals]
+def _closest(
+    trials: Sequence[TrialRecord], infeasible: Iterable[InfeasibleRecord]
+) -> InfeasibleProposal | None:
+    tried = [InfeasibleProposal(one.configuration, one.binding_ratio) for one in trials]
+    tried += [InfeasibleProposal(one.configuration, one.binding_ratio) for one in infeasible]
     return min(tried, key=lambda one: one.flops_ratio, default=None)
 
 
 def _shared(trials: Sequence[TrialRecord], planner: Planner, left_out: Collection[str]) -> int:
     """Answers that trials found instead of asking for them, through plans they share."""
     tune = [
-        index for index, one in enumerate(planner.questions) if one.part == "tune" and one.id not in left_out
+        index for index, one in enumerate(planner.questions) if one.split == "tune" and one.id not in left_out
     ]
     seen = {(index, fingerprint) for index, fingerprint in enumerate(planner.fingerprints(None))}
     baseline = len(seen)

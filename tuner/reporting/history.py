@@ -34,7 +34,7 @@ class HistoryRow:
     # The larger FLOPs ratio of the two parts: what the budget binds.
     ratio: float
     # The trial that weighed most in what it was compared with, and the tune videos judged until then.
-    stopped_by: int | None
+    pruned_by: int | None
     videos: int
     # Answers that no earlier trial had asked for, and their model time in seconds.
     answers: int
@@ -77,7 +77,7 @@ class History:
     @property
     def stopped(self) -> tuple[HistoryRow, ...]:
         """The trials that the race ended."""
-        return tuple(row for row in self.rows if row.stopped_by is not None)
+        return tuple(row for row in self.rows if row.pruned_by is not None)
 
 
 def load_history(
@@ -107,7 +107,7 @@ def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: S
     answers, trials = store.stored_answers(), store.trials()
     videos: dict[str, list[tuple[int, str]]] = {}
     for index, question in enumerate(record.questions):
-        if question.part == "tune" and question.id not in left_out:
+        if question.split == "tune" and question.id not in left_out:
             videos.setdefault(question.video, []).append((index, question.id))
     place = {(one.question, one.fingerprint): at for at, one in enumerate(answers)}
     unpruned = planner.fingerprints(None)[0]
@@ -130,7 +130,7 @@ def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: S
                 own=trial.search == search.id,
                 accuracy=None if trial.outcome is None else trial.outcome.accuracy,
                 ratio=trial.binding_ratio,
-                stopped_by=None if trial.stopped is None else trial.stopped.by,
+                pruned_by=None if trial.stopped is None else trial.stopped.by,
                 videos=judged,
                 answers=len(own.get(trial.number, ())),
                 seconds=math.fsum(own.get(trial.number, ())),
@@ -199,7 +199,7 @@ def _held_out(planner: Planner, measured: Mapping[Configuration, object]) -> set
         for question, fingerprint in zip(
             planner.questions, planner.fingerprints(configuration.build()), strict=True
         )
-        if question.part == "held_out"
+        if question.split == "held_out"
     }
 
 

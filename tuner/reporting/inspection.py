@@ -252,7 +252,7 @@ class _Asker:
         self.layout = planner.questions[0].layout
         self._evaluator = evaluator
         self._progress = progress
-        ids = [one.id for one in planner.questions if one.part == "held_out"]
+        ids = [one.id for one in planner.questions if one.split == "held_out"]
         found = store.answers(zip(ids, planner.fingerprints(self.method, ids), strict=True))
         self._recorded: dict[str, RecordedAnswer] = {name: answer for (name, _), answer in found.items()}
 

@@ -10,7 +10,7 @@ from pipeline.methods import KNOBS, AdaTP, AdaTPOneShot
 from tuner.reporting.values import Comparison, RunSummary
 from tuner.statistics.values import Measured
 from tuner.study import CHOICES
-from tuner.study.values import Configuration, Outcome, Part
+from tuner.study.values import Configuration, Outcome, Split
 
 # AdaTP, whole or with parts changed.
 _ADATP = (AdaTP.name, AdaTPOneShot.name)
@@ -23,7 +23,7 @@ class ParetoPoint:
     """One row of the table: a configuration (or the unpruned model) measured on one part of the study."""
 
     kind: Kind
-    part: Part
+    split: Split
     # None for the baseline, for peers, for proposals that were never run, and for held-out rows of no trial.
     trial: int | None
     # None for a trial that the race stopped, and for a proposal that was refused before it cost model time.
@@ -49,8 +49,8 @@ class ParetoPoint:
     name: str | None = None
     method: str | None = None
     # The first of the trials that beat it, and the tune videos judged until then.
-    stopped_by: int | None = None
-    stopped_videos: int | None = None
+    pruned_by: int | None = None
+    pruned_after: int | None = None
 
 
 def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> tuple[ParetoPoint, ...]:
@@ -59,7 +59,7 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
     front = front_numbers((one.number, one.outcome.accuracy, one.outcome.flops_ratio) for one in completed)
     best = None if summary.best is None else summary.best.number
     defaults = None if summary.defaults is None else summary.defaults.number
-    rows = [_baseline(part, measured) for part, measured in sorted(summary.baseline.items(), reverse=True)]
+    rows = [_baseline(split, measured) for split, measured in sorted(summary.baseline.items(), reverse=True)]
     trials = []
     for trial in completed:
         kind: Kind = "best" if trial.number == best else "defaults" if trial.number == defaults else "trial"
@@ -74,9 +74,7 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
         )
     for stopped in summary.stopped:
         point = _unmeasured("stopped", stopped.configuration, stopped.binding_ratio, summary.budget)
-        trials.append(
-            replace(point, trial=stopped.number, stopped_by=stopped.by, stopped_videos=stopped.videos)
-        )
+        trials.append(replace(point, trial=stopped.number, pruned_by=stopped.by, pruned_after=stopped.videos))
     rows += sorted(trials, key=lambda one: one.trial or 0)
     own: list[Configuration] = []
     chosen: tuple[tuple[Kind, int | None, Any], ...] = (
@@ -133,7 +131,7 @@ def _point(
     interval = None if accuracy is None else accuracy.interval
     return ParetoPoint(
         kind=kind,
-        part=outcome.part,
+        split=outcome.split,
         trial=None,
         accuracy=outcome.accuracy,
         accuracy_low=None if interval is None else interval.low,
@@ -150,7 +148,7 @@ def _point(
 def _unmeasured(kind: Kind, configuration: Configuration, ratio: float, budget: float) -> ParetoPoint:
     return ParetoPoint(
         kind=kind,
-        part="tune",
+        split="tune",
         trial=None,
         accuracy=None,
         accuracy_low=None,
@@ -164,10 +162,10 @@ def _unmeasured(kind: Kind, configuration: Configuration, ratio: float, budget: 
     )
 
 
-def _baseline(part: Part, accuracy: Measured) -> ParetoPoint:
+def _baseline(split: Split, accuracy: Measured) -> ParetoPoint:
     return ParetoPoint(
         kind="baseline",
-        part=part,
+        split=split,
         trial=None,
         accuracy=accuracy.value,
         accuracy_low=None if accuracy.interval is None else accuracy.interval.low,

@@ -14,7 +14,7 @@ from tuner.planning.study_cost import StudyCost
 from tuner.records.measurements import CacheUse, ServingCost, Timed
 from tuner.records.values import Look
 from tuner.statistics.values import Guessing, Measured, Noise, Tested, Verdict
-from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, Part, Setting
+from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, Setting, Split
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class StoppedTrial:
+class PrunedTrial:
     """A trial that the race ended early: after `videos` videos of the tune part others beat it at its cost.
 
     `by`: the one with the largest share in what it was compared with.
@@ -53,7 +53,7 @@ class StoppedTrial:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class InfeasibleProposal:
     """A proposal that the plans showed to be over budget; it cost no model time and is no trial."""
 
     configuration: Configuration
@@ -129,7 +129,7 @@ class RunSummary:
     budget: float
     seed: int
     # Unpruned accuracy per part.
-    baseline: dict[Part, Measured]
+    baseline: dict[Split, Measured]
     trials: tuple[Trial, ...]
     # Best trial within the budget, as the tune part orders them; None when nothing fits.
     best: Trial | None
@@ -140,7 +140,7 @@ class RunSummary:
     binds: Binding | None
     regressions: tuple[RegressionRow, ...] = ()
     # Closest trial or refused proposal when nothing fits the budget.
-    closest: Refusal | None = None
+    closest: InfeasibleProposal | None = None
     refused: int = 0
     shared_answers: int = 0
     evaluated_answers: int = 0
@@ -170,7 +170,7 @@ class RunSummary:
     # The smallest margin the held-out part can show: `tuner.statistics.paired.provable_drop`.
     provable_drop: float | None = None
     noise: Noise | None = None
-    stopped: tuple[StoppedTrial, ...] = ()
+    stopped: tuple[PrunedTrial, ...] = ()
     # Complete trials with a knob or a choice that the study's search does not allow any more: on no front and
     # never chosen; not among `trials`.
     outside: tuple[Trial, ...] = ()

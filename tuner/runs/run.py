@@ -25,7 +25,7 @@ from pipeline.meter import machine as machine_name
 from pipeline.plan import pruning_layers
 from pipeline.video import content_hash
 from tuner.errors import UserError, disk_may_be_full
-from tuner.evaluation.ad_hoc_loop import Ask, Beside
+from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
 from tuner.evaluation.evaluator import (
     CACHE_BYTES,
     EvaluatorSpec,
@@ -144,13 +144,15 @@ def run(
         return replace(session.summary(options), seconds=clock() - began)
 
 
-def ask(study: Study, options: RunOptions, asks: Sequence[Ask], progress: Progress | None = None) -> None:
+def ask(
+    study: Study, options: RunOptions, requests: Sequence[AdHocRequest], progress: Progress | None = None
+) -> None:
     """These questions with these configurations, beside any search; answers that are there are not asked for.
 
     Errors: as `run`.
     """
     with prepared(study, options, progress or NoProgress()) as session:
-        session.execute(session.beside(asks=asks), options)
+        session.execute(session.beside(requests=requests), options)
 
 
 @dataclass(eq=False)
@@ -195,14 +197,16 @@ class Session:
             accept_weak_baseline=self.accept_weak_baseline,
         )
 
-    def beside(self, measure: Sequence[Configuration] = (), asks: Sequence[Ask] = ()) -> Beside:
+    def beside(
+        self, measure: Sequence[Configuration] = (), requests: Sequence[AdHocRequest] = ()
+    ) -> AdHocLoop:
         """Work beside the searches."""
-        return Beside(
+        return AdHocLoop(
             self.study,
             self.store,
             self.planner,
             measure=measure,
-            asks=asks,
+            requests=requests,
             progress=self.progress,
             accept_weak_baseline=self.accept_weak_baseline,
         )
@@ -532,7 +536,7 @@ def _encode(
             for one in study.skipped
         ),
         questions=tuple(
-            StoredQuestion(one.id, one.video, study.part_of(one), layouts[one.id]) for one in study.questions
+            StoredQuestion(one.id, one.video, study.split_of(one), layouts[one.id]) for one in study.questions
         ),
     )
     return study, record
@@ -573,7 +577,7 @@ def _hash_or_nothing(path: Path) -> str:
 
 @contextmanager
 def _interruptible(loop: Loop, progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C ends the rungs in flight and keeps them, the second ends at once."""
+    """The first Ctrl-C ends the batches in flight and keeps them, the second ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -582,7 +586,7 @@ def _interruptible(loop: Loop, progress: Progress) -> Iterator[None]:
         if loop.interrupted:
             raise KeyboardInterrupt
         loop.interrupt()
-        progress.message("Ending the rung in flight; Ctrl-C again ends at once.")
+        progress.message("Ending the batch in flight; Ctrl-C again ends at once.")
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.methods import AdaTP
 from pipeline.plan import pruning_layers
 from tuner.errors import UserError
-from tuner.evaluation.ad_hoc_loop import Ask
+from tuner.evaluation.ad_hoc_loop import AdHocRequest
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import judge
 from tuner.planning.planner import Planner
@@ -48,7 +48,7 @@ from tuner.statistics import paired
 from tuner.statistics.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.statistics.values import Interval
 from tuner.study import CHOICES, Study
-from tuner.study.values import Configuration, Part, QuestionResult
+from tuner.study.values import Configuration, QuestionResult, Split
 
 THRESHOLDS: tuple[Threshold, ...] = ("tau_s", "tau_t")
 RATIOS = ("alpha_boost", "gamma_cap", "p")
@@ -94,7 +94,7 @@ def sensitivity(
     ask(study, options, (), progress)
     with Store.open(options.database or default_database(study.name), create=False) as store:
         work = _Plan.of(study, store, options.budget, runs, max_drop)
-        missing = work.asks(store)
+        missing = work.requests(store)
     if missing:
         asked = sum(len(one.configurations) for one in missing)
         questions = len(work.questions)
@@ -147,14 +147,14 @@ class _Plan:
         )
 
     @property
-    def part(self) -> Part:
+    def split(self) -> Split:
         """What curves are shown on."""
         return "held_out" if self.study.questions_of("held_out") else "tune"
 
     @cached_property
     def questions(self) -> tuple[str, ...]:
         """Of the part, in the study's order."""
-        return tuple(one.id for one in self.study.questions_of(self.part))
+        return tuple(one.id for one in self.study.questions_of(self.split))
 
     @cached_property
     def tune(self) -> tuple[str, ...]:
@@ -233,12 +233,12 @@ class _Plan:
         for found in self.steps.values():
             yield from ((plot.question, plot.fingerprint) for plot in found.plots if plot.question in mine)
 
-    def asks(self, store: Store) -> list[Ask]:
+    def requests(self, store: Store) -> list[AdHocRequest]:
         """What is missing in the records, each once: whole configurations, and of the thresholds' plans the
         k-th of every question together.
         """
         known = set(store.answers(set(self.needed())))
-        asks: list[Ask] = []
+        requests: list[AdHocRequest] = []
 
         def new(question: str, fingerprint: str) -> bool:
             if (question, fingerprint) in known:
@@ -250,7 +250,7 @@ class _Plan:
             configuration = Configuration.from_method(method)
             missing = {one: configuration for one, seen in zip(ids, prints, strict=True) if new(one, seen)}
             if missing:
-                asks.append(Ask(missing))
+                requests.append(AdHocRequest(missing))
         mine = set(self.questions)
         for found in self.steps.values():
             missing_of: dict[str, list[Configuration]] = {}
@@ -258,18 +258,18 @@ class _Plan:
                 if plot.question in mine and new(plot.question, plot.fingerprint):
                     configuration = Configuration.from_method(found.configuration_at(plot.inside))
                     missing_of.setdefault(plot.question, []).append(configuration)
-            asks += [
-                Ask({one: plans[k] for one, plans in missing_of.items() if k < len(plans)})
+            requests += [
+                AdHocRequest({one: plans[k] for one, plans in missing_of.items() if k < len(plans)})
                 for k in range(max(map(len, missing_of.values()), default=0))
             ]
-        return asks
+        return requests
 
     def found(self, answers: _Answers, analyse: Analyse, progress: Progress) -> Sensitivity:
         """What the answers come to."""
-        part = answers.compared(self.questions, self.method)
-        margin = MaxDrop.parse(self.max_drop).absolute(float(part.unpruned.mean()))
+        split = answers.compared(self.questions, self.method)
+        margin = MaxDrop.parse(self.max_drop).absolute(float(split.unpruned.mean()))
         tracks = {
-            knob: exact_track(found, float(getattr(self.method, knob)), self.budget, part, answers.judged)
+            knob: exact_track(found, float(getattr(self.method, knob)), self.budget, split, answers.judged)
             for knob, found in self.steps.items()
         } | {
             knob: grid_track(
@@ -278,15 +278,15 @@ class _Plan:
                 self.budget,
                 found,
                 self.planner,
-                part,
+                split,
                 answers.judged,
             )
             for knob, found in self.grids.items()
         }
         progress.started("intervals", len(tracks) * (1 + len(self._tags)))
-        curves = tuple(_told(progress, curve(one, part, margin, MOST_POINTS)) for one in tracks.values())
+        curves = tuple(_told(progress, curve(one, split, margin, MOST_POINTS)) for one in tracks.values())
         by_tag = tuple(
-            _told(progress, curve(track.only(mask), part.only(mask), margin, MOST_POINTS_BY_TAG, tag))
+            _told(progress, curve(track.only(mask), split.only(mask), margin, MOST_POINTS_BY_TAG, tag))
             for tag, mask in self._tags.items()
             for track in tracks.values()
         )
@@ -300,15 +300,15 @@ class _Plan:
             study=self.study.name,
             study_hash=self.record.hash,
             budget=self.budget,
-            part=self.part,
+            split=self.split,
             reference=Configuration.from_method(self.method),
             trial=self.trial,
             binds=binds,
-            accuracy=paired.share(part.reference, part.videos),
+            accuracy=paired.share(split.reference, split.videos),
             labelled=self.study.labelled if setting is None else setting.labelled,
             max_drop=self.max_drop,
             margin=margin,
-            detectable=_detectable(curves, tracks, part),
+            detectable=_detectable(curves, tracks, split),
             curves=curves,
             by_tag=by_tag,
             design_runs=len(self.design),
@@ -318,7 +318,7 @@ class _Plan:
             maps=maps,
             failures=(
                 failures.middle_frames(
-                    [tracks[knob] for knob in THRESHOLDS if knob in tracks], part, self._question_tags
+                    [tracks[knob] for knob in THRESHOLDS if knob in tracks], split, self._question_tags
                 ),
                 failures.small_things(
                     right | {self.method.deduplicate: tune.reference},
@@ -335,7 +335,7 @@ class _Plan:
 
     @cached_property
     def _question_tags(self) -> list[Mapping[str, str]]:
-        return [one.tags for one in self.study.questions_of(self.part)]
+        return [one.tags for one in self.study.questions_of(self.split)]
 
     @cached_property
     def _tags(self) -> dict[tuple[str, str], np.ndarray]:
@@ -399,7 +399,7 @@ class _Answers:
         ids = [one.id for one in plan.study.questions]
         unpruned = dict(zip(ids, plan.planner.fingerprints(None, ids), strict=True))
         before = {question: one for (question, _), one in store.answers(unpruned.items()).items()}
-        parts = {one.id: plan.study.part_of(one) for one in plan.study.questions}
+        parts = {one.id: plan.study.split_of(one) for one in plan.study.questions}
         found = store.answers(set(plan.needed()))
         judged = {
             pair: judge(plan.study.question(pair[0]), parts[pair[0]], one, before[pair[0]])
@@ -429,7 +429,7 @@ def _told(progress: Progress, one: Curve) -> Curve:
     return one
 
 
-def _detectable(curves: Sequence[Curve], tracks: Mapping[str, Track], part: Compared) -> float | None:
+def _detectable(curves: Sequence[Curve], tracks: Mapping[str, Track], split: Compared) -> float | None:
     """Half the width of a typical 95 % interval of a paired difference from the reference: the median over
     neighbours, points of the curves at which a few of the answers differ from the reference's.
 
@@ -441,7 +441,7 @@ def _detectable(curves: Sequence[Curve], tracks: Mapping[str, Track], part: Comp
         track = tracks[one.knob]
         if len(track.values) != len(one.points):
             continue
-        flips = (track.correct != part.reference).mean(axis=1)
+        flips = (track.correct != split.reference).mean(axis=1)
         widths += [
             (point.difference.interval.high - point.difference.interval.low) / 2
             for point, share in zip(one.points, flips, strict=True)
@@ -449,5 +449,5 @@ def _detectable(curves: Sequence[Curve], tracks: Mapping[str, Track], part: Comp
         ]
     if widths:
         return float(np.median(widths))
-    drop = paired.provable_drop(part.videos)
+    drop = paired.provable_drop(split.videos)
     return drop if math.isfinite(drop) else None

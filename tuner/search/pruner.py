@@ -1,6 +1,6 @@
 """The race: a trial that others confidently beat at no higher cost is stopped before it is complete.
 
-After each rung the trial is compared with a mixture of completed trials that costs as much as it does: the
+After each batch the trial is compared with a mixture of completed trials that costs as much as it does: the
 best three that cost no more, and the best three that cost a little more, in such parts that the mixture costs
 what the trial costs. (Three, because the luck that made one the best would stop better ones; a little more,
 because else every trial would be alone at its own cost.) The comparison is paired on the questions all of
@@ -37,8 +37,8 @@ DEARER = 1.05
 # A look needs that many videos: variances of fewer are guesses.
 FEWEST_VIDEOS = 5
 
-# A rung is this share of the tune videos, but not fewer than FEWEST_VIDEOS: more looks find little more.
-RUNGS = 16
+# A batch is this share of the tune videos, but not fewer than FEWEST_VIDEOS: more looks find little more.
+BATCHES = 16
 
 # Random walks that `boundary` is read from.
 _WALKS = 50_000
@@ -99,18 +99,18 @@ def rivals(costs: Floats, scores: Floats, cost: float) -> Floats | None:
     return weights
 
 
-def rung_videos(total_videos: int) -> int:
+def batch_videos(total_videos: int) -> int:
     """Videos between two looks."""
-    return max(FEWEST_VIDEOS, math.ceil(total_videos / RUNGS))
+    return max(FEWEST_VIDEOS, math.ceil(total_videos / BATCHES))
 
 
 @cache
-def boundary(total_videos: int, rung: int, level: float = LEVEL) -> float:
+def boundary(total_videos: int, batch: int, level: float = LEVEL) -> float:
     """The p-value each look asks for, so that all together err with probability `level`.
 
     From seeded random walks; 1 where there is no look.
     """
-    seen = [videos for videos in range(rung, total_videos, rung) if videos >= FEWEST_VIDEOS]
+    seen = [videos for videos in range(batch, total_videos, batch) if videos >= FEWEST_VIDEOS]
     if not seen:
         return 1.0
     steps = np.diff(seen, prepend=0)
@@ -119,11 +119,11 @@ def boundary(total_videos: int, rung: int, level: float = LEVEL) -> float:
     return float(ndtr(np.quantile(walks.min(axis=1), level)))
 
 
-def look(change: VideoSums, total_videos: int, rung: int, level: float = LEVEL) -> Look | None:
+def look(change: VideoSums, total_videos: int, batch: int, level: float = LEVEL) -> Look | None:
     """One comparison; None where too few videos were seen, or all of them.
 
     change: graded signal of the trial minus that of the other, on the questions both answered. total_videos:
-    of the whole tune part. rung: videos between two looks.
+    of the whole tune part. batch: videos between two looks.
     """
     seen = change.total.size
     if seen < FEWEST_VIDEOS or seen >= total_videos:
@@ -131,7 +131,7 @@ def look(change: VideoSums, total_videos: int, rung: int, level: float = LEVEL) 
     mean = change.mean
     residual = change.total - mean * change.questions
     variance = float(residual @ residual) * seen / (seen - 1)
-    here = boundary(total_videos, rung, level)
+    here = boundary(total_videos, batch, level)
     if not variance > 0:
         # The same answers everywhere: nothing says that one of the two is better.
         return Look(mean, 1.0, here)

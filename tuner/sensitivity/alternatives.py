@@ -44,7 +44,7 @@ def alternatives(
     search: Search,
     methods: Mapping[str, AdaTP],
     correct: Mapping[str, Flags],
-    part: Compared,
+    split: Compared,
 ) -> tuple[Alternative, ...]:
     """What `others` answered, the best first. correct: (Q,) of each, right or not.
 
@@ -59,7 +59,7 @@ def alternatives(
             deduplicate=name,
             p=method.p,
             flops_ratio=planner.binding_ratio(method),
-            difference=paired.difference(correct[name], part.reference, part.videos, level=level),
+            difference=paired.difference(correct[name], split.reference, split.videos, level=level),
             level=level,
             searched=name in listed,
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.methods import AdaTP
-from tuner.planning.planner import PARTS, Planner
+from tuner.planning.planner import SPLITS, Planner
 from tuner.search.space import TOLERANCE, Range
 from tuner.statistics.paired import Floats
 from tuner.statistics.values import Interval
@@ -125,15 +125,15 @@ def _ratios(
 ) -> Floats:
     """(S,) the larger of both parts' ratios: sums of whole numbers, so exact at every step."""
     change = np.where(first, flops, flops - np.concatenate(([0], flops[:-1])))
-    part_of = {one.id: one.part for one in planner.questions}
-    parts = np.array([part_of[name] for name in names])
+    split_of = {one.id: one.split for one in planner.questions}
+    parts = np.array([split_of[name] for name in names])
     ratios = []
-    for part in PARTS:
-        if part in planner.unpruned_flops:
-            mine = parts == part
+    for split in SPLITS:
+        if split in planner.unpruned_flops:
+            mine = parts == split
             added = np.zeros(size, dtype=np.int64)
             np.add.at(added, begins[mine], change[mine])
-            ratios.append(np.cumsum(added) / planner.unpruned_flops[part])
+            ratios.append(np.cumsum(added) / planner.unpruned_flops[split])
     return np.asarray(np.max(ratios, axis=0), dtype=np.float64)
 
 

@@ -94,11 +94,11 @@ class Track:
 
 
 def exact_track(
-    found: Steps, chosen: float, budget: float, part: Compared, judged: Mapping[Pair, QuestionResult]
+    found: Steps, chosen: float, budget: float, split: Compared, judged: Mapping[Pair, QuestionResult]
 ) -> Track:
     """Every step of tau_s or tau_t from the answers to its plans."""
-    place = {question: index for index, question in enumerate(part.questions)}
-    before = [one.logprob_right for one in part.baseline]
+    place = {question: index for index, question in enumerate(split.questions)}
+    before = [one.logprob_right for one in split.baseline]
     correct, logprob = np.zeros(len(place), dtype=bool), np.full(len(place), math.nan)
     starts: list[int] = []
     rows: list[Flags] = []
@@ -139,16 +139,16 @@ def grid_track(
     budget: float,
     configurations: Sequence[AdaTP],
     planner: Planner,
-    part: Compared,
+    split: Compared,
     judged: Mapping[Pair, QuestionResult],
 ) -> Track:
     """The answers of these configurations, ascending in the knob, one of which has its chosen value."""
     values = np.array([float(getattr(one, knob)) for one in configurations])
-    before = [one.logprob_right for one in part.baseline]
+    before = [one.logprob_right for one in split.baseline]
     rows, changes, prints = [], [], []
     for one in configurations:
-        found = planner.fingerprints(one, part.questions)
-        answers = [judged[pair] for pair in zip(part.questions, found, strict=True)]
+        found = planner.fingerprints(one, split.questions)
+        answers = [judged[pair] for pair in zip(split.questions, found, strict=True)]
         rows.append([answer.correct for answer in answers])
         changes.append(
             [_change(answer.logprob_right, was) for answer, was in zip(answers, before, strict=True)]
@@ -204,7 +204,7 @@ def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
 
 
 def curve(
-    track: Track, part: Compared, margin: float, most: int, tag: tuple[str, str] | None = None
+    track: Track, split: Compared, margin: float, most: int, tag: tuple[str, str] | None = None
 ) -> Curve:
     """The table of a track: shares and differences with their intervals, and how far it is safe.
 
@@ -212,13 +212,13 @@ def curve(
     -margin. The safe range is walked outwards from the chosen value, row by row, to the first that is not.
     """
     track = _coarse(track, most)
-    accuracy = paired.shares(track.correct, part.videos)
-    difference = paired.differences(track.correct, part.reference, part.videos)
-    bounds = paired.lower_bounds(track.always, part.reference, part.videos, level=LEVEL)
+    accuracy = paired.shares(track.correct, split.videos)
+    difference = paired.differences(track.correct, split.reference, split.videos)
+    bounds = paired.lower_bounds(track.always, split.reference, split.videos, level=LEVEL)
     safe = (bounds >= -margin) | track.same
     safe[track.at] = True  # it is the reference
-    lost = (part.unpruned & ~track.correct).sum(axis=1)
-    gained = (track.correct & ~part.unpruned).sum(axis=1)
+    lost = (split.unpruned & ~track.correct).sum(axis=1)
+    gained = (track.correct & ~split.unpruned).sum(axis=1)
     points = tuple(
         CurvePoint(
             value=float(track.values[row]),
@@ -240,7 +240,7 @@ def curve(
         points=points,
         safe=_around(safe, track.at, track.values, track.until),
         tag=tag,
-        questions=len(part.questions),
+        questions=len(split.questions),
         within_budget=track.within_budget,
     )
 

@@ -23,7 +23,7 @@ _MOST_ROWS = 250
 _ERROR = 0.05
 
 
-def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mapping[str, str]]) -> FailureMode:
+def middle_frames(tracks: Sequence[Track], split: Compared, tags: Sequence[Mapping[str, str]]) -> FailureMode:
     """Whether questions about the middle lose more than those about the ends where a threshold is mis-set.
 
     tags: of each question; `when` is start, middle or end. The contrast at a value is the change of accuracy
@@ -34,14 +34,14 @@ def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mappin
     name: Final = "middle frames over-pruned"
     middle = np.array([one.get("when") == "middle" for one in tags])
     ends = np.array([one.get("when") in ("start", "end") for one in tags])
-    if not middle.any() or not ends.any() or len(set(part.videos)) < 2:
+    if not middle.any() or not ends.any() or len(set(split.videos)) < 2:
         return FailureMode(
             name,
             None,
             "Whether frames in the middle are pruned too hard cannot be told: the questions need the tag "
             "when (start, middle or end).",
         )
-    here = _contrast(part.reference, part.unpruned, middle, ends)
+    here = _contrast(split.reference, split.unpruned, middle, ends)
     at_reference = (
         f"At the reference middle questions change by {_points(here[0])} from the unpruned model, the others "
         f"by {_points(here[1])}."
@@ -53,10 +53,10 @@ def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mappin
     if not places:
         return FailureMode(name, None, f"Both thresholds are fixed, so none can be mis-set. {at_reference}")
     correct = np.array([track.correct[row] for track, row in places])
-    value, low, high = _simultaneous(correct, part, middle, ends)
+    value, low, high = _simultaneous(correct, split, middle, ends)
     worst = int(np.argmin(high if high.min() < 0 else value))
     track, row = places[worst]
-    losing = _contrast(correct[worst], part.reference, middle, ends)
+    losing = _contrast(correct[worst], split.reference, middle, ends)
     where = f"{track.knob} = {track.values[row]:.4g}" if not track.exact else _around(track, row)
     numbers = (
         f"with {where} middle questions change by {_points(losing[0])} from the reference and those about "
@@ -72,7 +72,7 @@ def middle_frames(tracks: Sequence[Track], part: Compared, tags: Sequence[Mappin
 
 
 def small_things(
-    answers: Mapping[str, Flags], part: Compared, tags: Sequence[Mapping[str, str]], chosen: str
+    answers: Mapping[str, Flags], split: Compared, tags: Sequence[Mapping[str, str]], chosen: str
 ) -> FailureMode:
     """Whether questions about small things are answered worse with local deduplication than without.
 
@@ -97,7 +97,7 @@ def small_things(
         changed = paired.difference(
             answers[one][small],
             answers["off"][small],
-            [video for video, kept in zip(part.videos, small, strict=True) if kept],
+            [video for video, kept in zip(split.videos, small, strict=True) if kept],
             level=level,
         )
         rest = answers[one][~small].mean() - answers["off"][~small].mean() if (~small).any() else None
@@ -129,17 +129,17 @@ def _contrast(after: Flags, before: Flags, middle: Flags, ends: Flags) -> tuple[
 
 
 def _simultaneous(
-    correct: Flags, part: Compared, middle: Flags, ends: Flags
+    correct: Flags, split: Compared, middle: Flags, ends: Flags
 ) -> tuple[Floats, Floats, Floats]:
     """(T,) contrasts of rows (T, Q) and both ends of their simultaneous 95 % intervals.
 
     Two-sided and symmetric in units of each row's standard error: the 95 % quantile, over bootstrap draws of
     videos, of the largest deviation of any row.
     """
-    names, index = np.unique(np.asarray(part.videos, dtype=object).astype(str), return_inverse=True)
+    names, index = np.unique(np.asarray(split.videos, dtype=object).astype(str), return_inverse=True)
     member = np.zeros((index.size, names.size))
     member[np.arange(index.size), index] = 1.0
-    change = correct.astype(np.float64) - part.reference
+    change = correct.astype(np.float64) - split.reference
     sums = [(change * mask) @ member for mask in (middle, ends)]  # (T, V)
     sizes = [mask.astype(np.float64) @ member for mask in (middle, ends)]  # (V,)
     value = sums[0].sum(axis=1) / sizes[0].sum() - sums[1].sum(axis=1) / sizes[1].sum()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tuner.statistics.values import Interval, Measured
-from tuner.study.values import Binding, Configuration, Part
+from tuner.study.values import Binding, Configuration, Split
 
 # "accuracy" is agreement in a study without labels.
 OutputName = Literal["accuracy", "logprob", "regressions"]
@@ -133,7 +133,7 @@ class Sensitivity:
     study: str
     study_hash: str
     budget: float
-    part: Part
+    split: Split
     reference: Configuration
     # Trial number of the reference; None: it is AdaTP's defaults at the budget.
     trial: int | None

@@ -73,7 +73,7 @@ def _sentences(found: Sensitivity) -> Iterator[str]:
             f"A change of {what} by less than about {100 * detectable:.1f} points cannot be told from none "
             f"with these {_questions(found)} (half a typical 95 % interval of a paired difference)."
         )
-    if found.part == "tune":
+    if found.split == "tune":
         yield (
             "Nothing is held out, so the curves are from the questions that chose the reference: too rosy "
             "around it."
@@ -122,7 +122,7 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
 def _questions(found: Sensitivity) -> str:
     """How many of which part."""
     count = next((one.questions for one in found.curves), 0)
-    return f"{count} {'held-out' if found.part == 'held_out' else 'tune'} questions"
+    return f"{count} {'held-out' if found.split == 'held_out' else 'tune'} questions"
 
 
 def _no_difference(

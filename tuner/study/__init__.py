@@ -1,6 +1,6 @@
 """Study definitions: loading, splitting, checking videos, identity."""
 
-from tuner.study.definition import CHOICES, Search, SkippedVideo, Split, Study, StudyQuestion, Video
+from tuner.study.definition import CHOICES, Search, SkippedVideo, SplitSettings, Study, StudyQuestion, Video
 from tuner.study.identity import StudyIdentity, describe_changes, study_identity
 from tuner.study.loading import find_study, known_studies, load_study
 from tuner.study.split import hold_out
@@ -10,7 +10,7 @@ __all__ = [
     "CHOICES",
     "Search",
     "SkippedVideo",
-    "Split",
+    "SplitSettings",
     "Study",
     "StudyIdentity",
     "StudyQuestion",

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.question import Question, Scoring
-from tuner.study.values import Part
+from tuner.study.values import Split
 
 CHOICES = ("deduplicate", "score_query")
 """AdaTP's discrete choices that a search may make; not `relevance_norm`: the range of tau_t hangs on it."""
@@ -52,7 +52,7 @@ class StudyQuestion(Question):
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitSettings:
     """Which videos measure and never choose."""
 
     held_out: float = 0.5
@@ -97,7 +97,7 @@ class Study:
     """In order of the file."""
     held_out: frozenset[str]
     """Names of the videos that measure and never choose."""
-    split: Split = Split()
+    split: SplitSettings = SplitSettings()
     search: Search = Search()
     description: str = ""
     pooling: str | None = None
@@ -139,14 +139,14 @@ class Study:
         """The video a question is about."""
         return self._videos_by_name[question.video]
 
-    def part_of(self, question: StudyQuestion) -> Part:
+    def split_of(self, question: StudyQuestion) -> Split:
         """The part its video belongs to: all questions of a video share one."""
         return "held_out" if question.video in self.held_out else "tune"
 
-    def questions_of(self, part: Part) -> tuple[StudyQuestion, ...]:
+    def questions_of(self, split: Split) -> tuple[StudyQuestion, ...]:
         """The questions of one part, in order of the file."""
-        return tuple(question for question in self.questions if self.part_of(question) == part)
+        return tuple(question for question in self.questions if self.split_of(question) == split)
 
-    def videos_of(self, part: Part) -> tuple[Video, ...]:
+    def videos_of(self, split: Split) -> tuple[Video, ...]:
         """The videos of one part, in order of name."""
-        return tuple(video for video in self.videos if (video.name in self.held_out) == (part == "held_out"))
+        return tuple(video for video in self.videos if (video.name in self.held_out) == (split == "held_out"))

@@ -18,7 +18,7 @@ from pipeline.families import FAMILIES, NAMES, POOLED
 from pipeline.methods import KNOBS, AdaTP, choices, knobs
 from pipeline.video import check_file
 from tuner.errors import UserError
-from tuner.study.definition import CHOICES, Search, Split, Study, StudyQuestion, Video
+from tuner.study.definition import CHOICES, Search, SplitSettings, Study, StudyQuestion, Video
 from tuner.study.parsing import Mistakes, ParsedQuestion, ParsedStudy, nearest, parse_questions, parse_study
 from tuner.study.schema import SearchKeys, SplitKeys, StudyKeys
 from tuner.study.split import hold_out
@@ -170,7 +170,7 @@ def _study(parsed: ParsedStudy, keys: StudyKeys, material: _Material, mistakes: 
         videos=tuple(material.videos[name] for name in sorted(material.videos)),
         questions=tuple(_question(line) for line in material.lines),
         held_out=held_out,
-        split=Split(keys.split.held_out, keys.split.seed, None if named is None else tuple(named)),
+        split=SplitSettings(keys.split.held_out, keys.split.seed, None if named is None else tuple(named)),
         search=search,
         description=keys.description,
         pooling=keys.pooling,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.methods.base import Method
 
 
-Part = Literal["tune", "held_out"]
+Split = Literal["tune", "held_out"]
 Binding = Literal["alpha_boost", "gamma_cap", "none"]
 
 
@@ -61,7 +61,7 @@ class QuestionResult:
 
     question: str
     video: str
-    part: Part
+    split: Split
     correct: bool
     # Of the right option, normalised over the options, and of the baseline's option without labels; of the
     # baseline's whole text for a free answer.
@@ -88,7 +88,7 @@ class AnswerCost:
 class Outcome:
     """One configuration on one part of the study, all questions answered and set against the baseline."""
 
-    part: Part
+    split: Split
     questions: int
     videos: int
     accuracy: float

@@ -44,13 +44,13 @@ def leave_out(study: Study, bad: Mapping[str, str], *, skip: bool) -> Study:
             SKIP_HINT,
         )
     videos = tuple(video for video in study.videos if video.name not in bad)
-    for part, empty in (
+    for split, empty in (
         ("to tune on", all(video.name in study.held_out for video in videos)),
         ("held out", not any(video.name in study.held_out for video in videos)),
     ):
         if empty:
             these = "this video" if len(bad) == 1 else f"these {len(bad)} videos"
-            raise UserError([*bad.values(), f"without {these} none is left {part}"])
+            raise UserError([*bad.values(), f"without {these} none is left {split}"])
     skipped = tuple(
         SkippedVideo(video.name, video.path, bad[video.name], questions[video.name])
         for video in study.videos

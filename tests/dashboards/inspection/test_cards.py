@@ -150,8 +150,10 @@ def test_nothing_decided_is_a_picture_too():
 @pytest.mark.quick
 def test_styles_stay_within_the_picture():
     css = re.sub(r"@media print", "", cards_picture(make_inspection()).css)
-    selectors = [part for rule in re.findall(r"([^{}]+)\{", css) for part in rule.split(",") if part.strip()]
-    assert all(part.strip().startswith(".cards") for part in selectors), selectors
+    selectors = [
+        split for rule in re.findall(r"([^{}]+)\{", css) for split in rule.split(",") if split.strip()
+    ]
+    assert all(split.strip().startswith(".cards") for split in selectors), selectors
     assert " id=" not in cards_picture(make_inspection()).body
 
 

@@ -24,7 +24,7 @@ from tests.summaries import (
     make_summary,
 )
 from tuner.reporting.trial_table import front_numbers, pareto_points
-from tuner.reporting.values import Refusal, StoppedTrial
+from tuner.reporting.values import InfeasibleProposal, PrunedTrial
 from tuner.study.values import Configuration
 
 
@@ -50,25 +50,25 @@ def test_the_front_holds_what_nothing_beats(points, front):
 def test_the_table_has_baselines_all_trials_and_the_held_out_rows():
     summary = make_summary(24)
     points = pareto_points(summary)
-    assert [(one.kind, one.part) for one in points[:2]] == [("baseline", "tune"), ("baseline", "held_out")]
-    trials = [one for one in points if one.part == "tune" and one.trial is not None]
+    assert [(one.kind, one.split) for one in points[:2]] == [("baseline", "tune"), ("baseline", "held_out")]
+    trials = [one for one in points if one.split == "tune" and one.trial is not None]
     assert [one.trial for one in trials] == list(range(24))
     assert [one.trial for one in trials if one.kind == "best"] == [summary.best.number]
     assert [one.trial for one in trials if one.kind == "defaults"] == [0]
-    assert {one.kind for one in points if one.part == "held_out"} == {"baseline", "best", "defaults"}
-    best = next(one for one in points if one.kind == "best" and one.part == "held_out")
+    assert {one.kind for one in points if one.split == "held_out"} == {"baseline", "best", "defaults"}
+    best = next(one for one in points if one.kind == "best" and one.split == "held_out")
     assert (best.accuracy_low, best.accuracy, best.accuracy_high) == pytest.approx((0.86, 0.89, 0.915))
     assert best.tau_s == dict(summary.best.configuration.parameters)["tau_s"]
 
 
 @pytest.mark.quick
 def test_held_out_numbers_never_enter_the_front():
-    assert not any(one.on_front for one in pareto_points(make_summary()) if one.part == "held_out")
+    assert not any(one.on_front for one in pareto_points(make_summary()) if one.split == "held_out")
 
 
 @pytest.mark.quick
 def test_a_study_in_which_nothing_fits_shows_the_closest_proposal():
-    closest = Refusal(Configuration.from_method(AdaTP(p=0.5)), 0.12)
+    closest = InfeasibleProposal(Configuration.from_method(AdaTP(p=0.5)), 0.12)
     summary = make_summary(
         0, budget=0.05, best=None, best_held_out=None, defaults=None, defaults_held_out=None, closest=closest
     )
@@ -108,7 +108,7 @@ def test_without_labels_the_axis_says_agreement():
 
 
 def with_stopped(**changes):
-    stopped = StoppedTrial(24, Configuration.from_method(AdaTP(p=0.5)), 0.21, by=4, videos=15)
+    stopped = PrunedTrial(24, Configuration.from_method(AdaTP(p=0.5)), 0.21, by=4, videos=15)
     return make_summary(24, stopped=(stopped,), **changes)
 
 
@@ -117,7 +117,7 @@ def test_a_stopped_trial_has_its_cost_and_who_stopped_it_and_no_accuracy():
     points = pareto_points(with_stopped())
     (row,) = (one for one in points if one.kind == "stopped")
     assert (row.trial, row.flops_ratio, row.accuracy, row.p) == (24, 0.21, None, 0.5)
-    assert (row.stopped_by, row.stopped_videos, row.on_front) == (4, 15, False)
+    assert (row.pruned_by, row.pruned_after, row.on_front) == (4, 15, False)
     summary = with_stopped()
     drawn = next(one for one in series_of(points, summary, PREFILL) if row in one.points)
     low = limits_of(points, summary, PREFILL).low_y
@@ -133,7 +133,7 @@ def test_peers_stand_in_the_table_and_adatp_only_once():
     points = pareto_points(summary, make_comparison(9, own=summary))
     peers = [one for one in points if one.kind == "peer"]
     assert len(peers) == 6
-    assert {one.part for one in peers} == {"held_out"}
+    assert {one.split for one in peers} == {"held_out"}
     assert all(one.accuracy_low < one.accuracy < one.accuracy_high for one in peers)
     assert [one.kind for one in points if one.kind in ("best", "defaults")].count("best") == 2
     assert not any(one.on_front for one in peers)
@@ -153,7 +153,7 @@ def test_seconds_of_answers_from_different_moments_are_set_against_each_other_no
 def test_the_front_of_each_measure_is_its_own(axis):
     summary = make_summary(24)
     points = pareto_points(summary)
-    known = [one for one in points if one.part == "tune" and one.trial is not None]
+    known = [one for one in points if one.split == "tune" and one.trial is not None]
     front = front_numbers((one.trial, one.accuracy, getattr(one, axis.field)) for one in known)
     series = {one.marker.label: one for one in series_of(points, summary, axis)}
     full = {one.trial for one in series["trial on the front, tune videos"].points}

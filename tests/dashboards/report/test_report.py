@@ -17,7 +17,7 @@ from dashboards.report.page import LARGEST_CSV, MOST_ROWS, answer, report_html
 from pipeline.methods import AdaTP
 from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
 from tuner.records.measurements import Timed
-from tuner.reporting.values import Compared, Comparison, Refusal
+from tuner.reporting.values import Compared, Comparison, InfeasibleProposal
 from tuner.sensitivity.results import FailureMode, Sensitivity
 from tuner.statistics.values import Guessing, Interval, Measured, Noise
 from tuner.study.values import Configuration
@@ -79,7 +79,7 @@ def make_sensitivity(**changes) -> Sensitivity:
         "study": "demo",
         "study_hash": "5f2c",
         "budget": 0.3,
-        "part": "held_out",
+        "split": "held_out",
         "reference": Configuration.from_method(AdaTP()),
         "trial": 4,
         "binds": "alpha_boost",
@@ -164,7 +164,7 @@ def test_the_first_screen_of_a_study_that_holds():
             {
                 "best": None,
                 "best_held_out": None,
-                "closest": Refusal(Configuration.from_method(AdaTP()), 0.4),
+                "closest": InfeasibleProposal(Configuration.from_method(AdaTP()), 0.4),
             },
             "nothing_fits",
             "No: nothing fits the budget",

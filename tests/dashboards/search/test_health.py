@@ -13,7 +13,7 @@ from tests.summaries import make_summary
 from tuner.planning.study_cost import StudyCost
 from tuner.records.measurements import CacheUse
 from tuner.reporting.history import History, ModelTime
-from tuner.reporting.values import StoppedTrial
+from tuner.reporting.values import PrunedTrial
 
 pytestmark = pytest.mark.quick
 
@@ -107,7 +107,7 @@ def test_what_was_left_out_stands_there_with_its_reason_and_cannot_break_the_pag
 
 def test_the_race_says_how_early_it_stopped_trials():
     configuration = make_summary().best.configuration
-    stopped = tuple(StoppedTrial(30 + one, configuration, 0.2, 4, 10 + 10 * one) for one in range(3))
+    stopped = tuple(PrunedTrial(30 + one, configuration, 0.2, 4, 10 + 10 * one) for one in range(3))
     row = by_name(make_summary(stopped=stopped))["stopped by the race"]
     assert row.value == 3
     assert "after 20 tune videos" in row.note

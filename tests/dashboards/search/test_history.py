@@ -14,15 +14,15 @@ from tuner.reporting.history import History, HistoryRow, ModelTime
 TIME = ModelTime(baseline=10.0, trials=240.0, held_out=20.0, other=0.0)
 
 
-def make_row(number, seconds, area, stopped_by=None, **changes):
+def make_row(number, seconds, area, pruned_by=None, **changes):
     values = {
         "number": number,
         "purpose": "search",
         "own": True,
-        "accuracy": None if stopped_by is not None else 0.8,
+        "accuracy": None if pruned_by is not None else 0.8,
         "ratio": 0.28,
-        "stopped_by": stopped_by,
-        "videos": 40 if stopped_by is None else 10,
+        "pruned_by": pruned_by,
+        "videos": 40 if pruned_by is None else 10,
         "answers": 300,
         "seconds": 60.0,
         "seconds_so_far": seconds,
@@ -34,7 +34,7 @@ def make_row(number, seconds, area, stopped_by=None, **changes):
 def make_history(**changes):
     rows = (
         make_row(0, 60.0, 0.03),
-        make_row(1, 90.0, 0.03, stopped_by=0),
+        make_row(1, 90.0, 0.03, pruned_by=0),
         make_row(2, 180.0, 0.06),
         make_row(3, 240.0, 0.06, purpose="above", ratio=0.4),
     )
@@ -72,7 +72,7 @@ def test_hovering_tells_who_stopped_a_trial_and_what_it_cost():
 @pytest.mark.quick
 def test_the_table_is_saved_as_it_is():
     rows = list(csv.DictReader(io.StringIO(to_csv(history_picture(make_history()).table))))
-    assert [row["stopped_by"] for row in rows] == ["", "0", "", ""]
+    assert [row["pruned_by"] for row in rows] == ["", "0", "", ""]
     assert [float(row["seconds_so_far"]) for row in rows] == [60, 90, 180, 240]
 
 

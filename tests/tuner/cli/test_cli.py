@@ -26,7 +26,7 @@ from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.lock import held
 from tuner.records.store import Store
-from tuner.records.values import Stopped
+from tuner.records.values import Pruned
 from tuner.reporting.from_records import summarise
 from tuner.reporting.values import Recorded
 from tuner.study import Search
@@ -340,7 +340,7 @@ def fake_study(tmp_path, monkeypatch):
                 0.4,
                 "above",
             )
-        store.record({}, stopped=(6, Stopped(by=2, videos=3)))
+        store.record({}, stopped=(6, Pruned(by=2, videos=3)))
     monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: study)
     return f"sqlite:///{tmp_path}/fake.db"
 
@@ -372,7 +372,7 @@ def test_trials_lists_every_trial(call, fake_study):
         assert row["flops_ratio_end_to_end"] == trial.outcome.flops_ratio_end_to_end
         assert (row["regressions"], row["gained"]) == (trial.outcome.regressions, trial.outcome.gained)
         assert row["within_budget"]
-    assert (rows[6]["stopped_by"], rows[6]["stopped_videos"], rows[6]["accuracy"]) == (2, 3, None)
+    assert (rows[6]["pruned_by"], rows[6]["pruned_after"], rows[6]["accuracy"]) == (2, 3, None)
     assert (rows[7]["purpose"], rows[7]["within_budget"]) == ("above", False)
     front = [(row["flops_ratio"], row["accuracy"]) for row in rows if row["on_front"]]
     assert front

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.methods import AdaTP, OneShot
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
-from tuner.evaluation.ad_hoc_loop import Ask, Beside
+from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
 from tuner.evaluation.loop import Loop
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
@@ -25,17 +25,17 @@ TUNE = [one.id for one in STUDY.questions_of("tune")]
 HELD_OUT = [one.id for one in STUDY.questions_of("held_out")]
 # A configuration per question, and one of them asked of again with another.
 ASKS = (
-    Ask({TUNE[0]: PEER, TUNE[1]: SEGMENTED, HELD_OUT[0]: SEGMENTED}),
-    Ask({TUNE[0]: SEGMENTED}),
+    AdHocRequest({TUNE[0]: PEER, TUNE[1]: SEGMENTED, HELD_OUT[0]: SEGMENTED}),
+    AdHocRequest({TUNE[0]: SEGMENTED}),
 )
 
 
-def beside(store: Store, study: Study = STUDY) -> Beside:
-    return Beside(study, store, PLANNER, measure=[PEER], asks=ASKS, rung_videos=2)
+def beside(store: Store, study: Study = STUDY) -> AdHocLoop:
+    return AdHocLoop(study, store, PLANNER, measure=[PEER], requests=ASKS, batch_videos=2)
 
 
 def run(loop: Loop, evaluator: FakeEvaluator, most: int | None = None) -> None:
-    """To its end, or until so many rungs are recorded."""
+    """To its end, or until so many batches are recorded."""
     if most is not None:
         record = loop.record
 
@@ -79,10 +79,10 @@ def test_stopped_after_any_rung_it_goes_on_and_asks_nothing_twice(tmp_path: Path
     with open_store(tmp_path / "whole.db", STUDY) as store:
         run(beside(store), whole)
         count = store.count_answers()
-    for rungs in range(1, len(whole.calls)):
+    for batches in range(1, len(whole.calls)):
         first, second = FakeEvaluator(STUDY), FakeEvaluator(STUDY)
-        with open_store(tmp_path / f"{rungs}.db", STUDY) as store:
-            run(beside(store), first, rungs)
+        with open_store(tmp_path / f"{batches}.db", STUDY) as store:
+            run(beside(store), first, batches)
             run(beside(store), second)
             assert store.count_answers() == count
         asked = sum(len(questions) for _, questions in (*first.calls, *second.calls))

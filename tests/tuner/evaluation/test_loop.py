@@ -8,7 +8,7 @@ import pytest
 
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.evaluation.loop import MOST_FAILURES, Loop
-from tuner.evaluation.search_loop import ABOVE_BUDGET, MOST_REFUSALS
+from tuner.evaluation.search_loop import ABOVE_BUDGET, MOST_INFEASIBLE
 from tuner.evaluation.tasks import EvaluationError, Work
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
@@ -30,9 +30,9 @@ def run(loop: Loop, evaluator: FakeEvaluator) -> None:
     InProcessExecutor(evaluator).run(loop)
 
 
-def answers_to(evaluator: FakeEvaluator, work: Work, rung: int) -> list[RecordedAnswer]:
+def answers_to(evaluator: FakeEvaluator, work: Work, batch: int) -> list[RecordedAnswer]:
     configuration = None if work.configuration is None else work.configuration.as_dict()
-    return [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, work.rungs[rung], {})]
+    return [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, work.batches[batch], {})]
 
 
 def table(store: Store) -> list[Any]:
@@ -41,9 +41,9 @@ def table(store: Store) -> list[Any]:
         replace(one, search=0, outcome=None if one.outcome is None else replace(one.outcome, seconds=0))
         for one in store.trials()
     ]
-    refusals = [(one.number, one.attempt, one.configuration, one.proposed) for one in store.refusals()]
+    infeasible = [(one.number, one.attempt, one.configuration, one.proposed) for one in store.infeasible()]
     measured = {configuration: replace(one, seconds=0) for configuration, one in store.measured().items()}
-    return [trials, refusals, measured, store.selections(), store.count_answers()]
+    return [trials, infeasible, measured, store.selections(), store.count_answers()]
 
 
 @pytest.mark.parametrize("coordinates", ["budget", "knobs"])
@@ -136,7 +136,7 @@ def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, coord
     with open_store(tmp_path / "whole.db", study) as store:
         run(make_loop(study, store, coordinates=coordinates), FakeEvaluator(study))
         undisturbed = table(store)
-    rungs = 0
+    batches = 0
     while True:
         with open_store(tmp_path / "killed.db", study) as store:
             loop = make_loop(study, store, coordinates=coordinates)
@@ -144,8 +144,8 @@ def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, coord
             if work is None:
                 break
             loop.record(work, 0, answers_to(FakeEvaluator(study), work, 0))
-            rungs += 1
-    assert rungs > 15
+            batches += 1
+    assert batches > 15
     with open_store(tmp_path / "killed.db", study) as store:
         assert table(store) == undisturbed
 
@@ -199,7 +199,7 @@ def test_an_unfinished_trial_keeps_its_knobs_and_comes_first(tmp_path: Path) -> 
         resumed = make_loop(study, store).propose()
         assert resumed is not None
         assert (resumed.trial, resumed.configuration) == (0, knobs)
-        assert resumed.rungs == work.rungs[1:]
+        assert resumed.batches == work.batches[1:]
 
 
 def test_refused_proposals_are_recorded_and_no_trials(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_refused_proposals_are_recorded_and_no_trials(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, trials=8, budget=0.3, coordinates="knobs")
         run(loop, FakeEvaluator(study))
-        refusals = store.refusals()
-        assert refusals
-        assert all(one.binding_ratio > 0.3 for one in refusals)
+        infeasible = store.infeasible()
+        assert infeasible
+        assert all(one.binding_ratio > 0.3 for one in infeasible)
         assert [one.number for one in store.trials()] == list(range(8))
 
 
@@ -223,7 +223,7 @@ def test_a_search_gives_up_after_too_many_refusals_and_stays_so(tmp_path: Path) 
             assert loop.gave_up
             assert loop.finished
             assert loop.best() is None
-            assert len(store.refusals()) == MOST_REFUSALS
+            assert len(store.infeasible()) == MOST_INFEASIBLE
             assert store.trials() == ()
 
 
@@ -239,7 +239,7 @@ def test_failed_work_is_proposed_again_with_what_is_missing(tmp_path: Path) -> N
         again = loop.propose()
         assert again is not None
         assert again.id != work.id
-        assert (again.trial, again.rungs) == (work.trial, work.rungs[1:])
+        assert (again.trial, again.batches) == (work.trial, work.batches[1:])
 
 
 def test_the_same_questions_dying_three_times_end_the_run(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_an_interrupt_records_the_rung_in_flight_and_ends(tmp_path: Path) -> Non
         assert loop.propose() is None
         assert loop.record(work, 0, answers_to(evaluator, work, 0)) == "stop"
         assert loop.finished
-        assert store.count_answers() == len(work.rungs[0])
+        assert store.count_answers() == len(work.batches[0])
 
 
 def test_after_the_timeout_no_trial_begins_and_the_best_is_still_measured(tmp_path: Path) -> None:
@@ -278,8 +278,8 @@ def test_after_the_timeout_no_trial_begins_and_the_best_is_still_measured(tmp_pa
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, trials=50, timeout=10, clock=lambda: now)
         while (work := loop.propose()) is not None:
-            for rung in range(len(work.rungs)):
-                loop.record(work, rung, answers_to(evaluator, work, rung))
+            for batch in range(len(work.batches)):
+                loop.record(work, batch, answers_to(evaluator, work, batch))
             now += 3 if work.kind == "trial" else 0
         assert loop.timed_out
         assert len(store.trials()) == 4
@@ -374,7 +374,7 @@ def raced(study: Study, store: Store, sampler: Given, **options: Any) -> tuple[L
 def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) -> None:
     study, sampler = make_study(videos=40), Given([0.3, 0.9, 0.1])
     with open_store(tmp_path / "t.db", study) as store:
-        loop, evaluator = raced(study, store, sampler, rung_videos=5)
+        loop, evaluator = raced(study, store, sampler, batch_videos=5)
         defaults, good, bad, best = store.trials()
         assert good.outcome is not None
         assert best.outcome is not None
@@ -396,13 +396,13 @@ def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) ->
 def test_a_race_that_was_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
     study = make_study(videos=40)
     with open_store(tmp_path / "whole.db", study) as store:
-        raced(study, store, Given([0.3, 0.9, 0.6, 0.1]), rung_videos=5)
+        raced(study, store, Given([0.3, 0.9, 0.6, 0.1]), batch_videos=5)
         undisturbed = table(store)
         assert any(one.stopped for one in store.trials())
     for _ in range(200):
         with open_store(tmp_path / "killed.db", study) as store:
             loop = make_loop(
-                study, store, trials=5, sampler=Given([0.3, 0.9, 0.6, 0.1]), race=True, rung_videos=5
+                study, store, trials=5, sampler=Given([0.3, 0.9, 0.6, 0.1]), race=True, batch_videos=5
             )
             work = loop.propose()
             if work is None:
@@ -415,7 +415,7 @@ def test_a_race_that_was_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
 def test_without_the_race_stopped_trials_run_to_their_end(tmp_path: Path) -> None:
     study = make_study(videos=40)
     with open_store(tmp_path / "t.db", study) as store:
-        raced(study, store, Given([0.3, 0.9]), rung_videos=5)
+        raced(study, store, Given([0.3, 0.9]), batch_videos=5)
         assert [one.stopped is None for one in store.trials()] == [True, True, False]
         raced(study, store, Given([0.3, 0.9]), race=False)
         assert [one.outcome is None for one in store.trials()] == [False] * 3
@@ -436,7 +436,7 @@ def test_a_cheaper_trial_is_not_compared_with_dearer_ones(tmp_path: Path) -> Non
             return point | ({"compute": 0.2} if index == 1 else {})
 
     with open_store(tmp_path / "t.db", study) as store:
-        raced(study, store, Cheaper([0.3, 0.9]), rung_videos=5)
+        raced(study, store, Cheaper([0.3, 0.9]), batch_videos=5)
         cheap = store.trials()[2]
         assert cheap.binding_ratio < 0.3
         assert cheap.outcome is not None
@@ -446,10 +446,10 @@ def test_patience_ends_a_search_that_gains_nothing(tmp_path: Path) -> None:
     study = make_study(videos=40)
     with open_store(tmp_path / "t.db", study) as store:
         sampler = Given([0.1] + [0.9] * 20)
-        raced(study, store, sampler, rung_videos=5, patience=4)
+        raced(study, store, sampler, batch_videos=5, patience=4)
         # All are equally accurate and cost alike: the first gains, none of the next four does.
         assert len(store.trials()) == 1 + 4
-        raced(study, store, sampler, rung_videos=5, patience=4)
+        raced(study, store, sampler, batch_videos=5, patience=4)
         # All are equally accurate and cost alike: the first gains, none of the next four does.
         assert len(store.trials()) == 1 + 4
 
@@ -491,7 +491,7 @@ def test_the_noise_floor_is_measured_once_and_no_answer_of_it_is_kept(tmp_path: 
         run(make_loop(study, store, trials=1), evaluator)
         noise = store.noise()
         assert noise is not None
-        # As many as two rungs, of two videos with three questions each.
+        # As many as two batches, of two videos with three questions each.
         assert (noise.questions, noise.videos, noise.flips) == (12, 4, 1)
         assert noise.logprob_max > 0
         asked = [questions for method, questions in evaluator.calls if method is None]
@@ -518,7 +518,9 @@ def test_without_a_budget_the_cheapest_that_holds_is_sought(tmp_path: Path) -> N
             )
 
     with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(study, store, trials=25, budget=1.0, goal="max_drop", max_drop="0.1", rung_videos=10)
+        loop = make_loop(
+            study, store, trials=25, budget=1.0, goal="max_drop", max_drop="0.1", batch_videos=10
+        )
         run(loop, Sturdy(study))
         choice = loop.choice()
         assert choice is not None
@@ -559,7 +561,7 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         run(make_loop(study, store, trials=4, budget=0.3, coordinates="knobs"), FakeEvaluator(study))
-        assert store.refusals()
+        assert store.infeasible()
         for search in (
             LISTED,
             Search(choices=(("deduplicate", ("drop",)),)),
@@ -658,13 +660,13 @@ def test_a_trial_that_was_stopped_for_one_not_allowed_any_more_runs_to_its_end(t
     study = make_study(videos=40)
     narrow = replace(study, search=Search(bounds=(("tau_t", (0.85, 1.0)),)))
     with open_store(tmp_path / "t.db", study) as store:
-        raced(study, store, Given([0.3, 0.9]), rung_videos=5)
+        raced(study, store, Given([0.3, 0.9]), batch_videos=5)
         stopped = store.trials()[2].stopped
         assert stopped is not None
         assert stopped.by == 1
         # No evidence against it, nor anything in the race: trials 0 and 1 are not allowed any more.
-        assert make_loop(narrow, store, race=True, rung_videos=5)._evidence() == []
-        raced(narrow, store, Given([]), rung_videos=5)
+        assert make_loop(narrow, store, race=True, batch_videos=5)._evidence() == []
+        raced(narrow, store, Given([]), batch_videos=5)
         assert store.trials()[2].outcome is not None
         assert store.trials()[2].stopped is None
         assert len(store.trials()) == 3

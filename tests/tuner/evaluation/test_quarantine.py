@@ -10,7 +10,7 @@ import pytest
 
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
 from tuner.evaluation.loop import Loop
-from tuner.evaluation.tasks import EvaluationError, Rung, Work
+from tuner.evaluation.tasks import EvaluationError, VideoBatch, Work
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
@@ -25,7 +25,7 @@ def simulate(
     """As so many workers would go on, in random order: some questions kill, and now and then bad luck."""
     chance = random.Random(seed)
     slots: list[tuple[Work, int] | None] = [None] * workers
-    unlucky: set[tuple[Configuration | None, Rung]] = set()
+    unlucky: set[tuple[Configuration | None, VideoBatch]] = set()
     for _ in range(20_000):
         slot = chance.randrange(workers)
         if (held := slots[slot]) is None:
@@ -35,18 +35,18 @@ def simulate(
             slots[slot] = None if work is None else (work, 0)
             continue
         work, index = held
-        rung = work.rungs[index]
-        died = any(one in deadly for one in rung)
+        batch = work.batches[index]
+        died = any(one in deadly for one in batch)
         # The same attempt has bad luck once only: twice would look like its own fault.
-        if not died and (work.configuration, rung) not in unlucky and chance.random() < bad_luck:
-            unlucky.add((work.configuration, rung))
+        if not died and (work.configuration, batch) not in unlucky and chance.random() < bad_luck:
+            unlucky.add((work.configuration, batch))
             died = True
         if died:
             loop.failed(work, "its worker process died", "killed")
             slots[slot] = None
             continue
         configuration = None if work.configuration is None else work.configuration.as_dict()
-        answers = [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, rung, {})]
+        answers = [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, batch, {})]
         slots[slot] = None if loop.record(work, index, answers) == "stop" else (work, index + 1)
     raise AssertionError("the simulated run does not end")
 
@@ -73,7 +73,7 @@ def test_questions_that_kill_are_found_and_no_others(
         assert set(store.quarantined()) == set(deadly)
         left = study.without(deadly)
         assert {one for _, asked in evaluator.calls for one in asked} == {one.id for one in left.questions}
-        tune, held_out = (len(left.questions_of(part)) for part in ("tune", "held_out"))
+        tune, held_out = (len(left.questions_of(split)) for split in ("tune", "held_out"))
         found = [questions for questions, _ in outcomes(store)]
         assert found == [tune] * 4 + [held_out] * (len(found) - 4)
         # Everything is there, and there once: the same again asks nothing.

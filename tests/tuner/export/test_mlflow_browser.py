@@ -24,7 +24,7 @@ from dashboards.pareto.figure import pareto_picture, write_pareto
 from dashboards.report.page import report_html
 from tests.inspections import make_inspection
 from tests.summaries import make_regressions, make_summary
-from tuner.reporting.values import StoppedTrial
+from tuner.reporting.values import PrunedTrial
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -84,7 +84,7 @@ def _with_stopped(summary, count):
     """The last trials are those that the race stopped."""
     gone = summary.trials[-count:]
     stopped = tuple(
-        StoppedTrial(one.number, one.configuration, one.outcome.flops_ratio, by=1, videos=15) for one in gone
+        PrunedTrial(one.number, one.configuration, one.outcome.flops_ratio, by=1, videos=15) for one in gone
     )
     best = max(
         (one for one in summary.trials[:-count] if one.within_budget), key=lambda one: one.outcome.accuracy

@@ -21,7 +21,7 @@ from dashboards.pareto.figure import write_pareto
 from tests.summaries import make_held_out, make_regressions, make_summary, make_trial
 from tuner.export.recorders import HarmlessRecorder, NoRecorder, harmless
 from tuner.records.measurements import CacheUse
-from tuner.reporting.values import Recorded, StoppedTrial
+from tuner.reporting.values import PrunedTrial, Recorded
 from tuner.statistics.values import Guessing, Measured
 
 mlflow_mirror = pytest.importorskip("tuner.export.mlflow_mirror")
@@ -164,7 +164,7 @@ def test_names_tell_what_a_trial_came_to_and_follow_the_best_one(folder):
         return [run.info.run_name for run in found]
 
     first, second, third = (make_trial(number, 0.281, 0.5 + number / 8) for number in range(3))
-    stopped = StoppedTrial(3, third.configuration, 0.29, by=1, videos=15)
+    stopped = PrunedTrial(3, third.configuration, 0.29, by=1, videos=15)
     summary = replace(
         make_summary(0), trials=(first, second), best=second, defaults=first, stopped=(stopped,)
     )
@@ -345,7 +345,7 @@ def test_a_trial_above_the_budget_is_a_run_that_says_so(runs):
 def test_a_stopped_trial_is_a_killed_run_without_an_accuracy_until_it_is_finished(runs):
     whole = make_summary(3)
     last = whole.trials[2]
-    stopped = StoppedTrial(last.number, last.configuration, 0.29, by=1, videos=15)
+    stopped = PrunedTrial(last.number, last.configuration, 0.29, by=1, videos=15)
     MlflowMirror().record(replace(whole, trials=whole.trials[:2], stopped=(stopped,)))
     run = runs()["trial 002"]
     assert run.info.status == "KILLED"

@@ -21,7 +21,7 @@ METHOD = AdaTP(p=0.6)
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 101])
 def test_measured_questions_are_held_out_and_spread_over_their_flops_from_the_median_on(size: int) -> None:
     planner = make_planner(make_study())
-    held_out = [one for one in planner.questions if one.part == "held_out"]
+    held_out = [one for one in planner.questions if one.split == "held_out"]
     layouts = Layouts.of([one.layout for one in held_out])
     flops = pruned_by_question(StudyPlans.of(METHOD, layouts, SHAPE.layers), SHAPE)
     by_id = dict(zip([one.id for one in held_out], flops.tolist(), strict=True))
@@ -36,7 +36,7 @@ def test_measured_questions_are_held_out_and_spread_over_their_flops_from_the_me
 
 def test_a_study_without_a_held_out_part_is_measured_on_its_tune_part() -> None:
     planner = make_planner(replace(make_study(), held_out=frozenset()))
-    assert {one.part for one in planner.spread(METHOD, 3)} == {"tune"}
+    assert {one.split for one in planner.spread(METHOD, 3)} == {"tune"}
     assert planner.serving(METHOD).break_even > 0
 
 

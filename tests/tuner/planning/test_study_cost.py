@@ -17,13 +17,13 @@ from pipeline.methods import AdaTP, OneShot
 from pipeline.plan import pruning_layers
 from tests.benchmarks.study_cost import at_7b, driver_time, solved
 from tests.tuner.fakes import BASE, SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
-from tuner.evaluation.ad_hoc_loop import Beside
+from tuner.evaluation.ad_hoc_loop import AdHocLoop
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning.planner import Planner
 from tuner.planning.study_cost import Workers, planned_cost, study_cost
 from tuner.records.schema import NoiseRow
 from tuner.records.store import Store
-from tuner.records.values import RecordedAnswer, Stopped, StoredQuestion
+from tuner.records.values import Pruned, RecordedAnswer, StoredQuestion
 from tuner.statistics.values import Noise
 from tuner.study.values import Configuration
 
@@ -33,7 +33,7 @@ PLANNER = make_planner(STUDY)
 VISION = replace(SHAPE.vision, text_layers=2, text_width=64, text_mlp_width=128, text_tokens=8, embedding=64)
 WITH_TEXT = Planner(PLANNER.questions, replace(SHAPE, vision=VISION), BASE)
 LAYOUTS = {one.id: one.layout for one in PLANNER.questions}
-TUNE = [index for index, one in enumerate(PLANNER.questions) if one.part == "tune"]
+TUNE = [index for index, one in enumerate(PLANNER.questions) if one.split == "tune"]
 
 quick = pytest.mark.quick
 
@@ -112,10 +112,10 @@ def test_naively_every_question_encodes_its_video_and_prefills_in_one_pass(store
     pruned = 16 * (VISION.frame(SHAPE.hidden) + VISION.frame_embedding()) + VISION.text_embedding()
     asked = [(one.configuration, "tune") for one in store.trials()]
     asked += [(one, "held_out") for one in store.measured()]
-    for configuration, part in asked:
+    for configuration, split in asked:
         method = configuration.build()
         for question in PLANNER.questions:
-            if question.part == part:
+            if question.split == split:
                 plan = method.plan(question.layout, SHAPE.layers)
                 language += plan_flops(plan, question.layout, SHAPE)
                 seen += pruned
@@ -157,7 +157,7 @@ def test_of_a_stopped_trial_what_it_asked_is_counted_and_naively_all_of_it(tmp_p
             whole[number] = one
             store.propose(search, number, one, PLANNER.fingerprints(one.build()), 0.4)
         answer(store, evaluator, whole[0], TUNE[:6])
-        store.record({}, stopped=(0, Stopped(by=9, videos=2)))
+        store.record({}, stopped=(0, Pruned(by=9, videos=2)))
         answer(store, evaluator, whole[1], TUNE[:3])  # unfinished: neither complete nor raced away
         found = study_cost(store, PLANNER)
         kept = {(one.question, one.fingerprint): one.kept for one in store.stored_answers()}
@@ -250,7 +250,7 @@ def test_an_answer_that_no_record_explains_is_counted_as_adatps(store: Store) ->
 def test_another_methods_answers_are_counted_at_its_own_layers() -> None:
     method = OneShot(keep_ratio=0.5)
     one, none = (planned_cost([], PLANNER, measured=m) for m in ([Configuration.from_method(method)], []))
-    held_out = [question for question in PLANNER.questions if question.part == "held_out"]
+    held_out = [question for question in PLANNER.questions if question.split == "held_out"]
     expected = 4 * prefix_flops(2)
     for question in held_out:
         layout = question.layout
@@ -264,7 +264,7 @@ def test_another_methods_answers_are_counted_at_its_own_layers() -> None:
 def test_a_method_measured_beside_is_counted_from_its_records(tmp_path: Path) -> None:
     measured = [Configuration.from_method(OneShot(keep_ratio=0.5))]
     with open_store(tmp_path / "t.db", STUDY) as store:
-        InProcessExecutor(FakeEvaluator(STUDY)).run(Beside(STUDY, store, PLANNER, measure=measured))
+        InProcessExecutor(FakeEvaluator(STUDY)).run(AdHocLoop(STUDY, store, PLANNER, measure=measured))
         assert replace(study_cost(store, PLANNER), seconds=None) == planned_cost(
             [], PLANNER, measured=measured
         )

@@ -54,8 +54,8 @@ def table(store: Store) -> list[Any]:
         replace(one, search=0, outcome=one.outcome and replace(one.outcome, seconds=0))
         for one in store.trials()
     ]
-    refusals = [replace(one, search=0) for one in store.refusals()]
-    return [trials, refusals, [one.accuracy for one in store.measured().values()], store.count_answers()]
+    infeasible = [replace(one, search=0) for one in store.infeasible()]
+    return [trials, infeasible, [one.accuracy for one in store.measured().values()], store.count_answers()]
 
 
 def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tuner.records.database import default_database
 from tuner.records.measurements import CacheUse, MeasuredServing, Profiled, Timed
 from tuner.records.schema import AnswerRow
 from tuner.records.store import Store
-from tuner.records.values import RecordedAnswer, RefusalRecord
+from tuner.records.values import InfeasibleRecord, RecordedAnswer
 from tuner.statistics.values import Noise
 from tuner.study.values import Configuration, Outcome
 
@@ -49,7 +49,7 @@ def test_a_study_comes_back_as_it_was_written(tmp_path: Path) -> None:
     planner = make_planner(study)
     assert [one.id for one in found.questions] == [one.id for one in planner.questions]
     for stored, one in zip(found.questions, planner.questions, strict=True):
-        assert (stored.video, stored.part) == (one.video, one.part)
+        assert (stored.video, stored.split) == (one.video, one.split)
         assert stored.layout.text_after == one.layout.text_after
         np.testing.assert_array_equal(stored.layout.frame_similarity, one.layout.frame_similarity)
         np.testing.assert_array_equal(stored.layout.frame_relevance, one.layout.frame_relevance)
@@ -103,7 +103,7 @@ def test_an_outcome_is_written_with_the_last_answers_and_once(tmp_path: Path) ->
     with open_store(tmp_path / "t.db", make_study()) as store:
         configuration = propose(store, 0)
         key = ("v00.mp4-q0", "a" * 32)
-        held_out = replace(OUTCOME, part="held_out")
+        held_out = replace(OUTCOME, split="held_out")
         store.record({key: answer(key[0])}, completed=(0, OUTCOME), measured=(configuration, held_out))
         store.record({}, completed=(0, replace(OUTCOME, accuracy=0)), measured=(configuration, OUTCOME))
         assert store.trials()[0].outcome == OUTCOME
@@ -141,9 +141,9 @@ def test_the_search_asked_for_last_comes_last(tmp_path: Path) -> None:
 def test_refusals_keep_the_proposed_point(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store:
         search = store.search(0.3, 0, "budget", 40)
-        refusal = RefusalRecord(search.id, 3, 1, Configuration.from_method(KNOBS), {"target": 1 / 3}, 0.4)
+        refusal = InfeasibleRecord(search.id, 3, 1, Configuration.from_method(KNOBS), {"target": 1 / 3}, 0.4)
         store.refuse(refusal)
-        assert store.refusals() == (refusal,)
+        assert store.infeasible() == (refusal,)
 
 
 def test_selections_name_the_chosen_trial(tmp_path: Path) -> None:
@@ -350,14 +350,14 @@ def test_a_quarantine_replaces_outcomes_that_are_there_and_makes_none(tmp_path: 
     with open_store(tmp_path / "t.db", make_study()) as store:
         done, _ = propose(store, 0), propose(store, 1)
         store.record({}, completed=(0, OUTCOME))
-        held_out = replace(OUTCOME, part="held_out")
+        held_out = replace(OUTCOME, split="held_out")
         store.record({}, measured=(done, held_out))
         less = replace(OUTCOME, questions=11, accuracy=0.5)
         store.quarantine(
-            "v02.mp4-q1", "died", {0: less, 1: less}, {done: replace(less, part="held_out", questions=10)}
+            "v02.mp4-q1", "died", {0: less, 1: less}, {done: replace(less, split="held_out", questions=10)}
         )
         assert [one.outcome for one in store.trials()] == [less, None]
-        assert store.measured() == {done: replace(less, part="held_out", questions=10)}
+        assert store.measured() == {done: replace(less, split="held_out", questions=10)}
 
 
 @pytest.mark.parametrize("pages", [2, 5, 20])

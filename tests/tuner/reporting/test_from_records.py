@@ -11,7 +11,7 @@ import pytest
 from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
-from tuner.records.values import Stopped
+from tuner.records.values import Pruned
 from tuner.reporting.from_records import Results, load_status, summarise
 from tuner.reporting.summary import headline, verdict
 from tuner.reporting.trial_table import pareto_points
@@ -195,7 +195,7 @@ def test_stopped_trials_and_those_above_the_budget_are_no_trials_of_the_search(
     propose(2, 0.95, "above")
     store.record({}, completed=(2, replace(done, accuracy=1.0)))
     propose(3, 0.5, "search")
-    store.record({}, stopped=(3, Stopped(by=1, videos=2)))
+    store.record({}, stopped=(3, Pruned(by=1, videos=2)))
     summary = summary_of(study, store)
     assert [one.number for one in summary.trials] == [0, 1]
     assert [(one.number, one.within_budget) for one in summary.above] == [(2, False)]

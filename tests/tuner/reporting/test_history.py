@@ -12,7 +12,7 @@ from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, mak
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
-from tuner.records.values import Stopped
+from tuner.records.values import Pruned
 from tuner.reporting.history import History, history, load_history
 from tuner.search.selection import hypervolume
 from tuner.search.space import TOLERANCE
@@ -60,9 +60,9 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
         for question, fingerprint, base in zip(
             planner.questions, fingerprints, planner.fingerprints(None), strict=True
         )
-        if question.part == "tune" and question.video in wanted
+        if question.split == "tune" and question.video in wanted
     }
-    store.record(answers, stopped=(number, Stopped(by, videos)))
+    store.record(answers, stopped=(number, Pruned(by, videos)))
 
 
 def test_every_trial_has_its_row_and_the_clock_runs_forward(study: Study, store: Store) -> None:
@@ -72,7 +72,7 @@ def test_every_trial_has_its_row_and_the_clock_runs_forward(study: Study, store:
     assert clock == sorted(clock)
     assert found.videos == 8
     assert {row.videos for row in found.rows} == {8}
-    assert all(row.own and row.stopped_by is None for row in found.rows)
+    assert all(row.own and row.pruned_by is None for row in found.rows)
 
 
 def test_seconds_are_those_of_the_answers_and_each_counts_once(study: Study, store: Store) -> None:
@@ -99,7 +99,7 @@ def test_a_stopped_trial_ends_with_its_last_video_and_adds_nothing(study: Study,
     stop(study, store, 2, videos=3, by=1)
     after = told(study, store)
     row = after.rows[-1]
-    assert (row.number, row.stopped_by, row.videos, row.accuracy) == (2, 1, 3, None)
+    assert (row.number, row.pruned_by, row.videos, row.accuracy) == (2, 1, 3, None)
     assert row.answers <= 9
     assert row.seconds == pytest.approx(0.5 * row.answers)
     assert row.seconds_so_far == pytest.approx(before.rows[-1].seconds_so_far + row.seconds)

@@ -24,7 +24,7 @@ from tuner.reporting.summary import (
     render,
     tag_rows,
 )
-from tuner.reporting.values import Recorded, Refusal, StoppedTrial
+from tuner.reporting.values import InfeasibleProposal, PrunedTrial, Recorded
 from tuner.statistics.values import Measured, Noise
 from tuner.statistics.wording import noise_floor, provable
 from tuner.study.values import AnswerCost, Configuration
@@ -170,7 +170,7 @@ def test_the_table_by_tag_keeps_to_the_rows_that_lost_most():
 
 def test_trials_that_were_stopped_or_lie_above_the_budget_are_counted_apart():
     stopped = tuple(
-        StoppedTrial(number, make_trial(number).configuration, 0.29, by=1, videos=10) for number in (30, 31)
+        PrunedTrial(number, make_trial(number).configuration, 0.29, by=1, videos=10) for number in (30, 31)
     )
     summary = make_summary(stopped=stopped, above=(make_trial(32, ratio=0.5),))
     assert "24 trials and 2 stopped early, 1 above the budget for the front" in headline(summary)
@@ -222,7 +222,7 @@ def test_mlflow_ui_is_told_for_a_local_database_only():
 
 
 def test_a_study_in_which_nothing_fits_says_so_and_what_would():
-    closest = Refusal(Configuration.from_method(AdaTP(p=0.4)), 0.12)
+    closest = InfeasibleProposal(Configuration.from_method(AdaTP(p=0.4)), 0.12)
     said = _text(make_summary(3, budget=0.05, closest=closest, **NOTHING_FITS), width=300)
     assert "No configuration within the budget 0.05" in said
     assert "closest needs 0.1200 (tau_s 0.95, tau_t 0.5, alpha_boost 1.1, gamma_cap 0.95, p 0.4)" in said
@@ -286,6 +286,6 @@ def test_a_choice_stands_beside_the_knobs_where_it_is_listed_or_not_the_default(
 
 
 def test_the_closest_configuration_names_its_choices():
-    closest = Refusal(Configuration.from_method(AdaTP(p=0.4, deduplicate="drop")), 0.12)
+    closest = InfeasibleProposal(Configuration.from_method(AdaTP(p=0.4, deduplicate="drop")), 0.12)
     (said,) = (one for one in remarks(make_summary(closest=closest, **NOTHING_FITS)) if "closest" in one)
     assert "p 0.4, deduplicate drop)" in said

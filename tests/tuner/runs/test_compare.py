@@ -268,7 +268,7 @@ def test_a_study_that_was_never_run_is_compared_and_again_it_asks_nothing(
     assert found.rows[0].name == "AdaTP, defaults"
     assert {"FastV", "Fewer frames", "Random tokens", "AdaTP in one shot"} <= {one.name for one in found.rows}
     for one in found.rows:
-        assert one.held_out.outcome.part == "held_out"
+        assert one.held_out.outcome.split == "held_out"
         assert one.held_out.outcome.questions == 4
         assert one.held_out.outcome.flops_ratio <= BUDGET + TOLERANCE
         assert one.timed is not None

@@ -390,12 +390,12 @@ def test_ctrl_c_ends_the_rung_and_the_same_command_goes_on(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = run(study, replace(OPTIONS, database="sqlite:///undisturbed.db"))
-    record, rungs = Loop.record, 0
+    record, batches = Loop.record, 0
 
     def interrupted(self: Loop, *values: Any) -> Any:
-        nonlocal rungs
-        rungs += 1
-        if rungs in (1, 4, 6):
+        nonlocal batches
+        batches += 1
+        if batches in (1, 4, 6):
             signal.raise_signal(signal.SIGINT)
         return record(self, *values)
 
@@ -406,7 +406,7 @@ def test_ctrl_c_ends_the_rung_and_the_same_command_goes_on(
     assert comparable(run(study, OPTIONS)) == comparable(undisturbed)
 
 
-@pytest.mark.soak  # 40 s; the loop's own tests kill it after every rung and before every write
+@pytest.mark.soak  # 40 s; the loop's own tests kill it after every batch and before every write
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(study: Study) -> None:
     undisturbed = run(study, replace(OPTIONS, database="sqlite:///undisturbed.db"))
     code = """

@@ -18,7 +18,7 @@ from pipeline.methods import AdaTP, from_dict
 from tests.tuner import fakes
 from tuner.cli.sensitivity import render
 from tuner.errors import UserError
-from tuner.evaluation.ad_hoc_loop import Ask, Beside
+from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.runs import sensitivity as module
@@ -31,7 +31,7 @@ from tuner.sensitivity.sentences import sentences
 from tuner.statistics import paired
 from tuner.statistics.values import Interval, Measured
 from tuner.study import Search, Study
-from tuner.study.values import Configuration, Part
+from tuner.study.values import Configuration, Split
 
 pytestmark = pytest.mark.quick
 
@@ -102,10 +102,12 @@ class Bench:
         with fakes.open_store(folder / "records.db", study):
             pass
 
-    def ask(self, study: Study, options: RunOptions, asks: Sequence[Ask], progress: Any = None) -> None:
+    def ask(
+        self, study: Study, options: RunOptions, requests: Sequence[AdHocRequest], progress: Any = None
+    ) -> None:
         with Store.open(options.database) as store:
             store.require(study.name)
-            loop = Beside(study, store, self.planner, asks=asks, progress=progress)
+            loop = AdHocLoop(study, store, self.planner, requests=requests, progress=progress)
             InProcessExecutor(lambda: self.evaluator).run(loop)
 
     def analyse(self, design: Design) -> tuple[tuple, tuple]:
@@ -128,9 +130,9 @@ class Bench:
             store.require(self.study.name)
             return store.count_answers()
 
-    def accuracy(self, method: AdaTP, part: Part = "held_out") -> float:
+    def accuracy(self, method: AdaTP, split: Split = "held_out") -> float:
         """A full evaluation."""
-        asked = self.study.questions_of(part)
+        asked = self.study.questions_of(split)
         answers = (self.evaluator._one(Configuration.from_method(method).as_dict(), one.id) for one in asked)
         return sum(answer["text"] == one.answer for answer, one in zip(answers, asked, strict=True)) / len(
             asked
@@ -149,7 +151,7 @@ def bench(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benc
 def test_an_exact_curve_is_what_a_full_evaluation_finds_at_any_value(bench: Bench) -> None:
     found = bench.run()
     reference = found.reference.build()
-    assert found.part == "held_out"
+    assert found.split == "held_out"
     assert found.accuracy.value == bench.accuracy(reference)
     rng = np.random.default_rng(0)
     for curve in found.curves:
@@ -214,7 +216,7 @@ def test_an_interrupted_study_goes_on(bench: Bench) -> None:
         bench.run()
     bench.evaluator.answer = answer
     bench.run()
-    # Only the rung that was in flight was asked again.
+    # Only the batch that was in flight was asked again.
     extra = sum(len(questions) for _, questions in bench.evaluator.calls) - bench.stored()
     assert 0 <= extra <= len(bench.study.questions_of("held_out"))
 

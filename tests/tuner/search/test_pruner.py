@@ -10,14 +10,14 @@ from pipeline.methods import AdaTP
 from tests.benchmarks.tabulated import Tabulated
 from tuner.evaluation.scoring import CLIP
 from tuner.search import pruner
-from tuner.search.pruner import LEVEL, SAME_COST, Look, VideoSums, boundary, look, rivals, rung_videos
+from tuner.search.pruner import LEVEL, SAME_COST, Look, VideoSums, batch_videos, boundary, look, rivals
 from tuner.search.space import make_space
 
 Floats = NDArray[np.float64]
 
 STUDIES = 1000
 VIDEOS = 80
-RUNG = rung_videos(VIDEOS)
+RUNG = batch_videos(VIDEOS)
 TRIALS = 100
 
 
@@ -27,14 +27,14 @@ def changes(values: list[float], questions: float = 4.0) -> VideoSums:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(("total", "rung"), [(80, 5), (80, 10), (15, 5), (500, 32)])
-def test_all_looks_together_stop_an_equal_trial_as_often_as_promised(total: int, rung: int) -> None:
+@pytest.mark.parametrize(("total", "batch"), [(80, 5), (80, 10), (15, 5), (500, 32)])
+def test_all_looks_together_stop_an_equal_trial_as_often_as_promised(total: int, batch: int) -> None:
     rng = np.random.default_rng(1)
     studies = 2000
     stopped = 0
     for _ in range(studies):
         values = rng.standard_normal(total)
-        looks = (look(VideoSums(values[:n], np.ones(n)), total, rung) for n in range(rung, total, rung))
+        looks = (look(VideoSums(values[:n], np.ones(n)), total, batch) for n in range(batch, total, batch))
         stopped += any(one is not None and one.beaten for one in looks)
     # Three standard errors.
     assert stopped / studies == pytest.approx(LEVEL, abs=0.025)
@@ -42,7 +42,7 @@ def test_all_looks_together_stop_an_equal_trial_as_often_as_promised(total: int,
 
 @pytest.mark.quick
 def test_a_rung_is_a_sixteenth_of_the_videos_but_not_too_few() -> None:
-    assert [rung_videos(total) for total in (6, 40, 80, 500)] == [5, 5, 5, 32]
+    assert [batch_videos(total) for total in (6, 40, 80, 500)] == [5, 5, 5, 32]
     assert boundary(5, 5) == 1.0
     assert boundary(80, 5) < boundary(80, 10) < LEVEL
 

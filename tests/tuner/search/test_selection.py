@@ -34,7 +34,7 @@ def trial(number: int, ratio: float, accuracy: float | None, graded: float = 0.0
             ratio,
         )
         outcome = Outcome(
-            part="tune",
+            split="tune",
             questions=200,
             videos=40,
             accuracy=accuracy,

@@ -26,7 +26,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def part(rng: np.random.Generator) -> Compared:
+def split(rng: np.random.Generator) -> Compared:
     videos = tuple(f"v{index // PER_VIDEO}" for index in range(VIDEOS * PER_VIDEO))
     baseline = tuple(
         QuestionResult(str(index), video, "held_out", True, -0.1, "red", 0, None, 0.1)
@@ -52,51 +52,51 @@ def track(rows: list[np.ndarray], at: int = 0) -> Track:
     )  # fmt: skip
 
 
-def test_middle_frames_that_lose_more_are_found(part: Compared, rng: np.random.Generator) -> None:
-    rows = [part.reference, *(lost(part.reference, share, rng, MIDDLE) for share in (0.05, 0.2, 0.5))]
-    found = middle_frames([track(rows)], part, TAGS)
+def test_middle_frames_that_lose_more_are_found(split: Compared, rng: np.random.Generator) -> None:
+    rows = [split.reference, *(lost(split.reference, share, rng, MIDDLE) for share in (0.05, 0.2, 0.5))]
+    found = middle_frames([track(rows)], split, TAGS)
     assert found.found
     assert "tau_t from 3 to 3.5" in found.evidence
 
 
 def test_losing_everywhere_alike_is_no_failure_of_the_middle(
-    part: Compared, rng: np.random.Generator
+    split: Compared, rng: np.random.Generator
 ) -> None:
-    rows = [part.reference, *(lost(part.reference, share, rng) for share in np.linspace(0, 0.4, 20))]
-    found = middle_frames([track(rows)], part, TAGS)
+    rows = [split.reference, *(lost(split.reference, share, rng) for share in np.linspace(0, 0.4, 20))]
+    found = middle_frames([track(rows)], split, TAGS)
     assert found.found is False
     assert "Not found" in found.evidence
 
 
-def test_looking_at_many_values_finds_no_more_by_chance(part: Compared) -> None:
+def test_looking_at_many_values_finds_no_more_by_chance(split: Compared) -> None:
     found = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        rows = [part.reference, *(lost(part.reference, 0.1, rng) for _ in range(30))]
-        found += bool(middle_frames([track(rows)], part, TAGS).found)
+        rows = [split.reference, *(lost(split.reference, 0.1, rng) for _ in range(30))]
+        found += bool(middle_frames([track(rows)], split, TAGS).found)
     assert found <= 5  # 2 are expected at most
 
 
-def test_small_things_that_deduplication_loses_are_found(part: Compared, rng: np.random.Generator) -> None:
-    off = part.reference
+def test_small_things_that_deduplication_loses_are_found(split: Compared, rng: np.random.Generator) -> None:
+    off = split.reference
     demoted = lost(off, 0.25, rng, SMALL)
-    found = small_things({"demote": demoted, "off": off}, part, TAGS, "demote")
+    found = small_things({"demote": demoted, "off": off}, split, TAGS, "demote")
     assert found.found
     assert "demote (the reference)" in found.evidence
-    alike = small_things({"demote": off, "drop": off, "off": off}, part, TAGS, "demote")
+    alike = small_things({"demote": off, "drop": off, "off": off}, split, TAGS, "demote")
     assert alike.found is False
-    assert small_things({"demote": off}, part, TAGS, "demote").found is None
+    assert small_things({"demote": off}, split, TAGS, "demote").found is None
 
 
-def test_what_is_put_together_for_lack_of_room_is_safe_only_as_a_whole(part: Compared) -> None:
+def test_what_is_put_together_for_lack_of_room_is_safe_only_as_a_whole(split: Compared) -> None:
     # One bad step among many harmless ones.
-    rows = [part.reference.copy() for _ in range(90)]
+    rows = [split.reference.copy() for _ in range(90)]
     for index, row in enumerate(rows):
         row[index % 2] ^= True
-    rows[0] = part.reference
-    rows[41] = np.zeros_like(part.reference)
+    rows[0] = split.reference
+    rows[41] = np.zeros_like(split.reference)
     for most in (1000, 10):
-        found = curve(track(rows), part, 0.05, most)
+        found = curve(track(rows), split, 0.05, most)
         assert len(found.points) <= most
         assert found.safe is not None
         bad = next(one for one in found.points if one.value <= 41 <= one.until)

@@ -13,7 +13,7 @@ from dashboards.report.page import answer
 from tests.summaries import make_summary
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.errors import UserError
-from tuner.evaluation.ad_hoc_loop import Beside
+from tuner.evaluation.ad_hoc_loop import AdHocLoop
 from tuner.executors.in_process import InProcessExecutor
 from tuner.export.best_file import describe
 from tuner.records.store import Store
@@ -77,7 +77,7 @@ def test_a_baseline_at_or_below_chance_stops_the_run_and_keeps_the_answers(
             assert what in str(raised.value)
         assert (store.count_answers(), store.trials()) == (24, ())
         # Whoever comes next is told the same, without asking anything.
-        for loop in (make_loop(study, store), Beside(study, store, make_planner(study))):
+        for loop in (make_loop(study, store), AdHocLoop(study, store, make_planner(study))):
             evaluator = FakeEvaluator(study)
             with pytest.raises(UserError, match=message):
                 InProcessExecutor(evaluator).run(loop)

@@ -185,15 +185,15 @@ def test_the_winner_is_measured_without_bias_where_it_was_not_chosen():
     # What each configuration would answer of infinitely many questions about such videos.
     truth = rates.mean(axis=-1)
     parts = {}
-    for part, which in (("tune", slice(0, 40)), ("held_out", slice(40, 80))):
-        parts[part] = right[..., which].sum(axis=-1) / questions[..., which].sum(axis=-1)
+    for split, which in (("tune", slice(0, 40)), ("held_out", slice(40, 80))):
+        parts[split] = right[..., which].sum(axis=-1) / questions[..., which].sum(axis=-1)
     winner = parts["tune"].argmax(axis=1)[:, None]
     truth_of_winner = np.take_along_axis(truth, winner, axis=1)[:, 0]
     error = {
-        part: np.take_along_axis(shares, winner, axis=1)[:, 0] - truth_of_winner
-        for part, shares in parts.items()
+        split: np.take_along_axis(shares, winner, axis=1)[:, 0] - truth_of_winner
+        for split, shares in parts.items()
     }
-    standard_error = {part: one.std(ddof=1) / np.sqrt(studies) for part, one in error.items()}
+    standard_error = {split: one.std(ddof=1) / np.sqrt(studies) for split, one in error.items()}
     assert error["tune"].mean() > 0.01
     assert error["tune"].mean() > 5 * standard_error["tune"]
     assert abs(error["held_out"].mean()) < 3 * standard_error["held_out"]

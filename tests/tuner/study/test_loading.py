@@ -11,7 +11,7 @@ import pytest
 from pipeline.families import FAMILIES
 from tests.tuner.study.conftest import YAML, StudyFiles
 from tuner.errors import UserError
-from tuner.study import Search, Split, known_studies, load_study
+from tuner.study import Search, SplitSettings, known_studies, load_study
 
 
 def problems(files: StudyFiles, *, skip: bool = False) -> list[str]:
@@ -59,11 +59,11 @@ def test_a_right_study_is_loaded_whole(files: StudyFiles) -> None:
 
 def test_the_parts_divide_videos_and_questions(files: StudyFiles) -> None:
     study = load_study(files.write())
-    for part in ("tune", "held_out"):
-        names = {video.name for video in study.videos_of(part)}
+    for split in ("tune", "held_out"):
+        names = {video.name for video in study.videos_of(split)}
         assert len(names) == 2
-        assert {question.video for question in study.questions_of(part)} == names
-        assert all(study.part_of(question) == part for question in study.questions_of(part))
+        assert {question.video for question in study.questions_of(split)} == names
+        assert all(study.split_of(question) == split for question in study.questions_of(split))
     assert len(study.questions_of("tune")) + len(study.questions_of("held_out")) == len(study.questions)
 
 
@@ -101,7 +101,7 @@ search:
     assert (study.frames, study.scoring, study.max_new_tokens) == (32, "words", 5)
     assert (study.pooling, study.allow_pickle) == ("bilinear", True)
     assert study.held_out == {"v1.mp4"}
-    assert study.split == Split(0.5, 0, ("v1.mp4",))
+    assert study.split == SplitSettings(0.5, 0, ("v1.mp4",))
     assert study.search == Search(
         fixed=(("tau_t", 0.5),),
         bounds=(("tau_s", (0.6, 0.9)),),

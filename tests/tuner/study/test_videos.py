@@ -57,10 +57,10 @@ def test_leaving_out_twice_keeps_both_reasons(files: StudyFiles) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "part"), [({"v0.mp4", "v1.mp4"}, "held out"), ({"v2.mp4", "v3.mp4"}, "to tune on")]
+    ("bad", "split"), [({"v0.mp4", "v1.mp4"}, "held out"), ({"v2.mp4", "v3.mp4"}, "to tune on")]
 )
-def test_each_part_needs_a_video(files: StudyFiles, bad: set[str], part: str) -> None:
+def test_each_part_needs_a_video(files: StudyFiles, bad: set[str], split: str) -> None:
     files.yaml += "split: {held_out_videos: [v0.mp4, v1.mp4]}\n"
     study = load_study(files.write())
-    with pytest.raises(UserError, match=f"without these 2 videos none is left {part}"):
+    with pytest.raises(UserError, match=f"without these 2 videos none is left {split}"):
         leave_out(study, dict.fromkeys(sorted(bad), "bad"), skip=True)
