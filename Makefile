@@ -2,7 +2,7 @@
 # make test         all tests but the soak
 # make check        format, lint, types, import rules, quick tests
 # make fix          what `check` can repair by itself
-# make demo-model   builds the demo's model and videos again (one to two hours on two cores; resumable)
+# make demo-model   builds the demo's model and videos again (about four hours on two cores; resumable)
 # make soak         the long tests
 # make bench        time and memory of the demo run, and its peers at the same FLOPs
 # make bench-search whole searches over the tabulated demo, by sampler and coordinates (about 20 minutes)

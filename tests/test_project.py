@@ -245,6 +245,26 @@ def test_the_workers_of_a_rayjob_get_no_secret():
 
 
 @pytest.mark.quick
+def test_the_picture_of_the_house_shows_every_room_in_the_order_of_its_imports():
+    picture = (ROOT / "docs" / "design.md").read_text().split("```")[1]
+    drawn = re.findall(r"^  ((?:tuner\.)?\w+) +[|+]", picture, re.MULTILINE)
+    rooms = [room for room in drawn if room.startswith("tuner.")]
+    assert sorted(rooms) == sorted(
+        f"tuner.{path.stem}"
+        for path in (ROOT / "tuner").iterdir()
+        if path.stem not in ("__init__", "py", "__pycache__")
+    )
+    assert [room for room in drawn if room not in rooms] == ["dashboards", "pipeline"]
+    # The import linter holds the code to these layers; rooms of one layer are separated by a colon.
+    (layers,) = (
+        contract["layers"]
+        for contract in PROJECT["tool"]["importlinter"]["contracts"]
+        if contract.get("containers") == ["tuner"]
+    )
+    assert rooms == [f"tuner.{room}" for layer in layers for room in layer.split(" : ")]
+
+
+@pytest.mark.quick
 def test_the_console_script_is_the_entry_point():
     assert PROJECT["project"]["scripts"] == {"tuner": "tuner.cli.main:main"}
     assert PROJECT["project"]["name"] == "adatp-tuner"

@@ -1,6 +1,6 @@
 """Builds everything in this folder: videos, questions and the two trained models. Seeded and resumable.
 
-    python -m studies.demo.build                 # all stages, one to two hours on two cores
+    python -m studies.demo.build                 # all stages, about four hours on two cores
     python -m studies.demo.build --stage check   # only measures what is there
 
 Intermediate files live in studies/demo/.work; deleting that folder starts over. build.json records seed,
