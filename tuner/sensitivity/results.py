@@ -1,6 +1,6 @@
 """What a sensitivity study finds: plain, frozen values that the terminal, the figures and the report show.
 
-As in `tuner.results`, ratios and accuracies are fractions and log-probabilities natural logarithms. The
+Ratios and accuracies are fractions and log-probabilities natural logarithms. The
 reference is the configuration that the study is about, usually the exported one; the part is the one whose
 answers the curves show, the held-out part where there is one. What recommends something is of the tune part.
 """

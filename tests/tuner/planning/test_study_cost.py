@@ -19,6 +19,7 @@ from tests.benchmarks.study_cost import at_7b, driver_time, solved
 from tests.tuner.fakes import BASE, SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.evaluation.ad_hoc_loop import AdHocLoop
 from tuner.executors.in_process import InProcessExecutor
+from tuner.planning import study_cost as module
 from tuner.planning.planner import Planner
 from tuner.planning.study_cost import Workers, planned_cost, study_cost
 from tuner.records.schema import NoiseRow
@@ -364,7 +365,7 @@ def test_prefixes_are_held_and_sized_as_the_runtime_does(
             StoredAnswer(f"q{video}", "", runtime.answer(clips[video], question, how).kept, 0.0)
             for video, how in asked
         ]
-        count = study_cost._Count(planner, Workers(prefix_bytes=limit))
+        count = module._Count(planner, Workers(prefix_bytes=limit))
         expected = sum(count._prefix_flops(0, layers) for layers in built)
         assert count._prefixes(count.recorded(stored, {})) == expected
         builds.append(len(built))

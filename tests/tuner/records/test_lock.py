@@ -17,7 +17,7 @@ from tuner.records.lock import held, holder
 
 HOLDER = """
 import sys, time
-from tuner.lock import held
+from tuner.records.lock import held
 with held(sys.argv[1], "demo"):
     print("held", flush=True)
     time.sleep(60)

@@ -414,7 +414,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from tests.tuner.runs.test_run import OPTIONS, make_study
-from tuner.driver import run
+from tuner.runs.run import run
 from tuner.records.store import Store
 
 left = int(sys.argv[1])
