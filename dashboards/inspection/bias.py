@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from pipeline.trace import Grid
 from tuner.reporting.inspection import BiasMaps, Inspection, last_frames, relative
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
 Axis = Literal["frame", "position"]
@@ -93,7 +92,6 @@ def bias_picture(inspection: Inspection) -> Picture | None:
         description=_description(inspection, inspection.bias),
         table=rows,
         plotly=_plotly(inspection, rows),
-        still=_still(inspection, rows),
     )
 
 
@@ -136,14 +134,13 @@ class _Series(NamedTuple):
     label: str
     title: str  # above a map, where a phone leaves little room
     colour: str
-    dash: str  # plotly's
-    style: str  # matplotlib's
+    dash: str
 
 
 _SERIES = (
-    _Series("attention", "attention in layer 1, unpruned", "attention", BLACK, "dot", ":"),
-    _Series("one_shot", "kept by one-shot attention pruning", "one-shot", VERMILION, "dash", "--"),
-    _Series("adatp", "kept by AdaTP", "AdaTP", BLUE, "solid", "-"),
+    _Series("attention", "attention in layer 1, unpruned", "attention", BLACK, "dot"),
+    _Series("one_shot", "kept by one-shot attention pruning", "one-shot", VERMILION, "dash"),
+    _Series("adatp", "kept by AdaTP", "AdaTP", BLUE, "solid"),
 )
 _FRAME = "frame of the video, first to last"
 _UNIT = "times its average (1 is even)"
@@ -193,7 +190,7 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
         subplot_titles=["by frame", *[one.title for one in series]],
     )
     frames = _frames(rows)
-    for name, label, _, colour, dash, _ in series:
+    for name, label, _, colour, dash in series:
         figure.add_scatter(
             x=[row.number for row in frames],
             y=[getattr(row, name) for row in frames],
@@ -240,49 +237,4 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
         margin={"l": 70, "r": 20, "t": 90, "b": 60},
         height=680,
     )
-    return figure
-
-
-def _still(inspection: Inspection, rows: Sequence[BiasRow]) -> MatplotlibFigure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    series = _series(rows)
-    figure = Figure(figsize=(12, 8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, len(series))
-    lines = figure.add_subplot(grid[0, :])
-    frames = _frames(rows)
-    lines.axhline(1, color=GREY, linewidth=1)
-    for name, label, _, colour, _, style in series:
-        lines.plot(
-            [row.number for row in frames],
-            [getattr(row, name) for row in frames],
-            color=colour,
-            linestyle=style,
-            marker="o",
-            markersize=4,
-            label=label,
-        )
-    lines.set_ylim(bottom=0)
-    lines.set_xlabel(_FRAME)
-    lines.set_ylabel(_UNIT)
-    lines.set_title("by frame", loc="left")
-    lines.spines[["top", "right"]].set_visible(False)
-    lines.legend(frameon=False, ncols=len(series), loc="upper right", bbox_to_anchor=(1, 1.12))
-    drawn: Any = None
-    maps = []
-    for index, (name, label, *_) in enumerate(series):
-        axes = figure.add_subplot(grid[1, index])
-        values = _position_map(rows, name, inspection.cells)
-        drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=_highest(rows, "position"), aspect="auto")
-        columns = _columns(inspection.cells)
-        step = max(1, len(columns) // 7)
-        axes.set_xticks(range(0, len(columns), step), columns[::step])
-        axes.set_yticks(range(0, len(values), step), [str(row + 1) for row in range(0, len(values), step)])
-        axes.set_title(label, fontsize=10)
-        axes.set_xlabel(_column_title(inspection.cells))
-        maps.append(axes)
-    maps[0].set_ylabel("row of the frame")
-    figure.colorbar(drawn, ax=maps, label=_UNIT)
     return figure

@@ -12,7 +12,6 @@ from pipeline.methods import AdaTP, AdaTPOneShot
 from tuner.reporting.values import Compared, Comparison
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
 
@@ -85,11 +84,10 @@ def comparison_picture(comparison: Comparison) -> Picture:
         description=_description(rows, comparison),
         table=rows,
         plotly=_plotly(rows, comparison),
-        still=_still(rows, comparison),
     )
 
 
-# What both drawings share
+# Numbers and names in the drawing
 
 _COLUMNS = ("change, points", "lost / gained", "FLOPs", "time")
 # The marks take this share of the width, and the columns begin at these.
@@ -124,15 +122,15 @@ def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]
     return [min(values) - room, max(values) + room]
 
 
-def _marker(row: ComparisonRow) -> tuple[str, str, str]:
-    """Colour and shapes as in the Pareto front: the tuned and the default AdaTP, its variants, the others."""
+def _marker(row: ComparisonRow) -> tuple[str, str]:
+    """Colour and shape as in the Pareto front: the tuned and the default AdaTP, its variants, the others."""
     if row.method not in (AdaTP.name, AdaTPOneShot.name):
-        return PURPLE, "triangle-up", "^"
+        return PURPLE, "triangle-up"
     if "tuned" in row.name.lower():
-        return VERMILION, "diamond", "D"
+        return VERMILION, "diamond"
     if "default" in row.name.lower():
-        return GREEN, "square", "s"
-    return ORANGE, "triangle-down", "v"
+        return GREEN, "square"
+    return ORANGE, "triangle-down"
 
 
 def _unpruned(comparison: Comparison) -> str:
@@ -169,7 +167,7 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
 
     figure = go.Figure()
     for place, row in enumerate(rows):
-        color, symbol, _ = _marker(row)
+        color, symbol = _marker(row)
         interval = row.accuracy_low is not None and row.accuracy_high is not None
         value = 100 * row.accuracy
         figure.add_trace(
@@ -262,64 +260,3 @@ def _hover(row: ComparisonRow) -> str:
         else f"prefill and answer {row.seconds:.3g} s ({seconds} of unpruned)",
     ]
     return "<br>".join(lines)
-
-
-# The picture
-
-
-def _still(rows: Sequence[ComparisonRow], comparison: Comparison) -> MatplotlibFigure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(11, 1.6 + 0.36 * max(3, len(rows))), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes, beside = figure.subplots(1, 2, width_ratios=[_MARKS, 1 - _MARKS])
-    beside.set_axis_off()
-    # Where the columns begin, in widths of their own half.
-    begins = [(at - _MARKS) / (1 - _MARKS) - 0.05 for at in _AT]
-    for place, row in enumerate(rows):
-        color, _, symbol = _marker(row)
-        value, errors = 100 * row.accuracy, None
-        if row.accuracy_low is not None and row.accuracy_high is not None:
-            errors = [[value - 100 * row.accuracy_low], [100 * row.accuracy_high - value]]
-        axes.errorbar(
-            [value],
-            [place],
-            xerr=errors,
-            marker=symbol,
-            markersize=8,
-            color=color,
-            capsize=3,
-            linestyle="none",
-        )
-        for at, cell in zip(begins, _cells(row), strict=True):
-            beside.text(at, place, cell, va="center", fontsize=9)
-    for at, name in zip(begins, _COLUMNS, strict=True):
-        beside.text(at, 1.01, name, transform=beside.transAxes, va="bottom", fontsize=9, fontweight="bold")
-    axes.axvline(100 * comparison.baseline.value, color=BLACK, linewidth=1.1, linestyle=":")
-    axes.annotate(
-        _unpruned(comparison),
-        (100 * comparison.baseline.value, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_xlim(*_range(rows, comparison))
-    for one in (axes, beside):
-        one.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(_x_title(comparison))
-    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.grid(color="#e4e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{comparison.study}: ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-    )
-    return figure

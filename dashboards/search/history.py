@@ -11,15 +11,14 @@ from tuner.reporting.history import History, HistoryRow
 from tuner.reporting.summary import duration
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
 State = Literal["complete", "above", "stopped"]
 
-_STATES: dict[State, tuple[str, str, str, str]] = {
-    "complete": ("complete", BLUE, "circle", "o"),
-    "above": ("complete, above the budget", ORANGE, "square", "s"),
-    "stopped": ("stopped by the race", VERMILION, "x", "x"),
+_STATES: dict[State, tuple[str, str, str]] = {
+    "complete": ("complete", BLUE, "circle"),
+    "above": ("complete, above the budget", ORANGE, "square"),
+    "stopped": ("stopped by the race", VERMILION, "x"),
 }
 _AREA = "dominated area, % of the<br>area below the budget<br>(higher is better)"
 _JUDGED = "tune videos judged<br>({videos} in all)"
@@ -35,7 +34,6 @@ def history_picture(history: History) -> Picture:
         description=_description(history),
         table=history.rows,
         plotly=_plotly(history),
-        still=_still(history),
     )
 
 
@@ -172,7 +170,7 @@ def _traces(history: History, at: Sequence[float]) -> list[tuple[int, dict[str, 
         )
     ]
     for state, places in _by_state(history):
-        label, color, symbol, _ = _STATES[state]
+        label, color, symbol = _STATES[state]
         chosen = [history.rows[place] for place in places]
         heights = [float(row.videos) for row in chosen]
         x, y = _stems([at[place] for place in places], heights)
@@ -194,39 +192,3 @@ def _traces(history: History, at: Sequence[float]) -> list[tuple[int, dict[str, 
             )
         )
     return traces
-
-
-def _still(history: History) -> MatplotlibFigure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(10, 6.25), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[0.55, 0.45])
-    minutes = _minutes(history.rows)
-    upper.step([0.0, *minutes], [0.0, *_areas(history)], where="post", color=BLACK, linewidth=1.8)
-    upper.set_ylabel(_AREA.replace("<br>", "\n"))
-    upper.yaxis.set_major_formatter(PercentFormatter())
-    upper.set_ylim(bottom=0)
-    for state, places in _by_state(history):
-        label, color, _, symbol = _STATES[state]
-        x = [minutes[place] for place in places]
-        y = [history.rows[place].videos for place in places]
-        lower.vlines(x, 0, y, color=color, alpha=0.45, linewidth=0.8)
-        lower.scatter(x, y, color=color, marker=symbol, s=26, linewidths=1.2, label=label, zorder=3)
-    lower.set_ylabel(_JUDGED.format(videos=history.videos).replace("<br>", "\n"))
-    lower.set_ylim(0, 1.08 * max(1, history.videos))
-    lower.set_xlabel(_TIME)
-    if minutes and minutes[-1] > 0:
-        lower.set_xlim(0, 1.02 * minutes[-1])
-    for axes in (upper, lower):
-        axes.grid(color="#e4e6ea", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    upper.set_title(
-        f"{history.study}: how the search went, {len(history.rows)} trials", loc="left", fontsize=13
-    )
-    if history.rows:
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure

@@ -78,5 +78,4 @@ def test_it_draws_the_same_twice(tmp_path):
         [file.read_bytes() for file in write(bias_picture(inspection), tmp_path / name)] for name in "ab"
     ]
     assert written[0] == written[1]
-    assert written[0][1].startswith(b"\x89PNG")
     assert b"times its average" in written[0][0]
