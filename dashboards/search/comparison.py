@@ -1,4 +1,4 @@
-"""Ways to prune side by side at the same FLOPs, on videos that had no part in choosing: `tuner compare`."""
+"""`tuner compare`: pruning methods at the same FLOPs, on held-out videos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One way to prune on the held-out part, set against the unpruned model; intervals are of 95 %."""
+    """One pruning method on the held-out split, compared with the unpruned model; 95 % intervals."""
 
     name: str
     method: str
@@ -29,7 +29,7 @@ class ComparisonRow:
     difference: float
     difference_low: float | None
     difference_high: float | None
-    # Two-sided, a sign-flip permutation over videos.
+    # Two-sided, from a sign-flip permutation test over videos.
     p_value: float | None
     regressions: int
     gained: int
@@ -37,14 +37,14 @@ class ComparisonRow:
     videos: int
     flops_ratio: float
     flops_ratio_end_to_end: float
-    # Of prefill and answer, all methods in turn; None where that was not timed.
+    # Prefill and answer, timed with all methods in turn; None where not timed.
     seconds: float | None
-    # Over the unpruned model's.
+    # Relative to the unpruned model's.
     seconds_ratio: float | None
 
 
 def comparison_rows(comparison: Comparison) -> tuple[ComparisonRow, ...]:
-    """The table, the most accurate first; equals in the order of the comparison."""
+    """The table, most accurate first; ties stay in the order of the comparison."""
     rows = [_row(one) for one in comparison.rows]
     return tuple(sorted(rows, key=lambda row: -row.accuracy))
 
@@ -69,18 +69,18 @@ def _row(one: Compared) -> ComparisonRow:
         videos=outcome.videos,
         flops_ratio=outcome.flops_ratio,
         flops_ratio_end_to_end=outcome.flops_ratio_end_to_end,
-        # Taken side by side; seconds of stored answers come from different moments.
+        # Timed side by side; the seconds of stored answers come from different runs.
         seconds=None if one.timed is None else one.timed.seconds,
         seconds_ratio=None if one.timed is None else one.timed.ratio,
     )
 
 
 def comparison_picture(comparison: Comparison) -> Picture:
-    """A dot with its interval for each way to prune, and the numbers beside it."""
+    """A mark with its interval for each pruning method, and the numbers beside it."""
     rows = comparison_rows(comparison)
     return Picture(
         name="comparison",
-        title=f"Ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
+        title=f"Pruning methods at {100 * comparison.budget:g} % of the prefill FLOPs",
         description=_description(rows, comparison),
         table=rows,
         plotly=_plotly(rows, comparison),
@@ -90,7 +90,7 @@ def comparison_picture(comparison: Comparison) -> Picture:
 # Numbers and names in the drawing
 
 _COLUMNS = ("change, points", "lost / gained", "FLOPs", "time")
-# The marks take this share of the width, and the columns begin at these.
+# Share of the width for the marks, and where the columns begin.
 _MARKS = 0.47
 _AT = (0.485, 0.69, 0.845, 0.925)
 
@@ -112,7 +112,7 @@ def _x_title(comparison: Comparison) -> str:
 
 
 def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]:
-    """Of the x axis: all intervals and the unpruned line, with some room."""
+    """Range of the x axis: all intervals and the unpruned line, with a margin."""
     values = [100 * comparison.baseline.value]
     for row in rows:
         values += [
@@ -144,18 +144,19 @@ def _description(rows: Sequence[ComparisonRow], comparison: Comparison) -> str:
         first, last = rows[0], rows[-1]
         what = _what(comparison)
         text = (
-            f"On {first.questions} held-out questions about {first.videos} videos {first.name} has the best "
+            f"On {first.questions} held-out questions about {first.videos} videos, {first.name} has the best "
             f"{what}, {100 * first.accuracy:.1f} % against {100 * comparison.baseline.value:.1f} % unpruned"
         )
         if len(rows) > 1:
             text += f", and {last.name} the lowest, {100 * last.accuracy:.1f} %"
         text += (
-            ". Lines are 95 % intervals; methods whose intervals overlap may still differ, for all answered "
-            "the same questions: the change from the unpruned model is paired. FLOPs and time are per cent "
-            "of the unpruned model's; time is prefill and answer alone, all ways in turn."
+            ". Lines are 95 % intervals. Methods with overlapping intervals may still differ, because all "
+            "answered the same questions: the change from the unpruned model is paired. FLOPs and time are "
+            "in per cent of the unpruned model's. Time covers prefill and answer, measured with all methods "
+            "in turn."
         )
     for name, smallest in comparison.unreachable.items():
-        text += f" {name} cannot be set to this budget: {100 * smallest:.1f} % is the least it reaches."
+        text += f" {name} cannot reach this budget: its minimum is {100 * smallest:.1f} %."
     return text
 
 

@@ -42,7 +42,7 @@ def test_positions_have_rows_and_columns_and_newlines_no_column():
     [
         (0.87, 6.0, "both biases"),
         (0.87, 1.2, "the end of the video, but hardly"),
-        (0.13, 6.0, "not to the end of the video"),
+        (0.13, 6.0, "not the end of the video"),
         (0.13, 1.2, "neither bias"),
     ],
 )

@@ -13,7 +13,8 @@ import pytest
 
 from dashboards.picture.picture import Picture
 from dashboards.report import page as module
-from dashboards.report.page import LARGEST_CSV, MOST_ROWS, answer, report_html
+from dashboards.report.answer import answer
+from dashboards.report.page import LARGEST_CSV, MOST_ROWS, report_html
 from pipeline.methods import AdaTP
 from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
 from tuner.records.measurements import Timed
@@ -111,7 +112,7 @@ def test_the_first_screen_of_a_study_that_holds():
     assert said.state == "shown"
     assert said.title == "Yes: shown to lose no more than 8 points"
     assert said.changes == (
-        "A margin below 6.8 points (96 % confidence), or videos unlike the 80 held-out ones.",
+        "A margin below 6.8 points (96 % confidence), or videos that differ from the 80 held-out ones.",
     )
     assert (said.saves.value, said.saves.unit) == ("70 %", "fewer LLM prefill FLOPs")
     assert "60 % fewer end to end" in said.saves.notes[0]
@@ -140,7 +141,7 @@ def test_the_first_screen_of_a_study_that_holds():
             {"verdict": "not_shown", "margin": 0.04, "provable_drop": 0.06, "goal": "max_drop"},
             "not_shown",
             "Not yet: these videos cannot exclude a loss above 4 points",
-            "can prove a drop of about 6.0 points at best. The margin is smaller: it takes more videos",
+            "The margin is smaller, so any configuration needs more videos",
         ),
         (
             {"verdict": "not_shown", "margin": 0.04, "tested": (make_tested(4, -0.03, -0.05, 0.04),)},
@@ -191,7 +192,7 @@ def test_a_verdict_is_never_more_than_the_tests_allow(changes, state, title, cha
 @quick
 def test_a_bound_above_zero_is_no_margin():
     tested = (make_tested(make_summary().best.number, 0.02, 0.01),)
-    assert answer(make_summary(tested=tested)).changes == ("Videos unlike the 80 held-out ones.",)
+    assert answer(make_summary(tested=tested)).changes == ("Videos that differ from the 80 held-out ones.",)
 
 
 @quick
@@ -201,7 +202,7 @@ def test_more_flops_end_to_end_are_said_to_be_more():
     held_out = replace(summary.best_held_out, outcome=dear)
     # Once "-5 % fewer".
     notes = answer(replace(summary, best_held_out=held_out)).saves.notes
-    assert notes[0] == "5 % more end to end, vision tower included"
+    assert notes[0] == "5 % more end to end, including the vision tower"
 
 
 @quick

@@ -54,7 +54,7 @@ def test_the_page_shows_the_numbers_and_which_way_is_better():
     assert "36 / 4" in [one.text for one in picture.plotly.layout.annotations]
     assert "unpruned: 94.0 %" in page
     assert "higher is better" in page
-    assert "Merging cannot be set to this budget: 41.0 % is the least it reaches." in picture.description
+    assert "Merging cannot reach this budget: its minimum is 41.0 %." in picture.description
     assert "AdaTP, tuned has the best accuracy, 89.0 % against 94.0 % unpruned" in picture.description
 
 
