@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 200
 # Largest CSV, in bytes, that the page carries as a link; a larger one lies among the study's figures.
 LARGEST_CSV = 256 * 1024
+# Findings of a sensitivity study that are shown at once; the others are folded.
+_OPEN_FINDINGS = 5
 
 
 def report_html(
@@ -78,11 +80,21 @@ def report_html(
             figures=[_figure(one) for one in pictures],
             plotly=plotly_code() if any(one.plotly is not None for one in pictures) else None,
             sensitivity=sensitivity,
+            findings=_findings(sensitivity),
+            open_findings=_OPEN_FINDINGS,
             comparison=comparison,
             time_taken=None if comparison is None else time_taken(comparison),
             most=MOST_ROWS,
         )
     )
+
+
+def _findings(found: Sensitivity | None) -> tuple[str, ...]:
+    """The sentences of a sensitivity study, without those about failures, which stand by themselves."""
+    if found is None:
+        return ()
+    failures = {one.evidence for one in found.failures}
+    return tuple(one for one in found.sentences if one not in failures)
 
 
 def _numbers(summary: RunSummary) -> tuple[tuple[str, ...], ...]:

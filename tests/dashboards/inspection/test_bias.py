@@ -78,4 +78,4 @@ def test_it_draws_the_same_twice(tmp_path):
         [file.read_bytes() for file in write(bias_picture(inspection), tmp_path / name)] for name in "ab"
     ]
     assert written[0] == written[1]
-    assert b"times its average" in written[0][0]
+    assert b"times the mean" in written[0][0]

@@ -98,7 +98,7 @@ def make_sensitivity(**changes) -> Sensitivity:
         "outputs": (),
         "maps": (),
         "failures": (FailureMode("middle frames over-pruned", None, "No question says where it looks."),),
-        "sentences": ("tau_t made no difference between 0.2 and 0.8.", "Watch p."),
+        "sentences": ("tau_t makes little difference from 0.2 to 0.8.", "Watch p."),
     }
     return Sensitivity(**(values | changes))
 
@@ -268,11 +268,11 @@ def test_the_page_holds_the_evidence_in_its_order(page):
         "Which configuration?",
         "What does it save?",
         "What does it cost?",
-        "tau_t made no difference between 0.2 and 0.8.",
-        "Middle frames over-pruned: these tags cannot show it.",
+        "tau_t makes little difference from 0.2 to 0.8.",
+        "Middle frames over-pruned: cannot be tested with these tags.",
         "prefill and<br>answer time ratio",
         "Time: prefill and answer of 5 questions, one at a time and all ways in turn",
-        "PyramidDrop cannot reach this budget: the smallest FLOPs ratio it can is 0.4100.",
+        "PyramidDrop cannot reach this budget; its smallest FLOPs ratio is 0.4100.",
         "What the front shows.",
         "What the curves shows.",
         "kept tokens",
@@ -283,6 +283,17 @@ def test_the_page_holds_the_evidence_in_its_order(page):
     places = [page.rindex(one) if one.startswith("Example") else page.index(one) for one in order]
     assert places == sorted(places)
     assert "−7.0 to −3.0 points" in page
+
+
+@quick
+def test_findings_of_a_sensitivity_study_are_told_once_and_most_are_folded():
+    failure = FailureMode("middle frames over-pruned", True, "Middle frames lose more.")
+    lines = tuple(f"Finding {number}." for number in range(7))
+    found = make_sensitivity(sentences=(*lines[:2], failure.evidence, *lines[2:]), failures=(failure,))
+    page = report_html(make_summary(), (), sensitivity=found)
+    assert page.count(failure.evidence) == 1
+    assert "2 more findings</summary>" in page
+    assert page.index("Finding 4.") < page.index("2 more findings") < page.index("Finding 5.")
 
 
 def test_the_page_loads_nothing_and_is_small(page):
