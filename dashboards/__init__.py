@@ -1,1 +1,1 @@
-"""Figures and the report, drawn from finished results. Never runs a trial."""
+"""Figures and reports, drawn from recorded results. Never runs a trial."""

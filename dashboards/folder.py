@@ -1,15 +1,12 @@
-"""The figures that commands leave and hand to MLflow, and the report that holds them: gathered here alone."""
+"""A study's figures and its report: what goes into them, and the files in .tuner/<study>/figures.
+
+Figures are drawn anew by each command: that takes seconds, and always shows what is recorded now. Equal
+results give equal files, so MLflow receives only what changed.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import pickle
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,30 +18,13 @@ if TYPE_CHECKING:
     from tuner.sensitivity.results import Sensitivity
     from tuner.study import Study
 
-_STAMP = ".drawn.json"
+# Names of all figures and of the report, to remove those of an earlier drawing.
+_NAMES = ("report", "pareto", "comparison", "sensitivity-*", "cards", "bias", "history", "health")
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """What the figures in a folder were drawn from, the files that stand alone, and all figures' names."""
-
-    stamp: str = ""
-    files: tuple[str, ...] = ()
-    pictures: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, folder: Path) -> _Drawn:
-        """Nothing where the folder does not say."""
-        try:
-            written = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-            return cls(written["stamp"], tuple(written["files"]), tuple(written["pictures"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls()
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What stands beside a search's summary; None: not there (yet)."""
+class Details:
+    """What the report shows besides the summary of a search; None: not recorded."""
 
     history: History | None = None
     inspection: Inspection | None = None
@@ -58,8 +38,8 @@ def gather(
     database: str | None = None,
     *,
     comparison: Comparison | None = None,
-) -> Evidence:
-    """What is recorded beside this summary of the study; a comparison that is at hand is not solved again."""
+) -> Details:
+    """Reads what is recorded for this summary; `comparison` is used instead of the recorded one."""
     from tuner.reporting.history import load_history
     from tuner.reporting.inspection import load_inspection
     from tuner.runs.compare import load_comparison
@@ -67,9 +47,9 @@ def gather(
 
     best = summary.best
     sensitivity = load_sensitivity(summary.study, summary.budget, summary.study_hash)
-    if sensitivity is not None and not _holds(sensitivity, summary):
+    if sensitivity is not None and not _is_current(sensitivity, summary):
         sensitivity = None
-    return Evidence(
+    return Details(
         history=load_history(study, budget=summary.budget, seed=summary.seed, database=database),
         inspection=None
         if best is None
@@ -79,9 +59,10 @@ def gather(
     )
 
 
-def _holds(found: Sensitivity, summary: RunSummary) -> bool:
-    """Whether a saved sensitivity study is of what the search has come to now, and of the questions that
-    count now: more trials, another study.yaml or a quarantine may have come after it.
+def _is_current(found: Sensitivity, summary: RunSummary) -> bool:
+    """Whether a saved sensitivity study describes the search's present best configuration and questions.
+
+    More trials, another study.yaml or a quarantine may have changed either since.
     """
     if summary.best is None:
         return found.trial is None
@@ -93,8 +74,8 @@ def _holds(found: Sensitivity, summary: RunSummary) -> bool:
     return all(one.questions == held_out.outcome.questions for one in found.curves)
 
 
-def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:
-    """A study's figures in the order of the report; those without data are left out."""
+def pictures(summary: RunSummary, details: Details) -> tuple[Picture, ...]:
+    """The figures that have data, in the order of the report."""
     from dashboards.inspection.bias import bias_picture
     from dashboards.inspection.cards import cards_picture
     from dashboards.pareto.figure import pareto_picture
@@ -103,22 +84,22 @@ def pictures(summary: RunSummary, evidence: Evidence) -> tuple[Picture, ...]:
     from dashboards.search.history import history_picture
     from dashboards.sensitivity.figure import sensitivity_pictures
 
-    drawn: list[Picture | None] = [pareto_picture(summary, evidence.comparison)]
-    if evidence.comparison is not None:
-        drawn.append(comparison_picture(evidence.comparison))
-    if evidence.sensitivity is not None:
-        drawn += sensitivity_pictures(evidence.sensitivity)
-    if evidence.inspection is not None:
-        drawn += [cards_picture(evidence.inspection), bias_picture(evidence.inspection)]
-    if evidence.history is not None:
-        drawn.append(history_picture(evidence.history))
-    drawn.append(health_picture(summary, evidence.history))
+    drawn: list[Picture | None] = [pareto_picture(summary, details.comparison)]
+    if details.comparison is not None:
+        drawn.append(comparison_picture(details.comparison))
+    if details.sensitivity is not None:
+        drawn += sensitivity_pictures(details.sensitivity)
+    if details.inspection is not None:
+        drawn += [cards_picture(details.inspection), bias_picture(details.inspection)]
+    if details.history is not None:
+        drawn.append(history_picture(details.history))
+    drawn.append(health_picture(summary, details.history))
     return tuple(one for one in drawn if one is not None)
 
 
-def report(summary: RunSummary, evidence: Evidence) -> str:
-    """The report's page."""
-    return _report(summary, evidence, pictures(summary, evidence))
+def report(summary: RunSummary, details: Details) -> str:
+    """The report as one HTML page."""
+    return _report(summary, details, pictures(summary, details))
 
 
 def draw(
@@ -128,34 +109,34 @@ def draw(
     *,
     comparison: Comparison | None = None,
 ) -> tuple[Path, ...]:
-    """Draws the study's figures and its report into .tuner/<study>/figures, unless they are there, and
-    returns the files that stand alone, the report first. comparison: where it is at hand.
+    """Draws the study's figures and its report, and returns the files for MLflow, the report first.
+
+    comparison: used instead of the recorded one. Figures of an earlier drawing are removed, since some may
+    have no data any more.
     """
-    evidence = gather(study, summary, database, comparison=comparison)
+    from dashboards.picture.picture import write, write_library
+
+    details = gather(study, summary, database, comparison=comparison)
+    drawn = pictures(summary, details)
     folder = _folder(summary.study)
-    stamp = _stamp(summary, evidence)
-    before = _Drawn.read(folder)
-    files = tuple(folder / name for name in before.files)
-    if before.stamp == stamp and all(file.is_file() for file in files):
-        return files
-    drawn = pictures(summary, evidence)
-    # From here on the files are of nothing; should this be ended, the next call still knows which there are.
-    _write_stamp(folder, replace(before, stamp=""))
-    for name in before.pictures:  # of what is no longer so, too
+    for name in _NAMES:
         for kind in ("html", "png", "csv"):
-            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+            for file in folder.glob(f"{name}.{kind}"):
+                file.unlink(missing_ok=True)
+    write_library(folder)
     page = folder / "report.html"
-    files = (page, *_write(drawn, folder))
-    page.write_text(_report(summary, evidence, drawn), encoding="utf-8")
-    written = _Drawn(stamp, tuple(file.name for file in files), tuple(one.name for one in drawn))
-    _write_stamp(folder, written)
-    return files
+    page.write_text(_report(summary, details, drawn), encoding="utf-8")
+    files = [page]
+    for one in drawn:
+        # MLflow shows only pages that need no other file; the report holds all figures, so one such page is
+        # enough.
+        files += write(one, folder, "held" if one.name == "pareto" else "shared")
+    return tuple(files)
 
 
 def draw_comparison(study: Study, comparison: Comparison, database: str | None = None) -> tuple[Path, ...]:
-    """Draws the ways to prune side by side and writes their table; and all that `draw` does, where there was
-    a search.
-    """
+    """Draws the comparison and writes its table; after a search, also all that `draw` does."""
+    from dashboards.picture.picture import write
     from tuner.reporting.comparison_table import TABLE, to_json
     from tuner.reporting.from_records import find_summary
 
@@ -163,7 +144,7 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
     if summary is None:
         from dashboards.search.comparison import comparison_picture
 
-        files = _write([comparison_picture(comparison)], _folder(comparison.study))
+        files = write(comparison_picture(comparison), _folder(comparison.study))
     else:
         files = draw(study, summary, database, comparison=comparison)
     table = _folder(comparison.study) / TABLE
@@ -172,53 +153,23 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
 
 
 def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = None) -> tuple[Path, ...]:
-    """Draws a saved sensitivity study; and all that `draw` does, where there was a search."""
+    """Draws a saved sensitivity study; after a search, also all that `draw` does."""
+    from dashboards.picture.picture import write
     from tuner.reporting.from_records import find_summary
 
     summary = find_summary(study, budget=found.budget, database=database)
     if summary is None:
         from dashboards.sensitivity.figure import sensitivity_pictures
 
-        return _write(sensitivity_pictures(found), _folder(found.study))
+        folder = _folder(found.study)
+        return tuple(file for one in sensitivity_pictures(found) for file in write(one, folder))
     return draw(study, summary, database)
 
 
-def _report(summary: RunSummary, evidence: Evidence, drawn: tuple[Picture, ...]) -> str:
+def _report(summary: RunSummary, details: Details, drawn: tuple[Picture, ...]) -> str:
     from dashboards.report.page import report_html
 
-    return report_html(summary, drawn, sensitivity=evidence.sensitivity, comparison=evidence.comparison)
-
-
-def _write(drawn: Iterable[Picture], folder: Path) -> tuple[Path, ...]:
-    """MLflow shows a page only if it stands alone, and the report holds all of them: one alone does."""
-    from dashboards.picture.picture import write, write_library
-
-    write_library(folder)
-    return tuple(
-        file for one in drawn for file in write(one, folder, "held" if one.name == "pareto" else "shared")
-    )
-
-
-def _write_stamp(folder: Path, drawn: _Drawn) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _STAMP).write_text(json.dumps(asdict(drawn)), encoding="utf-8")
-
-
-def _stamp(summary: RunSummary, evidence: Evidence) -> str:
-    """Of what is drawn and of what draws it: equal stamps, equal files."""
-    shown = io.BytesIO()
-    pickler = pickle.Pickler(shown)
-    # Without references to what was written before: they tell equal values of different identity apart.
-    pickler.fast = True
-    # How long the last call took is on no figure.
-    pickler.dump((replace(summary, seconds=0.0), evidence))
-    digest = hashlib.sha256(shown.getvalue())
-    for package in ("dashboards", "tuner", "pipeline"):
-        for source in sorted(Path(str(resources.files(package))).rglob("*")):
-            if source.is_file() and source.suffix != ".pyc":
-                digest.update(source.read_bytes())
-    digest.update(repr([version(library) for library in ("plotly", "matplotlib")]).encode())
-    return digest.hexdigest()
+    return report_html(summary, drawn, sensitivity=details.sensitivity, comparison=details.comparison)
 
 
 def _folder(study: str) -> Path:

@@ -1,1 +1,1 @@
-"""What pruning does to single videos: cards of changed answers, attention's biases."""
+"""What pruning does to single videos: cards with frames, and the biases of attention."""

@@ -1,15 +1,15 @@
-"""The two biases of attention that AdaTP is named for, and what each way to prune makes of them.
+"""The two biases of attention that AdaTP addresses, and what each pruning method makes of them.
 
-As in the paper's first figure: where in the video, and where in the frame, the last prompt token looks, and
-where the tokens lie that pruning leaves. Everything is in units of its own average, so that attention and
-kept tokens, and methods that keep more and less, share one axis.
+As in the paper's first figure: how the attention of the last prompt token, and the tokens that pruning keeps,
+are distributed over the frames of a video and the positions in a frame. Each series is in units of its own
+mean, so that attention and kept tokens share one axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,27 +19,26 @@ from pipeline.trace import Grid
 from tuner.reporting.inspection import BiasMaps, Inspection, last_frames, relative
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
 Axis = Literal["frame", "position"]
 
-# The paper's, with 32 frames: how much of the top tenth of the tokens lies in the last eighth of the frames,
+# From the paper, with 32 frames: the share of the top tenth of the tokens in the last eighth of the frames,
 # and the largest mean attention of a position in units of the mean.
 PAPER_TOP_IN_LAST = 0.868
 PAPER_PEAK = 5.77
-# From so many times the even share on, the text speaks of a bias (our choice).
+# How many times the even share the text calls a bias (our choice).
 BIASED = 2.0
 
 
 @dataclass(frozen=True)
 class BiasRow:
-    """A frame, or a position in the frame: its mean in units of the mean over all of them (1 is even)."""
+    """A frame or a position in the frame; values in units of the mean over all of them (1 is even)."""
 
     axis: Axis
     # Counted from 1, as are row and column.
     number: int
-    # None for a frame, and for the newline token after a row of cells (column) or a grid nobody knows.
+    # None for a frame; no column either for the newline token after a row of cells.
     row: int | None
     column: int | None
     attention: float
@@ -48,7 +47,7 @@ class BiasRow:
 
 
 def bias_rows(inspection: Inspection) -> tuple[BiasRow, ...]:
-    """The table: frames in order, then positions row after row; nothing where nothing was averaged."""
+    """The table: frames in order, then positions row by row; empty where no question was averaged."""
     if inspection.bias is None:
         return ()
     grid = Grid.of(inspection.cells)
@@ -83,7 +82,7 @@ def _maps(bias: BiasMaps) -> tuple[FloatArray, FloatArray | None, FloatArray]:
 
 
 def bias_picture(inspection: Inspection) -> Picture | None:
-    """The maps as a figure; None where no question could be averaged."""
+    """The figure; None where no question could be averaged."""
     if inspection.bias is None:
         return None
     rows = bias_rows(inspection)
@@ -93,7 +92,6 @@ def bias_picture(inspection: Inspection) -> Picture | None:
         description=_description(inspection, inspection.bias),
         table=rows,
         plotly=_plotly(inspection, rows),
-        still=_still(inspection, rows),
     )
 
 
@@ -103,27 +101,30 @@ def _description(inspection: Inspection, bias: BiasMaps) -> str:
     peak = float(relative(bias.attention, "position").max())
     where = "the last frame" if last == 1 else f"the last {last} of {inspection.frames} frames"
     text = (
-        f"Before pruning {100 * bias.top_in_last:.1f} % of the best-attended tenth of the tokens lie in "
-        f"{where} ({100 * even:.1f} % would be even; the paper has {100 * PAPER_TOP_IN_LAST:.1f} %), and the "
-        f"best-attended position gets {peak:.2f} times the mean (the paper: {PAPER_PEAK}). "
+        f"Before pruning, {100 * bias.top_in_last:.1f} % of the tokens with the most attention (the top "
+        f"tenth) lie in {where} ({100 * even:.1f} % would be even; {100 * PAPER_TOP_IN_LAST:.1f} % in the "
+        f"paper). The position with the most attention gets {peak:.2f} times the mean ({PAPER_PEAK} in the "
+        "paper). "
     )
     text += {
         (True, True): "This model has both biases that the paper describes. ",
-        (True, False): "This model leans to the end of the video, but hardly to single positions. ",
-        (False, True): "This model leans to single positions, but not to the end of the video. ",
-        (False, False): "This model has neither bias to speak of. ",
+        (True, False): "This model favours the end of the video, but hardly any single positions. ",
+        (False, True): "This model favours single positions, but not the end of the video. ",
+        (False, False): "This model has neither bias. ",
     }[bias.top_in_last >= BIASED * even, peak >= BIASED]
-    one_shot = "" if bias.one_shot is None else f"; one-shot pruning as cheap: {_spread(bias.one_shot)}"
+    one_shot = (
+        "" if bias.one_shot is None else f"; one-shot pruning at the same cost: {_spread(bias.one_shot)}"
+    )
     return text + (
-        f"AdaTP keeps {_spread(bias.kept)}{one_shot} (1 is even; mean of {bias.questions} held-out "
-        "questions)."
+        f"Kept tokens, in units of their mean (1 is even; mean of {bias.questions} held-out questions): "
+        f"AdaTP {_spread(bias.kept)}{one_shot}."
     )
 
 
 def _spread(kept: FloatArray) -> str:
     frame, position = relative(kept, "frame"), relative(kept, "position")
     return (
-        f"{frame.min():.2f} to {frame.max():.2f} times its average by frame, {position.min():.2f} to "
+        f"{frame.min():.2f} to {frame.max():.2f} by frame and {position.min():.2f} to "
         f"{position.max():.2f} by position"
     )
 
@@ -134,19 +135,18 @@ def _spread(kept: FloatArray) -> str:
 class _Series(NamedTuple):
     field: str  # of BiasRow
     label: str
-    title: str  # above a map, where a phone leaves little room
+    title: str  # above a map; short, for phones
     colour: str
-    dash: str  # plotly's
-    style: str  # matplotlib's
+    dash: str
 
 
 _SERIES = (
-    _Series("attention", "attention in layer 1, unpruned", "attention", BLACK, "dot", ":"),
-    _Series("one_shot", "kept by one-shot attention pruning", "one-shot", VERMILION, "dash", "--"),
-    _Series("adatp", "kept by AdaTP", "AdaTP", BLUE, "solid", "-"),
+    _Series("attention", "attention in layer 1, unpruned", "attention", BLACK, "dot"),
+    _Series("one_shot", "kept by one-shot attention pruning", "one-shot", VERMILION, "dash"),
+    _Series("adatp", "kept by AdaTP", "AdaTP", BLUE, "solid"),
 )
 _FRAME = "frame of the video, first to last"
-_UNIT = "times its average (1 is even)"
+_UNIT = "times the mean (1 is even)"
 
 
 def _frames(rows: Sequence[BiasRow]) -> list[BiasRow]:
@@ -154,12 +154,12 @@ def _frames(rows: Sequence[BiasRow]) -> list[BiasRow]:
 
 
 def _series(rows: Sequence[BiasRow]) -> list[_Series]:
-    """Those that are there."""
+    """The series that have values."""
     return [one for one in _SERIES if getattr(rows[0], one.field) is not None]
 
 
 def _position_map(rows: Sequence[BiasRow], name: str, cells: int) -> FloatArray:
-    """(rows, columns) of the frame, newline tokens in a column of their own at the right."""
+    """(rows, columns) of the frame, with newline tokens in a last column of their own."""
     grid = Grid.of(cells)
     values = np.array([getattr(row, name) for row in rows if row.axis == "position"], dtype=np.float64)
     return values.reshape(grid.rows, grid.columns + grid.newlines)
@@ -193,7 +193,7 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
         subplot_titles=["by frame", *[one.title for one in series]],
     )
     frames = _frames(rows)
-    for name, label, _, colour, dash, _ in series:
+    for name, label, _, colour, dash in series:
         figure.add_scatter(
             x=[row.number for row in frames],
             y=[getattr(row, name) for row in frames],
@@ -201,7 +201,7 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
             line={"color": colour, "width": 2.2, "dash": dash},
             marker={"size": 6},
             name=label,
-            hovertemplate="frame %{x}: %{y:.2f} times its average<extra>" + label + "</extra>",
+            hovertemplate="frame %{x}: %{y:.2f} times the mean<extra>" + label + "</extra>",
             row=1,
             col=1,
         )
@@ -215,7 +215,7 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
             y=[str(number + 1) for number in range(len(values))],
             coloraxis="coloraxis",
             texttemplate="%{z:.1f}" if small else None,
-            hovertemplate="row %{y}, column %{x}: %{z:.2f} times its average<extra>" + label + "</extra>",
+            hovertemplate="row %{y}, column %{x}: %{z:.2f} times the mean<extra>" + label + "</extra>",
             row=2,
             col=index + 1,
         )
@@ -224,7 +224,7 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
     figure.update_xaxes(title_text=_FRAME, row=1, col=1, zeroline=False)
     figure.update_yaxes(title_text=_UNIT, row=1, col=1, rangemode="tozero", zeroline=False)
     figure.update_yaxes(title_text="row of the frame", row=2, col=1)
-    # Below the middle map alone: on a phone there is no room for three.
+    # Below the middle map only: a phone has no room for three titles.
     figure.update_xaxes(title_text=_column_title(inspection.cells), row=2, col=len(series) // 2 + 1)
     figure.update_annotations(font={"size": 14})
     figure.update_layout(
@@ -235,54 +235,9 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
             "colorscale": "Blues",
             "cmin": 0,
             "cmax": _highest(rows, "position"),
-            "colorbar": {"title": {"text": "times its<br>average"}, "len": 0.45, "y": 0.19},
+            "colorbar": {"title": {"text": "times the<br>mean"}, "len": 0.45, "y": 0.19},
         },
         margin={"l": 70, "r": 20, "t": 90, "b": 60},
         height=680,
     )
-    return figure
-
-
-def _still(inspection: Inspection, rows: Sequence[BiasRow]) -> MatplotlibFigure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    series = _series(rows)
-    figure = Figure(figsize=(12, 8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, len(series))
-    lines = figure.add_subplot(grid[0, :])
-    frames = _frames(rows)
-    lines.axhline(1, color=GREY, linewidth=1)
-    for name, label, _, colour, _, style in series:
-        lines.plot(
-            [row.number for row in frames],
-            [getattr(row, name) for row in frames],
-            color=colour,
-            linestyle=style,
-            marker="o",
-            markersize=4,
-            label=label,
-        )
-    lines.set_ylim(bottom=0)
-    lines.set_xlabel(_FRAME)
-    lines.set_ylabel(_UNIT)
-    lines.set_title("by frame", loc="left")
-    lines.spines[["top", "right"]].set_visible(False)
-    lines.legend(frameon=False, ncols=len(series), loc="upper right", bbox_to_anchor=(1, 1.12))
-    drawn: Any = None
-    maps = []
-    for index, (name, label, *_) in enumerate(series):
-        axes = figure.add_subplot(grid[1, index])
-        values = _position_map(rows, name, inspection.cells)
-        drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=_highest(rows, "position"), aspect="auto")
-        columns = _columns(inspection.cells)
-        step = max(1, len(columns) // 7)
-        axes.set_xticks(range(0, len(columns), step), columns[::step])
-        axes.set_yticks(range(0, len(values), step), [str(row + 1) for row in range(0, len(values), step)])
-        axes.set_title(label, fontsize=10)
-        axes.set_xlabel(_column_title(inspection.cells))
-        maps.append(axes)
-    maps[0].set_ylabel("row of the frame")
-    figure.colorbar(drawn, ax=maps, label=_UNIT)
     return figure

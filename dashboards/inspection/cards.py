@@ -1,7 +1,7 @@
-"""Regressions and gains as pictures: one card per question, with the frames and what was left of them.
+"""Regressions and gains: one card per question, with the frames and the tokens kept at each depth.
 
-Each strip of frames is in the page once, as a CSS variable; the rows of a card show it and draw over it what
-was dropped. Nothing needs a script.
+The page holds each strip of frames once, as a CSS variable; the rows of a card show it and fade what was
+dropped. No scripts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dashboards.picture.picture import Picture
 from pipeline.trace import Grid, Segment
 from tuner.reporting.inspection import FRAMES_PER_STRIP, Card, Film, Inspection, Kind
 
-# Cards of each kind that stand open; the others wait behind one line.
+# Cards of each kind that are shown at once; the others are folded.
 OPEN = 6
 
 _TITLES: dict[Kind, str] = {"regression": "Regressions", "gain": "Gains"}
@@ -30,7 +30,7 @@ _MEANINGS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class CardRow:
-    """One card as a row. Margins are natural logarithms, shares fractions of the visual tokens."""
+    """One card as a row. Margins are natural logarithms; shares are fractions of the visual tokens."""
 
     kind: Kind
     question: str
@@ -47,14 +47,14 @@ class CardRow:
     segments: int
     boosted_segments: int
     boosted_frames: int
-    # After the last pruning: of all tokens, of those in boosted segments, of the others; None without any.
+    # Kept after the last pruning: of all tokens, of those in boosted segments, of the others; None: no such.
     kept_share: float
     kept_share_boosted: float | None
     kept_share_other: float | None
 
 
 def card_rows(inspection: Inspection) -> tuple[CardRow, ...]:
-    """The table: regressions, then gains, each with the most certain baseline first."""
+    """The table: regressions, then gains; those where the baseline was most certain first."""
     return tuple(_row(card, inspection) for kind in _TITLES for card in inspection.shown(kind))
 
 
@@ -85,7 +85,7 @@ def _row(card: Card, inspection: Inspection) -> CardRow:
 
 
 def _left(card: Card, inspection: Inspection, stage: int) -> NDArray[np.bool_]:
-    """(frames, cells) which tokens are left at the card's stage; all of them before the first (-1)."""
+    """(frames, cells) which tokens are kept after a pruning stage; -1: before the first, all of them."""
     left = np.ones(inspection.frames * inspection.cells, dtype=bool)
     if stage >= 0:
         left[:] = False
@@ -94,7 +94,7 @@ def _left(card: Card, inspection: Inspection, stage: int) -> NDArray[np.bool_]:
 
 
 def cards_picture(inspection: Inspection) -> Picture:
-    """The cards as an HTML fragment of a few ten kilobytes each, frames included."""
+    """The cards as an HTML fragment; with its frames a card takes some ten kilobytes."""
     return Picture(
         name="cards",
         title="Regressions and gains, question by question",
@@ -106,20 +106,19 @@ def cards_picture(inspection: Inspection) -> Picture:
 
 
 def _description(inspection: Inspection) -> str:
-    right = "answers right" if inspection.labelled else "is the measure of"
+    right = " that the unpruned model answers right" if inspection.labelled else ""
     text = (
-        f"Of {inspection.questions} held-out questions pruning loses {inspection.regressions} that the "
-        f"unpruned model {right}, and gains {inspection.gains}, at {100 * inspection.flops_ratio:.0f} % of "
-        "the prefill FLOPs."
+        f"Of {inspection.questions} held-out questions, pruning loses {inspection.regressions}{right} and "
+        f"gains {inspection.gains}, at {100 * inspection.flops_ratio:.0f} % of the prefill FLOPs."
     )
     if any(inspection.left_out(kind) for kind in _TITLES):
         lost, gained = (len(inspection.shown(kind)) for kind in _TITLES)
         text += (
-            f" Shown are {lost} of the losses and {gained} of the gains, those first about which the "
-            "unpruned model was surest."
+            f" Shown are {lost} of the losses and {gained} of the gains, those where the unpruned model was "
+            "most certain first."
         )
     if inspection.unreadable:
-        text += f" Videos that cannot be read any more are left out: {', '.join(inspection.unreadable)}."
+        text += f" Left out, because their videos can no longer be read: {', '.join(inspection.unreadable)}."
     return text
 
 
@@ -146,19 +145,20 @@ def _body(inspection: Inspection) -> Iterator[str]:
 def _how_to_read(inspection: Inspection) -> str:
     grid = Grid.of(inspection.cells)
     text = (
-        "Each row of frames shows what is left at one depth of the model: cells that were dropped are faded. "
+        "Each row of frames shows the tokens kept at one depth of the model; dropped cells are faded. "
         f"A frame has {grid.rows} x {grid.columns} cells"
-        + (", and a newline token after each row that is not drawn" if grid.newlines else "")
+        + (", and a newline token after each row, which is not drawn" if grid.newlines else "")
         + ". "
     )
     if any(card.segments for card in inspection.cards):
         text += (
-            "The bar under them shows the segments with their relevance to the question; ▲ marks a boosted "
-            "segment, which keeps more. "
+            "The bar below shows the segments and their relevance to the question; ▲ marks a boosted "
+            "segment, which keeps more tokens. "
         )
     return (
-        f'<p class="key">{text}✓ is the right answer, ◀ what a model answers. The margin is the right '
-        "answer's log-probability less that of the best other option: below 0 the answer is wrong.</p>\n"
+        f'<p class="key">{text}✓ marks the right answer, ◀ the answer of a model. The margin is the '
+        "log-probability of the right answer minus that of the best other option: below 0 the answer is "
+        "wrong.</p>\n"
     )
 
 
@@ -193,7 +193,7 @@ def _signed(value: float) -> str:
 
 
 def _answers(card: Card) -> str:
-    """The options with both models' probabilities, or both free answers."""
+    """The options with the probabilities of both models, or both free answers."""
     if not card.options:
         rows = [("right", card.answer), ("unpruned", card.baseline_text), ("pruned", card.pruned_text)]
         cells = "".join(
@@ -222,7 +222,7 @@ def _probability(probabilities: tuple[float, ...], index: int, said: bool) -> st
 
 
 def _strip(card: Card, inspection: Inspection, film: Film, first: int, jpeg: bytes) -> str:
-    """Up to `FRAMES_PER_STRIP` frames from frame `first` on: as they are, and at each depth."""
+    """Up to `FRAMES_PER_STRIP` frames from frame `first`: as sampled, and at each depth."""
     count = min(FRAMES_PER_STRIP, inspection.frames - first)
     last = first + count - 1
     where = f"frames {first + 1} to {last + 1}"
@@ -230,8 +230,8 @@ def _strip(card: Card, inspection: Inspection, film: Film, first: int, jpeg: byt
     rows = [_row_of_frames("as sampled", f"{where}, as sampled", None, card, inspection, first, count)]
     for stage, layer in enumerate(card.layers):
         left = _left(card, inspection, stage)
-        label = f"layer {layer}: {100 * left.mean():.0f} % left"
-        alt = f"{where}, {left[first : last + 1].sum()} tokens left before layer {layer}"
+        label = f"layer {layer}: {100 * left.mean():.0f} % kept"
+        alt = f"{where}, {left[first : last + 1].sum()} tokens kept before layer {layer}"
         for one in _within(card.segments, first, last):
             kept = left[max(one.first, first) : min(one.last, last) + 1]
             alt += f"; {_frames(one)}: {kept.sum()} of {kept.size}"
@@ -275,7 +275,7 @@ def _row_of_frames(
 
 
 def _runs(cells: NDArray[np.bool_]) -> str:
-    """Horizontal lines, one cell high, over the true cells of (rows, width)."""
+    """Horizontal lines, one cell high, over the true cells of `cells` (rows, width)."""
     path = []
     for number, row in enumerate(cells):
         edges = np.flatnonzero(np.diff(np.concatenate(([0], row.astype(np.int8), [0]))))
@@ -297,7 +297,7 @@ def _frames(segment: Segment) -> str:
 
 
 def _segments(card: Card, film: Film, first: int, last: int) -> str:
-    """The segments under a strip: how relevant, whether boosted, when they begin."""
+    """The segments below a strip: relevance, whether boosted, start time."""
     if not card.segments:
         return ""
     items = []
@@ -317,7 +317,7 @@ def _segments(card: Card, film: Film, first: int, last: int) -> str:
     return f'<span class="depth">relevance</span><ol>\n{"".join(items)}</ol>\n'
 
 
-# The colours are the page's. Backgrounds carry the frames, so they are printed.
+# Colours are the page's. Backgrounds hold the frames, so they are printed.
 _CSS = f"""\
 .cards {{ color: var(--ink); }}
 .cards .key {{ max-width: 75ch; line-height: 1.45; }}

@@ -1,4 +1,4 @@
-"""What the drawings of the Pareto front share: marks, lines and labels, in per cent of the unpruned model."""
+"""Marks, lines and labels of the Pareto front, in per cent of the unpruned model, for both drawings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dashboards.picture.picture import BLACK, BLUE, GREEN, GREY, PURPLE, SKY, VE
 from tuner.reporting.trial_table import ParetoPoint, front_numbers
 from tuner.reporting.values import RunSummary
 
+# Text beside lines that matter less.
+MUTED = "#5b6068"
+
 SPLITS = {"tune": "tune videos", "held_out": "held-out videos"}
 
 
 class Axis(NamedTuple):
-    """A measure of compute; `field` is the points' and holds the ratio to the unpruned model."""
+    """A measure of compute; `field` of a point holds its ratio to the unpruned model."""
 
     field: str
     button: str
@@ -26,13 +29,13 @@ AXES = (
     Axis(
         "flops_ratio_end_to_end",
         "end-to-end FLOPs",
-        "end-to-end FLOPs with the vision tower, % of unpruned (lower is better)",
+        "end-to-end FLOPs including the vision tower, % of unpruned (lower is better)",
     ),
 )
 
 
 class Marker(NamedTuple):
-    """How one kind of mark looks in either drawing, and what the legend calls it."""
+    """The look of one kind of mark in both drawings, and its name in the legend."""
 
     label: str
     fill: str
@@ -41,12 +44,12 @@ class Marker(NamedTuple):
     plotly: str
     matplotlib: str
     opacity: float = 1.0
-    # Of an interval's line, pixels.
+    # Width of an interval's line, pixels.
     bar: float = 1.4
 
 
 class Series(NamedTuple):
-    """Marks of one kind, each where its cost and its accuracy are; `x` is None where it has no such cost."""
+    """Marks of one kind at their cost and accuracy; `x` is None for a point without such a cost."""
 
     marker: Marker
     points: list[ParetoPoint]
@@ -58,13 +61,11 @@ class Series(NamedTuple):
 _FRONT = Marker("trial on the front, tune videos", SKY, BLUE, 10, "circle", "o")
 _DOMINATED = Marker("other trials, tune videos", SKY, BLUE, 8, "circle", "o", 0.35)
 _OVER = Marker("trial over the budget, tune videos", "#d7dade", GREY, 9, "circle", "o")
-_STOPPED = Marker(
-    "trial stopped early (no accuracy: a tick at its cost)", GREY, GREY, 9, "line-ns-open", "|", 0.7
-)
-_REFUSED = Marker("closest proposal (tick at its cost)", BLACK, BLACK, 11, "x-thin-open", "x")
+_STOPPED = Marker("pruned trial (no accuracy: a tick at its cost)", GREY, GREY, 9, "line-ns-open", "|", 0.7)
+_REFUSED = Marker("closest infeasible proposal (a tick at its cost)", BLACK, BLACK, 11, "x-thin-open", "x")
 _DEFAULTS = Marker("AdaTP's defaults, tune videos", "#ffffff", GREEN, 12, "square", "s")
 _BEST = Marker("{best}, tune videos", "#ffffff", VERMILION, 13, "diamond", "D")
-# These often cost the same to a line's width: each is smaller than those before it, and seen on top of them.
+# These often lie on one another, so each is smaller than those drawn before it and stays visible on top.
 _DEFAULTS_HELD_OUT = Marker(
     "AdaTP's defaults, held-out videos (95 %)", GREEN, GREEN, 16, "square", "s", bar=5
 )
@@ -73,12 +74,12 @@ _BEST_HELD_OUT = Marker("{best}, held-out videos (95 %)", VERMILION, "#ffffff", 
 
 
 def best_name(summary: RunSummary) -> str:
-    """What the chosen trial is: a drop that was asked for chooses otherwise than a budget."""
+    """What the search chose: the best trial within a budget, or the trial for an allowed drop."""
     return "best within the budget" if summary.goal == "budget" else "chosen trial"
 
 
 def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> list[Series]:
-    """In the order they are drawn; the same series, some of them perhaps empty, for every axis."""
+    """The marks in drawing order: the same series for every axis, though some may be empty."""
     limits = limits_of(points, summary, axis)
     on_front = {one.trial for one in front_of(points, axis)}
     trials = [one for one in points if one.kind == "trial"]
@@ -111,13 +112,13 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
 
 
 def cost_of(point: ParetoPoint, axis: Axis) -> float | None:
-    """In per cent of the unpruned model."""
+    """The cost in per cent of the unpruned model's."""
     value: float | None = getattr(point, axis.field)
     return None if value is None else 100 * value
 
 
 def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
-    """The completed trials on the front, the cheapest by this measure first."""
+    """The completed trials on the front, cheapest first."""
     trials = [
         (one, cost)
         for one in points
@@ -129,7 +130,7 @@ def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
 
 
 class Label(NamedTuple):
-    """A peer's name beside its mark."""
+    """The name of another method beside its mark."""
 
     text: str
     x: float
@@ -139,7 +140,7 @@ class Label(NamedTuple):
 
 
 def labels_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> list[Label]:
-    """In one column to the right of all peers, as far apart as the letters need."""
+    """One column of names to the right of all other methods, spaced so that they do not overlap."""
     limits = limits_of(points, summary, axis)
     peers = [
         (one, x)
@@ -150,8 +151,8 @@ def labels_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         return []
     gap = 0.042 * (limits.high_y - limits.low_y)
     column = max(x for _, x in peers) + 0.02 * (limits.high_x - limits.low_x)
-    heights = [100 * (one.accuracy or 0.0) for one, _ in peers]  # the best first
-    # Blocks of labels that touch, each around the mean of where its labels would like to be.
+    heights = [100 * (one.accuracy or 0.0) for one, _ in peers]  # best first
+    # Blocks of labels that touch, each centred on the mean height of its marks.
     blocks: list[list[float]] = []
     for height in heights:
         blocks.append([height])
@@ -166,7 +167,7 @@ def labels_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         for block in blocks
         for place in range(len(block))
     ]
-    # A long column may reach below the axis.
+    # Keeps a long column above the axis.
     lift = max(0.0, limits.low_y + gap - min(spread))
     return [
         Label(one.name or "", x, 100 * (one.accuracy or 0.0), column, y + lift)
@@ -179,7 +180,7 @@ def _middle(block: Sequence[float]) -> float:
 
 
 class Limits(NamedTuple):
-    """Axis ranges in per cent: all configurations and baselines, and some room around them."""
+    """Axis ranges in per cent."""
 
     low_x: float
     high_x: float
@@ -188,7 +189,7 @@ class Limits(NamedTuple):
 
 
 def limits_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> Limits:
-    """Of one drawing; the budget, the names of peers and the accuracy a margin leads to are in sight."""
+    """Ranges that show all points and intervals, the budget, the other methods' names and the margin."""
     costs = [
         cost for one in points if one.kind != "baseline" if (cost := cost_of(one, axis)) is not None
     ] or [0.0, 100.0]
@@ -204,7 +205,7 @@ def limits_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     room_y = max(0.8, 0.08 * (max(heights) - min(heights)))
     high_x = max(costs) + room_x
     peers = [cost for one in points if one.kind == "peer" and (cost := cost_of(one, axis)) is not None]
-    if peers:  # and their names
+    if peers:  # room for their names
         high_x = max(high_x, max(peers) + 0.5 * (max(peers) - min(costs) + room_x))
     return Limits(
         max(0.0, min(costs) - room_x),
@@ -215,7 +216,7 @@ def limits_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
 
 
 class Line(NamedTuple):
-    """A line across the drawing, with what it says."""
+    """A line across the drawing and its label."""
 
     at: float
     text: str
@@ -224,12 +225,12 @@ class Line(NamedTuple):
 
 
 def levels(points: Sequence[ParetoPoint], summary: RunSummary) -> list[Line]:
-    """Accuracies: the unpruned model's on both parts, and the least that the margin allows."""
+    """Horizontal lines: the unpruned accuracy on both splits, and the least that the margin allows."""
     lines = sorted(
         (one for one in points if one.kind == "baseline" and one.accuracy is not None),
         key=lambda one: -(one.accuracy or 0.0),
     )
-    # The label of the higher one above its line, the other's below: they never meet.
+    # The higher line has its label above, the other below, so that they never overlap.
     levels = [
         Line(
             100 * (one.accuracy or 0.0),
@@ -247,7 +248,7 @@ def levels(points: Sequence[ParetoPoint], summary: RunSummary) -> list[Line]:
 
 
 def _allowed(points: Sequence[ParetoPoint], summary: RunSummary) -> float | None:
-    """Where the drop was asked for and not the compute: the accuracy it leads to, in per cent."""
+    """The least accuracy that an allowed drop leaves, in per cent; None for a search with a budget."""
     if summary.goal != "max_drop" or summary.margin is None:
         return None
     for one in points:
@@ -257,14 +258,14 @@ def _allowed(points: Sequence[ParetoPoint], summary: RunSummary) -> float | None
 
 
 def y_title(summary: RunSummary) -> tuple[str, str]:
-    """In two lines, for it is longer than the axis."""
+    """Two lines, since the title is longer than the axis."""
     if summary.setting is not None and not summary.setting.labelled:
         return ("agreement with the unpruned model, % of questions", "(higher is better)")
     return ("accuracy, % of questions right", "(higher is better)")
 
 
 def arms(series: Series) -> tuple[list[float], list[float]]:
-    """How far the intervals reach above and below the marks; 0 where there is none."""
+    """Lengths of the intervals above and below the marks; 0 without an interval."""
     above = [
         0.0 if one.accuracy_high is None else 100 * one.accuracy_high - y
         for one, y in zip(series.points, series.y, strict=True)
@@ -277,18 +278,18 @@ def arms(series: Series) -> tuple[list[float], list[float]]:
 
 
 def left_of_lines(points: Sequence[ParetoPoint], at: float, limits: Limits) -> bool:
-    """Whether what a vertical line says stands to its left: right of it are the peers, or no room."""
+    """Whether a vertical line's label stands to its left: on its right are other methods, or no room."""
     near_the_end = at > limits.high_x - 0.1 * (limits.high_x - limits.low_x)
     return near_the_end or any(one.kind == "peer" for one in points)
 
 
 def shows_budget(summary: RunSummary, axis: Axis) -> bool:
-    """The budget is one of prefill FLOPs; where the drop was given there is none."""
+    """Whether this axis has a budget: it limits prefill FLOPs, and a search by allowed drop has none."""
     return axis is PREFILL and summary.goal == "budget"
 
 
 def columns(summary: RunSummary, axis: Axis, limits: Limits) -> list[tuple[float, str, str]]:
-    """Vertical lines: the budget, and the unpruned model's cost where it is in sight."""
+    """Vertical lines: the budget, and the unpruned model's cost if the axis reaches it."""
     lines = []
     if shows_budget(summary, axis):
         lines.append((100 * summary.budget, f" budget {100 * summary.budget:g} % ", "dash"))

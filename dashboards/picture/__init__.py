@@ -1,1 +1,1 @@
-"""What a figure is, and how it becomes a page, a still or a table."""
+"""What every figure is made of, and how it becomes a page and files."""

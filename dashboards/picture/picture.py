@@ -1,9 +1,9 @@
-"""What a figure is here: first a typed table, then drawings of it, and a text for those who see neither.
+"""A figure: a typed table, a drawing of it, and a description for readers who cannot see the drawing.
 
-`write` leaves <name>.html (opens from disk, without a network), <name>.png (a still, where there is one)
-and <name>.csv (the table). `tuner report` puts the same pictures into one page.
+`write` leaves <name>.html (opens from disk, without a network), <name>.csv (the table) and, for the Pareto
+front, <name>.png. `tuner report` puts the same pictures into one page.
 
-plotly's code is 5 MB: pages either hold it, or share one copy that lies beside them.
+plotly's code is 5 MB: a page either holds it, or shares one copy in its folder.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
-# Where a drawing's page has plotly's code from: in itself, or shared with others.
+# Where a page has plotly's code: in itself, or in a file that pages share.
 Library = Literal["held", "shared"]
 SHARED_LIBRARY = "plotly.min.js"
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
-# Okabe and Ito's, which people with any kind of colour vision tell apart.
+# The palette of Okabe and Ito, which is distinguishable with any kind of colour vision.
 BLACK, GREY, SKY, BLUE, VERMILION, GREEN, ORANGE, PURPLE = (
     "#222222",
     "#8a8f98",
@@ -43,33 +43,33 @@ BLACK, GREY, SKY, BLUE, VERMILION, GREEN, ORANGE, PURPLE = (
     "#cc79a7",
 )
 
-# Behind a label, so that lines do not run through its letters; plots.js knows its like on a dark ground.
+# Behind a label, so that lines do not cross its letters; plots.js replaces it in dark mode.
 LABEL_GROUND = "rgba(255, 255, 255, 0.8)"
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One figure, ready to be written or put into the report."""
+    """One figure, ready to be written to files or put into the report."""
 
-    # Stem of its files, and its id in a page: lower case, words joined by "-".
+    # Stem of its files and its id in a page: lower case, words joined by "-".
     name: str
     title: str
-    # One to three sentences: what is to be seen, with the numbers; the text alternative and the caption.
+    # What it shows, with the numbers, in a few sentences: the caption and the text alternative.
     description: str
-    # Instances of one frozen dataclass of plain values: the table behind it.
+    # The table behind it: instances of one frozen dataclass of plain values.
     table: tuple[Any, ...]
-    # Interactive drawing; its own title is left out, `title` stands above it.
+    # An interactive drawing without a title: `title` stands above it.
     plotly: PlotlyFigure | None = None
-    # Or an HTML fragment (tables, cards, inline SVG, images as data: URIs); no scripts, no ids of its own.
+    # Or an HTML fragment (tables, cards, inline SVG, images as data: URIs) without scripts and ids.
     body: str | None = None
-    # Styles of `body`, every selector beginning with `.<name>`.
+    # Styles of `body`; every selector begins with `.<name>`.
     css: str = ""
-    # A still of it.
+    # An image of it, for the Pareto front alone.
     still: MatplotlibFigure | None = None
 
 
 def to_csv(rows: Sequence[Any]) -> str:
-    """Instances of one dataclass as CSV: a header, then a row for each; nothing known is an empty field."""
+    """Instances of one dataclass as CSV with a header; None is an empty field."""
     text = io.StringIO()
     if rows:
         names = [one.name for one in fields(rows[0])]
@@ -85,7 +85,7 @@ def _environment() -> Environment:
 
 
 def to_html(picture: Picture, library: Library = "held") -> str:
-    """A whole page with this picture alone, the same each time; in light and dark, as the report is."""
+    """A page with this picture alone, for light and dark mode; equal pictures give equal text."""
     drawing = None if picture.plotly is None else drawing_of(picture.plotly)
     return (
         _environment()
@@ -103,10 +103,9 @@ def to_html(picture: Picture, library: Library = "held") -> str:
 
 
 def write(picture: Picture, folder: Path, library: Library = "held") -> tuple[Path, ...]:
-    """Writes the files, the same each time, and returns those that stand alone, the page first.
+    """Writes the files and returns those that need no other file, the page first.
 
-    With a shared library the page of a drawing is none of these, and wants `write_library` once for the
-    folder.
+    With a shared library the page of a drawing is not among them: it needs `write_library` for its folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{picture.name}.html"
@@ -121,6 +120,6 @@ def write(picture: Picture, folder: Path, library: Library = "held") -> tuple[Pa
 
 
 def write_library(folder: Path) -> None:
-    """Plotly's code for the pages in this folder that share it."""
+    """Writes plotly's code for the pages of this folder that share it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SHARED_LIBRARY).write_text(plotly_code(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the report and each picture's own page share: the templates, and drawings as these want them."""
+"""What the report and the page of a single picture share: templates, and plotly figures prepared for them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from plotly.graph_objects import Figure as PlotlyFigure
 
-# CSS pixels, where a figure does not say its own.
+# CSS pixels, for figures without a height of their own.
 _HEIGHT = 620
 
 
 @dataclass(frozen=True)
 class Switch:
-    """One of plotly's menus, as buttons that a keyboard reaches: plotly draws its own as shapes."""
+    """A plotly menu as HTML buttons, since plotly draws its own as shapes that a keyboard cannot reach."""
 
     menu: int
     labels: tuple[tuple[int, str], ...]
@@ -27,7 +27,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plotly figure as `plots.js` wants it."""
+    """A plotly figure as `plots.js` reads it."""
 
     # plotly's JSON, safe inside a script element.
     data: Markup
@@ -36,7 +36,7 @@ class Drawing:
 
 
 def drawing_of(figure: PlotlyFigure) -> Drawing:
-    """The same figure gives the same text."""
+    """Prepares a figure; equal figures give equal text."""
     return Drawing(
         data=_script_safe(str(figure.to_json())),
         height=round(figure.layout.height or _HEIGHT),
@@ -56,7 +56,7 @@ def drawing_of(figure: PlotlyFigure) -> Drawing:
 
 
 def plotly_code() -> Markup:
-    """Plotly's library, to stand inside a script element."""
+    """Plotly's library, safe inside a script element."""
     from plotly.offline import get_plotlyjs
 
     code = str(get_plotlyjs())
@@ -66,17 +66,17 @@ def plotly_code() -> Markup:
 
 
 def css_safe(styles: str) -> Markup:
-    """Styles that cannot end the element they stand in."""
+    """Styles, safe inside a style element."""
     return Markup(styles.replace("</", "<\\/"))
 
 
 def with_minus(text: str) -> str:
-    """A real minus sign before numbers; hyphens inside words and options stay."""
+    """Replaces the hyphen before a number by a minus sign; hyphens inside words and options stay."""
     return re.sub(r"(?<![\w.\-])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def make_environment() -> Environment:
-    """The templates; what is written into them is escaped."""
+    """The templates; inserted values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -91,5 +91,5 @@ def make_environment() -> Environment:
 
 
 def _script_safe(text: str) -> Markup:
-    """JSON that cannot end the script element it stands in, nor begin a comment there."""
+    """JSON, safe inside a script element: it can neither end it nor begin a comment."""
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))

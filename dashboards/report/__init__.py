@@ -1,1 +1,1 @@
-"""The report of a study: one page that holds every figure."""
+"""The report: one page with the answer and all figures."""

@@ -1,1 +1,1 @@
-"""How a search went, how it compares with other methods, and whether its numbers can be trusted."""
+"""The history of a search, its comparison with other methods, and the health of the study."""

@@ -1,4 +1,4 @@
-"""Ways to prune side by side at the same FLOPs, on videos that had no part in choosing: `tuner compare`."""
+"""`tuner compare`: pruning methods at the same FLOPs, on held-out videos."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pipeline.methods import AdaTP, AdaTPOneShot
 from tuner.reporting.values import Compared, Comparison
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One way to prune on the held-out part, set against the unpruned model; intervals are of 95 %."""
+    """One pruning method on the held-out split, compared with the unpruned model; 95 % intervals."""
 
     name: str
     method: str
@@ -30,7 +29,7 @@ class ComparisonRow:
     difference: float
     difference_low: float | None
     difference_high: float | None
-    # Two-sided, a sign-flip permutation over videos.
+    # Two-sided, from a sign-flip permutation test over videos.
     p_value: float | None
     regressions: int
     gained: int
@@ -38,14 +37,14 @@ class ComparisonRow:
     videos: int
     flops_ratio: float
     flops_ratio_end_to_end: float
-    # Of prefill and answer, all methods in turn; None where that was not timed.
+    # Prefill and answer, timed with all methods in turn; None where not timed.
     seconds: float | None
-    # Over the unpruned model's.
+    # Relative to the unpruned model's.
     seconds_ratio: float | None
 
 
 def comparison_rows(comparison: Comparison) -> tuple[ComparisonRow, ...]:
-    """The table, the most accurate first; equals in the order of the comparison."""
+    """The table, most accurate first; ties stay in the order of the comparison."""
     rows = [_row(one) for one in comparison.rows]
     return tuple(sorted(rows, key=lambda row: -row.accuracy))
 
@@ -70,29 +69,28 @@ def _row(one: Compared) -> ComparisonRow:
         videos=outcome.videos,
         flops_ratio=outcome.flops_ratio,
         flops_ratio_end_to_end=outcome.flops_ratio_end_to_end,
-        # Taken side by side; seconds of stored answers come from different moments.
+        # Timed side by side; the seconds of stored answers come from different runs.
         seconds=None if one.timed is None else one.timed.seconds,
         seconds_ratio=None if one.timed is None else one.timed.ratio,
     )
 
 
 def comparison_picture(comparison: Comparison) -> Picture:
-    """A dot with its interval for each way to prune, and the numbers beside it."""
+    """A mark with its interval for each pruning method, and the numbers beside it."""
     rows = comparison_rows(comparison)
     return Picture(
         name="comparison",
-        title=f"Ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
+        title=f"Pruning methods at {100 * comparison.budget:g} % of the prefill FLOPs",
         description=_description(rows, comparison),
         table=rows,
         plotly=_plotly(rows, comparison),
-        still=_still(rows, comparison),
     )
 
 
-# What both drawings share
+# Numbers and names in the drawing
 
 _COLUMNS = ("change, points", "lost / gained", "FLOPs", "time")
-# The marks take this share of the width, and the columns begin at these.
+# Share of the width for the marks, and where the columns begin.
 _MARKS = 0.47
 _AT = (0.485, 0.69, 0.845, 0.925)
 
@@ -114,7 +112,7 @@ def _x_title(comparison: Comparison) -> str:
 
 
 def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]:
-    """Of the x axis: all intervals and the unpruned line, with some room."""
+    """Range of the x axis: all intervals and the unpruned line, with a margin."""
     values = [100 * comparison.baseline.value]
     for row in rows:
         values += [
@@ -124,15 +122,15 @@ def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]
     return [min(values) - room, max(values) + room]
 
 
-def _marker(row: ComparisonRow) -> tuple[str, str, str]:
-    """Colour and shapes as in the Pareto front: the tuned and the default AdaTP, its variants, the others."""
+def _marker(row: ComparisonRow) -> tuple[str, str]:
+    """Colour and shape as in the Pareto front: the tuned and the default AdaTP, its variants, the others."""
     if row.method not in (AdaTP.name, AdaTPOneShot.name):
-        return PURPLE, "triangle-up", "^"
+        return PURPLE, "triangle-up"
     if "tuned" in row.name.lower():
-        return VERMILION, "diamond", "D"
+        return VERMILION, "diamond"
     if "default" in row.name.lower():
-        return GREEN, "square", "s"
-    return ORANGE, "triangle-down", "v"
+        return GREEN, "square"
+    return ORANGE, "triangle-down"
 
 
 def _unpruned(comparison: Comparison) -> str:
@@ -146,18 +144,19 @@ def _description(rows: Sequence[ComparisonRow], comparison: Comparison) -> str:
         first, last = rows[0], rows[-1]
         what = _what(comparison)
         text = (
-            f"On {first.questions} held-out questions about {first.videos} videos {first.name} has the best "
+            f"On {first.questions} held-out questions about {first.videos} videos, {first.name} has the best "
             f"{what}, {100 * first.accuracy:.1f} % against {100 * comparison.baseline.value:.1f} % unpruned"
         )
         if len(rows) > 1:
             text += f", and {last.name} the lowest, {100 * last.accuracy:.1f} %"
         text += (
-            ". Lines are 95 % intervals; methods whose intervals overlap may still differ, for all answered "
-            "the same questions: the change from the unpruned model is paired. FLOPs and time are per cent "
-            "of the unpruned model's; time is prefill and answer alone, all ways in turn."
+            ". Lines are 95 % intervals. Methods with overlapping intervals may still differ, because all "
+            "answered the same questions: the change from the unpruned model is paired. FLOPs and time are "
+            "in per cent of the unpruned model's. Time covers prefill and answer, measured with all methods "
+            "in turn."
         )
     for name, smallest in comparison.unreachable.items():
-        text += f" {name} cannot be set to this budget: {100 * smallest:.1f} % is the least it reaches."
+        text += f" {name} cannot reach this budget: its minimum is {100 * smallest:.1f} %."
     return text
 
 
@@ -169,7 +168,7 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
 
     figure = go.Figure()
     for place, row in enumerate(rows):
-        color, symbol, _ = _marker(row)
+        color, symbol = _marker(row)
         interval = row.accuracy_low is not None and row.accuracy_high is not None
         value = 100 * row.accuracy
         figure.add_trace(
@@ -262,64 +261,3 @@ def _hover(row: ComparisonRow) -> str:
         else f"prefill and answer {row.seconds:.3g} s ({seconds} of unpruned)",
     ]
     return "<br>".join(lines)
-
-
-# The picture
-
-
-def _still(rows: Sequence[ComparisonRow], comparison: Comparison) -> MatplotlibFigure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(11, 1.6 + 0.36 * max(3, len(rows))), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes, beside = figure.subplots(1, 2, width_ratios=[_MARKS, 1 - _MARKS])
-    beside.set_axis_off()
-    # Where the columns begin, in widths of their own half.
-    begins = [(at - _MARKS) / (1 - _MARKS) - 0.05 for at in _AT]
-    for place, row in enumerate(rows):
-        color, _, symbol = _marker(row)
-        value, errors = 100 * row.accuracy, None
-        if row.accuracy_low is not None and row.accuracy_high is not None:
-            errors = [[value - 100 * row.accuracy_low], [100 * row.accuracy_high - value]]
-        axes.errorbar(
-            [value],
-            [place],
-            xerr=errors,
-            marker=symbol,
-            markersize=8,
-            color=color,
-            capsize=3,
-            linestyle="none",
-        )
-        for at, cell in zip(begins, _cells(row), strict=True):
-            beside.text(at, place, cell, va="center", fontsize=9)
-    for at, name in zip(begins, _COLUMNS, strict=True):
-        beside.text(at, 1.01, name, transform=beside.transAxes, va="bottom", fontsize=9, fontweight="bold")
-    axes.axvline(100 * comparison.baseline.value, color=BLACK, linewidth=1.1, linestyle=":")
-    axes.annotate(
-        _unpruned(comparison),
-        (100 * comparison.baseline.value, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_xlim(*_range(rows, comparison))
-    for one in (axes, beside):
-        one.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(_x_title(comparison))
-    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.grid(color="#e4e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{comparison.study}: ways to prune to {100 * comparison.budget:g} % of the prefill FLOPs",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-    )
-    return figure

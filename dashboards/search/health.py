@@ -1,4 +1,4 @@
-"""Whether a study's numbers can be trusted, what was left out, and what it cost: tables with small bars."""
+"""Whether the study's numbers can be trusted, what was left out and what it cost: tables with small bars."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tuner.reporting.values import RunSummary
 
 @dataclass(frozen=True)
 class HealthRow:
-    """One line of one section; percentages and points are out of 100."""
+    """One line of a section; percentages and points count from 0 to 100."""
 
     section: str
     name: str
-    # None where it was not measured, and where the note says it all.
+    # None where it was not measured, or where the note says everything.
     value: float | None
     unit: str
-    # What it means, or why.
+    # What the value means, or the reason.
     note: str
-    # Length of its bar as a share: of the section's largest value of the unit, of 100 for "%". None: none.
+    # Length of its bar as a share of the section's largest value of this unit, or of 100 %; None: no bar.
     bar: float | None = None
 
 
 def health_rows(summary: RunSummary, history: History | None = None) -> tuple[HealthRow, ...]:
-    """The table, section by section. `history`: for the model time by what asked for it."""
+    """The table, section by section; `history` gives the model time by purpose."""
     rows = [
-        *_evidence(summary),
+        *_detectable(summary),
         *_left_out(summary),
         *_tried(summary),
         *_cost(summary),
@@ -45,7 +45,7 @@ def health_rows(summary: RunSummary, history: History | None = None) -> tuple[He
 
 
 def health_picture(summary: RunSummary, history: History | None = None) -> Picture:
-    """The tables as a page, without script. `history`: for the model time by what asked for it."""
+    """The tables as a page without scripts; `history` gives the model time by purpose."""
     rows = health_rows(summary, history)
     return Picture(
         name="health",
@@ -64,24 +64,26 @@ def _with_bar(row: HealthRow, rows: Sequence[HealthRow]) -> HealthRow:
         if (one.section, one.unit) == (row.section, row.unit) and one.value is not None
     ]
     longest = 100.0 if row.unit == "%" else max(alike, default=0.0)
-    # Alone there is nothing to compare it with.
+    # A single value has nothing to be compared with.
     if row.value is None or longest <= 0 or (len(alike) < 2 and row.unit != "%"):
         return row
     return replace(row, bar=row.value / longest)
 
 
-def _evidence(summary: RunSummary) -> Iterator[HealthRow]:
+def _detectable(summary: RunSummary) -> Iterator[HealthRow]:
     section, noise = "What the study can show", summary.noise
     if summary.margin is None:
-        yield HealthRow(section, "margin", None, "points", "nothing was tested on the held-out part")
+        yield HealthRow(section, "margin", None, "points", "no test on the held-out split")
     else:
-        note = "the largest drop of held-out accuracy that still counts as none"
+        note = "the largest drop of held-out accuracy that you allow"
         yield HealthRow(section, "margin", 100 * summary.margin, "points", note)
     if summary.provable_drop is None:
-        yield HealthRow(section, "provable drop", None, "points", "too few held-out videos to say")
+        yield HealthRow(section, "smallest provable drop", None, "points", "too few held-out videos")
     else:
-        note = "the smallest margin so many held-out videos can show; it should be below the margin"
-        yield HealthRow(section, "provable drop", 100 * summary.provable_drop, "points", note)
+        note = (
+            "with this many held-out videos smaller losses cannot be ruled out; it should be below the margin"
+        )
+        yield HealthRow(section, "smallest provable drop", 100 * summary.provable_drop, "points", note)
     if noise is None:
         yield HealthRow(section, "noise floor", None, "points", "not measured")
         return
@@ -90,18 +92,16 @@ def _evidence(summary: RunSummary) -> Iterator[HealthRow]:
         "noise floor",
         100 * noise.flip_rate,
         "points",
-        f"asked in packs of another size, the unpruned model changes {noise.flips} of {noise.questions} "
-        "answers; it should be below the margin",
+        f"with another batch size the unpruned model changes {noise.flips} of {noise.questions} answers; it "
+        "should be below the margin",
     )
-    note = (
-        f"of the right answer in the same check, in natural logarithms; {noise.logprob_mean:.1g} on average"
-    )
+    note = f"of the right answer in the same check, natural logarithm; {noise.logprob_mean:.1g} on average"
     yield HealthRow(section, "largest change of log-probability", noise.logprob_max, "", note)
 
 
 def _left_out(summary: RunSummary) -> Iterator[HealthRow]:
     section = "What was left out"
-    note = "asking them killed a worker, or found too little memory"
+    note = "they killed a worker or ran out of memory"
     yield HealthRow(section, "quarantined", len(summary.quarantined), "questions", note)
     for question, reason in summary.quarantined.items():
         yield HealthRow(section, f"question {question}", None, "", reason)
@@ -111,44 +111,46 @@ def _left_out(summary: RunSummary) -> Iterator[HealthRow]:
 
 
 def _tried(summary: RunSummary) -> Iterator[HealthRow]:
-    section, stopped = "What was tried", summary.stopped
-    note = "answered on all tune videos; those of the study's other searches count, too"
-    yield HealthRow(section, "complete", len(summary.trials), "trials", note)
+    section, pruned = "Trials", summary.stopped
+    note = "answered on all tune videos, including those of other searches of this study"
+    yield HealthRow(section, "completed", len(summary.trials), "trials", note)
     if summary.above:
-        note = "for the front alone; none of them can be chosen"
+        note = "they complete the front, but cannot be chosen"
         yield HealthRow(section, "above the budget", len(summary.above), "trials", note)
     if summary.outside:
-        note = "study.yaml does not allow their knobs or choices any more: none of them can be chosen"
+        note = "study.yaml no longer allows their values, so they cannot be chosen"
         yield HealthRow(section, "left out", len(summary.outside), "trials", note)
-    note = "the race stopped none"
-    if stopped:
-        videos = sum(one.videos for one in stopped) / len(stopped)
-        note = f"others at no higher cost are confidently better, on average after {videos:.0f} tune videos"
-    yield HealthRow(section, "stopped by the race", len(stopped), "trials", note)
-    note = "over the budget by plan alone, at no model time"
-    yield HealthRow(section, "refused", summary.refused, "proposals", note)
+    note = "no trial was stopped early"
+    if pruned:
+        videos = sum(one.videos for one in pruned) / len(pruned)
+        note = (
+            f"stopped early, on average after {videos:.0f} tune videos: others are better at no higher cost"
+        )
+    yield HealthRow(section, "pruned", len(pruned), "trials", note)
+    note = "over the budget, which is known without running the model"
+    yield HealthRow(section, "infeasible", summary.refused, "proposals", note)
 
 
 def _cost(summary: RunSummary) -> Iterator[HealthRow]:
-    section, cost = "What it cost", summary.cost
+    section, cost = "Cost", summary.cost
     if cost is None:
         yield HealthRow(section, "baseline passes", None, "passes", "not counted")
         return
-    note = "a pass: every video encoded and every question answered unpruned, once"
-    yield HealthRow(section, "the study so far", cost.passes, "passes", note)
-    note = "every question of every trial encodes its video anew; nothing shared, nothing raced away"
-    yield HealthRow(section, "the same done naively", cost.naive_passes, "passes", note)
-    note = f"a pass of the language model; done naively {cost.naive_passes_language:.1f} of them"
-    yield HealthRow(section, "language model alone", cost.passes_language, "passes of it", note)
-    note = "by the baseline, the trials and on the held-out part"
+    note = "one pass encodes every video and answers every question once, unpruned"
+    yield HealthRow(section, "this study so far", cost.passes, "passes", note)
+    note = "every trial encodes and answers everything again: no caches, no shared answers, no pruned trials"
+    yield HealthRow(section, "without the tuner's savings", cost.naive_passes, "passes", note)
+    note = f"without the vision tower; {cost.naive_passes_language:.1f} without the tuner's savings"
+    yield HealthRow(section, "language model alone", cost.passes_language, "language-model passes", note)
+    note = "for the baseline, the trials and the held-out split"
     yield HealthRow(section, "answers evaluated", cost.answers, "answers", note)
-    note = f"{cost.shared:,} of the {cost.wanted:,} answers that trials wanted were there through equal plans"
+    note = f"{cost.shared:,} of {cost.wanted:,} answers for trials were known, because their plans were equal"
     yield HealthRow(section, "answers shared", 100 * cost.shared_share, "%", note)
-    note = f"{cost.raced:,} of them were not asked, for the race had stopped their trial"
-    yield HealthRow(section, "answers raced away", 100 * cost.raced_share, "%", note)
+    note = f"{cost.raced:,} of them were not computed, because their trial was pruned"
+    yield HealthRow(section, "answers spared by pruned trials", 100 * cost.raced_share, "%", note)
 
 
-# Below it most answers pay for a prefix of their own.
+# Below this hit rate most answers compute their own prefix.
 _FEW_PREFIXES = 0.5
 
 
@@ -159,57 +161,56 @@ def _cache_hits(summary: RunSummary) -> Iterator[HealthRow]:
         return
     if use.feature_hit_rate is not None:
         note = (
-            f"of {use.features:,} times a video's were asked for: {use.features_in_memory:,} in memory, "
-            f"{use.features_read:,} on disk; {use.features_computed:,} computed"
+            f"of {use.features:,} uses {use.features_in_memory:,} were in memory and "
+            f"{use.features_read:,} on disk; {use.features_computed:,} were computed"
         )
         if use.features_computed > summary.videos > 0:
             note += (
-                f" for {summary.videos:,} videos. Once each is enough: their folder is full, was emptied, or "
-                "is not shared by all workers"
+                f", more than the {summary.videos:,} videos: the cache folder is full, was emptied, or is "
+                "not shared by all workers"
             )
         yield HealthRow(section, "vision features", 100 * use.feature_hit_rate, "%", note)
     if use.prefix_hit_rate is not None:
         note = (
-            "system prompt and video through the layers that can be kept, in each worker's memory: "
-            f"{use.prefixes_reused:,} of {use.prefixes:,} answers reused one; {use.prefixes_built:,} built"
+            "system prompt and video through the layers that can be cached, in each worker's memory: "
+            f"{use.prefixes_reused:,} of {use.prefixes:,} answers reused a prefix; {use.prefixes_built:,} "
+            "were computed"
         )
         if use.prefix_hit_rate < _FEW_PREFIXES:
-            note += ". That is often: fewer --workers share each prefix among more answers"
+            note += ". With fewer --workers more answers share each prefix"
         yield HealthRow(section, "prefixes", 100 * use.prefix_hit_rate, "%", note)
     if use.prefixes < summary.evaluated_answers:
         older = summary.evaluated_answers - use.prefixes
-        note = "not in these shares: an older version evaluated them, and did not count"
+        note = "not counted here: an earlier version computed them"
         yield HealthRow(section, "older answers", older, "answers", note)
 
 
 def _model_time(summary: RunSummary, history: History | None) -> Iterator[HealthRow]:
-    section = "Model time by what asked for it"
+    section = "Model time by purpose"
     if history is not None:
         time = history.model_time
-        yield HealthRow(section, "baseline", time.baseline, "seconds", "the unpruned model, all questions")
-        yield HealthRow(section, "trials", time.trials, "seconds", "the tune part")
+        yield HealthRow(section, "baseline", time.baseline, "seconds", "the unpruned model on all questions")
+        yield HealthRow(section, "trials", time.trials, "seconds", "the tune split")
         yield HealthRow(
-            section, "held-out part", time.held_out, "seconds", "every configuration measured there"
+            section, "held-out split", time.held_out, "seconds", "all configurations measured there"
         )
         if time.other:
-            yield HealthRow(section, "other", time.other, "seconds", "asked beside any search")
+            yield HealthRow(section, "other", time.other, "seconds", "comparisons and sensitivity studies")
     elif summary.cost is not None and summary.cost.seconds is not None:
-        yield HealthRow(
-            section, "all answers", summary.cost.seconds, "seconds", "without encoding the videos"
-        )
+        yield HealthRow(section, "all answers", summary.cost.seconds, "seconds", "without encoding videos")
 
 
 _PARTS = (
     ("vision", "vision tower", "once per video"),
     ("frame_embedding", "frame embeddings", "once per video"),
-    ("prefix", "prefix", "once per video: system prompt and video, through the layers that can be kept"),
+    ("prefix", "prefix", "once per video: system prompt and video, through the layers that can be cached"),
     ("text_embedding", "text embedding", "per question"),
-    ("question", "question", "per question: its own tokens, and the layers that cannot be kept"),
+    ("question", "question", "per question: its own tokens, and the layers that cannot be cached"),
 )
 
 
 def _answer_time(measured: MeasuredServing) -> Iterator[HealthRow]:
-    section = f"Time by part, measured on {measured.device}"
+    section = f"Time by step, measured on {measured.device}"
     for name, said, note in _PARTS:
         for model, serving in (("unpruned", measured.baseline), ("pruned", measured.best)):
             value = getattr(serving, name)
@@ -217,23 +218,17 @@ def _answer_time(measured: MeasuredServing) -> Iterator[HealthRow]:
                 yield HealthRow(section, f"{said}, {model}", value, "seconds", note)
 
 
-# Words
-
-
 def _description(summary: RunSummary) -> str:
     text = ""
     if summary.provable_drop is not None:
         drop = 100 * summary.provable_drop
-        text = f"The held-out part can prove a drop of about {drop:.1f} points at best"
-        if summary.margin is None:
-            text += ". "
-        elif summary.margin < summary.provable_drop:
-            text += f", more than the margin of {100 * summary.margin:.1f}: that takes more held-out videos. "
-        else:
-            text += f", within the margin of {100 * summary.margin:.1f}. "
+        text = f"With these held-out videos, losses below about {drop:.1f} points cannot be ruled out. "
+        if summary.margin is not None:
+            text += f"You allow {100 * summary.margin:.1f}"
+            text += ": that needs more videos. " if summary.margin < summary.provable_drop else ". "
     noise = summary.noise
     if noise is not None and summary.margin is not None and summary.margin <= noise.flip_rate:
-        text += "The noise floor reaches the margin: nothing can be shown. "
+        text += "The noise floor is not below the margin, so nothing can be shown. "
     left_out = [
         f"{count} {what}" + ("s" if count > 1 else "")
         for count, what in ((len(summary.quarantined), "question"), (len(summary.skipped_videos), "video"))
@@ -243,8 +238,8 @@ def _description(summary: RunSummary) -> str:
     if summary.cost is not None:
         cost = summary.cost
         text += (
-            f" The study cost {cost.passes:.1f} baseline passes so far; done naively it would have been "
-            f"{cost.naive_passes:.0f}."
+            f" The study has cost {cost.passes:.1f} baseline passes so far; without the tuner's savings it "
+            f"would have cost {cost.naive_passes:.0f}."
         )
     return text
 
@@ -261,7 +256,7 @@ def _said(row: HealthRow) -> str:
     return f"{row.value:.1f} {row.unit}"
 
 
-# The page: tables that read well aloud; a bar says nothing that its row does not say in figures.
+# The page: tables for screen readers too; a bar repeats the number of its row.
 
 _CSS = f"""
 .health table {{ border-collapse: collapse; table-layout: fixed; width: 100%; max-width: 64rem;

@@ -1,4 +1,4 @@
-"""How the search went: the area its trials came to dominate, by model time, and what the race cut short."""
+"""How the search went: its hypervolume by model time, and the trials that were pruned."""
 
 from __future__ import annotations
 
@@ -11,42 +11,40 @@ from tuner.reporting.history import History, HistoryRow
 from tuner.reporting.summary import duration
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as MatplotlibFigure
     from plotly.graph_objects import Figure as PlotlyFigure
 
-State = Literal["complete", "above", "stopped"]
+State = Literal["complete", "above", "pruned"]
 
-_STATES: dict[State, tuple[str, str, str, str]] = {
-    "complete": ("complete", BLUE, "circle", "o"),
-    "above": ("complete, above the budget", ORANGE, "square", "s"),
-    "stopped": ("stopped by the race", VERMILION, "x", "x"),
+_STATES: dict[State, tuple[str, str, str]] = {
+    "complete": ("completed trial", BLUE, "circle"),
+    "above": ("completed trial above the budget", ORANGE, "square"),
+    "pruned": ("pruned trial", VERMILION, "x"),
 }
-_AREA = "dominated area, % of the<br>area below the budget<br>(higher is better)"
-_JUDGED = "tune videos judged<br>({videos} in all)"
+_AREA = "hypervolume, % of the<br>area below the budget<br>(higher is better)"
+_JUDGED = "tune videos answered<br>({videos} in total)"
 _TIME = "model time of the trials, minutes"
-_NUMBER = "trials that ended"
+_NUMBER = "finished trials"
 
 
 def history_picture(history: History) -> Picture:
-    """Hypervolume by model time or by trials; how far each trial came, and which one ended it."""
+    """Hypervolume by model time or by trials, how far each trial came, and which trial pruned it."""
     return Picture(
         name="history",
         title=f"How the search went, {len(history.rows)} trials",
         description=_description(history),
         table=history.rows,
         plotly=_plotly(history),
-        still=_still(history),
     )
 
 
 def _state(row: HistoryRow) -> State:
     if row.pruned_by is not None:
-        return "stopped"
+        return "pruned"
     return "above" if row.purpose == "above" else "complete"
 
 
 def _areas(history: History) -> list[float]:
-    """Per cent of the rectangle between no compute and the budget, no accuracy and all of it."""
+    """Hypervolume in per cent of the area between 0 and the budget, and between 0 and 100 % accuracy."""
     return [100 * row.hypervolume_so_far / history.budget for row in history.rows]
 
 
@@ -55,38 +53,38 @@ def _minutes(rows: Sequence[HistoryRow]) -> list[float]:
 
 
 def _description(history: History) -> str:
-    rows, stopped = history.rows, history.stopped
+    rows, pruned = history.rows, history.stopped
     if not rows:
-        return "No trial has ended yet."
+        return "No trial has finished yet."
     areas = _areas(history)
     text = (
-        f"After {duration(rows[-1].seconds_so_far)} of model time the trials below "
-        f"{100 * history.budget:g} % of the prefill FLOPs dominate {areas[-1]:.1f} % of the area there "
-        "(FLOPs times accuracy)"
+        f"After {duration(rows[-1].seconds_so_far)} of model time, the trials within "
+        f"{100 * history.budget:g} % of the prefill FLOPs dominate {areas[-1]:.1f} % of the area below it "
+        "(hypervolume: FLOPs times accuracy)"
     )
     near = next(row for row, area in zip(rows, areas, strict=True) if area >= 0.98 * areas[-1])
-    text += f"; 98 % of that was reached after {duration(near.seconds_so_far)}." if areas[-1] else "."
-    if not stopped:
-        return text + " The race stopped none."
-    mean = sum(row.videos for row in stopped) / len(stopped)
-    by = Counter(row.pruned_by for row in stopped).most_common(3)
+    text += f"; 98 % of this was reached after {duration(near.seconds_so_far)}." if areas[-1] else "."
+    if not pruned:
+        return text + " No trial was pruned."
+    mean = sum(row.videos for row in pruned) / len(pruned)
+    by = Counter(row.pruned_by for row in pruned).most_common(3)
     text += (
-        f" The race stopped {len(stopped)} of {len(rows)} trials, on average after {mean:.0f} of "
-        f"{history.videos} videos, because completed trials at no higher cost answer confidently better: "
-        "most often "
+        f" {len(pruned)} of {len(rows)} trials were pruned, on average after {mean:.0f} of "
+        f"{history.videos} videos, because completed trials at no higher cost were better with high "
+        "confidence: most often "
     )
     return text + ", ".join(f"trial {number} ({times})" for number, times in by) + "."
 
 
 def _hover(row: HistoryRow, history: History) -> str:
-    lines = [f"<b>trial {row.number}</b>" + ("" if row.own else ", of another search")]
+    lines = [f"<b>trial {row.number}</b>" + ("" if row.own else ", from another search")]
     if row.accuracy is not None:
         above = ", above the budget" if row.purpose == "above" else ""
-        lines.append(f"complete{above}: accuracy {100 * row.accuracy:.1f} %")
+        lines.append(f"completed{above}: accuracy {100 * row.accuracy:.1f} %")
     else:
         lines.append(
-            f"stopped after {row.videos} of {history.videos} videos: "
-            f"beaten by trial {row.pruned_by} and others like it"
+            f"pruned after {row.videos} of {history.videos} videos: "
+            f"trial {row.pruned_by} and others are better"
         )
     lines.append(f"prefill FLOPs {100 * row.ratio:.1f} %")
     lines.append(f"{row.answers} new answers, {duration(row.seconds)} of model time")
@@ -94,7 +92,7 @@ def _hover(row: HistoryRow, history: History) -> str:
 
 
 def _by_state(history: History) -> list[tuple[State, list[int]]]:
-    """Places of the rows of each state; states that no trial is in are left out."""
+    """Indices of the rows in each state; states without a trial are left out."""
     places: dict[State, list[int]] = {state: [] for state in _STATES}
     for place, row in enumerate(history.rows):
         places[_state(row)].append(place)
@@ -102,7 +100,7 @@ def _by_state(history: History) -> list[tuple[State, list[int]]]:
 
 
 def _stems(at: Sequence[float], heights: Sequence[float]) -> tuple[list[float | None], list[float | None]]:
-    """Lines from the axis up, as one trace with gaps."""
+    """Vertical lines from the axis, as one trace with gaps."""
     x: list[float | None] = []
     y: list[float | None] = []
     for place, height in zip(at, heights, strict=True):
@@ -156,7 +154,7 @@ def _plotly(history: History) -> PlotlyFigure:
 
 
 def _traces(history: History, at: Sequence[float]) -> list[tuple[int, dict[str, Any]]]:
-    """(panel, trace) with the trials at these places of the x axis."""
+    """(panel, trace) with the trials at these positions on the x axis."""
     traces: list[tuple[int, dict[str, Any]]] = [
         (
             1,
@@ -166,13 +164,13 @@ def _traces(history: History, at: Sequence[float]) -> list[tuple[int, dict[str, 
                 "y": [0.0, *_areas(history)],
                 "mode": "lines",
                 "line": {"color": BLACK, "width": 2, "shape": "hv"},
-                "name": "dominated area",
+                "name": "hypervolume",
                 "hovertemplate": "%{y:.2f} %<extra></extra>",
             },
         )
     ]
     for state, places in _by_state(history):
-        label, color, symbol, _ = _STATES[state]
+        label, color, symbol = _STATES[state]
         chosen = [history.rows[place] for place in places]
         heights = [float(row.videos) for row in chosen]
         x, y = _stems([at[place] for place in places], heights)
@@ -194,39 +192,3 @@ def _traces(history: History, at: Sequence[float]) -> list[tuple[int, dict[str, 
             )
         )
     return traces
-
-
-def _still(history: History) -> MatplotlibFigure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(10, 6.25), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[0.55, 0.45])
-    minutes = _minutes(history.rows)
-    upper.step([0.0, *minutes], [0.0, *_areas(history)], where="post", color=BLACK, linewidth=1.8)
-    upper.set_ylabel(_AREA.replace("<br>", "\n"))
-    upper.yaxis.set_major_formatter(PercentFormatter())
-    upper.set_ylim(bottom=0)
-    for state, places in _by_state(history):
-        label, color, _, symbol = _STATES[state]
-        x = [minutes[place] for place in places]
-        y = [history.rows[place].videos for place in places]
-        lower.vlines(x, 0, y, color=color, alpha=0.45, linewidth=0.8)
-        lower.scatter(x, y, color=color, marker=symbol, s=26, linewidths=1.2, label=label, zorder=3)
-    lower.set_ylabel(_JUDGED.format(videos=history.videos).replace("<br>", "\n"))
-    lower.set_ylim(0, 1.08 * max(1, history.videos))
-    lower.set_xlabel(_TIME)
-    if minutes and minutes[-1] > 0:
-        lower.set_xlim(0, 1.02 * minutes[-1])
-    for axes in (upper, lower):
-        axes.grid(color="#e4e6ea", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    upper.set_title(
-        f"{history.study}: how the search went, {len(history.rows)} trials", loc="left", fontsize=13
-    )
-    if history.rows:
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure

@@ -1,1 +1,1 @@
-"""A sensitivity study as figures."""
+"""What each knob does: indices, curves, pairwise maps and curves by tag."""

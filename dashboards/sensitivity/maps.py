@@ -1,151 +1,266 @@
-"""A pairwise map as both drawings of it take it: places on the axes, cells, lines of FLOPs, the budget.
-
-On a dark ground a page's black and white change places, but the colours of cells stay; so what lies on cells
-has inks of its own, chosen by how bright a cell is.
-"""
+"""Two knobs at a time: the accuracy that the surrogate predicts, and where the budget is reached."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from dashboards.picture.picture import BLACK, GREY
+from dashboards.picture.picture import BLACK, GREY, VERMILION, Picture
+from dashboards.sensitivity.axes import axis_number, cell, finish, knob_label, panel_axis, ticks_of
+from dashboards.sensitivity.map_marks import color_scale, drawn_map
+from dashboards.sensitivity.wording import accuracy_label, compute_label, number
 from tuner.search.space import TOLERANCE
 from tuner.sensitivity.maps import place_of
 from tuner.sensitivity.results import PairMap, Sensitivity
-from tuner.statistics.values import Interval
 
-MAP_COLORS = ("Cividis", "cividis")
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as PlotlyFigure
 
 # Black on a wider white: seen on dark and on bright cells.
-BUDGET_LINE = (("#ffffff", 5.5), (BLACK, 2.5))
-
-_ON_DARK, _ON_BRIGHT = "#f4f6f8", "#30343a"
-# Of the way up the colour scale.
-_BRIGHT = 0.5
-
-# The budget's label keeps so far from the map's edges, as shares of its width and height.
-_EDGES = (0.16, 0.07)
-
-Grid = list[list[float]]
+_BUDGET_LINE = (("#ffffff", 5.5), (BLACK, 2.5))
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A cell over the budget."""
+class MapRow:
+    """One cell of a pairwise map: its exact FLOPs ratio, and the predicted accuracy where there is one."""
 
-    x: float
-    y: float
-    color: str
-
-
-@dataclass(frozen=True)
-class DrawnMap:
-    """x and y as drawn; grids as [y][x], in per cent."""
-
-    x: list[float]
-    y: list[float]
-    accuracy: list[list[float | None]]
-    flops: Grid
-    # Round values with a line each, and its color.
-    lines: list[tuple[float, str]]
-    over: list[Mark]
-    # Somewhere on the budget's line, away from the reference; None: the map does not cross it.
-    budget_at: tuple[float, float] | None
-    reference: tuple[float, float]
+    first: str
+    second: str
+    first_value: float
+    second_value: float
+    accuracy: float | None
+    flops_ratio: float
+    within_budget: bool
 
 
-def drawn_map(one: PairMap, budget: float, scale: Interval | None) -> DrawnMap:
-    """`scale`: what the colours stand for, of all maps together (`color_scale`)."""
-    x = [place_of(one.first, value) for value in one.first_values]
-    y = [place_of(one.second, value) for value in one.second_values]
-    accuracy = [[_percent(value) for value in column] for column in zip(*one.accuracy, strict=True)]
-    flops = [[100 * value for value in column] for column in zip(*one.flops_ratio, strict=True)]
-    reference = (place_of(one.first, one.reference[0]), place_of(one.second, one.reference[1]))
-    limit = 100 * (budget + TOLERANCE)
-    return DrawnMap(
-        x,
-        y,
-        accuracy,
-        flops,
-        lines=[(level, _along(level, accuracy, flops, scale)) for level in _levels(flops, 100 * budget)],
-        over=[
-            Mark(x[i], y[j], _ink(accuracy[j][i], scale))
-            for j, row in enumerate(flops)
-            for i, value in enumerate(row)
-            if value > limit
-        ],
-        budget_at=_budget_at(x, y, flops, limit, reference),
-        reference=reference,
+def map_rows(found: Sensitivity) -> tuple[MapRow, ...]:
+    """Every cell of the maps."""
+    return tuple(
+        MapRow(
+            one.first,
+            one.second,
+            first,
+            second,
+            one.accuracy[i][j],
+            one.flops_ratio[i][j],
+            one.flops_ratio[i][j] <= found.budget + TOLERANCE,
+        )
+        for one in found.maps
+        for i, first in enumerate(one.first_values)
+        for j, second in enumerate(one.second_values)
     )
 
 
-def color_scale(found: Sensitivity) -> Interval | None:
-    """The lowest and the highest predicted value of all maps, in per cent; None where nothing is."""
-    values = [100 * value for one in found.maps for row in one.accuracy for value in row if value is not None]
-    return Interval(min(values), max(values)) if values else None
+def maps_picture(found: Sensitivity) -> Picture:
+    """Maps side by side on one colour scale, with lines of equal FLOPs and marks over the budget."""
+    rows = map_rows(found)
+    return Picture(
+        name="sensitivity-maps",
+        title=f"Two knobs at a time: predicted {accuracy_label(found)} and the budget",
+        description=_maps_text(found, rows),
+        table=rows,
+        plotly=_plotly(found),
+    )
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+def _maps_text(found: Sensitivity, rows: Sequence[MapRow]) -> str:
+    output = next((one for one in found.outputs if one.name == "accuracy"), None)
+    budget = f"the budget of {100 * found.budget:g} %"
+    text = (
+        f"Predicted {accuracy_label(found)} on the tune videos when two knobs move away from the reference "
+        "together"
+        + ("" if output is None else f" (cross-validated R² {output.r2:.2f})")
+        + f". FLOPs are exact; cells over {budget} are marked with strokes."
+    )
+    for one in found.maps:
+        fits = {row.within_budget for row in rows if (row.first, row.second) == (one.first, one.second)}
+        if len(fits) == 1:
+            where = "within" if True in fits else "over"
+            text += f" The map of {one.first} and {one.second} lies entirely {where} the budget."
+    blank = sum(one.accuracy is None for one in rows)
+    if blank:
+        over = compute_label(found)
+        text += f" {blank} of {len(rows)} cells are blank, because the design does not cover them" + (
+            "." if over is None else f": its runs use {over}."
+        )
+    fitting = [(one.accuracy, one) for one in rows if one.within_budget and one.accuracy is not None]
+    if fitting:
+        value, best = max(fitting, key=lambda one: one[0])
+        text += (
+            f" The highest value within the budget is {100 * value:.1f} %, at {best.first} "
+            f"{number(best.first_value)} and {best.second} {number(best.second_value)}."
+        )
+    return text
 
 
-def _levels(flops: Grid, budget: float) -> list[float]:
-    """Round values that are crossed; not right beside the budget."""
-    low, high = min(map(min, flops)), max(map(max, flops))
-    step = next((one for one in (1.0, 2.0, 5.0, 10.0, 20.0) if (high - low) / one <= 5), 50.0)
-    levels = [step * k for k in range(int(low // step) + 1, int(high // step) + 1)]
-    return [one for one in levels if low < one < high and abs(one - budget) > step / 4]
+def _plotly(found: Sensitivity) -> PlotlyFigure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    wide, scale = len(found.maps), color_scale(found)
+    budget = f"budget {100 * found.budget:g} %"
+    for place, one in enumerate(found.maps):
+        drawn = drawn_map(one, found.budget, scale)
+        axis, x = axis_number(place), cell(place, wide, 0.27)
+        axes: dict[str, Any] = {"xaxis": f"x{axis}", "yaxis": f"y{axis}"}
+        figure.add_trace(
+            go.Heatmap(
+                x=drawn.x,
+                y=drawn.y,
+                z=drawn.accuracy,
+                text=[
+                    [_map_hover(one, found, i, j) for i in range(len(drawn.x))] for j in range(len(drawn.y))
+                ],
+                **axes,
+                coloraxis="coloraxis",
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+        lines = [
+            *((level, color, 1.0, "dot") for level, color in drawn.lines),
+            *((100 * found.budget, *line, "solid") for line in _BUDGET_LINE if drawn.budget_at),
+        ]
+        for level, color, width, dash in lines:
+            figure.add_trace(
+                go.Contour(
+                    x=drawn.x,
+                    y=drawn.y,
+                    z=drawn.flops,
+                    **axes,
+                    contours={
+                        "coloring": "none",
+                        "start": level,
+                        "end": level,
+                        "size": 1,
+                        "showlabels": dash == "dot",
+                        "labelfont": {"color": color, "size": 11},
+                        "labelformat": ".0f",
+                    },
+                    line={"color": color, "width": width, "dash": dash},
+                    showscale=False,
+                    hoverinfo="skip",
+                    showlegend=False,
+                )
+            )
+        figure.add_trace(
+            go.Scatter(
+                x=[mark.x for mark in drawn.over],
+                y=[mark.y for mark in drawn.over],
+                **axes,
+                mode="markers",
+                marker={
+                    "symbol": "line-ne",
+                    "size": 7,
+                    "line": {"color": [mark.color for mark in drawn.over], "width": 1},
+                },
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        )
+        if drawn.budget_at is not None:
+            figure.add_annotation(
+                x=drawn.budget_at[0],
+                y=drawn.budget_at[1],
+                xref=axes["xaxis"],
+                yref=axes["yaxis"],
+                text=f"<b>{budget}</b>",
+                showarrow=False,
+                font={"size": 11, "color": BLACK},
+                bgcolor="#ffffff",
+                borderpad=2,
+            )
+        figure.add_trace(
+            go.Scatter(
+                x=drawn.reference[:1],
+                y=drawn.reference[1:],
+                **axes,
+                mode="markers",
+                marker={
+                    "color": VERMILION,
+                    "symbol": "diamond",
+                    "size": 14,
+                    "line": {"color": "#ffffff", "width": 2},
+                },
+                name="reference",
+                cliponaxis=False,
+                legendgroup="reference",
+                showlegend=place == 0,
+                hovertemplate=f"reference: {one.first} {number(one.reference[0])}, "
+                f"{one.second} {number(one.reference[1])}<extra></extra>",
+            )
+        )
+        figure.update_layout(
+            {
+                f"xaxis{axis}": panel_axis(f"y{axis}", x, **_map_axis(one.first, one.first_values)),
+                f"yaxis{axis}": panel_axis(f"x{axis}", [0, 1], **_map_axis(one.second, one.second_values)),
+            }
+        )
+    _map_legend(figure, found)
+    finish(figure, height=490, left=80)
+    figure.update_layout(
+        coloraxis={
+            "colorscale": "Cividis",
+            "colorbar": {
+                "title": {"text": f"{accuracy_label(found)}<br>(higher is better)"},
+                "ticksuffix": " %",
+            },
+        }
+    )
+    return figure
 
 
-def _ink(value: float | None, scale: Interval | None) -> str:
-    if value is None or scale is None:
-        return GREY
-    return _ON_BRIGHT if value - scale.low > _BRIGHT * (scale.high - scale.low) else _ON_DARK
+def _map_axis(knob: str, values: Sequence[float]) -> dict[str, Any]:
+    """Title, range and ticks; the range ends at the centres of the outer cells, as the lines of FLOPs do."""
+    axis: dict[str, Any] = {
+        "title": knob_label(knob),
+        "range": [place_of(knob, values[0]), place_of(knob, values[-1])],
+        "showgrid": False,
+        # Keeps the lowest labels of both axes apart.
+        "ticks": "outside",
+        "tickcolor": GREY,
+    }
+    ticks = ticks_of(knob, values[0], values[-1], most=5)
+    if ticks is not None:
+        axis |= {"tickvals": ticks[0], "ticktext": ticks[1]}
+    return axis
 
 
-def _along(level: float, accuracy: list[list[float | None]], flops: Grid, scale: Interval | None) -> str:
-    """What most of the cells closest to a line ask for."""
-    cells = sorted((abs(flops[j][i] - level), i, j) for j, row in enumerate(flops) for i in range(len(row)))
-    inks = [_ink(accuracy[j][i], scale) for _, i, j in cells[: len(flops)]]
-    return max(inks, key=inks.count)
+def _map_hover(one: PairMap, found: Sensitivity, i: int, j: int) -> str:
+    accuracy, flops = one.accuracy[i][j], one.flops_ratio[i][j]
+    return (
+        f"<b>{one.first} {number(one.first_values[i])}, {one.second} {number(one.second_values[j])}</b><br>"
+        + ("not predicted" if accuracy is None else f"predicted {100 * accuracy:.1f} %")
+        + f"<br>FLOPs {100 * flops:.1f} %, "
+        + ("within the budget" if flops <= found.budget + TOLERANCE else "over the budget")
+    )
 
 
-def _budget_at(
-    x: Sequence[float], y: Sequence[float], flops: Grid, limit: float, reference: tuple[float, float]
-) -> tuple[float, float] | None:
-    """Where the budget's line is labelled: away from the reference, and from the edges where that can be."""
-    spots = list(_crossings(x, y, flops, limit))
-    if not spots:
-        return None
-    wide, high = x[-1] - x[0] or 1.0, y[-1] - y[0] or 1.0
+def _map_legend(figure: PlotlyFigure, found: Sensitivity) -> None:
+    """Legend entries of the lines and marks that any map has."""
+    import plotly.graph_objects as go
 
-    def inside(spot: tuple[float, float]) -> bool:
-        across, up = (spot[0] - x[0]) / wide, (spot[1] - y[0]) / high
-        return _EDGES[0] <= across <= 1 - _EDGES[0] and _EDGES[1] <= up <= 1 - _EDGES[1]
-
-    return max(
-        spots,
-        key=lambda spot: (
-            inside(spot),
-            math.hypot((spot[0] - reference[0]) / wide, (spot[1] - reference[1]) / high),
+    drawn = [drawn_map(one, found.budget, None) for one in found.maps]
+    entries: list[tuple[bool, str, dict[str, Any]]] = [
+        (
+            any(one.budget_at for one in drawn),
+            f"budget: {100 * found.budget:g} % of FLOPs",
+            {"mode": "lines", "line": {"color": BLACK, "width": 2.5}},
         ),
-    )
-
-
-def _crossings(
-    x: Sequence[float], y: Sequence[float], flops: Grid, limit: float
-) -> Iterator[tuple[float, float]]:
-    """Between neighbouring cells of which one alone is over the budget."""
-    for j, row in enumerate(flops):
-        for i, value in enumerate(row):
-            for right, up in ((1, 0), (0, 1)):
-                if i + right < len(x) and j + up < len(y):
-                    other = flops[j + up][i + right]
-                    if (value > limit) != (other > limit):
-                        share = (limit - value) / (other - value)
-                        yield (
-                            x[i] + share * (x[i + right] - x[i]),
-                            y[j] + share * (y[j + up] - y[j]),
-                        )
+        (
+            any(one.over for one in drawn),
+            "over the budget",
+            {
+                "mode": "markers",
+                "marker": {"symbol": "line-ne", "size": 9, "line": {"color": BLACK, "width": 1.2}},
+            },
+        ),
+        (
+            any(one.lines for one in drawn),
+            "other FLOPs, %",
+            {"mode": "lines", "line": {"color": GREY, "width": 1.2, "dash": "dot"}},
+        ),
+    ]
+    for there, name, look in entries:
+        if there:
+            figure.add_trace(go.Scatter(x=[None], y=[None], name=name, **look))

@@ -2,24 +2,24 @@
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const plots = [...document.querySelectorAll(".plot")];
-  // What the drawings use on white, and what stands for it on the dark ground; other colours do for both.
+  // Colours on a white background, and their replacements in dark mode; other colours suit both.
   const ON_DARK = {
     "#222222": "#e8eaed", "#222": "#e8eaed", black: "#e8eaed", "#000000": "#e8eaed", "#2a3f5f": "#e8eaed", "#444": "#c3c9d1",
     "#ffffff": "#14171c", "#fff": "#14171c", white: "#14171c", "#5b6068": "#a9b1bb", "#506784": "#a9b1bb",
     "#e4e6ea": "#303640", "#ebf0f8": "#303640", "#c8d4e3": "#3d4550", "#d7dade": "#4a525d", "#0072b2": "#2b8fd6",
     "rgba(255, 255, 255, 0.8)": "rgba(20, 23, 28, 0.8)",
   };
-  // CSS pixels: a sheet of A4 or Letter between its margins, and what is drawn for it, as the narrowest screen's.
+  // CSS pixels: the width of A4 or Letter between its margins, and the width of a drawing for it.
   const PAPER = 680;
   const DRAWN = 860;
   const CONFIG = {
     displaylogo: false,
-    // plotly's own default offers to send the figure's data to its company.
+    // By default plotly offers to send the figure's data to its company.
     showSendToCloud: false,
     modeBarButtonsToRemove: ["zoom2d", "pan2d", "select2d", "lasso2d", "autoScale2d"],
   };
 
-  // Of keys that name a colour alone: a question's option may be "white", too.
+  // Only values of keys that end in "color": a question's option may be "white", too.
   function recoloured(value, key) {
     if (typeof value === "string") return (/color$/i.test(key) && ON_DARK[value.toLowerCase()]) || value;
     if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map((one) => recoloured(one, key));
@@ -47,10 +47,10 @@
     try {
       library();
       const { data, layout } = themed(structuredClone(figureOf(plot)), paper);
-      // Buttons of the page stand for plotly's own, which no keyboard reaches.
+      // The page has buttons instead of plotly's own, which no keyboard can reach.
       delete layout.updatemenus;
       const size = paper ? { width: DRAWN, height: parseFloat(plot.style.height), autosize: false } : { autosize: true };
-      // Off while plotly measures its texts.
+      // No zoom while plotly measures its texts.
       plot.style.zoom = "";
       const room = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
       window.Plotly.react(plot, data, { ...layout, ...room, ...size }, { ...CONFIG, responsive: !paper, toImageButtonOptions: { filename: plot.dataset.name } });
@@ -68,7 +68,7 @@
     }
   }
 
-  // Where it is wider than the screen, arrow keys move it.
+  // A figure wider than the screen can be scrolled with the arrow keys.
   function letKeysMove(plot) {
     const frame = plot.parentElement;
     if (frame.scrollWidth > frame.clientWidth) frame.tabIndex = 0;
@@ -78,7 +78,7 @@
   function press(plot, menu, index, paper = false) {
     const { method, args } = figureOf(plot).layout.updatemenus[menu].buttons[index];
     if (method === "skip" || !args) return;
-    // plotly keeps what it is given.
+    // plotly keeps and changes its arguments.
     window.Plotly[method](plot, ...themed(structuredClone(args), paper));
   }
 
@@ -96,7 +96,7 @@
     },
     { rootMargin: "800px 0px" },
   );
-  // Two frames: the first screen is on the glass before plotly's code is looked at.
+  // After two frames, so that the first screen is visible before plotly's code is parsed.
   requestAnimationFrame(() => requestAnimationFrame(() => plots.forEach((plot) => near.observe(plot))));
 
   for (const button of document.querySelectorAll("[data-menu]")) {

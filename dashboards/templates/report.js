@@ -5,7 +5,7 @@
       await navigator.clipboard.writeText(element.textContent);
       return true;
     } catch {
-      // No clipboard inside a sandboxed frame: selected, it is a keystroke away.
+      // A sandboxed frame has no clipboard; selected text can still be copied by a keystroke.
       const details = element.closest("details");
       if (details) details.open = true;
       getSelection().selectAllChildren(element);

@@ -1,4 +1,4 @@
-"""`tuner report`: one HTML file with a study's answer and its evidence."""
+"""`tuner report`: one HTML file with a study's answer and what it rests on."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def report(
         raise UserError(f"the folder {output.parent} does not exist; --output writes into one that does.")
     loaded = load_study(study, skip_bad_videos=True)
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
-    evidence = folder.gather(loaded, summary, database)
-    write_whole(output, folder.report(summary, evidence))
+    details = folder.gather(loaded, summary, database)
+    write_whole(output, folder.report(summary, details))
     Console().print(f"Report: {output}", highlight=False, soft_wrap=True, markup=False)

@@ -231,7 +231,7 @@ class _Plan:
             yield from zip(ids, prints, strict=True)
         mine = set(self.questions)
         for found in self.steps.values():
-            yield from ((plot.question, plot.fingerprint) for plot in found.plots if plot.question in mine)
+            yield from ((one.question, one.fingerprint) for one in found.pieces if one.question in mine)
 
     def requests(self, store: Store) -> list[AdHocRequest]:
         """What is missing in the records, each once: whole configurations, and of the thresholds' plans the
@@ -254,10 +254,10 @@ class _Plan:
         mine = set(self.questions)
         for found in self.steps.values():
             missing_of: dict[str, list[Configuration]] = {}
-            for plot in found.plots:
-                if plot.question in mine and new(plot.question, plot.fingerprint):
-                    configuration = Configuration.from_method(found.configuration_at(plot.inside))
-                    missing_of.setdefault(plot.question, []).append(configuration)
+            for piece in found.pieces:
+                if piece.question in mine and new(piece.question, piece.fingerprint):
+                    configuration = Configuration.from_method(found.configuration_at(piece.inside))
+                    missing_of.setdefault(piece.question, []).append(configuration)
             requests += [
                 AdHocRequest({one: plans[k] for one, plans in missing_of.items() if k < len(plans)})
                 for k in range(max(map(len, missing_of.values()), default=0))

@@ -1,1 +1,1 @@
-"""What each knob does: curves, indices, maps and the sentences that say it."""
+"""What each knob does: curves, indices, maps, and sentences about them."""

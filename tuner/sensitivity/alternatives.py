@@ -1,10 +1,11 @@
-"""Whether AdaTP does better with another `deduplicate` than with the reference's, at the same FLOPs.
+"""Whether another `deduplicate` than the reference's is better at the same FLOPs.
 
-On the tune part: it recommends what to search next, and held-out videos only judge. The reference is the best
-of many there, which hides an alternative that is a little better, and never makes one up.
+Measured on the tune split, since it recommends what to search next, and held-out videos only judge. The
+reference is the best of many configurations on that split, so a slightly better alternative may be missed,
+but none is made up.
 
-Each other value is one look at the same answers, so the intervals are those of all looks together: that any
-of them excludes a change there is not, has a probability of at most 5 %.
+Each other value is a comparison on the same answers, so the intervals are simultaneous: the probability that
+any of them excludes the true change is at most 5 %.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _VALUES: tuple[Literal["demote", "drop", "off"], ...] = ("demote", "drop", "off"
 
 
 def others(planner: Planner, reference: AdaTP) -> dict[str, AdaTP]:
-    """The reference with each other `deduplicate` and p solved for its FLOPs, where they can be reached."""
+    """The reference with each other `deduplicate` and p solved for its FLOPs, if they can be reached."""
     target = min(1.0, planner.binding_ratio(reference) + 1e-12)
     found: dict[str, AdaTP] = {}
     for other in _VALUES:
@@ -46,9 +47,9 @@ def alternatives(
     correct: Mapping[str, Flags],
     split: Compared,
 ) -> tuple[Alternative, ...]:
-    """What `others` answered, the best first. correct: (Q,) of each, right or not.
+    """The configurations of `others` with their results, best first.
 
-    One whose p the study's search excludes is no alternative.
+    correct: (Q,) right or not under each. Configurations whose p the study's search excludes are left out.
     """
     p = knob_ranges(search, np.zeros(0))["p"]
     listed = choice_values(search)["deduplicate"]

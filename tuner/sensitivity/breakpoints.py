@@ -1,9 +1,9 @@
-"""tau_s and tau_t act in steps: every plan there is between two ends, each to be asked once per question.
+"""tau_s and tau_t act in steps: every plan over a range of values, each answered once per question.
 
-A segment begins where a similarity is below tau_s, and a segment is boosted from relevance tau_t on. So with
-the other knobs fixed, a question's plan changes only where the knob passes one of its own similarities, or
-relevances: between two of these (the upper one included) nothing does. That is exact, and costs as many
-answers as there are distinct plans, usually a handful per question.
+A segment begins where a similarity is below tau_s, and a segment is boosted if its relevance is at least
+tau_t. So with the other knobs fixed, a question's plan changes only where the knob passes one of the
+question's own similarities or relevances; between two of these (including the upper one) it is constant. This
+is exact, and costs one answer per distinct plan, usually a handful per question.
 """
 
 from __future__ import annotations
@@ -26,54 +26,55 @@ Threshold = Literal["tau_s", "tau_t"]
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A knob between two of a question's breakpoints."""
+class Piece:
+    """A piece of a knob's range, between two breakpoints of a question."""
 
     question: str
-    # The plan is the same from above `low` (from it on in a question's first plot) to `high` included.
+    # The plan is constant above `low` (from `low` on in a question's first piece) up to and including
+    # `high`.
     low: float
     high: float
     fingerprint: str
 
     @property
     def inside(self) -> float:
-        """A value away from both ends, where rounding on another machine cannot change the plan."""
+        """A value away from both ends, so that rounding on another machine cannot change the plan."""
         middle = self.low + (self.high - self.low) / 2
         return middle if self.low < middle else self.high
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """One threshold over its range, the reference's other knobs fixed: S steps, N plots of all questions."""
+    """One threshold over its range, the other knobs at the reference: S steps, N pieces of all questions."""
 
     knob: Threshold
     method: AdaTP
-    # (S,) where each step begins, ascending: the first value that belongs to it; and (S,) where it ends.
+    # (S,) the first value of each step, ascending; and (S,) its last value.
     values: Floats
     until: Floats
-    # (S,) what the budget binds: exact, the larger of both parts' FLOPs ratios.
+    # (S,) exact FLOPs ratio that the budget limits: the larger of both splits' ratios.
     flops_ratio: Floats
-    # Of each question in turn, ascending within it; and (N,) the step at which each begins.
-    plots: tuple[Plot, ...]
+    # By question, ascending within a question; and (N,) the step at which each begins.
+    pieces: tuple[Piece, ...]
     begins: Indices
 
     def configuration_at(self, value: float) -> AdaTP:
-        """The reference with the knob at this value."""
+        """The reference with the knob at `value`."""
         return _at(self.method, self.knob, value)
 
     def step_of(self, value: float) -> int:
-        """The step a value of the range belongs to."""
+        """The step that contains `value`."""
         return int(np.searchsorted(self.until, value))
 
     def changes(self) -> Iterator[tuple[int, list[int]]]:
-        """Step by step, which plots (their indices) begin there; steps where none does are left out."""
+        """(step, indices of the pieces that begin there) for each step where any begins."""
         order = np.argsort(self.begins, kind="stable")
         starts = np.flatnonzero(np.diff(self.begins[order], prepend=-1))
         for chunk in np.split(order, starts[1:]):
             yield int(self.begins[chunk[0]]), chunk.tolist()
 
     def within(self, budget: float, chosen: float) -> Interval | None:
-        """The values around `chosen` that fit the budget; None where it does not itself."""
+        """The values around `chosen` within the budget; None if `chosen` is over it."""
         fits = self.flops_ratio <= budget + TOLERANCE
         low = high = self.step_of(chosen)
         if not fits[low]:
@@ -86,7 +87,7 @@ class Steps:
 
 
 def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> Steps:
-    """All steps of a knob over a closed range; on the plans of all questions, those of both parts."""
+    """All steps of a knob over a closed range, for the questions of both splits."""
     thresholds = planner.thresholds(method, knob)
     names: list[str] = []
     lows: list[float] = []
@@ -97,15 +98,17 @@ def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> St
         names += [question.id] * (len(inner) + 1)
         lows += [range_.low, *inner]
         highs += [*inner, range_.high]
-    blank = [Plot(*one, "") for one in zip(names, lows, highs, strict=True)]
-    inside = np.array([plot.inside for plot in blank])
+    blank = [Piece(*one, "") for one in zip(names, lows, highs, strict=True)]
+    inside = np.array([piece.inside for piece in blank])
     other = np.full(inside.size, getattr(method, "tau_t" if knob == "tau_s" else "tau_s"))
     pair = (inside, other) if knob == "tau_s" else (other, inside)
     found = planner.variants(method, names, *pair)
-    plots = tuple(replace(plot, fingerprint=one) for plot, one in zip(blank, found.fingerprints, strict=True))
+    pieces = tuple(
+        replace(piece, fingerprint=one) for piece, one in zip(blank, found.fingerprints, strict=True)
+    )
     low, high = np.array(lows), np.array(highs)
     until = np.unique(high)
-    # The first step holds the low end of the range, the others begin just above a breakpoint.
+    # The first step includes the low end of the range; the others begin just above a breakpoint.
     values = np.concatenate(([range_.low], np.nextafter(until[:-1], np.inf)))
     first = np.append(True, np.array(names[1:], dtype=object) != np.array(names[:-1], dtype=object))
     begins = np.where(first, 0, np.searchsorted(until, low) + 1).astype(np.int64)
@@ -115,7 +118,7 @@ def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> St
         values,
         until,
         _ratios(planner, names, begins, first, found.flops, until.size),
-        plots,
+        pieces,
         begins,
     )
 
@@ -123,14 +126,14 @@ def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> St
 def _ratios(
     planner: Planner, names: list[str], begins: Indices, first: NDArray[np.bool_], flops: Indices, size: int
 ) -> Floats:
-    """(S,) the larger of both parts' ratios: sums of whole numbers, so exact at every step."""
+    """(S,) the larger of both splits' ratios; sums of integers, so exact at every step."""
     change = np.where(first, flops, flops - np.concatenate(([0], flops[:-1])))
     split_of = {one.id: one.split for one in planner.questions}
-    parts = np.array([split_of[name] for name in names])
+    splits = np.array([split_of[name] for name in names])
     ratios = []
     for split in SPLITS:
         if split in planner.unpruned_flops:
-            mine = parts == split
+            mine = splits == split
             added = np.zeros(size, dtype=np.int64)
             np.add.at(added, begins[mine], change[mine])
             ratios.append(np.cumsum(added) / planner.unpruned_flops[split])

@@ -1,8 +1,8 @@
-"""One knob at a time: what the answers along its range come to, as a whole and by tag.
+"""One knob at a time: accuracy along its range, for all questions and by tag.
 
-For tau_s and tau_t a row belongs to every step there is; neighbouring steps in which no answer turns right or
-wrong are one row, so nothing between two rows is guessed and no bad step is skipped. For the other knobs
-there is a row for each configuration of a grid.
+For tau_s and tau_t the rows cover every step. Neighbouring steps with the same right and wrong answers are
+one row, so nothing is interpolated and no bad step is skipped. For the other knobs there is a row for each
+configuration of a grid.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tuner.study.values import QuestionResult
 
 Flags = NDArray[np.bool_]
 
-# Configurations of a grid, the reference included.
+# Configurations of a grid, including the reference.
 GRID = 9
 
-# Rows of a curve as a whole, and by tag: a large study has more steps than anyone can look at.
+# Most rows of a curve, and of a curve by tag: a large study has more steps than a figure can show.
 MOST_POINTS = 1000
 MOST_POINTS_BY_TAG = 60
 
@@ -40,12 +40,12 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """The Q questions of the part, in the study's order, with what every row is compared with."""
+    """The Q questions of a split in the study's order, with the results that each row is compared with."""
 
     questions: tuple[str, ...]
     videos: tuple[str, ...]
     baseline: tuple[QuestionResult, ...]
-    reference: Flags  # (Q,) right under the reference
+    reference: Flags  # (Q,) right with the reference
 
     @property
     def unpruned(self) -> Flags:
@@ -53,7 +53,7 @@ class Compared:
         return np.array([one.correct for one in self.baseline])
 
     def only(self, mask: Flags) -> Compared:
-        """Of some of the questions."""
+        """Restricted to some of the questions."""
         keep = np.flatnonzero(mask).tolist()
         return Compared(
             tuple(self.questions[index] for index in keep),
@@ -70,21 +70,21 @@ class Track:
     knob: str
     exact: bool
     chosen: float
-    # Row that holds the chosen value: the reference itself, or plans with the very same answers.
+    # The row of the chosen value: the reference itself, or plans with the same answers.
     at: int
-    values: Floats  # (T,) as `CurvePoint`
+    values: Floats  # (T,) as in `CurvePoint`
     until: Floats  # (T,)
     flops_ratio: Floats  # (T,)
     correct: Flags  # (T, Q)
-    # (T, Q) right in every step of the row, by which safety is judged; `correct` unless rows were joined.
+    # (T, Q) right in every step of the row; safety is judged by it. Equals `correct` unless rows were merged.
     always: Flags
-    logprob: Floats  # (T, Q) change of the right answer's from the unpruned model's; NaN where there is none
-    # (T,) every question's plan is the reference's.
+    logprob: Floats  # (T, Q) change of the right answer's from the unpruned model; NaN if unknown
+    # (T,) whether every question's plan equals the reference's.
     same: Flags
     within_budget: Interval | None
 
     def only(self, mask: Flags) -> Track:
-        """Of some of the questions; rows that they do not tell apart are one."""
+        """Of some of the questions; rows that become equal are merged."""
         narrowed = replace(
             self, correct=self.correct[:, mask], always=self.always[:, mask], logprob=self.logprob[:, mask]
         )
@@ -96,20 +96,20 @@ class Track:
 def exact_track(
     found: Steps, chosen: float, budget: float, split: Compared, judged: Mapping[Pair, QuestionResult]
 ) -> Track:
-    """Every step of tau_s or tau_t from the answers to its plans."""
+    """Every step of tau_s or tau_t, from the answers to its plans."""
     place = {question: index for index, question in enumerate(split.questions)}
     before = [one.logprob_right for one in split.baseline]
     correct, logprob = np.zeros(len(place), dtype=bool), np.full(len(place), math.nan)
     starts: list[int] = []
     rows: list[Flags] = []
     changes: list[Floats] = []
-    for step, plots in found.changes():
-        mine = [found.plots[index] for index in plots if found.plots[index].question in place]
+    for step, pieces in found.changes():
+        mine = [found.pieces[index] for index in pieces if found.pieces[index].question in place]
         if not mine:
             continue
-        for plot in mine:
-            index = place[plot.question]
-            one = judged[plot.question, plot.fingerprint]
+        for piece in mine:
+            index = place[piece.question]
+            one = judged[piece.question, piece.fingerprint]
             correct[index] = one.correct
             logprob[index] = _change(one.logprob_right, before[index])
         starts.append(step)
@@ -142,7 +142,7 @@ def grid_track(
     split: Compared,
     judged: Mapping[Pair, QuestionResult],
 ) -> Track:
-    """The answers of these configurations, ascending in the knob, one of which has its chosen value."""
+    """The answers of these configurations, ascending in the knob; one of them is the reference."""
     values = np.array([float(getattr(one, knob)) for one in configurations])
     before = [one.logprob_right for one in split.baseline]
     rows, changes, prints = [], [], []
@@ -174,10 +174,10 @@ def grid_track(
 
 
 def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
-    """The reference with one of its ratios elsewhere: `GRID` values over the range, the chosen one included.
+    """The reference with one ratio changed: `GRID` values over the range, including the chosen one.
 
-    Dense near it, and apart by their effect: after J prunings a ratio r keeps r^J, so the scale is its
-    logarithm. A gamma_cap below p does nothing, so its grid begins there.
+    The grid is dense near the chosen value and logarithmic, because after J prunings a ratio r keeps r^J. A
+    gamma_cap below p has no effect, so its grid begins at p.
     """
     chosen = float(getattr(method, knob))
     least = method.p if knob == "gamma_cap" else range_.low
@@ -193,7 +193,7 @@ def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
             values.add(round(centre * math.exp(side * one * (k / count) ** 3 / prunings), 6))
         if count:
             values.add(low if side < 0 else high)
-    # Where the other one of the pair begins to bind nothing changes any more: a corner, and free of answers.
+    # From the value where the other knob of the pair begins to bind nothing changes: a corner of the curve.
     corner = {"gamma_cap": method.alpha_boost * method.p, "alpha_boost": method.gamma_cap / method.p}.get(
         knob
     )
@@ -206,10 +206,10 @@ def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
 def curve(
     track: Track, split: Compared, margin: float, most: int, tag: tuple[str, str] | None = None
 ) -> Curve:
-    """The table of a track: shares and differences with their intervals, and how far it is safe.
+    """A track as a curve: accuracy and differences with their intervals, and the safe range.
 
-    A row is safe where the one-sided 95 % lower bound of its paired difference from the reference lies above
-    -margin. The safe range is walked outwards from the chosen value, row by row, to the first that is not.
+    A row is safe if the one-sided 95 % lower bound of its paired difference from the reference is above
+    -margin. The safe range extends from the chosen value to the last safe row before an unsafe one.
     """
     track = _coarse(track, most)
     accuracy = paired.shares(track.correct, split.videos)
@@ -246,7 +246,7 @@ def curve(
 
 
 def _around(holds: Flags, at: int, values: Floats, until: Floats) -> Interval | None:
-    """The rows around one over which all hold; None where that one does not."""
+    """The values of the rows around `at` where all hold; None if row `at` does not."""
     if not holds[at]:
         return None
     low = high = at
@@ -258,15 +258,15 @@ def _around(holds: Flags, at: int, values: Floats, until: Floats) -> Interval | 
 
 
 def _runs(correct: Flags) -> list[int]:
-    """Where each run of equal rows begins."""
+    """The first row of each run of equal rows."""
     return [0, *(np.flatnonzero((correct[1:] != correct[:-1]).any(axis=1)) + 1).tolist()]
 
 
 def _coarse(track: Track, most: int) -> Track:
-    """At most about `most` rows: neighbours are put together, and stand as the worst of them.
+    """About `most` rows at most: neighbours are merged and represented by the worst of them.
 
-    The row of the reference stays by itself. Safe is then what holds for the questions that are right in all
-    the rows put together, which is no more than is safe in each of them.
+    The row of the reference is not merged. A merged row counts a question as right for safety only if it is
+    right in all its rows, which is conservative.
     """
     rows = len(track.values)
     if not track.exact or rows <= most:
@@ -277,10 +277,10 @@ def _coarse(track: Track, most: int) -> Track:
 
 
 def _merged(track: Track, begin: Sequence[int]) -> Track:
-    """Neighbouring rows put together, each group from one of `begin` on."""
+    """Neighbouring rows merged; each group starts at a row of `begin`."""
     first = np.asarray(begin)
     ends = np.append(first[1:], len(track.values))
-    # A step at a single value has no width, but may be alone in its group.
+    # A step at a single value has no width but may be a group of its own.
     width = np.maximum(track.until - track.values, 1e-12)[:, None]
     right = track.correct.sum(axis=1)
     worst = [start + int(np.argmin(right[start:end])) for start, end in zip(first, ends, strict=True)]

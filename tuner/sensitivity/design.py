@@ -1,8 +1,8 @@
-"""The space-filling design of a sensitivity study: where it asks, and what came out there.
+"""The space-filling design of a sensitivity study: its configurations and their results.
 
-Trials of a search crowd where it is good, which biases any importance drawn from them. The design is a
-scrambled Sobol sequence of its own, on the tune part: the part that measures the reference has no say in how
-knobs look.
+The trials of a search concentrate where accuracy is high, which biases importances computed from them. So the
+design is a scrambled Sobol sequence of its own. It uses the tune split, because the held-out split only
+judges.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from tuner.study.values import Configuration
 
 SEED = 0
 
-# Compute is studied between these shares of the budget, as far as it can be reached.
+# Compute ranges between these shares of the budget, as far as they can be reached.
 _LEAST_COMPUTE, _MOST_COMPUTE = 1 / 3, 4 / 3
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """Configurations over A values of one knob and B of another, the other knobs as in the reference."""
+    """Configurations over A values of one knob and B of another, the other knobs at the reference."""
 
     knobs: tuple[str, str]
     values: tuple[Floats, Floats]  # (A,) and (B,), ascending
-    unit: Floats  # (A, B, D) as `DesignSpace.unit`: beyond [0, 1] the design knows nothing
-    flops_ratio: Floats  # (A, B) what the budget binds, from the plans
+    unit: Floats  # (A, B, D) as `DesignSpace.unit`; outside [0, 1] the design has no runs
+    flops_ratio: Floats  # (A, B) the ratio that the budget limits, from the plans
     reference: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """R configurations over D independent inputs, answered on one whole part of the study.
+    """R configurations over D independent inputs, answered on one split of the study.
 
-    unit: (R, D) in [0, 1], a scrambled Sobol sequence; outputs: each (R,); plane: what two inputs' knobs make
-    of the reference.
+    unit: (R, D) in [0, 1], a scrambled Sobol sequence; outputs: each (R,); plane: the reference with the
+    knobs of two inputs changed.
     """
 
     inputs: tuple[str, ...]
@@ -55,22 +55,22 @@ class Design:
 
 
 class DesignSpace:
-    """The inputs of a design, each of which moves whatever the others are.
+    """The inputs of a design, which vary independently.
 
-    tau_s        half of the scale its value, half its effect (the share of the tune part's frame pairs below
-                 it), as in the search: near 1 everything changes, elsewhere little
+    tau_s        scaled half by its value and half by its effect (the share of the tune split's frame pairs
+                 below it), as in the search: near 1 everything changes, elsewhere little
     tau_t        its value
     alpha_boost  its value
-    gamma_cap    as the share of the way from p to 1: below p it would do nothing
-    compute      FLOPs target, from a third of the budget up to four thirds of it, as far as the study's knobs
-                 reach and at most 1; p is solved for it
+    gamma_cap    its position between p and 1: below p it has no effect
+    compute      FLOPs target, from a third to four thirds of the budget as far as the study's knobs reach, at
+                 most 1; p is solved for it
 
-    A knob that the study fixes is no input; p fixed: no compute. Nor is a choice: where `search` lists some
-    values, all configurations have the one of its defaults.
+    Knobs that the study fixes are no inputs; without a free p there is no compute. Choices are no inputs
+    either: if `search` lists several values, all configurations have the default.
 
-    Compute goes beyond the budget because knobs that drift do: what lies on either side of the budget's line
-    is seen only if the runs do, too. A third of the budget beyond it is our choice: more would spend runs on
-    what nobody ships.
+    Compute goes beyond the budget because drifting knobs do, too, and both sides of the budget are shown only
+    if there are runs on both. A third of the budget is our choice: more would spend runs on configurations
+    that nobody ships.
     """
 
     def __init__(self, planner: Planner, search: Search, budget: float) -> None:
@@ -86,11 +86,11 @@ class DesignSpace:
 
     @property
     def compute(self) -> Range | None:
-        """What compute ranges over, as FLOPs ratios; None where it is no input."""
+        """The range of compute as FLOPs ratios; None if it is not an input."""
         return self._ranges["compute"] if "compute" in self.inputs else None
 
     def sample(self, runs: int) -> Floats:
-        """(runs, D): the first points of a scrambled Sobol sequence; more runs keep the earlier ones."""
+        """(runs, D) the first points of a scrambled Sobol sequence; more runs extend it."""
         from scipy.stats import qmc
 
         if not runs or not self.inputs:
@@ -109,9 +109,10 @@ class DesignSpace:
         return np.stack(columns, axis=1) if columns else np.zeros(unit.shape)
 
     def unit(self, configuration: Configuration, binding_ratio: float) -> Floats:
-        """(D,) where a configuration of AdaTP lies; beyond [0, 1] where that is not in the design's range.
+        """(D,) the point of an AdaTP configuration; outside [0, 1] where it leaves the design's range.
 
-        Of what changes nothing (a tau_s beyond the similarities, a gamma_cap below p) it is the end.
+        Values without effect (a tau_s beyond all similarities, a gamma_cap below p) lie at the end of the
+        range.
         """
         method = configuration.build()
         assert isinstance(method, AdaTP)
@@ -133,7 +134,7 @@ class DesignSpace:
         return np.array(point)
 
     def configuration(self, point: Floats) -> Configuration:
-        """The configuration at a unit point (D,): p solved for its compute, or the searched p closest."""
+        """The configuration at a unit point (D,): p solved for its compute, or the closest searched p."""
         method, target = self._uncapped(point)
         if _free(self._knobs["p"]):
             solved = self._planner.solve(method, target)
@@ -142,11 +143,11 @@ class DesignSpace:
         return Configuration.from_method(method.plain())
 
     def _reachable(self, search: Search, budget: float) -> Range:
-        """Of compute; a single value where the study fixes p."""
+        """The range of compute; a single value where the study fixes p."""
         p = self._knobs["p"]
         if not _free(p):
             return Range(budget, budget)
-        # No configuration needs more than the one with most segments, all of them boosted.
+        # The most expensive configuration has the most segments, all of them boosted.
         largest = self._planner.binding_ratio(
             AdaTP(
                 self._knobs["tau_s"].high,
@@ -177,7 +178,7 @@ class DesignSpace:
         return method, values["compute"]
 
     def _tau_s_scale(self) -> tuple[Floats, Floats]:
-        """Values of tau_s, ascending, and where on [0, 1] each lies."""
+        """Values of tau_s, ascending, and their positions on [0, 1]."""
         one = self._knobs["tau_s"]
         inside = self._planner.similarities
         inside = inside[(inside > one.low) & (inside < one.high)]
@@ -190,7 +191,7 @@ class DesignSpace:
 
 @dataclass(frozen=True)
 class _Capped(AdaTP):
-    """AdaTP whose cap moves with p, so that p can be solved at a fixed share of the way from p to 1."""
+    """AdaTP whose cap moves with p, so that p can be solved at a fixed position between p and 1."""
 
     headroom: float = 1.0
     highest: float = 1.0
@@ -202,7 +203,7 @@ class _Capped(AdaTP):
         return self.plain().boosted_ratio
 
     def plain(self) -> AdaTP:
-        """As AdaTP at this p."""
+        """The plain AdaTP at this p."""
         own = {one.name: getattr(self, one.name) for one in fields(AdaTP)}
         cap = Range(self.gamma_cap, self.highest).clip(self.p + self.headroom * (1 - self.p))
         return AdaTP(**own | {"gamma_cap": cap})

@@ -1,7 +1,7 @@
-"""The two ways in which digests of the paper say AdaTP fails, looked for where a study's tags can show them.
+"""Tests for the two failures of AdaTP that digests of the paper name, where a study's tags allow it.
 
-"Found" is a claim, so it is made with a probability of error of at most 5 % over all the looks it takes:
-over every value of both thresholds at once for the first, over two comparisons for the second.
+"Found" is a claim with a probability of error of at most 5 % over all its comparisons: over every value of
+both thresholds for the first failure, over two comparisons for the second.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from tuner.statistics.paired import Floats
 
 SEED = 0
 _RESAMPLES = 2000
-# Rows of a track that the first failure is looked for in; evenly spread where there are more.
+# Most rows of a track that the first failure is tested on; evenly spaced where there are more.
 _MOST_ROWS = 250
 _ERROR = 0.05
 
 
 def middle_frames(tracks: Sequence[Track], split: Compared, tags: Sequence[Mapping[str, str]]) -> FailureMode:
-    """Whether questions about the middle lose more than those about the ends where a threshold is mis-set.
+    """Whether questions about the middle lose more than those about the ends if a threshold is set wrongly.
 
     tags: of each question; `when` is start, middle or end. The contrast at a value is the change of accuracy
-    from the reference on middle questions minus that on the others. Its lowest studentised value over all
-    rows of all tracks is held against what a bootstrap over videos gives for the lowest one (a simultaneous
-    bound), so that looking everywhere finds no more by chance than looking once.
+    from the reference on middle questions minus that on the others. Its interval is simultaneous over all
+    rows of all tracks, from a bootstrap over videos: testing all values finds no more by chance than one.
     """
     name: Final = "middle frames over-pruned"
     middle = np.array([one.get("when") == "middle" for one in tags])
@@ -38,20 +37,22 @@ def middle_frames(tracks: Sequence[Track], split: Compared, tags: Sequence[Mappi
         return FailureMode(
             name,
             None,
-            "Whether frames in the middle are pruned too hard cannot be told: the questions need the tag "
-            "when (start, middle or end).",
+            "Whether middle frames are over-pruned cannot be tested: the questions need the tag `when` "
+            "(start, middle or end).",
         )
     here = _contrast(split.reference, split.unpruned, middle, ends)
     at_reference = (
-        f"At the reference middle questions change by {_points(here[0])} from the unpruned model, the others "
-        f"by {_points(here[1])}."
+        f"At the reference, questions about the middle change by {_points(here[0])} from the unpruned model, "
+        f"those about start and end by {_points(here[1])}."
     )
     places: list[tuple[Track, int]] = []
     for track in tracks:
         rows = np.unique(np.linspace(0, len(track.values) - 1, _MOST_ROWS).round().astype(int))
         places += [(track, int(row)) for row in rows]
     if not places:
-        return FailureMode(name, None, f"Both thresholds are fixed, so none can be mis-set. {at_reference}")
+        return FailureMode(
+            name, None, f"Both thresholds are fixed, so neither can be set wrongly. {at_reference}"
+        )
     correct = np.array([track.correct[row] for track, row in places])
     value, low, high = _simultaneous(correct, split, middle, ends)
     worst = int(np.argmin(high if high.min() < 0 else value))
@@ -59,15 +60,15 @@ def middle_frames(tracks: Sequence[Track], split: Compared, tags: Sequence[Mappi
     losing = _contrast(correct[worst], split.reference, middle, ends)
     where = f"{track.knob} = {track.values[row]:.4g}" if not track.exact else _around(track, row)
     numbers = (
-        f"with {where} middle questions change by {_points(losing[0])} from the reference and those about "
-        f"start and end by {_points(losing[1])}, a contrast of {100 * value[worst]:+.1f} points "
-        f"[{100 * low[worst]:+.1f}, {100 * high[worst]:+.1f}] (simultaneous over all values of "
+        f"with {where}, questions about the middle change by {_points(losing[0])} from the reference and "
+        f"those about start and end by {_points(losing[1])}, a difference of {100 * value[worst]:+.1f} "
+        f"points [{100 * low[worst]:+.1f}, {100 * high[worst]:+.1f}] (simultaneous over all values of "
         f"{' and '.join(one.knob for one in tracks)})"
     )
     if high[worst] < 0:
-        return FailureMode(name, True, f"Middle frames are pruned too hard: {numbers}. {at_reference}")
+        return FailureMode(name, True, f"Middle frames are over-pruned: {numbers}. {at_reference}")
     return FailureMode(
-        name, False, f"Not found that middle frames are pruned too hard: at worst, {numbers}. {at_reference}"
+        name, False, f"No sign that middle frames are over-pruned; at worst, {numbers}. {at_reference}"
     )
 
 
@@ -76,8 +77,8 @@ def small_things(
 ) -> FailureMode:
     """Whether questions about small things are answered worse with local deduplication than without.
 
-    answers: (Q,) right or not under each `deduplicate`, at the same FLOPs; `chosen`: the reference's. `part`
-    is the tune part: who reads this may take another `deduplicate`, which held-out videos then judge.
+    answers: (Q,) right or not under each `deduplicate`, at the same FLOPs; chosen: the reference's. `split`
+    is the tune split, since the result may lead to another `deduplicate`, which held-out videos then judge.
     """
     name: Final = "small things lost to deduplication"
     small = np.array([one.get("size") == "small" for one in tags])
@@ -85,11 +86,15 @@ def small_things(
         return FailureMode(
             name,
             None,
-            "Whether deduplication loses small things cannot be told: the questions need the tag size "
-            "(small or another).",
+            "Whether deduplication loses small things cannot be tested: the questions need the tag `size` "
+            "(small or another value).",
         )
     if "off" not in answers or len(answers) < 2:
-        return FailureMode(name, None, "Without deduplication the reference's FLOPs cannot be reached here.")
+        return FailureMode(
+            name,
+            None,
+            "The reference's FLOPs cannot be reached without deduplication: nothing to compare with.",
+        )
     kinds = [one for one in ("demote", "drop") if one in answers]
     found, told = [], []
     for one in kinds:
@@ -109,18 +114,18 @@ def small_things(
             else (f" [{100 * changed.interval.low:+.1f}, {100 * changed.interval.high:+.1f}]")
         )
         told.append(
-            f"{one}{' (the reference)' if one == chosen else ''} against none changes small things by "
+            f"{one}{' (the reference)' if one == chosen else ''} instead of none changes small things by "
             f"{100 * changed.value:+.1f} points{bounds}"
-            + ("" if rest is None else f", all others by {100 * rest:+.1f}")
+            + ("" if rest is None else f" and all others by {100 * rest:+.1f}")
         )
-    numbers = f"at the reference's FLOPs, on tune videos, {'; '.join(told)}."
+    numbers = f"at the reference's FLOPs on tune videos, {'; '.join(told)}."
     if found:
         return FailureMode(
             name,
             True,
             f"Deduplication ({' and '.join(found)}) loses small things: {numbers}",
         )
-    return FailureMode(name, False, f"Not found that deduplication loses small things: {numbers}")
+    return FailureMode(name, False, f"No sign that deduplication loses small things: {numbers}")
 
 
 def _contrast(after: Flags, before: Flags, middle: Flags, ends: Flags) -> tuple[float, float]:
@@ -146,7 +151,7 @@ def _simultaneous(
     rng = np.random.default_rng(SEED)
     drawn = rng.multinomial(names.size, np.full(names.size, 1 / names.size), _RESAMPLES).T.astype(np.float64)
     counts = [size @ drawn for size in sizes]
-    whole = (counts[0] > 0) & (counts[1] > 0)  # a draw without either kind says nothing
+    whole = (counts[0] > 0) & (counts[1] > 0)  # a draw needs questions of both kinds
     resampled = sums[0] @ drawn[:, whole] / counts[0][whole] - sums[1] @ drawn[:, whole] / counts[1][whole]
     error = resampled.std(axis=1)
     scale = np.where(error > 0, error, np.inf)[:, None]

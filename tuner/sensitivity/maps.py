@@ -1,7 +1,7 @@
-"""Two knobs that drift together: the configurations of a pairwise map, and what each of them costs.
+"""Two knobs that drift together: the configurations of a pairwise map and their costs.
 
-A map shows the knobs as somebody sets them, so along p compute moves, and the budget is a line across it; the
-design's inputs, for which p is solved, would all lie on one side.
+A map shows the knobs as users set them, so compute changes along p and the budget is a line on the map. With
+the design's inputs, for which p is solved, compute would be constant.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tuner.sensitivity.design import DesignSpace, Plane
 from tuner.statistics.paired import Floats
 from tuner.study.values import Configuration
 
-# Values of each knob; every pair of them costs its plans, some milliseconds for a thousand questions.
+# Values of each knob. The plans of a pair take some milliseconds for a thousand questions.
 POINTS = 21
 
-# To 1 itself; nearer values of tau_s are not told apart.
+# Smallest distance of tau_s from 1 on the axis; closer values coincide.
 _NEAREST = 1e-4
 
 
@@ -36,9 +36,9 @@ def plane(
     inputs: tuple[str, str],
     points: int = POINTS,
 ) -> Plane:
-    """The reference (`method`) with the knobs of two inputs of the design over their ranges; compute's is p.
+    """The reference (`method`) with the knobs of two inputs over their ranges; the knob of compute is p.
 
-    ranges: of each knob that is free, with the reference's value in it.
+    ranges: of each free knob, including the reference's value.
     """
     first, second = ("p" if one == "compute" else one for one in inputs)
     values = tuple(
@@ -56,7 +56,7 @@ def plane(
 
 
 def grid(knob: str, range_: Range, points: int = POINTS) -> Floats:
-    """(points,) values from one end of the range to the other, even where they are shown."""
+    """(points,) values over the range, evenly spaced on the axis."""
     if knob != "tau_s":
         return np.linspace(range_.low, range_.high, points)
     values = 1 - 10 ** -np.linspace(place_of(knob, range_.low), place_of(knob, range_.high), points)
@@ -65,14 +65,14 @@ def grid(knob: str, range_: Range, points: int = POINTS) -> Floats:
 
 
 def place_of(knob: str, value: float) -> float:
-    """Where a knob's value lies on the scale it is shown on: its own, but of tau_s the logarithm of the
-    distance from 1, because similarities crowd near 1, and there tau_s acts.
+    """A knob's position on its axis: its value, but for tau_s the negative logarithm of its distance from 1,
+    because most similarities are close to 1.
     """
     return -math.log10(max(1 - value, _NEAREST)) if knob == "tau_s" else value
 
 
 def _shown(planner: Planner, space: DesignSpace, method: AdaTP, knob: str, range_: Range) -> Range:
-    """Of the range what says something: of p where the design has runs, of gamma_cap what is not below p."""
+    """The informative part of a range: for p where the design has runs, for gamma_cap from p on."""
     chosen = float(getattr(method, knob))
     if knob == "gamma_cap":
         return Range(min(max(range_.low, method.p), chosen), range_.high)

@@ -1,4 +1,4 @@
-"""What a sensitivity study says in plain sentences, each made from its numbers; the most important first."""
+"""The findings of a sensitivity study in plain sentences, the most useful first."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tuner.search.space import TOLERANCE
 from tuner.sensitivity.results import Curve, CurvePoint, Output, Sensitivity
 from tuner.statistics.values import Interval, Measured
 
-# Kinds of questions named as those that lose most.
-_MOST_TAGS = 3
+# Knobs for which the kinds of questions that lose most are named.
+_MOST_KNOBS = 3
 
 
 def sentences(found: Sensitivity) -> tuple[str, ...]:
-    """The sentences of a study whose other fields are there."""
+    """The sentences of a study whose other fields are complete."""
     return tuple(_sentences(found))
 
 
 def value(number: float) -> str:
-    """A knob's value as it is shown; a step may begin right above 0."""
+    """A knob's value as text; a step may begin just above 0."""
     return "just above 0" if 0 < number < 1e-12 else f"{number:.4g}"
 
 
@@ -29,7 +29,7 @@ def points(share: float) -> str:
 
 
 def flat(curve: Curve) -> Interval | None:
-    """Values around the chosen one over which neither answers nor compute change; None: a single value."""
+    """The values around the chosen one over which neither answers nor compute change."""
     chosen = _at_chosen(curve)
     same = [
         one.difference == chosen.difference
@@ -43,40 +43,39 @@ def flat(curve: Curve) -> Interval | None:
 
 
 def indifferent(curve: Curve, detectable: float) -> Interval | None:
-    """Values around the chosen one over which accuracy changes by less than can be detected."""
+    """The values around the chosen one over which accuracy changes by less than can be detected."""
     return _around(curve, [abs(one.difference.value) < detectable for one in curve.points])
 
 
 def _sentences(found: Sensitivity) -> Iterator[str]:
     what = "accuracy" if found.labelled else "agreement"
     moving = [one for one in found.curves if len(one.points) > 1]
-    still = [one for one in moving if _spread(one) == (0.0, 0.0)]
+    constant = [one for one in moving if _spread(one) == (0.0, 0.0)]
     by_size = sorted(
-        (one for one in moving if one not in still), key=lambda one: _size(_spread(one)), reverse=True
+        (one for one in moving if one not in constant), key=lambda one: _size(_spread(one)), reverse=True
     )
     detectable = found.detectable
     matter = [one for one in by_size if detectable is None or _size(_spread(one)) >= detectable]
+    yield from _better(found, what)
     if matter:
         effects = _list([_effect(one, found) for one in matter])
-        yield f"What matters, one knob at a time over its range ({what}): {effects}."
-    yield from _better(found, what)
-    yield from _no_difference([one for one in by_size if one not in matter] + still, matter, found, what)
+        yield f"Knobs that matter, each moved alone over its range (change of {what}): {effects}."
+    yield from _global(found)
     yield _safe(moving, found, what)
     yield from _watch(by_size, found, what)
-    yield _binding(found)
     yield from _hurts(matter, found)
-    yield from (one.evidence for one in found.failures if one.found)
-    yield from _global(found)
-    yield from (one.evidence for one in found.failures if not one.found)
+    yield from _no_difference([one for one in by_size if one not in matter] + constant, matter, found, what)
+    yield _binding(found)
+    yield from (one.evidence for one in found.failures)
     if detectable is not None:
         yield (
-            f"A change of {what} by less than about {100 * detectable:.1f} points cannot be told from none "
-            f"with these {_questions(found)} (half a typical 95 % interval of a paired difference)."
+            f"With these {_questions(found)}, changes of {what} below about {100 * detectable:.1f} points "
+            "cannot be detected (half of a typical 95 % interval of a paired difference)."
         )
     if found.split == "tune":
         yield (
-            "Nothing is held out, so the curves are from the questions that chose the reference: too rosy "
-            "around it."
+            "There are no held-out videos, so the curves use the questions that chose the reference and are "
+            "too optimistic near it."
         )
 
 
@@ -93,7 +92,7 @@ def _effect(curve: Curve, found: Sensitivity) -> str:
 
 
 def _better(found: Sensitivity, what: str) -> Iterator[str]:
-    """Whether another `deduplicate` is shown to be better, and what then to do."""
+    """Whether another `deduplicate` is shown to be better, and how to search it."""
     better = [
         one
         for one in found.alternatives
@@ -105,22 +104,22 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
     told = [f"{one.deduplicate} (with p = {value(one.p)}) {_interval(one.difference)}" for one in better]
     level = f"{100 * better[0].level:.3g} % intervals"
     if len(found.alternatives) > 1:
-        level += f", because of {len(found.alternatives)} looks"
+        level += f", corrected for {len(found.alternatives)} comparisons"
     text = (
-        f"Another deduplicate than the reference's {chosen} is better at the same FLOPs or fewer, points of "
-        f"{what} over {found.tune_questions} tune questions: {_list(told)}; {level}. Only a new search "
-        "(another --seed) decides"
+        f"Another value of deduplicate is better than the reference's {chosen} at the same FLOPs or fewer "
+        f"(points of {what} over {found.tune_questions} tune questions): {_list(told)}; {level}. To decide, "
+        "search again with another --seed"
     )
     if all(one.searched for one in better):
-        yield f"{text}; it may choose among these already."
+        yield f"{text}; the search may already choose these values."
         return
     wanted = {chosen, *(one.deduplicate for one in found.alternatives if one.searched or one in better)}
     listed = ", ".join(one for one in map(str, choices(AdaTP)["deduplicate"].values) if one in wanted)
-    yield f"{text}; `search: choices: {{deduplicate: [{listed}]}}` in study.yaml lets it choose."
+    yield f"{text} and `search: choices: {{deduplicate: [{listed}]}}` in study.yaml."
 
 
 def _questions(found: Sensitivity) -> str:
-    """How many of which part."""
+    """The number of questions and their split."""
     count = next((one.questions for one in found.curves), 0)
     return f"{count} {'held-out' if found.split == 'held_out' else 'tune'} questions"
 
@@ -128,18 +127,18 @@ def _questions(found: Sensitivity) -> str:
 def _no_difference(
     rest: Sequence[Curve], matter: Sequence[Curve], found: Sensitivity, what: str
 ) -> Iterator[str]:
-    """Knobs that do not matter at all, then the ranges over which the others do not."""
+    """Knobs without a detectable effect, then the ranges over which the others have none."""
     detectable = found.detectable
     for curve in rest:
         first, last = value(curve.points[0].value), value(curve.points[-1].until)
         if _spread(curve) == (0.0, 0.0) and flat(curve) == _whole(curve):
             why = _why_flat(curve, found)
-            yield f"{curve.knob} changes nothing from {first} to {last}{why}: no plan depends on it."
+            yield f"{curve.knob} has no effect from {first} to {last}{why}: all plans stay the same."
         else:
             yield (
-                f"{curve.knob} made no difference between {first} and {last}: at most "
+                f"{curve.knob} makes little difference from {first} to {last}: at most "
                 f"{100 * _size(_spread(curve)):.1f} points of {what}"
-                + ("." if detectable is None else f", less than the {100 * detectable:.1f} detectable here.")
+                + ("." if detectable is None else f", below the detectable {100 * detectable:.1f}.")
             )
     if detectable is None:
         return
@@ -151,17 +150,16 @@ def _no_difference(
                 abs(one.difference.value) for one in curve.points if over.low <= one.value <= over.high
             )
             told.append(
-                f"{curve.knob} between {value(over.low)} and {value(over.high)} (at most {100 * most:.1f})"
+                f"{curve.knob} from {value(over.low)} to {value(over.high)} (at most {100 * most:.1f})"
             )
     if told:
         yield (
-            f"No difference of {what} that this study can detect ({100 * detectable:.1f} points): "
-            f"{_list(told)}."
+            f"Ranges without a detectable change of {what} ({100 * detectable:.1f} points): {_list(told)}."
         )
 
 
 def _safe(curves: Sequence[Curve], found: Sensitivity, what: str) -> str:
-    """How far each knob may drift in accuracy and in compute."""
+    """How far each knob may drift without losing accuracy or exceeding the budget."""
     told, none = [], []
     for curve in curves:
         safe, fits = curve.safe, curve.within_budget
@@ -174,21 +172,23 @@ def _safe(curves: Sequence[Curve], found: Sensitivity, what: str) -> str:
             for word, end, cut in (("down to", safe.low, low), ("up to", safe.high, high))
             if end != cut
         ]
-        beyond = f" ({' and '.join(more)} but for the budget)" if more else ""
+        beyond = f" ({' and '.join(more)} without the budget)" if more else ""
         if low < high:
             told.append(f"{curve.knob} {value(low)} to {value(high)}{beyond}")
         else:
             none.append(curve.knob + beyond)
-    margin = f"{100 * found.margin:.1f} points"
-    shown = f"shown (one-sided 95 %) to keep {what} within {margin} of the reference's, within the budget"
+    meaning = (
+        "one knob moved alone within the budget, where a one-sided 95 % bound excludes losing more than "
+        f"{100 * found.margin:.1f} points of {what}"
+    )
     if not told:
-        return f"No knob may drift: no other value of any is {shown}."
-    text = f"Each alone may drift this far, {shown}: {_list(told)}."
-    return text + (f" For {_list(none)} that is shown of no other value." if none else "")
+        return f"No knob has a safe range ({meaning})."
+    text = f"Safe ranges ({meaning}): {_list(told)}."
+    return text + (f" No other value is shown to be safe for {_list(none)}." if none else "")
 
 
 def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[str]:
-    """The edge with the steepest fall right behind it, of those that fit the budget."""
+    """The edge of a safe range with the largest loss just beyond it."""
     edges = [edge for curve in curves for edge in _edges(curve)]
     losing = [
         (curve, one)
@@ -199,15 +199,16 @@ def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[s
         side = "above" if one.value > curve.chosen else "below"
         edge = one.value if side == "above" else one.until
         yield (
-            f"Watch {curve.knob}: right {side} its safe range, at {value(edge)}, {what} is "
-            f"{_interval(one.difference)} points from the reference's."
+            f"Watch {curve.knob}: just {side} its safe range, at {value(edge)}, {what} changes by "
+            f"{_interval(one.difference)} points."
         )
     if edges and not losing:
         curve, one = min(edges, key=lambda edge: edge[1].difference.value)
         edge = one.value if one.value > curve.chosen else one.until
         yield (
-            "The safe ranges end where a drop can no longer be excluded, not where one is seen: the largest "
-            f"is {curve.knob} at {value(edge)}, {_interval(one.difference)} points."
+            "The safe ranges end where a loss can no longer be excluded, not where a loss is measured: the "
+            f"largest change just beyond them is {_interval(one.difference)} points, at {curve.knob} = "
+            f"{value(edge)}."
         )
 
 
@@ -225,30 +226,29 @@ def _edges(curve: Curve) -> Iterator[tuple[Curve, CurvePoint]]:
 
 def _binding(found: Sensitivity) -> str:
     if found.binds == "none":
-        return "Nothing is boosted in the reference, so neither alpha_boost nor gamma_cap binds."
+        return "The reference boosts no segment, so neither alpha_boost nor gamma_cap binds."
     p, alpha = float(found.reference.get("p")), float(found.reference.get("alpha_boost"))
     if found.binds == "alpha_boost":
         return (
-            "alpha_boost binds: gamma_cap does nothing as long as it is at least alpha_boost p = "
+            "alpha_boost binds: gamma_cap has no effect while it is at least alpha_boost p = "
             f"{value(alpha * p)}."
         )
     gamma = float(found.reference.get("gamma_cap"))
     return (
-        "gamma_cap binds: alpha_boost does nothing as long as it is at least gamma_cap / p = "
-        f"{value(gamma / p)}."
+        f"gamma_cap binds: alpha_boost has no effect while it is at least gamma_cap / p = {value(gamma / p)}."
     )
 
 
 def _why_flat(curve: Curve, found: Sensitivity) -> str:
     if curve.knob in ("alpha_boost", "gamma_cap") and found.binds not in ("none", curve.knob):
         return f" ({found.binds} binds)"
-    return " (nothing is boosted)" if found.binds == "none" and curve.knob != "p" else ""
+    return " (no segment is boosted)" if found.binds == "none" and curve.knob != "p" else ""
 
 
 def _hurts(matter: Sequence[Curve], found: Sensitivity) -> Iterator[str]:
-    """Where most is lost within the budget, by kind of question."""
+    """Which kinds of questions lose most within the budget."""
     told = []
-    for curve in matter[:_MOST_TAGS]:
+    for curve in matter[:_MOST_KNOBS]:
         inside = [one for one in curve.points if one.flops_ratio <= found.budget + TOLERANCE]
         worst = min(inside, key=lambda one: one.difference.value, default=None)
         if worst is None or worst.difference.value >= 0:
@@ -265,17 +265,17 @@ def _hurts(matter: Sequence[Curve], found: Sensitivity) -> Iterator[str]:
             (key, kind), point = min(lost, key=lambda one: one[1].difference.value)
             told.append(
                 f"{curve.knob} at {value(worst.value)}: {key} {kind} {_interval(point.difference)}, all "
-                f"{100 * worst.difference.value:+.1f}"
+                f"questions {100 * worst.difference.value:+.1f}"
             )
     if told:
         yield (
-            "Where it hurts most when a knob is at its worst value within the budget (points; many looks at "
-            f"the same answers, so a hint): {'; '.join(told)}."
+            "Kinds of questions that lose most at a knob's worst value within the budget (points; only a "
+            f"hint, because of many comparisons on the same answers): {'; '.join(told)}."
         )
 
 
 def _global(found: Sensitivity) -> Iterator[str]:
-    """What the surrogate may claim of the whole space."""
+    """What the surrogate says about the whole search space."""
     told = False
     for output in found.outputs:
         name = found.labelled or output.name != "accuracy"
@@ -284,14 +284,17 @@ def _global(found: Sensitivity) -> Iterator[str]:
 
 
 def _output(output: Output, name: str, found: Sensitivity, *, again: bool) -> str:
-    """again: what the indices are of was said of another output."""
+    """again: the previous sentence has explained the indices."""
     known = f"R2 {output.r2:.2f}, {found.design_runs} runs"
     if not output.good:
-        text = f"Over the whole space nothing is claimed of {name}: the surrogate is too poor ({known})"
+        text = (
+            f"Over the whole search space nothing can be said about {name}: the surrogate is too poor "
+            f"({known})"
+        )
         if output.more_runs is not None:
             wanted = found.design_runs + output.more_runs
-            return f"{text}; about {output.more_runs} more runs (--runs {wanted}) would probably do."
-        return f"{text}, and nothing suggests that more runs would help."
+            return f"{text}; about {output.more_runs} more runs (--runs {wanted}) would probably be enough."
+        return f"{text}, and more runs are not expected to help."
     ranked = sorted(output.indices, key=lambda one: one.total.value, reverse=True)
     shares = [
         f"{one.input} {one.total.value:.2f}"
@@ -303,10 +306,10 @@ def _output(output: Output, name: str, found: Sensitivity, *, again: bool) -> st
         for one in ranked
     ]
     if again:
-        return f"The same of {name} (R2 {output.r2:.2f}): {_list(shares)}."
+        return f"The same for {name} (R2 {output.r2:.2f}): {_list(shares)}."
     return (
-        f"Over the whole space{_compute(found)}, share of the variance of {name} that hangs on each knob "
-        f"({known}): {_list(shares)}."
+        f"Over the whole search space, share of the variance of {name} due to each knob ({known}): "
+        f"{_list(shares)}.{_compute(found)}"
     )
 
 
@@ -316,8 +319,8 @@ def _compute(found: Sensitivity) -> str:
         return ""
     between = f"{100 * over.low:.3g} % and {100 * over.high:.3g} %"
     return (
-        f", with compute between {between} of the unpruned FLOPs and p solved for it, so that another knob's "
-        "share is what it does at equal compute"
+        f" Compute ranged between {between} of the unpruned FLOPs and p was solved for it, so the other "
+        "knobs' shares are at equal compute."
     )
 
 

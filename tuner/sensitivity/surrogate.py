@@ -1,18 +1,20 @@
-"""What the runs of a design say together: a surrogate per output, indices and maps where it is good enough.
+"""The analysis of a design: a surrogate per output, with indices and maps where the surrogate is good enough.
 
-The surrogate is a Gaussian process with an anisotropic Matern kernel and noise. Over ten made-up studies (64
+The surrogate is a Gaussian process with an anisotropic Matern kernel and noise. In ten synthetic studies (64
 runs, five inputs, sigmoid effects, two interactions, a quarter of noise) it explained 91 % of the variance of
-left-out runs, quadratic ridge regression 87 and a random forest 83, and it alone says how sure it is between
-the runs.
+left-out runs, quadratic ridge regression 87 % and a random forest 83 %; and only the Gaussian process gives
+its uncertainty between the runs.
 
-Indices are Sobol's first-order and total ones, computed by SALib. A direct estimate would cost N (D + 2) real
-runs, so they are taken from the surrogate, and their intervals have to hold what that adds: they are computed
-again for each of many draws of (kernel parameters, function, Sobol sample), the parameters by Markov chain
-from their posterior, the function from the Gaussian process given them (Le Gratiet, Cannamela and Iooss 2014,
-who keep the parameters fixed; 64 runs do not fix them). In such studies the nominal 95 % intervals covered
-97 % of the first-order and 95 % of the total indices. What the surrogate calls noise has no share in them.
+Indices are Sobol's first-order and total indices, computed by SALib. A direct estimate would cost N (D + 2)
+real runs, so they are computed from the surrogate, and their intervals must include its uncertainty: they are
+computed again for each of many draws of (kernel parameters, function, Sobol sample). The parameters are drawn
+from their posterior by Markov chain, the function from the Gaussian process given the parameters (Le Gratiet,
+Cannamela and Iooss 2014, who fix the parameters; 64 runs do not determine them). In the synthetic studies the
+nominal 95 % intervals covered 97 % of the first-order and 95 % of the total indices. Noise has no share in
+the indices.
 
-All is seeded: the same design gives the same values. 64 runs take seconds; the time grows with their cube.
+Everything is seeded: the same design gives the same values. 64 runs take seconds; the time grows with their
+cube.
 """
 
 from __future__ import annotations
@@ -36,18 +38,18 @@ from tuner.statistics.values import Interval, Measured
 if TYPE_CHECKING:
     from sklearn.gaussian_process import GaussianProcessRegressor
 
-# Cross-validated R2 from which indices are shown. What is missing to 1 is variance that no index accounts
-# for: at 0.7 an input said to explain 40 % explains at least 28 % of all there is, and the order of any two
-# that differ clearly stands. Our choice, and a common bar for surrogates in sensitivity analysis.
+# Cross-validated R2 from which indices are shown. The rest to 1 is variance that no index accounts for: at
+# 0.7 an input said to explain 40 % explains at least 28 % of the whole variance, and the order of two clearly
+# different inputs holds. Our choice, and a common threshold for surrogates in sensitivity analysis.
 GOOD_R2 = 0.7
 
-# Half of Loeppky, Sacks and Welch's (2009) ten runs per input: below that the R2 itself is hardly known.
+# Half of the ten runs per input of Loeppky, Sacks and Welch (2009): with fewer, the R2 itself is uncertain.
 RUNS_PER_INPUT = 5
 
-# A learning curve is believed up to so many times the runs it was drawn from.
+# A learning curve is extrapolated up to this multiple of its runs.
 MOST_TIMES = 16
 
-# An output's better side, for what asks which inputs lead to the best runs.
+# Which direction of an output is better, for importances of the best runs.
 BETTER: dict[OutputName, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "logprob": "maximize",
@@ -67,10 +69,9 @@ _SEED = 20505
 
 
 def analyse(design: Design) -> tuple[tuple[Output, ...], tuple[PairMap, ...]]:
-    """Each output's surrogate, with indices where it is good; maps of the accuracy where its own is.
+    """Each output's surrogate with indices where it is good, and maps where the accuracy's surrogate is good.
 
-    Inputs that do not vary over the design have no index. Errors: ValueError where shapes disagree or a
-    number is not finite.
+    Inputs that do not vary have no index. Errors: ValueError if shapes disagree or a number is not finite.
     """
     _check(design)
     free = [column for column, one in enumerate(design.unit.T) if np.unique(one).size > 1]
@@ -85,10 +86,10 @@ def analyse(design: Design) -> tuple[tuple[Output, ...], tuple[PairMap, ...]]:
 
 
 def cross_validated_r2(unit: Floats, values: Floats, share: float = 1.0) -> float:
-    """Share of the variance of left-out runs that the others predict: 5 folds, the mean over 3 partitions.
+    """Cross-validated R2: 5 folds, the mean over 3 partitions. May be negative.
 
-    unit: (R, D); values: (R,); share: of the other runs, so many learn. The folds of a partition are judged
-    together, since the few runs of one fold have no variance worth the name. May be negative.
+    unit: (R, D); values: (R,); share: the fraction of the other runs to train on. The folds of a partition
+    are judged together, since one fold has too few runs to estimate a variance.
     """
     from sklearn.model_selection import KFold
 
@@ -107,7 +108,7 @@ def cross_validated_r2(unit: Floats, values: Floats, share: float = 1.0) -> floa
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """A fitted Gaussian process over (R, D) unit points and how its output was standardised."""
+    """A fitted Gaussian process over (R, D) unit points, and the standardisation of its output."""
 
     process: GaussianProcessRegressor
     mean: float
@@ -118,11 +119,11 @@ class Surrogate:
         return np.asarray(self.mean + self.spread * self.process.predict(unit), dtype=np.float64)
 
     def draws(self, count: int, rng: np.random.Generator) -> Iterator[Callable[[Floats], Floats]]:
-        """Functions from unit points (N, D) to outputs (N,) that could be the one behind the runs.
+        """Draws of functions from unit points (N, D) to outputs (N,) from the posterior given the runs.
 
-        Each is a draw from the prior, made of random Fourier features, plus the correction that leads it
-        through the runs up to noise (pathwise conditioning, Wilson et al. 2020): joint at any number of
-        points for one small solve.
+        Each is a draw from the prior by random Fourier features, plus a correction that conditions it on the
+        runs up to noise (pathwise conditioning, Wilson et al. 2020): consistent at any number of points for
+        one small solve.
         """
         for theta in _kernel_parameters(self.process, count, rng):
             yield self._draw(theta, rng)
@@ -139,7 +140,7 @@ class Surrogate:
         weights = rng.standard_normal(_FEATURES) * math.sqrt(2 * amplitude / _FEATURES)
 
         def prior(at: Floats) -> Floats:
-            # Single precision: cosines take most of the time, and features are an approximation anyway.
+            # Single precision: cosines take most of the time, and the features are approximate anyway.
             angles = at.astype(np.float32) @ omega.astype(np.float32) + phase.astype(np.float32)
             return np.asarray(np.cos(angles) @ weights, dtype=np.float64)
 
@@ -154,7 +155,7 @@ class Surrogate:
 
 
 def fit(unit: Floats, values: Floats) -> Surrogate:
-    """The Gaussian process of highest likelihood; (R, D) unit points, (R,) values that are not all equal."""
+    """The maximum-likelihood Gaussian process for (R, D) unit points and (R,) values, not all equal."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -165,7 +166,7 @@ def fit(unit: Floats, values: Floats) -> Surrogate:
     ) + WhiteKernel(0.1, (1e-5, 2.0))
     process = GaussianProcessRegressor(kernel, alpha=1e-8, random_state=_SEED)
     with warnings.catch_warnings():
-        # A length scale at its upper bound is what an input that does nothing looks like.
+        # An input without effect has a length scale at its upper bound.
         warnings.simplefilter("ignore", ConvergenceWarning)
         process.fit(unit, (values - mean) / spread)
     return Surrogate(process, mean, spread)
@@ -176,8 +177,8 @@ def sobol_indices(
 ) -> tuple[tuple[Measured, Measured], ...]:
     """First-order and total index of each input, with 95 % intervals.
 
-    Values are medians over draws, intervals their quantiles. Every draw has a Sobol sample of its own, so
-    that the sampling error of SALib's estimates is among what the intervals hold.
+    Values are medians over draws, intervals their quantiles. Every draw has its own Sobol sample, so that the
+    intervals include the sampling error of SALib's estimates.
     """
     from SALib.analyze import sobol as analyse_sobol
     from SALib.sample import sobol as sample_sobol
@@ -187,12 +188,12 @@ def sobol_indices(
     found = np.empty((draws, 2, len(names)))
     for draw, function in enumerate(surrogate.draws(draws, rng)):
         points = sample_sobol.sample(problem, _SAMPLE, calc_second_order=False, seed=_SEED + draw)
-        # Its own resamples are not used; less than two make it warn.
+        # SALib's own resamples are not used; with fewer than two it warns.
         indices = analyse_sobol.analyze(
             problem, function(points), calc_second_order=False, num_resamples=2, seed=_SEED
         )
         found[draw] = indices["S1"], indices["ST"]
-    found = found.clip(0.0, 1.0)  # estimates of an index near 0 fall to both sides of it
+    found = found.clip(0.0, 1.0)  # estimates of an index near 0 may be negative
     low, middle, high = np.quantile(found, (0.025, 0.5, 0.975), axis=0)
     first, total = (
         [
@@ -205,10 +206,10 @@ def sobol_indices(
 
 
 def more_runs(runs: int, inputs: int, r2: float, half: float, three_quarters: float) -> int | None:
-    """Further runs that would probably make the surrogate good; None where the curve does not say so.
+    """Further runs that would probably make the surrogate good; None if the learning curve predicts none.
 
-    r2: with all runs; half, three_quarters: with that share of them. The unexplained share is taken to fall
-    towards a floor as 1 / runs does. The answer makes the design's size a power of two.
+    r2: with all runs; half, three_quarters: with that share of them. The unexplained share is assumed to fall
+    towards a floor like 1 / runs. The result makes the design's size a power of two.
     """
     needed = float(RUNS_PER_INPUT * inputs)
     if r2 < GOOD_R2:
@@ -242,7 +243,7 @@ def _analyse(design: Design, free: list[int], name: OutputName, values: Floats) 
         return Output(name, r2, False, more_runs(runs, len(free), r2, half, three_quarters), ())
     names = tuple(design.inputs[column] for column in free)
     indices = sobol_indices(fit(unit, values), names)
-    # Not in the import block: it brings Optuna.
+    # Imported here, because it imports Optuna.
     from tuner.search.optuna_sampler import ped_anova
 
     importance = ped_anova(names, unit, values, BETTER[name])
@@ -259,7 +260,7 @@ def _analyse(design: Design, free: list[int], name: OutputName, values: Floats) 
 
 
 def _maps(design: Design, free: list[int], output: Output) -> tuple[PairMap, ...]:
-    """The surrogate's accuracy over each two knobs of the inputs that matter most."""
+    """The surrogate's accuracy over each pair of the most important inputs' knobs."""
     surrogate = fit(design.unit[:, free], np.asarray(design.outputs["accuracy"], dtype=np.float64))
     ranked = sorted(output.indices, key=lambda one: -one.total.value)
     maps = []
@@ -292,7 +293,7 @@ def _rows(values: NDArray[Any]) -> tuple[tuple[Any, ...], ...]:
 
 
 def _parts(theta: Floats) -> tuple[float, Floats, float]:
-    """Amplitude, length scales (D,) and noise, from the kernel's parameters (logarithms)."""
+    """Amplitude, length scales (D,) and noise from the kernel's logarithmic parameters."""
     parts = np.exp(theta)
     return float(parts[0]), parts[1:-1], float(parts[-1])
 
@@ -300,7 +301,7 @@ def _parts(theta: Floats) -> tuple[float, Floats, float]:
 def _kernel_parameters(
     process: GaussianProcessRegressor, count: int, rng: np.random.Generator
 ) -> Iterator[Floats]:
-    """Logarithmic parameters from their posterior, even in the logarithm within bounds: a Metropolis walk."""
+    """Logarithmic parameters from their posterior (log-uniform prior within bounds), by a Metropolis walk."""
     theta = process.kernel_.theta.copy()
     low, high = process.kernel_.bounds.T
     likelihood = process.log_marginal_likelihood(theta)

@@ -42,7 +42,7 @@ def test_positions_have_rows_and_columns_and_newlines_no_column():
     [
         (0.87, 6.0, "both biases"),
         (0.87, 1.2, "the end of the video, but hardly"),
-        (0.13, 6.0, "not to the end of the video"),
+        (0.13, 6.0, "not the end of the video"),
         (0.13, 1.2, "neither bias"),
     ],
 )
@@ -78,5 +78,4 @@ def test_it_draws_the_same_twice(tmp_path):
         [file.read_bytes() for file in write(bias_picture(inspection), tmp_path / name)] for name in "ab"
     ]
     assert written[0] == written[1]
-    assert written[0][1].startswith(b"\x89PNG")
-    assert b"times its average" in written[0][0]
+    assert b"times the mean" in written[0][0]

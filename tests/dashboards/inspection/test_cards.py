@@ -86,10 +86,10 @@ def test_a_card_marks_the_right_answer_and_both_models_by_signs():
 
 
 @pytest.mark.quick
-def test_the_alternative_text_counts_what_is_left_by_segment():
+def test_the_alternative_text_counts_the_kept_tokens_by_segment():
     body = cards_picture(make_inspection(cards=1)).body
     assert (
-        'aria-label="frames 1 to 16, 32 tokens left before layer 7; frames 1 to 4: 8 of 64; '
+        'aria-label="frames 1 to 16, 32 tokens kept before layer 7; frames 1 to 4: 8 of 64; '
         'frames 5 to 16: 24 of 192"' in body
     )
 

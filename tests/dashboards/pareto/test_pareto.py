@@ -113,7 +113,7 @@ def with_stopped(**changes):
 
 
 @pytest.mark.quick
-def test_a_stopped_trial_has_its_cost_and_who_stopped_it_and_no_accuracy():
+def test_a_pruned_trial_has_its_cost_and_the_trial_that_pruned_it_and_no_accuracy():
     points = pareto_points(with_stopped())
     (row,) = (one for one in points if one.kind == "stopped")
     assert (row.trial, row.flops_ratio, row.accuracy, row.p) == (24, 0.21, None, 0.5)
@@ -124,7 +124,7 @@ def test_a_stopped_trial_has_its_cost_and_who_stopped_it_and_no_accuracy():
     assert drawn.x == [21.0]
     assert low < drawn.y[0] < min(100 * one.accuracy for one in points if one.accuracy)
     page = to_html(pareto_picture(summary))
-    assert "stopped after 15 videos: beaten by trial 4 and others like it" in page
+    assert "pruned after 15 videos: trial 4 and others are better" in page
 
 
 @pytest.mark.quick

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.folder import Evidence, pictures
+from dashboards.folder import Details, pictures
 from dashboards.picture.picture import write, write_library
 from dashboards.report.page import report_html
 from tests.dashboards.search.test_history import make_history
@@ -57,17 +57,17 @@ def pages(tmp_path_factory) -> Path:
     summary, sensitivity = make_summary(24), make_sensitivity()
     # One kind of tags is as good as two, and half the drawing.
     by_tag = tuple(one for one in sensitivity.by_tag if one.tag[0] == "type")
-    evidence = Evidence(
+    details = Details(
         comparison=make_comparison(own=summary),
         inspection=make_inspection(cards=2),
         sensitivity=replace(sensitivity, by_tag=by_tag),
         history=make_history(),
     )
-    drawn = pictures(summary, evidence)
+    drawn = pictures(summary, details)
     write_library(folder)
     for one in drawn:
         write(replace(one, still=None), folder, "shared")
-    page = report_html(summary, drawn, sensitivity=evidence.sensitivity, comparison=evidence.comparison)
+    page = report_html(summary, drawn, sensitivity=details.sensitivity, comparison=details.comparison)
     (folder / "report.html").write_text(page, encoding="utf-8")
     return folder
 

@@ -13,7 +13,8 @@ import pytest
 
 from dashboards.picture.picture import Picture
 from dashboards.report import page as module
-from dashboards.report.page import LARGEST_CSV, MOST_ROWS, answer, report_html
+from dashboards.report.answer import answer
+from dashboards.report.page import LARGEST_CSV, MOST_ROWS, report_html
 from pipeline.methods import AdaTP
 from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
 from tuner.records.measurements import Timed
@@ -97,7 +98,7 @@ def make_sensitivity(**changes) -> Sensitivity:
         "outputs": (),
         "maps": (),
         "failures": (FailureMode("middle frames over-pruned", None, "No question says where it looks."),),
-        "sentences": ("tau_t made no difference between 0.2 and 0.8.", "Watch p."),
+        "sentences": ("tau_t makes little difference from 0.2 to 0.8.", "Watch p."),
     }
     return Sensitivity(**(values | changes))
 
@@ -111,7 +112,7 @@ def test_the_first_screen_of_a_study_that_holds():
     assert said.state == "shown"
     assert said.title == "Yes: shown to lose no more than 8 points"
     assert said.changes == (
-        "A margin below 6.8 points (96 % confidence), or videos unlike the 80 held-out ones.",
+        "A margin below 6.8 points (96 % confidence), or videos that differ from the 80 held-out ones.",
     )
     assert (said.saves.value, said.saves.unit) == ("70 %", "fewer LLM prefill FLOPs")
     assert "60 % fewer end to end" in said.saves.notes[0]
@@ -140,7 +141,7 @@ def test_the_first_screen_of_a_study_that_holds():
             {"verdict": "not_shown", "margin": 0.04, "provable_drop": 0.06, "goal": "max_drop"},
             "not_shown",
             "Not yet: these videos cannot exclude a loss above 4 points",
-            "can prove a drop of about 6.0 points at best. The margin is smaller: it takes more videos",
+            "The margin is smaller, so any configuration needs more videos",
         ),
         (
             {"verdict": "not_shown", "margin": 0.04, "tested": (make_tested(4, -0.03, -0.05, 0.04),)},
@@ -191,7 +192,7 @@ def test_a_verdict_is_never_more_than_the_tests_allow(changes, state, title, cha
 @quick
 def test_a_bound_above_zero_is_no_margin():
     tested = (make_tested(make_summary().best.number, 0.02, 0.01),)
-    assert answer(make_summary(tested=tested)).changes == ("Videos unlike the 80 held-out ones.",)
+    assert answer(make_summary(tested=tested)).changes == ("Videos that differ from the 80 held-out ones.",)
 
 
 @quick
@@ -201,7 +202,7 @@ def test_more_flops_end_to_end_are_said_to_be_more():
     held_out = replace(summary.best_held_out, outcome=dear)
     # Once "-5 % fewer".
     notes = answer(replace(summary, best_held_out=held_out)).saves.notes
-    assert notes[0] == "5 % more end to end, vision tower included"
+    assert notes[0] == "5 % more end to end, including the vision tower"
 
 
 @quick
@@ -267,11 +268,11 @@ def test_the_page_holds_the_evidence_in_its_order(page):
         "Which configuration?",
         "What does it save?",
         "What does it cost?",
-        "tau_t made no difference between 0.2 and 0.8.",
-        "Middle frames over-pruned: these tags cannot show it.",
+        "tau_t makes little difference from 0.2 to 0.8.",
+        "Middle frames over-pruned: cannot be tested with these tags.",
         "prefill and<br>answer time ratio",
         "Time: prefill and answer of 5 questions, one at a time and all ways in turn",
-        "PyramidDrop cannot reach this budget: the smallest FLOPs ratio it can is 0.4100.",
+        "PyramidDrop cannot reach this budget; its smallest FLOPs ratio is 0.4100.",
         "What the front shows.",
         "What the curves shows.",
         "kept tokens",
@@ -282,6 +283,17 @@ def test_the_page_holds_the_evidence_in_its_order(page):
     places = [page.rindex(one) if one.startswith("Example") else page.index(one) for one in order]
     assert places == sorted(places)
     assert "−7.0 to −3.0 points" in page
+
+
+@quick
+def test_findings_of_a_sensitivity_study_are_told_once_and_most_are_folded():
+    failure = FailureMode("middle frames over-pruned", True, "Middle frames lose more.")
+    lines = tuple(f"Finding {number}." for number in range(7))
+    found = make_sensitivity(sentences=(*lines[:2], failure.evidence, *lines[2:]), failures=(failure,))
+    page = report_html(make_summary(), (), sensitivity=found)
+    assert page.count(failure.evidence) == 1
+    assert "2 more findings</summary>" in page
+    assert page.index("Finding 4.") < page.index("2 more findings") < page.index("Finding 5.")
 
 
 def test_the_page_loads_nothing_and_is_small(page):

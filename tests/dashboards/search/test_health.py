@@ -38,20 +38,20 @@ def by_name(summary, history=None):
     return {row.name: row for row in health_rows(summary, history)}
 
 
-def test_margin_provable_drop_and_noise_floor_share_one_scale():
+def test_margin_smallest_provable_drop_and_noise_floor_share_one_scale():
     rows = by_name(make_summary())
     assert rows["margin"].value == pytest.approx(8.0)
     assert rows["margin"].bar == 1.0
-    assert rows["provable drop"].bar == pytest.approx(2.85 / 8)
+    assert rows["smallest provable drop"].bar == pytest.approx(2.85 / 8)
     assert rows["noise floor"].value == pytest.approx(100 * 2 / 600)
 
 
 def test_costs_are_told_in_passes_and_shares():
     rows = by_name(make_summary(cost=COST))
-    assert rows["the study so far"].value == 6.1
-    assert rows["the study so far"].bar == pytest.approx(6.1 / 67)
+    assert rows["this study so far"].value == 6.1
+    assert rows["this study so far"].bar == pytest.approx(6.1 / 67)
     assert (rows["answers shared"].value, rows["answers shared"].bar) == (13.0, 0.13)
-    assert rows["answers raced away"].value == 34.0
+    assert rows["answers spared by pruned trials"].value == 34.0
     assert rows["all answers"].value == 674.0
 
 
@@ -62,21 +62,21 @@ def test_cache_hits_are_shares_of_what_was_asked_for():
     assert rows["vision features"].section == rows["prefixes"].section == "Cache hits"
     assert rows["vision features"].value == pytest.approx(100 * 1040 / 1200)
     assert rows["vision features"].note == (
-        "of 1,200 times a video's were asked for: 800 in memory, 240 on disk; 160 computed"
+        "of 1,200 uses 800 were in memory and 240 on disk; 160 were computed"
     )
     assert (rows["prefixes"].value, rows["prefixes"].bar) == (pytest.approx(95), pytest.approx(0.95))
-    assert rows["prefixes"].note.endswith("950 of 1,000 answers reused one; 50 built")
+    assert rows["prefixes"].note.endswith("950 of 1,000 answers reused a prefix; 50 were computed")
     assert "older answers" not in rows
 
 
 def test_caches_that_do_not_work_say_what_to_do():
     rows = by_name(make_summary(cache_use=CacheUse(0, 39, 161, 40, 60), videos=160, evaluated_answers=130))
     assert (
-        "161 computed for 160 videos. Once each is enough: their folder is full"
+        "161 were computed, more than the 160 videos: the cache folder is full"
         in rows["vision features"].note
     )
     assert rows["prefixes"].note.endswith(
-        "60 built. That is often: fewer --workers share each prefix among more answers"
+        "60 were computed. With fewer --workers more answers share each prefix"
     )
     assert rows["older answers"].value == 30
 
@@ -87,10 +87,14 @@ def test_caches_of_an_older_study_are_not_recorded():
     assert "prefixes" not in by_name(make_summary(cache_use=CacheUse()))
 
 
-def test_model_time_is_told_by_what_asked_for_it_where_the_history_is_known():
+def test_model_time_is_told_by_purpose_where_the_history_is_known():
     history = History("demo", 0.3, 40, (), ModelTime(17.0, 510.0, 138.0, 0.0))
     rows = by_name(make_summary(cost=COST), history)
-    assert (rows["baseline"].value, rows["trials"].value, rows["held-out part"].value) == (17.0, 510.0, 138.0)
+    assert (rows["baseline"].value, rows["trials"].value, rows["held-out split"].value) == (
+        17.0,
+        510.0,
+        138.0,
+    )
     assert rows["baseline"].bar == pytest.approx(17 / 510)
     assert "all answers" not in rows
     assert "other" not in rows
@@ -105,10 +109,10 @@ def test_what_was_left_out_stands_there_with_its_reason_and_cannot_break_the_pag
     assert "Left out: 1 question and 1 video." in picture.description
 
 
-def test_the_race_says_how_early_it_stopped_trials():
+def test_pruned_trials_say_how_early_they_were_stopped():
     configuration = make_summary().best.configuration
     stopped = tuple(PrunedTrial(30 + one, configuration, 0.2, 4, 10 + 10 * one) for one in range(3))
-    row = by_name(make_summary(stopped=stopped))["stopped by the race"]
+    row = by_name(make_summary(stopped=stopped))["pruned"]
     assert row.value == 3
     assert "after 20 tune videos" in row.note
 
@@ -116,10 +120,14 @@ def test_the_race_says_how_early_it_stopped_trials():
 def test_a_margin_that_cannot_be_shown_is_the_first_thing_said():
     summary = make_summary(margin=0.01)
     assert health_picture(summary).description.startswith(
-        "The held-out part can prove a drop of about 2.9 points at best, more than the margin of 1.0"
+        "With these held-out videos, losses below about 2.9 points cannot be ruled out. You allow 1.0: that "
+        "needs more videos."
     )
     noisy = replace(summary, noise=replace(summary.noise, flips=12))
-    assert "The noise floor reaches the margin: nothing can be shown." in health_picture(noisy).description
+    assert (
+        "The noise floor is not below the margin, so nothing can be shown."
+        in health_picture(noisy).description
+    )
 
 
 def test_a_study_with_nothing_measured_says_so():

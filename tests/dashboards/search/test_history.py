@@ -54,18 +54,18 @@ def test_the_area_is_drawn_in_per_cent_of_that_below_the_budget():
 
 
 @pytest.mark.quick
-def test_the_description_says_when_it_was_won_and_which_trials_stopped_others():
+def test_the_description_says_when_most_was_reached_and_which_trials_pruned_others():
     text = history_picture(make_history()).description
     assert "dominate 20.0 % of the area" in text
-    assert "98 % of that was reached after 3 min 0 s" in text
-    assert "stopped 1 of 4 trials, on average after 10 of 40 videos" in text
+    assert "98 % of this was reached after 3 min 0 s" in text
+    assert "1 of 4 trials were pruned, on average after 10 of 40 videos" in text
     assert "trial 0 (1)" in text
 
 
 @pytest.mark.quick
-def test_hovering_tells_who_stopped_a_trial_and_what_it_cost():
+def test_hovering_tells_which_trial_pruned_another_and_what_that_cost():
     page = to_html(history_picture(make_history()))
-    assert "stopped after 10 of 40 videos: beaten by trial 0 and others like it" in page
+    assert "pruned after 10 of 40 videos: trial 0 and others are better" in page
     assert "300 new answers, 1 min 0 s of model time" in page
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dashboards.folder import Evidence, draw
+from dashboards.folder import Details, draw
 from tests.inspections import make_inspection
 from tests.summaries import make_comparison, make_summary
 from tuner.cli.main import main
@@ -40,7 +40,7 @@ def finished(monkeypatch):
 
     monkeypatch.setattr("tuner.study.load_study", lambda name, **_: SimpleNamespace(name=name))
     monkeypatch.setattr("tuner.reporting.from_records.load_summary", load_summary)
-    monkeypatch.setattr("dashboards.folder.gather", lambda *_, **__: Evidence())
+    monkeypatch.setattr("dashboards.folder.gather", lambda *_, **__: Details())
     return asked
 
 
@@ -90,17 +90,15 @@ def test_a_study_that_was_never_run_is_one_message(call, tmp_path):
 def test_the_figures_of_a_run_hold_the_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary = make_summary()
-    evidence = Evidence(comparison=make_comparison(own=summary), inspection=make_inspection())
-    monkeypatch.setattr("dashboards.folder.gather", lambda *_, **__: evidence)
+    details = Details(comparison=make_comparison(own=summary), inspection=make_inspection())
+    monkeypatch.setattr("dashboards.folder.gather", lambda *_, **__: details)
     files = draw(SimpleNamespace(name="demo"), summary)
     names = [one.name for one in files]
     assert names[:4] == ["report.html", "pareto.html", "pareto.png", "pareto.csv"]
     assert names[4:] == [
-        "comparison.png",
         "comparison.csv",
         "cards.html",
         "cards.csv",
-        "bias.png",
         "bias.csv",
         "health.html",
         "health.csv",

@@ -38,8 +38,8 @@ def test_plans_and_flops_at_any_value_are_those_of_the_method(planner: Planner, 
         assert found.values[step] <= value <= found.until[step]
         assert found.flops_ratio[step] == planner.binding_ratio(at)
         now = {
-            plot.question: plot.fingerprint
-            for plot, begin in zip(found.plots, found.begins, strict=True)
+            piece.question: piece.fingerprint
+            for piece, begin in zip(found.pieces, found.begins, strict=True)
             if begin <= step
         }
         assert tuple(now[one.id] for one in planner.questions) == planner.fingerprints(at)
@@ -47,10 +47,10 @@ def test_plans_and_flops_at_any_value_are_those_of_the_method(planner: Planner, 
 
 def test_a_plan_is_asked_for_away_from_where_it_ends(planner: Planner) -> None:
     found = steps(planner, METHOD, "tau_t", RANGES["tau_t"])
-    for plot in found.plots:
-        assert plot.low < plot.inside < plot.high or plot.low == plot.high == plot.inside
-        at = found.configuration_at(plot.inside)
-        assert planner.fingerprints(at, [plot.question]) == (plot.fingerprint,)
+    for piece in found.pieces:
+        assert piece.low < piece.inside < piece.high or piece.low == piece.high == piece.inside
+        at = found.configuration_at(piece.inside)
+        assert planner.fingerprints(at, [piece.question]) == (piece.fingerprint,)
 
 
 def test_variants_are_the_plans_of_methods_with_these_thresholds(planner: Planner) -> None:

@@ -65,7 +65,7 @@ def test_losing_everywhere_alike_is_no_failure_of_the_middle(
     rows = [split.reference, *(lost(split.reference, share, rng) for share in np.linspace(0, 0.4, 20))]
     found = middle_frames([track(rows)], split, TAGS)
     assert found.found is False
-    assert "Not found" in found.evidence
+    assert "No sign" in found.evidence
 
 
 def test_looking_at_many_values_finds_no_more_by_chance(split: Compared) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dashboards.report.page import answer
+from dashboards.report.answer import answer
 from tests.summaries import make_summary
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.errors import UserError
