@@ -332,7 +332,7 @@ _CSS = f"""\
 .cards td b {{ white-space: nowrap; }}
 .cards .right {{ font-weight: bold; }}
 .cards .film {{ position: relative; overflow-x: auto; }}
-.cards .strip {{ display: grid; grid-template-columns: 7.5rem 1fr; gap: 3px .5rem; min-width: 52rem;
+.cards .strip {{ display: grid; grid-template-columns: 8.5rem 1fr; gap: 3px .5rem; min-width: 52rem;
   margin-bottom: .4rem; }}
 .cards .depth {{ align-self: center; color: var(--muted); font-size: .8rem; line-height: 1.2; }}
 .cards svg, .cards ol {{ width: calc(100% * var(--frames) / {FRAMES_PER_STRIP}); }}

@@ -61,8 +61,8 @@ class Series(NamedTuple):
 _FRONT = Marker("trial on the front, tune videos", SKY, BLUE, 10, "circle", "o")
 _DOMINATED = Marker("other trials, tune videos", SKY, BLUE, 8, "circle", "o", 0.35)
 _OVER = Marker("trial over the budget, tune videos", "#d7dade", GREY, 9, "circle", "o")
-_STOPPED = Marker("pruned trial (no accuracy: a tick at its cost)", GREY, GREY, 9, "line-ns-open", "|", 0.7)
-_REFUSED = Marker("closest infeasible proposal (a tick at its cost)", BLACK, BLACK, 11, "x-thin-open", "x")
+_PRUNED = Marker("pruned trial (no accuracy: a tick at its cost)", GREY, GREY, 9, "line-ns-open", "|", 0.7)
+_INFEASIBLE = Marker("closest infeasible proposal (a tick at its cost)", BLACK, BLACK, 11, "x-thin-open", "x")
 _DEFAULTS = Marker("AdaTP's defaults, tune videos", "#ffffff", GREEN, 12, "square", "s")
 _BEST = Marker("{best}, tune videos", "#ffffff", VERMILION, 13, "diamond", "D")
 # These often lie on one another, so each is smaller than those drawn before it and stays visible on top.
@@ -86,8 +86,8 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     within = [one for one in trials if one.within_budget]
     floor = limits.low_y + 0.02 * (limits.high_y - limits.low_y)
     drawn: list[tuple[Marker, list[ParetoPoint]]] = [
-        (_STOPPED, [one for one in points if one.kind == "stopped"]),
-        (_REFUSED, [one for one in points if one.kind == "refused"]),
+        (_PRUNED, [one for one in points if one.kind == "stopped"]),
+        (_INFEASIBLE, [one for one in points if one.kind == "refused"]),
         (_DOMINATED, [one for one in within if one.trial not in on_front]),
         (_OVER, [one for one in trials if not one.within_budget]),
         (_FRONT, [one for one in within if one.trial in on_front]),

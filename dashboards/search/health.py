@@ -77,13 +77,12 @@ def _detectable(summary: RunSummary) -> Iterator[HealthRow]:
     else:
         note = "the largest drop of held-out accuracy that you allow"
         yield HealthRow(section, "margin", 100 * summary.margin, "points", note)
+    name = "smallest loss that can be ruled out"
     if summary.provable_drop is None:
-        yield HealthRow(section, "smallest provable drop", None, "points", "too few held-out videos")
+        yield HealthRow(section, name, None, "points", "too few held-out videos")
     else:
-        note = (
-            "with this many held-out videos smaller losses cannot be ruled out; it should be below the margin"
-        )
-        yield HealthRow(section, "smallest provable drop", 100 * summary.provable_drop, "points", note)
+        note = "with this many held-out videos, typically; it should be below the margin"
+        yield HealthRow(section, name, 100 * summary.provable_drop, "points", note)
     if noise is None:
         yield HealthRow(section, "noise floor", None, "points", "not measured")
         return
@@ -222,10 +221,10 @@ def _description(summary: RunSummary) -> str:
     text = ""
     if summary.provable_drop is not None:
         drop = 100 * summary.provable_drop
-        text = f"With these held-out videos, losses below about {drop:.1f} points cannot be ruled out. "
+        text = f"With these held-out videos, losses of about {drop:.1f} points or more can be ruled out. "
         if summary.margin is not None:
             text += f"You allow {100 * summary.margin:.1f}"
-            text += ": that needs more videos. " if summary.margin < summary.provable_drop else ". "
+            text += ", which needs more videos. " if summary.margin < summary.provable_drop else ". "
     noise = summary.noise
     if noise is not None and summary.margin is not None and summary.margin <= noise.flip_rate:
         text += "The noise floor is not below the margin, so nothing can be shown. "

@@ -125,7 +125,7 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
     wide, deep = min(COLUMNS, len(found.curves)), -(-len(found.curves) // COLUMNS)
     figure = go.Figure()
     for place, curve in enumerate(found.curves):
-        x, y = cell(place % wide, wide, 0.11), cell(deep - 1 - place // wide, deep, 0.19)
+        x, y = cell(place % wide, wide, 0.11), cell(deep - 1 - place // wide, deep, 0.25)
         strip = y[0] + 0.24 * (y[1] - y[0])
         main, thin = axis_number(2 * place), axis_number(2 * place + 1)
         rows = curve_rows([curve])
@@ -245,7 +245,7 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
             name="safe range",
         )
     )
-    finish(figure, height=130 + 330 * deep, left=70)
+    finish(figure, height=130 + 350 * deep, left=70)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""A sensitivity study as a JSON file next to the records, for figures and reports."""
+"""A sensitivity study as a file beside the records, for figures and reports."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tuner.sensitivity.results import Sensitivity
 
 
 def sensitivity_file(study: str, budget: float) -> Path:
-    """Path of the file, relative to the working directory."""
+    """Where it is kept, from the working directory."""
     return Path(".tuner") / study / f"sensitivity-{budget:g}.json"
 
 
 def save_sensitivity(found: Sensitivity) -> Path:
-    """Writes the file atomically and returns its path."""
+    """Writes it whole or not at all, and returns where."""
     path = sensitivity_file(found.study, found.budget)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -31,9 +31,8 @@ def save_sensitivity(found: Sensitivity) -> Path:
 
 
 def load_sensitivity(study: str, budget: float, study_hash: str | None = None) -> Sensitivity | None:
-    """The study's last sensitivity study at this budget.
-
-    None if there is none, if this version cannot read it, or if it belongs to a study with another hash.
+    """The study's last sensitivity study at this budget; None where there is none, or none that this version
+    reads, or it belongs to a study with another hash.
     """
     from pydantic import TypeAdapter, ValidationError
 

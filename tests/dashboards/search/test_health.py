@@ -38,11 +38,11 @@ def by_name(summary, history=None):
     return {row.name: row for row in health_rows(summary, history)}
 
 
-def test_margin_smallest_provable_drop_and_noise_floor_share_one_scale():
+def test_margin_provable_drop_and_noise_floor_share_one_scale():
     rows = by_name(make_summary())
     assert rows["margin"].value == pytest.approx(8.0)
     assert rows["margin"].bar == 1.0
-    assert rows["smallest provable drop"].bar == pytest.approx(2.85 / 8)
+    assert rows["smallest loss that can be ruled out"].bar == pytest.approx(2.85 / 8)
     assert rows["noise floor"].value == pytest.approx(100 * 2 / 600)
 
 
@@ -120,8 +120,8 @@ def test_pruned_trials_say_how_early_they_were_stopped():
 def test_a_margin_that_cannot_be_shown_is_the_first_thing_said():
     summary = make_summary(margin=0.01)
     assert health_picture(summary).description.startswith(
-        "With these held-out videos, losses below about 2.9 points cannot be ruled out. You allow 1.0: that "
-        "needs more videos."
+        "With these held-out videos, losses of about 2.9 points or more can be ruled out. You allow 1.0, "
+        "which needs more videos."
     )
     noisy = replace(summary, noise=replace(summary.noise, flips=12))
     assert (
