@@ -16,20 +16,18 @@ import tempfile
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.break_even import Serving, break_even
+from pipeline.export_format import READABLE, SCHEMA, why_unreadable
 from tuner.errors import UserError
 from tuner.records.measurements import ServingCost
 from tuner.reporting.values import HeldOut, RunSummary, TagRow
 from tuner.statistics.values import Measured, Verdict
 from tuner.statistics.wording import weak_baseline
 from tuner.study.values import AnswerCost
-
-if TYPE_CHECKING:
-    from pydantic import ConfigDict, TypeAdapter
-
-SCHEMA = "adatp-tuner/best/1"
 
 # What answers depend on, or what chose the configuration.
 _VERSIONS_OF = ("adatp-tuner", "torch", "transformers", "numpy", "av", "decord", "optuna", "ray", "mlflow")
@@ -134,7 +132,8 @@ class MeasuredNumbers(_Strict):
     count questions; ratios are fractions of the unpruned cost.
     """
 
-    split: str
+    # `part` in files of 0.1.0.
+    split: Annotated[str, Field(validation_alias=AliasChoices("split", "part"))]
     questions: int
     videos: int
     accuracy: float
@@ -391,13 +390,20 @@ def describe(
 
 
 def read(path: Path) -> Best:
-    """A file that `export` wrote; UserError with everything that is wrong with it."""
-    from pydantic import ValidationError
+    """A file that `export` wrote, of this version or an earlier one.
 
+    Errors: UserError with everything that is wrong with it, or with the version alone where that is newer.
+    """
     try:
-        return _adapter().validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # told below
+        unreadable = why_unreadable(json.loads(content)["schema"])
+        if unreadable is not None:
+            raise UserError(f"{path} {unreadable}")
+    try:
+        return _adapter().validate_json(content)
     except ValidationError as error:
         problems = [
             f"{path}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()
@@ -412,7 +418,7 @@ def json_schema() -> dict[str, Any]:
 
     schema = _adapter().json_schema()
     schema["$defs"] |= {name: method_schema(method) for name, method in METHODS.items()}
-    schema["properties"]["schema"]["const"] = SCHEMA
+    schema["properties"]["schema"]["enum"] = list(READABLE)
     return schema
 
 
@@ -426,8 +432,6 @@ def versions() -> dict[str, str]:
 
 
 def _adapter() -> TypeAdapter[Best]:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(Best)
 
 
