@@ -34,8 +34,9 @@ from ray.tune.search import Searcher
 from pipeline.errors import NotFiniteError
 from tuner.errors import UserError
 from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
+from tuner.evaluation.failures import FailureKind
 from tuner.evaluation.loop import Decision, Loop
-from tuner.evaluation.tasks import Ending, Work
+from tuner.evaluation.tasks import Work
 from tuner.executors.starting import Starting
 from tuner.records.measurements import CacheUse
 from tuner.records.values import RecordedAnswer
@@ -357,7 +358,7 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
-def _reason(trial: Trial) -> tuple[str, Ending]:
+def _reason(trial: Trial) -> tuple[str, FailureKind]:
     """What a person wants to know of a failed attempt, and the loop: the exception, or that the process is
     gone.
 
@@ -378,7 +379,7 @@ def _reason(trial: Trial) -> tuple[str, Ending]:
     return "its worker process died (killed, or out of memory)", "killed"
 
 
-def _end(error: BaseException) -> Ending:
+def _end(error: BaseException) -> FailureKind:
     if is_out_of_memory(error):
         return "out_of_memory"
     # An error of the GPU itself: nothing works any more in that process, so it is as good as dead.

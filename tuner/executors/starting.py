@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tuner.evaluation.tasks import EvaluationError
+from tuner.evaluation.failures import EvaluationError
 
 # Starts that may fail in a row, while nobody can answer, before the run ends.
 MOST_FAILED_STARTS = 3

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
-from tuner.evaluation.loop import MOST_FAILURES, Loop
+from tuner.evaluation.failures import MOST_FAILURES, EvaluationError
+from tuner.evaluation.loop import Loop
 from tuner.evaluation.search_loop import ABOVE_BUDGET, MOST_INFEASIBLE
-from tuner.evaluation.tasks import EvaluationError, Work
+from tuner.evaluation.tasks import Work
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
@@ -252,7 +253,7 @@ def test_the_same_questions_dying_three_times_end_the_run(tmp_path: Path) -> Non
             loop.failed(work, "out of memory")
         work = loop.propose()
         assert work is not None
-        with pytest.raises(EvaluationError, match=r"the baseline died 3 times .*'v06.mp4-q0'.*out of memory"):
+        with pytest.raises(EvaluationError, match=r"baseline failed 3 times .*'v06.mp4-q0'.*out of memory"):
             loop.failed(work, "out of memory")
         assert loop.finished
         assert loop.interrupted
@@ -323,7 +324,7 @@ def test_answers_that_were_not_asked_for_are_refused(tmp_path: Path) -> None:
         loop = make_loop(study, store)
         work = loop.propose()
         assert work is not None
-        with pytest.raises(ValueError, match="those it asked for"):
+        with pytest.raises(ValueError, match="the ones it asked for"):
             loop.record(work, 0, answers_to(evaluator, work, 0)[1:])
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
-from tuner.evaluation.tasks import EvaluationError, VideoBatch, Work
+from tuner.evaluation.tasks import VideoBatch, Work
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.evaluation.tasks import EvaluationError
+from tuner.evaluation.failures import EvaluationError
 from tuner.executors.starting import MOST_FAILED_STARTS, Starting
 
 pytestmark = pytest.mark.quick
