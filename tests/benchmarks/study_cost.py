@@ -32,7 +32,7 @@ from pipeline.plan import StudyPlans
 from pipeline.solve import Unreachable
 from tests.benchmarks.clock import verdict
 from tuner.evaluation.search_loop import SearchLoop
-from tuner.evaluation.tasks import Work
+from tuner.evaluation.tasks import Task
 from tuner.planning.planner import SPLITS, Planner
 from tuner.planning.study_cost import StudyCost, study_cost
 from tuner.records.database import default_database
@@ -180,14 +180,14 @@ class Instant:
         self._layouts = Layouts.of([one.layout for one in planner.questions])
         self._place = {one.id: index for index, one in enumerate(planner.questions)}
 
-    def answers(self, work: Work) -> list[list[RecordedAnswer]]:
+    def answers(self, task: Task) -> list[list[RecordedAnswer]]:
         """One list per batch."""
         kept: list[tuple[int, ...]] = [()] * len(self._place)
-        if work.configuration is not None:
-            plans = StudyPlans.of(work.configuration.build(), self._layouts, self._shape.layers)
+        if task.configuration is not None:
+            plans = StudyPlans.of(task.configuration.build(), self._layouts, self._shape.layers)
             kept = list(map(tuple, plans.visual_by_stage[1:].T.tolist()))
         return [
-            [self._one(question, kept[self._place[question]]) for question in batch] for batch in work.batches
+            [self._one(question, kept[self._place[question]]) for question in batch] for batch in task.batches
         ]
 
     def _one(self, question: str, kept: tuple[int, ...]) -> RecordedAnswer:
@@ -236,19 +236,19 @@ def driver_time(
         loop = SearchLoop(study, store, planner, search, space, OptunaSampler(), accept_weak_baseline=True)
         while True:
             begin = now()
-            work = loop.propose()
+            task = loop.propose()
             taken = since(begin)
-            if work is None:
+            if task is None:
                 break
-            for batch, answers in enumerate(instant.answers(work)):
+            for batch, answers in enumerate(instant.answers(task)):
                 begin = now()
-                decision = loop.record(work, batch, answers)
+                decision = loop.record(task, batch, answers)
                 taken += since(begin)
                 if decision == "stop":
                     break
             # A trial all of whose answers are there is no work, and counts for the one after it.
-            if work.kind == "trial" and work.trial is not None:
-                spent[work.trial] = spent.get(work.trial, Spent(0.0, 0.0)) + taken
+            if task.kind == "trial" and task.trial is not None:
+                spent[task.trial] = spent.get(task.trial, Spent(0.0, 0.0)) + taken
     return [spent[number] for number in sorted(spent)]
 
 

@@ -184,7 +184,7 @@ def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: py
         assert loop.finished
         assert not loop.interrupted
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
-    room = "There is room for 2 of 5 workers (1 CPU each): the others begin when there is more."
+    room = "There is room for 2 of 5 workers (1 CPU each): the others start when there is more."
     assert progress.messages.count(room) == 1
 
 

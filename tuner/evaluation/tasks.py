@@ -17,7 +17,7 @@ VideoBatch = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Work:
+class Task:
     """One attempt at an evaluation, or at a share of it: batches of the questions that are still missing."""
 
     id: int
@@ -50,7 +50,7 @@ class Work:
 
 
 @dataclass(eq=False)
-class Job:
+class Evaluation:
     """An evaluation under way: a configuration (None: the unpruned model) on some questions."""
 
     kind: Kind
@@ -58,7 +58,7 @@ class Job:
     number: int | None
     fingerprints: dict[str, str]  # by question id, in the study's order
     answers: dict[str, RecordedAnswer]  # by question id; complete when it has all of them
-    configurations: Mapping[str, Configuration] = field(default_factory=dict)  # as in `Work`
+    configurations: Mapping[str, Configuration] = field(default_factory=dict)  # as in `Task`
 
     def missing(self, questions: Iterable[str]) -> VideoBatch:
         """The ones of these questions that belong to it and are not answered yet."""

@@ -290,7 +290,7 @@ def test_a_full_disk_is_one_message_and_exit_code_one(call, monkeypatch, error):
     assert finished.code == 1
     assert finished.err == (
         "There is no room to write figures/pareto.png: No space left on device. Everything recorded is kept: "
-        "make room, and the same command goes on from there.\n"
+        "make room, and the same command continues from there.\n"
     )
 
 
