@@ -1,7 +1,7 @@
 """MLflow as a mirror of our records: an experiment per study, a run per study, a child run per trial.
 
-The only module that imports MLflow. Everything is looked up by our own tags before it is created and
-compared by digest before it is written, so mirroring again changes nothing and mirroring after a crash
+The only module that imports MLflow. Everything is looked up by our own tags before it is created, and
+compared by digest before it is written. So mirroring again changes nothing, and mirroring after a crash
 completes what is missing.
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # A bare `mlflow ui` in the same folder looks here.
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-# Where `mlflow ui` answers unless it is told otherwise.
+# The default address of `mlflow ui`.
 LOCAL_INTERFACE = "http://127.0.0.1:5000"
 REGRESSIONS = "regressions.json"
 BY_TAG = "by_tag.json"
@@ -48,25 +48,25 @@ REPORT = "report.html"
 
 _KIND, _STUDY, _TRIAL = "adatp.kind", "adatp.study_hash", "adatp.trial"
 _DIGEST, _FILES = "adatp.digest", "adatp.files"
-_TABLES = "mlflow.loggedArtifacts"  # by this tag the interface knows a JSON file as a table
+_TABLES = "mlflow.loggedArtifacts"  # the JSON files that the interface shows as tables
 _PARENT = "mlflow.parentRunId"
-# The interface sorts experiments by it; without it, it guesses.
+# The kind of experiment, by which the interface sorts; without the tag it guesses.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-# Under this and a key the interface keeps the views that its menu "Views" offers.
+# Prefix of the tags in which the interface keeps the views of its menu "Views".
 _VIEW = "mlflow.sharedViewState."
-# Without it the interface of MLflow 3 takes every experiment for one about prompts, whatever its kind.
+# Without it the interface of MLflow 3 shows every experiment as if it were about prompts.
 _WORKFLOW = "workflowType=machine_learning"
 _VIEW_METRICS = ("flops_ratio", "accuracy", "regressions", "logprob_change", "held_out_accuracy")
-# Beside pages, which are called after their files, the run's description links to these.
+# Files that the run's description links to, beside pages, whose links are named after their files.
 _LINKED = {REGRESSIONS: "regressions, question by question", BY_TAG: "what pruning changed by tag"}
 _PAGE = 1000
-# Of one request to a tracking server.
+# Limits of a request to a tracking server.
 _MOST_METRICS, _MOST_PARAMS, _MOST_TAGS = 1000, 100, 100
 
 
 @dataclass(frozen=True)
 class _Content:
-    """All that one run should hold."""
+    """Everything that a run should hold."""
 
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -79,7 +79,7 @@ class _Content:
 
 
 class MlflowMirror:
-    """A recorder that writes to an MLflow server or, by default, to mlflow.db in the working directory."""
+    """Writes to an MLflow server or, by default, to mlflow.db in the working directory."""
 
     def __init__(self, tracking_uri: str | None = None) -> None:
         # Absolute: MLflow keeps one connection per address for the life of the process, whatever its folder.
@@ -92,8 +92,8 @@ class MlflowMirror:
     ) -> Recorded:
         """Makes MLflow hold this summary; files and tables are artifacts of the study's run.
 
-        earlier: summaries of the study's other searches, whose chosen trials keep what held-out videos say of
-        them. One writing for all of them: one for each would change the study's run back and forth.
+        earlier: summaries of the study's other searches, whose chosen trials keep their held-out results. All
+        are written together: separate calls would change the study's run back and forth.
         """
         with _quiet_mlflow():
             return _Writer(self.tracking_uri, summary, earlier).write(files)
@@ -101,7 +101,7 @@ class MlflowMirror:
     def record_files(self, study: str, study_hash: str, files: Sequence[Path]) -> Recorded:
         """Adds finished files, or replaces those of the same name, as artifacts of the study's run.
 
-        Makes the experiment and the run where they are missing; the same files again change nothing. A JSON
+        Creates the experiment and the run if they are missing; the same files again change nothing. A JSON
         file of columns and data, as pandas writes it with orient="split", is shown as a table.
         """
         with _quiet_mlflow():
@@ -112,7 +112,7 @@ class MlflowMirror:
             return run.recorded
 
     def find(self, study: str, study_hash: str) -> Recorded | None:
-        """Where a study was mirrored before; None where it was not."""
+        """Where a study was mirrored before; None if it was not."""
         database = _local_database(self.tracking_uri)
         if database is not None and not database.exists():
             return None  # looking would create it
@@ -236,7 +236,7 @@ class _StudyRun:
         self.client.set_tag(self.id, _FILES, json.dumps(self.files, sort_keys=True))
 
     def save_view(self) -> None:
-        """Offers the trials, with the columns and charts they need, in the interface's menu "Views"."""
+        """Adds a view of the trials, with suitable columns and charts, to the interface's menu "Views"."""
         key = _VIEW + _view_id(self.study_hash)
         view = json.dumps(
             {
@@ -260,7 +260,7 @@ class _StudyRun:
 class _Writer:
     def __init__(self, tracking_uri: str, summary: RunSummary, earlier: Sequence[RunSummary]) -> None:
         self.summary = summary
-        # What earlier searches measured on held-out videos, by trial number.
+        # Held-out results of earlier searches, by trial number.
         self.measured = {
             number: metrics for one in earlier for number, metrics in _held_out_by_trial(one).items()
         }
@@ -297,7 +297,7 @@ class _Writer:
         status: str = "FINISHED",
         seconds: float = 0.0,
     ) -> None:
-        """Three requests for a trial that is new, none for one that is there."""
+        """Takes three requests for a new trial, none for a trial that is there already."""
         if run is None:
             identity = {
                 _PARENT: self.study.id,
@@ -312,7 +312,7 @@ class _Writer:
         elif run.info.run_name != name:  # another trial is the best one now
             self.client.update_run(run.info.run_id, name=name)
         self.study.update(run, content)
-        # A trial that was stopped may have been finished since.
+        # A pruned trial may have been completed since.
         if run.info.status != status:
             self.client.set_terminated(run.info.run_id, status)
 
@@ -320,8 +320,8 @@ class _Writer:
 def _update(client: MlflowClient, run: Run, content: _Content) -> bool:
     """Writes what differs, all in one request; returns whether anything did.
 
-    Parameters, metrics and tags are kept in this order, tags all at once: a run without the digest, or with
-    another, was left unfinished or is of another content, and is written again.
+    MLflow stores parameters first, then metrics, then all tags at once. So a run without this digest is
+    incomplete or has other content, and is written again.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -332,7 +332,7 @@ def _update(client: MlflowClient, run: Run, content: _Content) -> bool:
     metrics = [
         Metric(key, value, now, 0) for key, value in content.metrics.items() if known.get(key) != value
     ]
-    # A parameter cannot be written twice with another value.
+    # A parameter cannot be changed.
     params = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
     tags = [
         RunTag(key, value)
@@ -358,10 +358,10 @@ def _view_id(study_hash: str) -> str:
 
 
 def _view_state(study_hash: str) -> dict[str, Any]:
-    """A view of the runs page: the trials alone, most accurate first, and beside them two charts.
+    """A view of the runs page: the trials, most accurate first, and two charts beside them.
 
-    In the form in which MLflow 3.17 stores its own views; fields left out are at their defaults, and an
-    interface that knows other fields ignores these.
+    It has the form in which MLflow 3.17 stores its own views. Missing fields have their defaults, and an
+    interface with other fields ignores unknown ones.
     """
     trials, others = "adatp-trials", "adatp-others"
     parallel = {
@@ -381,7 +381,7 @@ def _view_state(study_hash: str) -> dict[str, Any]:
     }
     every = {"metricSectionId": trials, "runsCountToCompare": 300, "deleted": False, "isGenerated": False}
     section = {"isReordered": False, "deleted": False, "isGenerated": False}
-    # Named as the interface does. Widths are kept for columns with a place in the order only.
+    # With the interface's names. It keeps widths only for columns that are in the order.
     metrics = [f"metrics.`{name}`" for name in _VIEW_METRICS]
     knobs = [f"params.`{name}`" for name in KNOBS]
     widths = {"attributes.`Run Name`": 255} | dict.fromkeys(knobs, 92) | dict.fromkeys(metrics, 105)
@@ -403,7 +403,7 @@ def _view_state(study_hash: str) -> dict[str, Any]:
 
 
 def _trial_name(summary: RunSummary, trial: Trial) -> str:
-    """Sorts by number, and says in lists and legends what the trial came to."""
+    """A name that sorts by number and shows the trial's result in lists and legends."""
     role = ""
     if summary.best is not None and summary.best.number == trial.number:
         role = " (best)"
@@ -416,7 +416,7 @@ def _trial_name(summary: RunSummary, trial: Trial) -> str:
 
 
 def _links(experiment: str, run: str, summary: RunSummary, artifacts: Collection[str]) -> tuple[str, ...]:
-    """Markdown links into the interface; relative, so that they hold under whatever name it is reached."""
+    """Markdown links into the interface; relative, so that they work under any host name."""
     trials = f"#/experiments/{experiment}/runs?{_WORKFLOW}&viewStateShareKey={_view_id(summary.study_hash)}"
     links = [
         f"[trials in a table]({trials})",
@@ -436,7 +436,7 @@ def _held_out_by_trial(summary: RunSummary) -> dict[int, dict[str, float]]:
 
 
 def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, float]) -> _Content:
-    """measured: metrics of the held-out part that another search asked for."""
+    """measured: held-out metrics that another search asked for."""
     outcome = trial.outcome
     metrics = _outcome_metrics(outcome) | dict(measured)
     roles = []
@@ -460,7 +460,7 @@ def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, flo
 
 
 def _stopped_content(stopped: PrunedTrial) -> _Content:
-    """Of a trial that the race stopped: no accuracy, for it would be one of some videos only."""
+    """Of a pruned trial: without accuracy, which would be about some of the videos only."""
     configuration = stopped.configuration
     return _Content(
         params={"method": configuration.method}
@@ -496,7 +496,7 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
     if summary.serving is not None:
         metrics |= _serving_metrics(summary.serving)
     metrics |= _evidence_metrics(summary)
-    # What another search of the same study changes is a tag: parameters are for ever.
+    # Values that another search of the same study changes are tags, because parameters cannot be changed.
     tags = {
         "budget": f"{summary.budget:g}",
         "seed": str(summary.seed),
@@ -511,7 +511,7 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
 
 
 def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
-    """What the verdict rests on: the margin, the last test, and what noise alone does."""
+    """What the verdict is based on: the margin, the last test and the noise floor; and the study's cost."""
     metrics = {
         "stopped_trials": float(len(summary.stopped)),
         "trials_above": float(len(summary.above)),
@@ -563,7 +563,7 @@ def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
 
 
 def _memory_metrics(prefix: str, cost: AnswerCost) -> dict[str, float]:
-    """Without seconds: those of stored answers are of different moments, and invite to be compared."""
+    """Without seconds: stored answers were timed at different moments, so their seconds do not compare."""
     metrics: dict[str, float] = {}
     if cost.peak_bytes_mean is not None and cost.peak_bytes_max is not None:
         metrics[f"{prefix}peak_bytes_mean"] = cost.peak_bytes_mean
@@ -572,7 +572,7 @@ def _memory_metrics(prefix: str, cost: AnswerCost) -> dict[str, float]:
 
 
 def _serving_metrics(serving: ServingCost) -> dict[str, float]:
-    """Without a break-even where pruning pays for any number of questions: a chart has no place for it."""
+    """Without a break-even if pruning pays for any number of questions, because a chart cannot show it."""
     metrics = {
         "break_even_questions_flops": serving.break_even,
         "flops_per_video_baseline": serving.baseline.per_video,
@@ -633,18 +633,18 @@ def _with_interval(name: str, measured: Measured) -> dict[str, float]:
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Charts stop at what is not a number."""
+    """Without infinite and undefined values, at which charts stop."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _readable(value: float | str | int) -> str:
-    """Six digits are enough to read and to plot; best.json and our records have them all."""
+    """With six digits, which suffice to read and to plot; best.json and the records have all digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _note(summary: RunSummary, links: Sequence[str]) -> str:
     """The run's description, as Markdown."""
-    # The page shows the first lines, the rest at a click.
+    # The page shows the first lines, and the rest after a click.
     lines = ["Open " + ", ".join(links) + "."] if links else []
     if summary.best is None or summary.best_held_out is None:
         lines.append("No configuration within the budget is measured yet.")
@@ -679,7 +679,7 @@ def _percent(measured: Measured) -> str:
 
 
 def _tables(summary: RunSummary) -> dict[str, str]:
-    """Tables by file name; the one by tag only where questions carry tags."""
+    """Tables by file name; the table by tag only if questions have tags."""
     tables = {REGRESSIONS: _regressions(summary.regressions)}
     if summary.best_held_out is not None and summary.best_held_out.by_tag:
         tables[BY_TAG] = _by_tag(summary.best_held_out.by_tag)
@@ -708,7 +708,7 @@ def _by_tag(rows: Sequence[TagRow]) -> str:
 
 
 def _table(columns: Sequence[str], data: Sequence[Sequence[Any]]) -> str:
-    """In the form the interface shows as a table: pandas' "split"."""
+    """In the form that the interface shows as a table: pandas' "split"."""
     return json.dumps({"columns": columns, "data": data}, ensure_ascii=False)
 
 
@@ -747,16 +747,16 @@ def _children(client: MlflowClient, experiment: str, parent_id: str) -> dict[int
 def _client(tracking_uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
-    # A client of its own: the process-wide tracking address of whoever calls us stays as it is.
+    # A client of its own leaves the process-wide tracking address of the caller unchanged.
     return MlflowClient(tracking_uri=tracking_uri)
 
 
 @contextmanager
 def _quiet_mlflow() -> Iterator[None]:
-    """The first use of a database tells of each of its many migrations."""
-    # Read when MLflow is imported, which also sets the levels of its loggers.
+    """Silences MLflow, which reports each migration of a new database and each run that ends."""
+    # These are read when MLflow is imported, which also sets the levels of its loggers.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # By default four minutes for a server that is not there; a study waits a quarter of a minute.
+    # By default MLflow waits four minutes for a server that does not answer; here a quarter of a minute.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow  # noqa: F401
 
