@@ -12,12 +12,12 @@ from typing import Any, Self
 from pipeline.answering import Answer
 from pipeline.clip import Clip
 from pipeline.errors import ModelError, PipelineError
+from pipeline.export_format import why_unreadable
 from pipeline.methods import from_dict
 from pipeline.methods.base import Method
 from pipeline.question import Question
 from pipeline.runtime import USUAL_ATTENTION, Runtime
 
-SCHEMA = "adatp-tuner/best/1"
 ALWAYS_THERE = ("eager", "sdpa")  # attention backends that come with torch
 CLIPS = 4  # encoded videos kept for further questions
 
@@ -156,14 +156,15 @@ def _read(file: Path) -> dict[str, Any]:
         raise PipelineError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise PipelineError(f"{file} is not valid JSON: {error}.") from error
+    # First: a newer file may have other keys.
+    if isinstance(exported, dict) and "schema" in exported:
+        unreadable = why_unreadable(exported["schema"])
+        if unreadable is not None:
+            raise PipelineError(f"{file} {unreadable}")
     needed = ("schema", "parameters", "model", "text_encoder", "frames")
     missing = [name for name in needed if not isinstance(exported, dict) or name not in exported]
     if missing:
         raise PipelineError(f"{file} is no exported configuration: it lacks {', '.join(missing)}.")
-    if exported["schema"] != SCHEMA:
-        raise PipelineError(
-            f"{file} has the schema {exported['schema']!r}, but this version reads {SCHEMA!r}."
-        )
     for name in ("model", "text_encoder"):
         if not isinstance(exported[name], dict) or "id" not in exported[name]:
             raise PipelineError(f"{file}: {name} is an object with an id.")

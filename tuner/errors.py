@@ -1,6 +1,6 @@
 """Errors of the study side.
 
-UserError        a mistake in what a person supplied: printed without a traceback, exit code 2
+UserError        a mistake in what the user supplied: printed without a traceback, exit code 2
 DiskFullError    nothing more can be written: printed without a traceback, exit code 1
 """
 
@@ -15,15 +15,15 @@ from urllib.parse import urlsplit
 
 EXIT_CODE = 2
 
-# A file of thousands of lines can be wrong in every one; nobody reads more than this at once.
+# A file of thousands of lines can have a mistake in each; nobody reads more than this at once.
 _MOST_SHOWN = 50
 
 
 class UserError(Exception):
     """One or several mistakes of the user, reported together.
 
-    `problems` holds one sentence each, with `file:line` in front where there is a file; `hint` is the way on
-    where one holds for all of them. `str()` is what the command line prints before it ends with `exit_code`.
+    `problems` holds a sentence for each, beginning with `file:line` if it is about a file. `hint` says what
+    to do about all of them. `str()` is what the command line prints before it ends with `exit_code`.
     """
 
     exit_code: int = EXIT_CODE
@@ -45,7 +45,7 @@ class UserError(Exception):
 
 
 class DiskFullError(Exception):
-    """The disk, a quota or a limit of the file system refuses what a run has to write."""
+    """A full disk, a quota or a limit of the file system keeps a run from writing."""
 
     exit_code: int = 1
 
@@ -54,22 +54,22 @@ class DiskFullError(Exception):
         """`what` could not be written, for `reason`."""
         return cls(
             f"There is no room to write {what}: {reason}. Everything recorded is kept: make room, and the "
-            "same command goes on from there."
+            "same command continues from there."
         )
 
 
-# EFBIG: the limit of a process or of a file system on one file.
+# EFBIG: a process's or a file system's limit for the size of a file.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def is_full(error: OSError) -> bool:
-    """Whether this error says that there is no room left."""
+    """Whether this error means that there is no room left."""
     return error.errno in _FULL
 
 
 @contextmanager
 def disk_may_be_full() -> Iterator[None]:
-    """Inside, an OSError for want of room becomes a DiskFullError; any other stays what it is."""
+    """Turns an OSError that means a full disk into a DiskFullError; any other error is passed on."""
     try:
         yield
     except OSError as error:
@@ -93,6 +93,6 @@ def without_passwords(text: str) -> str:
 
 
 def without_user(url: str) -> str:
-    """The address alone, as a link that anybody may follow who is let in there."""
+    """The same address without user and password, to be shown as a link."""
     authority = urlsplit(url).netloc
     return url.replace(authority, authority.rpartition("@")[2], 1) if "@" in authority else url

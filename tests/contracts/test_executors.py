@@ -17,9 +17,9 @@ import pytest
 from pipeline.errors import NotFiniteError
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
 from tuner.evaluation.evaluator import Executor
+from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
 from tuner.evaluation.progress import NoProgress
-from tuner.evaluation.tasks import EvaluationError
 from tuner.executors import starting
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
@@ -171,7 +171,7 @@ def test_two_workers_evaluate_two_trials_at_a_time(ran: Callable[[str], Ran]) ->
     with open_store(found.path, make_study()) as store:
         assert all(one.outcome is not None for one in store.trials())
     assert len(list(found.path.parent.glob("*.met"))) >= 2
-    assert not [one for one in found.messages if "died" in one]
+    assert not [one for one in found.messages if "failed" in one]
 
 
 def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: py
         assert loop.finished
         assert not loop.interrupted
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
-    room = "There is room for 2 of 5 workers (1 CPU each): the others begin when there is more."
+    room = "There is room for 2 of 5 workers (1 CPU each): the others start when there is more."
     assert progress.messages.count(room) == 1
 
 
@@ -237,7 +237,7 @@ def test_questions_that_keep_killing_their_worker_end_the_run_with_a_clear_error
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        with pytest.raises(EvaluationError, match=r"died 3 times .* RuntimeError: no memory left"):
+        with pytest.raises(EvaluationError, match=r"failed 3 times .* RuntimeError: no memory left"):
             make_executor("ray_1", FakeEvaluator(study, always="no memory left")).run(loop)
 
 
@@ -249,7 +249,7 @@ def test_an_answer_that_is_not_a_number_ends_the_run_at_once(kind: str, tmp_path
         loop = make_loop(study, store, progress=progress)
         with pytest.raises(NotFiniteError, match=r"^The model's answer to question 'v02\.mp4-q1' is not a"):
             make_executor(kind, NotANumber(study)).run(loop)
-        assert not [one for one in progress.messages if "died" in one]
+        assert not [one for one in progress.messages if "failed" in one]
         assert store.quarantined() == {}
         # The baseline of all, and of the trial at most the batches before.
         assert 24 <= store.count_answers() < 24 + 12

@@ -9,9 +9,9 @@ import torch
 
 import pipeline
 from pipeline.checkpoint import find_checkpoint
+from pipeline.export_format import SCHEMA
 from pipeline.families import FAMILIES
 from pipeline.methods import METHODS, AdaTP, to_dict
-from pipeline.production import SCHEMA
 from pipeline.pruning import pruned
 from pipeline.question import Question
 from pipeline.runtime import Runtime

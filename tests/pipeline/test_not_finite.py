@@ -10,9 +10,9 @@ import torch
 
 import pipeline
 from pipeline.errors import NotFiniteError
+from pipeline.export_format import SCHEMA
 from pipeline.methods import AdaTP, FewerFrames
 from pipeline.packing import Pack
-from pipeline.production import SCHEMA
 from pipeline.question import Question
 from pipeline.runtime import Request, Runtime
 from tests.checkpoints import scenes

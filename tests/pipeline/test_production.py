@@ -1,6 +1,7 @@
 import json
 import shutil
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import pipeline
 from pipeline import video
 from pipeline.checkpoint import find_checkpoint
 from pipeline.errors import PipelineError
-from pipeline.methods import AdaTP
-from pipeline.production import SCHEMA
+from pipeline.export_format import SCHEMA, VERSION
+from pipeline.methods import AdaTP, from_dict
 from pipeline.question import Question
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes
@@ -111,6 +112,8 @@ def test_models_are_found_beside_the_exported_file(tmp_path, exported, checkpoin
     ("change", "message"),
     [
         ({"schema": "adatp-tuner/best/0"}, "has the schema 'adatp-tuner/best/0', but this version reads"),
+        ({"schema": "other/3"}, "has the schema 'other/3', but this version reads"),
+        ({"schema": None}, "has the schema None, but"),
         ({"parameters": {"p": 2}}, r"p lies in \(0, 1\], but got 2"),
         ({"parameters": {"tau": 2}}, "adatp has the parameters tau_s"),
         ({"model": "m"}, "model is an object with an id"),
@@ -119,6 +122,26 @@ def test_models_are_found_beside_the_exported_file(tmp_path, exported, checkpoin
 def test_a_file_that_is_no_export_is_refused(tmp_path, exported, change, message):
     with pytest.raises(PipelineError, match=message):
         pipeline.load(write(tmp_path, exported | change))
+
+
+def test_a_file_of_a_newer_format_is_refused_by_its_format_alone(tmp_path):
+    path = write(tmp_path, {"schema": f"adatp-tuner/best/{VERSION + 1}", "keys": "of another kind"})
+    with pytest.raises(PipelineError, match="install the newer one, or export the file again") as caught:
+        pipeline.load(path)
+    assert f"{path} has format {VERSION + 1} of a newer adatp-tuner" in str(caught.value)
+
+
+def test_a_file_of_the_first_format_is_loaded_as_it_was_exported(tmp_path, exported, checkpoints):
+    """A file of the demo as version 0.1.0 exported it, with other checkpoints of the same kind."""
+    old = json.loads((Path(__file__).parents[1] / "data" / "best-1.json").read_text())
+    assert old["schema"] == "adatp-tuner/best/1"
+    parts = {name: exported[name] for name in ("model", "text_encoder")}
+    deployed = pipeline.load(
+        write(tmp_path, old | parts | {"encoding": exported["encoding"], "frames": FRAMES})
+    )
+    assert deployed.method == from_dict({"method": "adatp", **old["parameters"], **old["selection"]})
+    assert deployed.method.p == old["parameters"]["p"] != AdaTP().p
+    assert deployed.exported["verdict"] == "shown"
 
 
 @pytest.mark.parametrize("part", ["model", "text_encoder"])

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from tests.contracts.test_executors import Told
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
-from tuner.evaluation.tasks import Work
+from tuner.evaluation.tasks import Task
 from tuner.executors import starting
 from tuner.executors.ray_tune import RayExecutor
 
@@ -54,10 +54,10 @@ def test_what_a_lost_node_was_doing_goes_to_those_that_are_left(
             loop = make_loop(study, store, progress=progress, trials=1)
             record = loop.record
 
-            def losing(work: Work, *values: Any) -> Any:
-                if work.kind == "trial" and len(nodes) == 2:
+            def losing(task: Task, *values: Any) -> Any:
+                if task.kind == "trial" and len(nodes) == 2:
                     cluster.remove_node(nodes.pop(told.read_text()), allow_graceful=False)
-                return record(work, *values)
+                return record(task, *values)
 
             loop.record = losing  # type: ignore[method-assign]
             RayExecutor(Slow(study, told=told), workers=4, address=cluster.address).run(loop)

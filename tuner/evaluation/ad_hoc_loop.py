@@ -1,7 +1,7 @@
-"""What others want to know of a study, asked beside its searches: `tuner compare`, `tuner sensitivity`.
+"""Evaluations outside of any search, for `tuner compare` and `tuner sensitivity`.
 
-It goes through the loop like a search: the same workers, the same records, nothing asked twice, and questions
-that kill a worker left out. It chooses nothing.
+They go through the loop as a search does: the same workers and records, no question is asked twice, and
+questions that kill their workers are quarantined. Nothing is chosen here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tuner.evaluation.loop import Loop
 from tuner.evaluation.progress import Progress
-from tuner.evaluation.tasks import Job
+from tuner.evaluation.tasks import Evaluation
 from tuner.planning.planner import Planner
 from tuner.records.store import Store
 from tuner.study import Study
@@ -20,16 +20,13 @@ from tuner.study.values import Configuration
 
 @dataclass(frozen=True, eq=False)
 class AdHocRequest:
-    """Questions to be asked beside any search, each with a configuration of its own.
-
-    Their answers join all others in the records; nothing is derived from them here.
-    """
+    """Questions to be asked, each with a configuration of its own; only their answers are recorded."""
 
     configurations: Mapping[str, Configuration]  # by question id
 
 
 class AdHocLoop(Loop):
-    """Configurations on the held-out part, and single questions with configurations of their own."""
+    """Evaluates configurations on the held-out split, and questions with configurations of their own."""
 
     def __init__(
         self,
@@ -43,7 +40,9 @@ class AdHocLoop(Loop):
         batch_videos: int | None = None,
         accept_weak_baseline: bool = False,
     ) -> None:
-        """As `Loop`. measure: on the whole held-out part, with an outcome each; asks: answers alone."""
+        """As `Loop`. measure: evaluated on the whole held-out split, with an outcome each. requests: only
+        their answers are recorded.
+        """
         super().__init__(
             study,
             store,
@@ -55,24 +54,28 @@ class AdHocLoop(Loop):
         self._to_measure = tuple(measure)
         self._requests = tuple(requests)
 
-    def _phases(self) -> Iterator[Job | None]:
-        yield from self._held_out_jobs(dict.fromkeys(self._to_measure))
+    def _phases(self) -> Iterator[Evaluation | None]:
+        yield from self._held_out_evaluations(dict.fromkeys(self._to_measure))
         self._start(
-            "asked", sum(len(self._asked_job(ask).missing(ask.configurations)) for ask in self._requests)
+            "ad hoc",
+            sum(
+                len(self._ad_hoc_evaluation(request).missing(request.configurations))
+                for request in self._requests
+            ),
         )
-        for ask in self._requests:
-            # Made when it is due, so that it finds what those before it were answered.
-            yield self._asked_job(ask)
+        for request in self._requests:
+            # Created when it is due, so that it finds the answers to the requests before it.
+            yield self._ad_hoc_evaluation(request)
         while self._busy():
             yield None
 
-    def _asked_job(self, ask: AdHocRequest) -> Job:
+    def _ad_hoc_evaluation(self, request: AdHocRequest) -> Evaluation:
         by_configuration: dict[Configuration, list[str]] = {}
-        for question, configuration in ask.configurations.items():
+        for question, configuration in request.configurations.items():
             if question not in self._quarantined:
                 by_configuration.setdefault(configuration, []).append(question)
         fingerprints: dict[str, str] = {}
         for configuration, questions in by_configuration.items():
             found = self._planner.fingerprints(configuration.build(), questions)
             fingerprints |= zip(questions, found, strict=True)
-        return self._job("asked", None, None, fingerprints, ask.configurations)
+        return self._evaluation("asked", None, None, fingerprints, request.configurations)

@@ -1,6 +1,6 @@
 """What runs inside a worker: a loaded model that answers a study's questions, one configuration at a time.
 
-Everything that crosses the border to a worker is plain data: a specification there, dicts of answers back.
+Only plain data travels between driver and worker: a specification to the worker, dicts of answers back.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from pipeline.clip import Clip
     from pipeline.runtime import Request, Runtime
 
-# Features of the clips asked about last stay in memory up to this size; a whole small study fits.
+# Vision features of recently used clips that stay in memory, in bytes; a whole small study fits.
 CLIP_BYTES = 512 * 2**20
 
 # The cache of vision features on disk: 1,000 clips of a 7B model in half precision.
 CACHE_BYTES = 50 * 2**30
 
 
-# The size of packs that stands against packs of one.
+# Questions in a pack for the noise floor where the usual pack holds one question.
 RESHAPED = 4
 
 
@@ -52,21 +52,20 @@ class Evaluator(Protocol):
     ) -> list[dict[str, Any]]:
         """The answers to these question ids as plain data; configuration None is the unpruned model.
 
-        reshaped: ask in packs of another size than usual, so that every product has another shape.
+        reshaped: ask in packs of another size than usual, so that every matrix product has another shape.
         """
 
     def cache_use(self) -> dict[str, int]:
-        """Since it was called last: fields of `CacheUse` as plain data, those of 0 left out."""
+        """Fields of `CacheUse` counted since the last call, as plain data; zeros are left out."""
 
 
 EvaluatorFactory = Callable[[], Evaluator]
 
 
 def refused_address(address: str, name: str) -> str | None:
-    """Why a Ray cluster cannot be reached at this address, which `name` gave; None where it may be.
+    """Why this address, given by the option or variable `name`, cannot be used; None if it can.
 
-    Ray's own clients run elsewhere than its drivers: they take other addresses, and nothing of what a driver
-    needs is there.
+    Addresses with a scheme are for Ray's clients, which run outside of the cluster; a driver cannot.
     """
     scheme, found, _ = address.partition("://")
     if not found:
@@ -83,12 +82,12 @@ class Executor(Protocol):
     """Evaluates what a loop proposes until there is nothing left."""
 
     def run(self, loop: Loop) -> None:
-        """Returns when the loop is finished; what an evaluation or the loop raises comes out of here."""
+        """Returns when the loop is finished; passes on what an evaluation or the loop raises."""
 
 
 @dataclass(frozen=True)
 class EvaluatorSpec:
-    """All a worker needs to load the model and find the videos."""
+    """Everything a worker needs to load the model and find the videos."""
 
     model: str
     revision: str | None
@@ -104,14 +103,14 @@ class EvaluatorSpec:
     device: str = "auto"
     # What the loaded model's encoding must be; None takes any.
     encoding: str | None = None
-    # Threads of the model on a CPU; one makes results independent of how many workers share the machine.
+    # Threads of the model on a CPU. With 1, results do not depend on how many workers share the machine.
     threads: int = 1
     # Questions in one packed forward.
     batch: int = 1
     # As in the study.
     pooling: str | None = None
     allow_pickle: bool = False
-    # What the bytes of each video must be, by its path: their hash. A video that is not in here may be any.
+    # Hash that the bytes of each video must have, by its path; videos without an entry are not checked.
     contents: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -139,7 +138,7 @@ class EvaluatorSpec:
     def load(self) -> Runtime:
         """The model, loaded in this process.
 
-        Errors: ModelError when it cannot be, or would encode otherwise than the study's records were.
+        Errors: ModelError if it cannot be loaded, or would encode otherwise than for the study's records.
         """
         import torch
 
@@ -161,7 +160,7 @@ class EvaluatorSpec:
         )
         if self.encoding not in (None, runtime.encoding):
             raise ModelError(
-                f"{self.model} would encode otherwise than the study's records were: another number format "
+                f"{self.model} would encode otherwise than for the study's records: another number format "
                 "(records from a CPU, a run on a GPU, or the reverse), pooling, text encoder or version. "
                 f"Here: {runtime.family.dtype} on {runtime.family.device}."
             )
@@ -173,7 +172,7 @@ class EvaluatorSpec:
 
 
 class PipelineEvaluator:
-    """A `Runtime` over the study's questions, with the clips asked about last kept in memory."""
+    """A `Runtime` for the study's questions, with recently used clips kept in memory."""
 
     def __init__(self, spec: EvaluatorSpec, runtime: Runtime, clip_bytes: int = CLIP_BYTES) -> None:
         self.runtime = runtime
@@ -184,7 +183,7 @@ class PipelineEvaluator:
         self._clip_bytes = clip_bytes
         self._clips: OrderedDict[str, Clip] = OrderedDict()
         self._in_memory = 0
-        # The runtime may have worked for others before.
+        # The runtime may have been used before.
         self._counted = Counter(runtime.cache_counts)
 
     def answer(
@@ -195,9 +194,9 @@ class PipelineEvaluator:
         *,
         reshaped: bool = False,
     ) -> list[dict[str, Any]]:
-        """See `Evaluator.answer`. The other size is 1, as production asks; where that is usual, `RESHAPED`.
+        """See `Evaluator.answer`. The other pack size is 1, as in production, or `RESHAPED` if 1 is usual.
 
-        Errors: PipelineError when a video cannot be read or the tokens kept are not those planned.
+        Errors: PipelineError if a video cannot be read or the tokens kept are not the planned ones.
         """
         from pipeline.methods import from_dict
         from pipeline.runtime import Request
@@ -205,7 +204,7 @@ class PipelineEvaluator:
         method = None if configuration is None else from_dict(configuration)
         answers: list[dict[str, Any]] = []
         while len(answers) < len(questions):
-            # It may shrink on the way.
+            # Anew each time: `_ask` may reduce it.
             batch = (1 if self._batch > 1 else RESHAPED) if reshaped else self._batch
             some = questions[len(answers) : len(answers) + batch]
             requests = [Request(*self.asked(one), method, references.get(one)) for one in some]
@@ -219,13 +218,13 @@ class PipelineEvaluator:
         return dict(use)
 
     def _ask(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers; where memory does not suffice for so many at once, by halves from then on."""
+        """The answers; if memory does not suffice for so many at once, packs are halved from then on."""
         try:
             return self.runtime.answer_many(requests)
         except Exception as error:
             if len(requests) == 1 or not is_out_of_memory(error):
                 raise
-        # Out here the failed forward's tensors are gone.
+        # Outside of the handler, where the failed forward's tensors are released.
         free_memory()
         half = (len(requests) + 1) // 2
         self._batch = min(self._batch, half)
@@ -234,7 +233,7 @@ class PipelineEvaluator:
     def asked(self, question: str) -> tuple[Clip, Question]:
         """A question by its id, with its encoded video.
 
-        Errors: VideoError when that cannot be read, or is not the one the study's records are of.
+        Errors: VideoError if the video cannot be read or is not the file that was recorded.
         """
         return self._clip(self._videos[question]), self._questions[question]
 
@@ -246,7 +245,7 @@ class PipelineEvaluator:
             recorded = self._contents.get(path)
             if recorded is not None and clip.content_hash != recorded:
                 raise VideoError(
-                    f"video {path} is not the file that the study's records are of: its bytes differ here.",
+                    f"video {path} is not the file that the study was recorded with: its bytes differ.",
                     path,
                 )
             self._clips[path] = clip
@@ -257,20 +256,20 @@ class PipelineEvaluator:
 
 
 class DispensableCache(FeatureCache):
-    """A cache of features that may find no room on its disk: then they are computed when they are needed."""
+    """A cache of features that the study can do without: on a full disk they are computed when needed."""
 
     _told = False
 
     def put(
         self, key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """As `FeatureCache.put`, but a disk that refuses is one warning."""
+        """As `FeatureCache.put`, but a failed write is a warning, given once."""
         try:
             super().put(key, tensors, metadata)
         except OSError as error:
             if not self._told:
                 logging.getLogger("tuner").warning(
-                    "Vision features cannot be kept in %s, so videos are encoded when they are needed: %s",
+                    "Vision features cannot be stored in %s; videos are encoded whenever they are needed: %s",
                     self.directory,
                     error,
                 )
@@ -278,7 +277,7 @@ class DispensableCache(FeatureCache):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of the GPU or of the machine, did not suffice; torch may raise it in three ways."""
+    """Whether memory of the GPU or of the machine did not suffice; torch raises it in three ways."""
     names = {one.__name__ for one in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
@@ -286,9 +285,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Gives back what a failed forward left behind."""
+    """Releases the memory that a failed forward left behind."""
     gc.collect()
-    # Without torch there is nothing to give back, and importing it takes seconds.
+    # Without torch there is nothing to release, and importing it takes seconds.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

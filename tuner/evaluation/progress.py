@@ -1,4 +1,4 @@
-"""How a long run tells of itself: three calls, and an object that ignores them."""
+"""How a long run reports its progress: three calls, and an object that ignores them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Watches a run; never steers it. Phases come one after another: encoding, baseline, trials, held-out,
-    costs, inspection.
+    """Watches a run and never steers it. Phases follow each other: encoding, baseline, noise floor, trials,
+    held-out, ad hoc, costs, inspection.
     """
 
     def started(self, phase: str, total: int) -> None:
         """A phase begins; `total` counts what is left to do in it (videos, questions or trials)."""
 
     def advanced(self, count: int = 1) -> None:
-        """So many more of the running phase are done."""
+        """So many more steps of the current phase are done."""
 
     def message(self, text: str) -> None:
-        """One line a person should read."""
+        """A line that the user should read."""
 
 
 class NoProgress:

@@ -1,4 +1,4 @@
-"""From answers to results to outcomes: pure functions, one place for what counts as right."""
+"""From answers to results to outcomes: what counts as right is decided here alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tuner.records.values import RecordedAnswer
 from tuner.study import StudyQuestion
 from tuner.study.values import AnswerCost, Outcome, QuestionResult, Split
 
-# Natural logarithm: a right answer that is twenty times less probable than certain is as wrong as any.
+# Natural logarithm: a right answer of a probability below 1/20 counts as much as one of probability 1/20.
 CLIP = 3.0
 
 
 def judge(
     question: StudyQuestion, split: Split, answer: RecordedAnswer, baseline: RecordedAnswer | None = None
 ) -> QuestionResult:
-    """One answer against the label or, where the study has none, against the baseline's answer.
+    """Judges an answer by the label or, if the question has none, by the baseline's answer.
 
-    Without a label and without `baseline` the answer is the baseline itself, which agrees with itself.
+    Without a label and without `baseline` the answer is the baseline's own, which agrees with itself.
     """
     right = _right_option(question, answer if baseline is None else baseline)
     if right is not None:
@@ -48,9 +48,10 @@ def judge(
 def outcome(
     split: Split, compute: Compute, results: Sequence[QuestionResult], baseline: Mapping[str, QuestionResult]
 ) -> Outcome:
-    """One configuration's results on one part, against the baseline's by question id.
+    """Summarises a configuration's results on a split; `baseline` holds the unpruned model's by question id.
 
-    A regression is a question the baseline had right and this configuration has not; `gained` is the reverse.
+    A regression is a question that the baseline answered right and this configuration did not; `gained`
+    counts the reverse.
     """
     if not results:
         raise ValueError(f"An outcome needs at least one result, but the {split} split has none.")
@@ -85,12 +86,12 @@ def outcome(
 
 
 def graded(after: QuestionResult, before: QuestionResult) -> float:
-    """The signal that moves before an answer flips: what trials are ordered and raced on.
+    """The signal by which trials are ordered and pruned: it moves before an answer changes.
 
-    With options the right one's log-probability, without them the change of the expected text's; neither
-    counts for more than `CLIP` in one question, or a few hopeless ones would drown all others. Where there is
-    no probability: 1 for a right answer. `before` is the baseline's. Our choice: of the signals tried on the
-    demo's design it tells configurations apart with the fewest videos (docs/experiments.md).
+    With options it is the log-probability of the right option, without them the change of the expected text's
+    log-probability from the baseline (`before`). It is limited to `CLIP` in size: else a few hopeless
+    questions would outweigh all others. Without probabilities it is 1 for a right answer. Of the signals
+    tried on the demo's design it tells configurations apart with the fewest videos (docs/experiments.md).
     """
     if after.logprob_right is None or before.logprob_right is None:
         return float(after.correct)
@@ -100,12 +101,12 @@ def graded(after: QuestionResult, before: QuestionResult) -> float:
 
 
 def answer_cost(results: Sequence[QuestionResult]) -> AnswerCost:
-    """Seconds and memory of these answers; memory only where every one of them tells.
+    """Seconds and memory of these answers; memory only if it was measured for all of them.
 
     Errors: ValueError for no answers.
     """
     if not results:
-        raise ValueError("What an answer costs needs at least one.")
+        raise ValueError("The cost of an answer needs at least one answer.")
     seconds = math.fsum(one.seconds for one in results) / len(results)
     known = [one.peak_bytes for one in results if one.peak_bytes is not None]
     if len(known) < len(results):
@@ -114,20 +115,20 @@ def answer_cost(results: Sequence[QuestionResult]) -> AnswerCost:
 
 
 def reference(question: StudyQuestion, baseline: RecordedAnswer | None) -> str | None:
-    """The text whose log-probability a free answer is judged by: the baseline's whole answer, label or not.
+    """The text whose log-probability a free answer is judged by: the baseline's answer, label or not.
 
-    None where options are scored instead, and for the baseline itself, which is scored on its own text.
+    None for a question with options, and for the baseline itself, which is scored on its own text.
     """
     return None if question.options is not None or baseline is None else baseline.text
 
 
 def divergence(baseline: QuestionResult, pruned: QuestionResult) -> float | None:
-    """KL(baseline || pruned) over the options' normalised distributions, natural logarithms; None without."""
+    """KL(baseline || pruned) of the normalised option probabilities, in nats; None without options."""
     if baseline.option_logprobs is None or pruned.option_logprobs is None:
         return None
     before, after = _log_softmax(baseline.option_logprobs), _log_softmax(pruned.option_logprobs)
     terms = (math.exp(was) * (was - now) for was, now in zip(before, after, strict=True) if was > -math.inf)
-    # Rounding can leave a tiny remainder below zero of equal distributions.
+    # For equal distributions rounding can give a tiny negative value.
     return max(0.0, math.fsum(terms))
 
 

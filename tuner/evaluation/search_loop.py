@@ -18,7 +18,7 @@ import numpy as np
 from tuner.evaluation.loop import Loop, hashed
 from tuner.evaluation.progress import Progress
 from tuner.evaluation.scoring import graded, judge
-from tuner.evaluation.tasks import Job
+from tuner.evaluation.tasks import Evaluation
 from tuner.planning.planner import Planner
 from tuner.records.store import Store
 from tuner.records.values import (
@@ -139,13 +139,13 @@ class SearchLoop(Loop):
 
     # Phases
 
-    def _phases(self) -> Iterator[Job | None]:
+    def _phases(self) -> Iterator[Evaluation | None]:
         yield from self._noise_phase()
         yield from self._trial_phase()
         yield from self._above_phase()
         yield from self._held_out_phase()
 
-    def _noise_phase(self) -> Iterator[Job | None]:
+    def _noise_phase(self) -> Iterator[Evaluation | None]:
         """Some baseline questions again, in packs of another size: other shapes of every product."""
         if self._store.noise() is not None or not self._questions["tune"]:
             return
@@ -154,20 +154,20 @@ class SearchLoop(Loop):
         )
         fingerprints = dict.fromkeys(asked, "")
         self._start("noise floor", len(asked))
-        job = Job("noise", None, None, fingerprints, {})
-        self._made.add(job)
-        yield job
+        evaluation = Evaluation("noise", None, None, fingerprints, {})
+        self._evaluations.add(evaluation)
+        yield evaluation
         # It takes seconds, and tells what tuning can find at all.
-        while not job.complete:
+        while not evaluation.complete:
             yield None
 
-    def _trial_phase(self) -> Iterator[Job | None]:
+    def _trial_phase(self) -> Iterator[Evaluation | None]:
         unfinished = [trial for trial in self._eligible if self._to_finish(trial)]
         proposed = self._proposed()
         self._start("trials", len(unfinished) + max(0, self._search.trials - proposed))
         for trial in unfinished:
             if not self._out_of_time():
-                yield self._trial_job(trial)
+                yield self._trial_evaluation(trial)
         while (proposed := self._proposed()) < self._search.trials and not self._out_of_time():
             if self._out_of_patience():
                 break
@@ -178,7 +178,7 @@ class SearchLoop(Loop):
                     f"{MOST_INFEASIBLE} proposals in a row were over the budget: no further trial begins."
                 )
                 break
-            yield self._trial_job(trial_or_none)
+            yield self._trial_evaluation(trial_or_none)
         while self._busy():
             yield None
 
@@ -222,12 +222,12 @@ class SearchLoop(Loop):
             self._progress.message("The time is up: no further trial begins.")
         return self.timed_out
 
-    def _above_phase(self) -> Iterator[Job | None]:
+    def _above_phase(self) -> Iterator[Evaluation | None]:
         """The best configuration solved for more compute than the budget; none of it can be chosen."""
         best = self.best()
         if best is None or self._search.goal != "budget" or not self._search.trials or self.timed_out:
             return
-        jobs = []
+        evaluations = []
         for factor in self._above_budget:
             target = factor * self._search.budget
             known = any(
@@ -239,13 +239,13 @@ class SearchLoop(Loop):
                 if found.binding_ratio > self._search.budget + TOLERANCE:
                     number = max(self._trials) + 1
                     trial = self._accept(number, found.configuration, found.binding_ratio, "above")
-                    jobs.append(self._trial_job(trial))
-        self._start("above the budget", len(jobs))
-        yield from jobs
+                    evaluations.append(self._trial_evaluation(trial))
+        self._start("above the budget", len(evaluations))
+        yield from evaluations
         while self._busy():
             yield None
 
-    def _held_out_phase(self) -> Iterator[Job | None]:
+    def _held_out_phase(self) -> Iterator[Evaluation | None]:
         best = self.best()
         wanted: dict[Configuration, int | None] = {}
         first = self.choice()
@@ -254,10 +254,10 @@ class SearchLoop(Loop):
         defaults = self._defaults_trial()
         if defaults is not None:
             wanted[defaults.configuration] = defaults.number
-        yield from self._held_out_jobs(wanted)
+        yield from self._held_out_evaluations(wanted)
         # Each further candidate is measured only where the ones before it leave it a chance.
         while (choice := self.choice()) is not None and choice.pending is not None and not self._interrupted:
-            yield from self._held_out_jobs({choice.pending.configuration: choice.pending.number})
+            yield from self._held_out_evaluations({choice.pending.configuration: choice.pending.number})
         if best is not None and choice is not None:
             completed = sum(trial.outcome is not None for trial in self.trials)
             self._store.select(self._search, completed, choice.trial.number)
@@ -285,20 +285,20 @@ class SearchLoop(Loop):
 
     # The noise floor
 
-    def _complete(self, job: Job, pairs: Mapping[Pair, RecordedAnswer]) -> None:
-        if job.kind != "noise":
-            super()._complete(job, pairs)
-        elif job.answers:  # not all of them are left out
-            noise = self._noise(job)
+    def _complete(self, evaluation: Evaluation, pairs: Mapping[Pair, RecordedAnswer]) -> None:
+        if evaluation.kind != "noise":
+            super()._complete(evaluation, pairs)
+        elif evaluation.answers:  # not all of them are left out
+            noise = self._noise(evaluation)
             self._store.record_noise(noise)
             self._progress.message(noise_floor(noise, labelled=self._study.labelled))
 
-    def _noise(self, job: Job) -> Noise:
-        """The answers of a noise job against those of the baseline."""
+    def _noise(self, evaluation: Evaluation) -> Noise:
+        """The answers of a noise evaluation against those of the baseline."""
         again = [
-            judge(question, "tune", job.answers[question.id], self._baseline_answers[question.id])
+            judge(question, "tune", evaluation.answers[question.id], self._baseline_answers[question.id])
             for question in self._study.questions_of("tune")
-            if question.id in job.answers
+            if question.id in evaluation.answers
         ]
         before = [self._baseline[one.question] for one in again]
         changes = [
@@ -316,13 +316,13 @@ class SearchLoop(Loop):
 
     # The race
 
-    def _beaten(self, job: Job) -> Pruned | None:
+    def _pruned(self, evaluation: Evaluation) -> Pruned | None:
         """That completed trials confidently beat this one at its cost, told by the one with the largest share
         in what it was compared with; None: it goes on.
         """
-        if not self._race or job.kind != "trial" or job.number is None:
+        if not self._race or evaluation.kind != "trial" or evaluation.number is None:
             return None
-        trial = self._trials[job.number]
+        trial = self._trials[evaluation.number]
         if trial.purpose != "search":
             return None
         others = ordered((one for one in self._eligible if one.number != trial.number), 1.0)
@@ -338,14 +338,14 @@ class SearchLoop(Loop):
         signals = [(weight, self._signals(one)) for weight, one in rivals]
         questions = [
             question
-            for video in self._complete_videos(job)
+            for video in self._complete_videos(evaluation)
             for question in video
             if all(question.id in one for _, one in signals)
         ]
         if not questions:
             return None
         change = [
-            self._signal(question, job.answers[question.id])
+            self._signal(question, evaluation.answers[question.id])
             - sum(weight * one[question.id] for weight, one in signals)
             for question in questions
         ]
@@ -360,14 +360,14 @@ class SearchLoop(Loop):
             max(rivals, key=lambda one: one[0])[1].number, len({question.video for question in questions})
         )
 
-    def _complete_videos(self, job: Job) -> Iterator[list[StudyQuestion]]:
+    def _complete_videos(self, evaluation: Evaluation) -> Iterator[list[StudyQuestion]]:
         """The questions of each tune video that is answered as a whole."""
         by_video: dict[str, list[StudyQuestion]] = {}
         for question in self._study.questions_of("tune"):
-            if question.id in job.fingerprints:
+            if question.id in evaluation.fingerprints:
                 by_video.setdefault(question.video, []).append(question)
         for questions in by_video.values():
-            if all(question.id in job.answers for question in questions):
+            if all(question.id in evaluation.answers for question in questions):
                 yield questions
 
     def _signal(self, question: StudyQuestion, answer: RecordedAnswer) -> float:
@@ -377,7 +377,7 @@ class SearchLoop(Loop):
     def _signals(self, trial: TrialRecord) -> dict[str, float]:
         """The graded signal of a completed trial, by tune question."""
         if trial.number not in self._signals_of:
-            answers = self._trial_job(trial).answers
+            answers = self._trial_evaluation(trial).answers
             self._signals_of[trial.number] = {
                 question.id: self._signal(question, answers[question.id])
                 for question in self._study.questions_of("tune")

@@ -1,4 +1,4 @@
-"""What a server would pay for a configuration, measured with the study's model on held-out questions."""
+"""What a configuration costs a server, measured with the study's model on held-out questions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import Runtime
     from tuner.evaluation.evaluator import PipelineEvaluator
 
-# Questions that are timed, and seconds after which no further one begins.
+# Questions that are timed, and seconds after which no further question begins.
 QUESTIONS = 5
 PATIENCE = 30.0
 
@@ -35,10 +35,10 @@ def measure_serving(
     *,
     leave_out: Collection[str] = (),
 ) -> MeasuredServing:
-    """Seconds of a few held-out questions, spread over their planned FLOPs, and torch's count of the median
-    one. `leave_out`: ids of questions that are not asked.
+    """Times a few held-out questions, spread over their planned FLOPs, and lets torch count the FLOPs of the
+    median question. leave_out: ids of questions that are not asked.
 
-    Errors: PipelineError when a video cannot be read any more, or memory does not suffice.
+    Errors: PipelineError if a video cannot be read any more or memory does not suffice.
     """
     asked = planner.spread(method, QUESTIONS, leave_out)
     progress.started("costs", len(asked))

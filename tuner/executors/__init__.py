@@ -1,1 +1,1 @@
-"""Where evaluations run: in this process, or on long-lived Ray workers. Both keep the same contract."""
+"""Where evaluations run: in this process, or on long-lived Ray workers. Both pass the same contract tests."""

@@ -1,11 +1,11 @@
 """Evaluates on long-lived Ray workers, local or in a cluster: the only module that imports Ray.
 
-One Tune trial is one worker, from its start to its death: it loads its model once and gets one `Work` after
-another. Work is handed to workers that are ready and to nobody else: what is bound to a worker without a
-place, while others have nothing to do, would wait for ever. Tune's own retries, checkpoints and restores stay
-out of it, because the loop knows better what is missing. The scheduler below is the one place that records
-and decides: Tune skips the searcher's `on_trial_result` when a trial is stopped, and skips the scheduler when
-the trainable says it is done, so the trainable never does.
+A Tune trial is a worker, from its start to its end: it loads the model once and gets one `Task` after
+another. Only workers that are ready get tasks: a task that is bound to a worker without a place would wait
+for ever while other workers have nothing to do. Tune's own retries, checkpoints and restores are not used,
+because the loop knows what is missing. The scheduler below records all results and passes on all decisions:
+Tune skips the searcher's `on_trial_result` when a trial is stopped, and skips the scheduler when the
+trainable reports that it is done. So the trainable never reports that.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from ray.tune.search import Searcher
 from pipeline.errors import NotFiniteError
 from tuner.errors import UserError
 from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
+from tuner.evaluation.failures import FailureKind
 from tuner.evaluation.loop import Decision, Loop
-from tuner.evaluation.tasks import Ending, Work
+from tuner.evaluation.tasks import Task
 from tuner.executors.starting import Starting
 from tuner.records.measurements import CacheUse
 from tuner.records.values import RecordedAnswer
@@ -47,37 +48,37 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Workers keep the directory of the driver: paths mean the same there.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Ctrl-C belongs to the driver, which ends the batches in flight.
+    # Ctrl-C is for the driver, which ends the run after the batches in flight.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # A dead worker is reported by the loop.
+    # The loop reports a worker that died.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     # The state of the Tune experiment is never restored: writing it once an hour is writing it at the end.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Ray starts its workers at niceness 15 and gives up on one that takes a minute to start: on a busy
-    # machine they would start, and be given up, for ever.
+    # Ray starts its workers at niceness 15 and gives up on a worker that takes a minute to start: on a busy
+    # machine it would start workers and give them up for ever.
     "RAY_worker_niceness": "0",
     "RAY_worker_register_timeout_seconds": "600",
-    # Keeps workers without a GPU from hiding those of the machine, and Ray from warning about it.
+    # Keeps Ray from hiding the machine's GPUs from workers that asked for none, and from warning about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 # Tune's results and answers travel as messages; nothing large is ever put into the object store.
 _OBJECT_STORE_BYTES = 128 * 2**20
 
-# A cluster answers within so many seconds.
+# Seconds within which a cluster has to answer.
 _ANSWER = 10.0
 
-# An idle worker looks up this often, in seconds.
+# Seconds between two steps of an idle worker.
 _IDLE = 0.1
 
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """`workers` evaluations at a time, each in a process of its own with `gpus_per_worker` GPUs.
+    """Runs `workers` evaluations at a time, each in a process of its own with `gpus_per_worker` GPUs.
 
-    `address`: of a running cluster; None starts Ray on this machine and ends it afterwards, unless it runs
-    already. In a cluster the videos, the model and the feature cache must lie where every node finds them.
+    address: of a running cluster. None starts Ray on this machine and ends it afterwards, unless it runs
+    already. In a cluster every node must find videos, model and feature cache under the same paths.
     """
 
     factory: EvaluatorFactory
@@ -87,16 +88,16 @@ class RayExecutor:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise ValueError(f"There is at least one worker, but got {self.workers=}.")
+            raise ValueError(f"workers must be 1 or more, but got {self.workers=}.")
 
     def run(self, loop: Loop) -> None:
         """See `Executor.run`.
 
-        Errors: UserError when the cluster cannot be reached or has no GPU to offer; EvaluationError as
+        Errors: UserError if the cluster cannot be reached or has too few GPUs; EvaluationError as
         `Loop.failed`.
         """
         bridge = _Bridge(loop, self.workers)
-        # Ray takes seconds to start: first see whether there is anything to do.
+        # Ray takes seconds to start, so first see whether there is anything to do.
         bridge.first = loop.propose()
         if bridge.first is None:
             return
@@ -127,10 +128,10 @@ class RayExecutor:
 
 
 class _Trainable(tune.Trainable):
-    """One worker: keeps its evaluator and answers one batch per step.
+    """A worker: keeps its evaluator and answers one batch per step.
 
-    Each step says where it is: it has a `place`, is `ready` (the model is loaded), is `idle`, or `answered`.
-    What the caches did for a batch travels with its answers: a worker that dies takes its last counts along.
+    Each step reports a state: `place` (the process runs), `ready` (the model is loaded), `idle`, `answered`.
+    A batch's cache use is sent with its answers: the last counts of a worker that dies are lost.
     """
 
     def setup(self, config: dict[str, Any], factory: EvaluatorFactory | None = None) -> None:
@@ -138,66 +139,66 @@ class _Trainable(tune.Trainable):
         self._factory = factory
         self._placed = False
         self._evaluator: Evaluator | None = None
-        self._work: dict[str, Any] | None = None
+        self._task: dict[str, Any] | None = None
         self._batch = 0
 
-    def assign(self, work: dict[str, Any] | None) -> None:
-        """What the next steps answer, batch by batch; None: nothing for the moment."""
-        self._work, self._batch = work, 0
+    def assign(self, task: dict[str, Any] | None) -> None:
+        """Sets what the next steps answer, batch by batch; None: nothing for the moment."""
+        self._task, self._batch = task, 0
 
     def step(self) -> dict[str, Any]:
-        # Loading takes minutes and may fail: the driver hears of the place first.
+        # Loading takes minutes and may fail: the driver learns of the place first.
         if not self._placed:
             self._placed = True
             return {"state": "place"}
         if self._evaluator is None:
             self._evaluator = self._factory()
             return {"state": "ready"}
-        if self._work is None:
+        if self._task is None:
             time.sleep(_IDLE)
             return {"state": "idle"}
         batch = self._batch
         answers = []
-        for configuration, questions in self._work["batches"][batch]:
+        for configuration, questions in self._task["batches"][batch]:
             answers += self._evaluator.answer(
-                configuration, questions, self._work["references"], reshaped=self._work["reshaped"]
+                configuration, questions, self._task["references"], reshaped=self._task["reshaped"]
             )
         self._batch += 1
-        # As pairs: Tune takes a dict apart.
+        # As pairs, because Tune flattens dicts.
         use = list(self._evaluator.cache_use().items())
         return {"state": "answered", "batch": batch, "answers": answers, "cache_use": use}
 
 
 class _Bridge:
-    """What Tune's hooks share: the loop, the workers and their works by Tune trial, the first error."""
+    """What Tune's hooks share: the loop, the workers and their tasks by Tune trial, the first error."""
 
     def __init__(self, loop: Loop, workers: int) -> None:
         self.loop = loop
-        self.first: Work | None = None
+        self.first: Task | None = None
         self.starting = Starting(workers, loop.say)
-        self.works: dict[str, Work] = {}
+        self.tasks: dict[str, Task] = {}
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its stopper into an experiment state that is never restored.
         return {}
 
-    def next(self) -> Work | None:
+    def next(self) -> Task | None:
         if self.loop.interrupted:
             return None
-        work, self.first = self.first, None
-        return self.loop.propose() if work is None else work
+        task, self.first = self.first, None
+        return self.loop.propose() if task is None else task
 
     @property
     def over(self) -> bool:
-        """Whether nothing is being answered and nothing will be."""
+        """Whether nothing is being answered and nothing more will be."""
         if self.error is not None:
             return True
-        return not self.works and (self.loop.finished or self.loop.interrupted)
+        return not self.tasks and (self.loop.finished or self.loop.interrupted)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Keeps an error of the loop as it is; Tune would wrap its text and go on."""
+        """Keeps an error of the loop, to be raised as it is; Tune would wrap its text and continue."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - it is raised again by `RayExecutor.run`
@@ -223,7 +224,7 @@ class _Searcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to do: the scheduler heard of it."""
+        """Nothing to do: the scheduler was told."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the records are the state."""
@@ -233,7 +234,7 @@ class _Searcher(Searcher):
 
 
 class _Scheduler(TrialScheduler):
-    """Hands out what the loop proposes, records every batch and passes the loop's decision on."""
+    """Hands out what the loop proposes, records every batch and passes on the loop's decision."""
 
     def __init__(self, bridge: _Bridge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -250,25 +251,25 @@ class _Scheduler(TrialScheduler):
             elif result["state"] == "idle":
                 self._hand_out(trial)
             elif self._record(worker, result) == "stop":
-                del bridge.works[worker]
-                # It does not ask for work: it would answer the next batch of what it has.
-                self._hand_out(trial, had_work=True)
+                del bridge.tasks[worker]
+                # Also if there is no task left: else it would answer the next batch of its last task.
+                self._hand_out(trial, had_task=True)
         return str(TrialScheduler.STOP if bridge.over else TrialScheduler.CONTINUE)
 
     def _record(self, worker: str, result: dict[str, Any]) -> Decision:
         answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
         use = CacheUse(**dict(result["cache_use"]))
-        return self._bridge.loop.record(self._bridge.works[worker], result["batch"], answers, use)
+        return self._bridge.loop.record(self._bridge.tasks[worker], result["batch"], answers, use)
 
-    def _hand_out(self, trial: Trial, *, had_work: bool = False) -> None:
-        """Gives this worker its next work, if there is some; otherwise it waits for answers in flight."""
-        work = self._bridge.next()
-        if work is not None:
-            self._bridge.works[trial.trial_id] = work
-        if work is not None or had_work:
-            # Ray runs an actor's calls in their order: this one before the step that Tune asks for next.
+    def _hand_out(self, trial: Trial, *, had_task: bool = False) -> None:
+        """Gives this worker its next task, if there is one; otherwise it waits for answers in flight."""
+        task = self._bridge.next()
+        if task is not None:
+            self._bridge.tasks[trial.trial_id] = task
+        if task is not None or had_task:
+            # Ray runs an actor's calls in order: this one before the step that Tune asks for next.
             actor: Any = trial.temporary_state.ray_actor
-            actor.assign.remote(None if work is None else _plain(work))
+            actor.assign.remote(None if task is None else _plain(task))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         bridge, worker = self._bridge, trial.trial_id
@@ -278,9 +279,9 @@ class _Scheduler(TrialScheduler):
                 bridge.starting.failed(worker, reason)
                 return
             bridge.starting.died(worker)
-            work = bridge.works.pop(worker, None)
-            if work is not None:
-                bridge.loop.failed(work, reason, end)
+            task = bridge.tasks.pop(worker, None)
+            if task is not None:
+                bridge.loop.failed(task, reason, end)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         pending = (trial for trial in tune_controller.get_trials() if trial.status == Trial.PENDING)
@@ -290,7 +291,7 @@ class _Scheduler(TrialScheduler):
         """Nothing to do."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Nothing to do: the loop heard of every batch."""
+        """Nothing to do: the loop was told of every batch."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Nothing to do."""
@@ -300,7 +301,7 @@ class _Scheduler(TrialScheduler):
 
 
 class _Watch(Callback):
-    """Says when some workers have no place."""
+    """Reports when workers wait for a place."""
 
     def __init__(self, bridge: _Bridge, gpus_per_worker: float) -> None:
         self._bridge = bridge
@@ -312,27 +313,27 @@ class _Watch(Callback):
             self._bridge.starting.look(self._room, self._each)
 
     def _room(self) -> int:
-        """How many workers fit on all nodes together, if nobody else uses them."""
+        """How many workers fit on all nodes together if nothing else runs there."""
         return sum(fitting(node, self._gpus) for node in _nodes())
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What each node that is there offers."""
+    """The resources of each node that is alive."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def fitting(offered: dict[str, float], gpus: float) -> int:
-    """How many workers fit on a node that offers this; a share of a GPU is one of a single GPU."""
+    """How many workers fit on a node with these resources; a fraction of a GPU is of a single GPU."""
     cpus, cards = int(offered.get("CPU", 0)), offered.get("GPU", 0.0)
     if not gpus:
         return cpus
-    # 1 / 0.1 is 10, whatever rounding makes of it.
+    # The small number makes up for rounding, as in 1 / 0.1.
     return min(cpus, int(cards) * int(1 / gpus + 1e-9) if gpus < 1 else int(cards / gpus))
 
 
 class _Stopper(Stopper):
-    """Ends Tune when nothing is left to answer, even where workers still wait for a place."""
+    """Ends Tune when nothing is left to answer, even if workers still wait for a place."""
 
     def __init__(self, bridge: _Bridge) -> None:
         self._bridge = bridge
@@ -344,12 +345,12 @@ class _Stopper(Stopper):
         return self._bridge.over
 
 
-def _plain(work: Work) -> dict[str, Any]:
-    """What a worker is told."""
+def _plain(task: Task) -> dict[str, Any]:
+    """A task as plain data, for a worker."""
     return {
-        "batches": [work.calls(index) for index in range(len(work.batches))],
-        "references": dict(work.references),
-        "reshaped": work.reshaped,
+        "batches": [task.calls(index) for index in range(len(task.batches))],
+        "references": dict(task.references),
+        "reshaped": task.reshaped,
     }
 
 
@@ -357,13 +358,12 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
-def _reason(trial: Trial) -> tuple[str, Ending]:
-    """What a person wants to know of a failed attempt, and the loop: the exception, or that the process is
-    gone.
+def _reason(trial: Trial) -> tuple[str, FailureKind]:
+    """Why an attempt failed, as a text for the user and as a kind for the loop.
 
-    Errors: NotFiniteError where the attempt raised it: asked again, the question would raise it again.
+    Errors: NotFiniteError if the attempt raised it, because the question would raise it again.
     """
-    # Tune's own reading of these files looks in the storage, where they arrive later.
+    # Tune's own function reads these files from the storage, where they arrive later.
     if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
         return "Ray gives no reason", "killed"
     error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
@@ -378,16 +378,16 @@ def _reason(trial: Trial) -> tuple[str, Ending]:
     return "its worker process died (killed, or out of memory)", "killed"
 
 
-def _end(error: BaseException) -> Ending:
+def _end(error: BaseException) -> FailureKind:
     if is_out_of_memory(error):
         return "out_of_memory"
-    # An error of the GPU itself: nothing works any more in that process, so it is as good as dead.
+    # An error of the GPU itself: the process cannot use it any more, as if it had died.
     return "killed" if type(error).__name__ == "AcceleratorError" else "raised"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray's and Tune's own reports would tear the progress bars apart."""
+    """Silences Ray's and Tune's own reports, which would disturb the progress bars."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     logger = logging.getLogger("ray")
@@ -406,14 +406,14 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def local_ray(workers: int) -> Iterator[None]:
-    """Ray on this machine for several runs, which else start and end their own."""
+    """Ray on this machine for several runs, each of which would otherwise start and end its own."""
     with _quiet(), _ray(workers, 0.0, None):
         yield
 
 
 @contextmanager
 def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[None]:
-    """A connection to Ray; one that was there before is used and left as it is."""
+    """A connection to Ray; an existing connection is used and left open."""
     ours = not ray.is_initialized()
     # Set in a process that `ray job submit` started.
     address = address or os.environ.get("RAY_ADDRESS")
@@ -421,7 +421,7 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
         _connect(address)
     elif ours:
         ray.init(
-            # Never a cluster that happens to run on this machine: that is what `--address auto` is for.
+            # Never a cluster that happens to run on this machine: `--address auto` asks for that.
             address="local",
             num_cpus=workers,
             include_dashboard=False,
@@ -433,7 +433,7 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
         offered = max((node.get("GPU", 0.0) for node in _nodes()), default=0.0)
         if gpus_per_worker > offered:
             raise UserError(
-                f"A worker wants {gpus_per_worker:g} GPUs, but Ray offers {offered:g} on one machine at most."
+                f"A worker needs {gpus_per_worker:g} GPUs, but Ray offers {offered:g} on one machine at most."
             )
         yield
     finally:
@@ -442,7 +442,7 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
 
 
 def _connect(address: str) -> None:
-    """Errors: UserError when there is no cluster, or it does not let us in."""
+    """Connects to a cluster. Errors: UserError if there is none, or if it refuses the connection."""
     _knock(address)
     try:
         ray.init(
@@ -454,7 +454,7 @@ def _connect(address: str) -> None:
     except AuthenticationError as error:
         raise _locked(address) from error
     except (ConnectionError, ValueError) as error:
-        # Ray tells of a refusal in the text of the cause only.
+        # Ray names a refused authentication only in the text of the cause.
         if AuthenticationError.__name__ in str(error.__cause__):
             raise _locked(address) from error
         raise UserError(f"There is no Ray cluster at {address!r}: {error}") from error
@@ -462,17 +462,17 @@ def _connect(address: str) -> None:
 
 def _locked(address: str) -> UserError:
     return UserError(
-        f"The Ray cluster at {address!r} lets nobody in without its token: set RAY_AUTH_MODE=token, and "
-        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token. (A cluster that "
-        "starts where that file lies wants it, and Ray writes one when it first runs on a machine.)"
+        f"The Ray cluster at {address!r} requires its token: set RAY_AUTH_MODE=token and, if the token is "
+        "not in ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. (Ray writes that file when it "
+        "first runs on a machine, and a cluster that is started on such a machine requires the token.)"
     )
 
 
 def _knock(address: str) -> None:
-    """Ray tries for two minutes, without a word, where nobody answers."""
+    """Checks that something answers: Ray would try for two minutes without a message."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        return  # such as auto, which Ray looks up
+        return  # such as `auto`, which Ray resolves
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
     except (OSError, OverflowError) as error:

@@ -1,43 +1,44 @@
-"""Workers on their way: which have a place, which have loaded their model, and when to stop trying."""
+"""The start of workers: which have a place, which have loaded their model, and when to stop trying."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from tuner.evaluation.tasks import EvaluationError
+from tuner.evaluation.failures import EvaluationError
 
-# Starts that may fail in a row, while nobody can answer, before the run ends.
+# Starts that may fail in a row before the run ends, if no worker is ready.
 MOST_FAILED_STARTS = 3
 
-# After so many, where others answer or still load, the next one is tried after this many seconds.
+# Seconds before the next start after so many failed, if other workers are ready or still loading.
 _PAUSE = 30.0
 
-# Seconds between two looks at whether there is room for all workers, and after which one that should have a
-# place is missed.
+# Seconds between two checks whether there is room for all workers, and after which a worker without a place
+# is reported although there is room for it.
 _LOOK = 5.0
 _MISSED = 60.0
 
 
 class Starting:
-    """The workers a run asked for, by a name of the executor's, from asking until they have died.
+    """The workers that a run asked for, by the executor's name for them, until they end.
 
-    A worker is asked for, has a place (its process runs, on a host), and is ready (its model is loaded).
+    A worker is first asked for, then has a place (its process runs on a host), then is ready (its model is
+    loaded).
     """
 
     def __init__(
         self, wanted: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`say` takes one line for the person who watches; `clock` counts seconds."""
+        """say: called with a line for the user; clock: in seconds."""
         self._wanted = wanted
         self._say = say
         self._clock = clock
-        # Those not ready, with how many starts had failed when they were asked for.
+        # Workers that are not ready, with the number of failed starts when they were asked for.
         self._asked: dict[str, int] = {}
         self._hosts: dict[str, str] = {}
         self._ready: set[str] = set()
         self._failures = 0
-        # How many had failed when the last one got ready.
+        # Failed starts when the last worker got ready.
         self._failures_before = 0
         self._paused_until = 0.0
         self._told_reasons: set[str] = set()
@@ -47,39 +48,39 @@ class Starting:
 
     @property
     def paused(self) -> bool:
-        """Whether no further worker is asked for at the moment, because too many starts failed."""
+        """Whether no worker is asked for at the moment because too many starts failed."""
         return self._clock() < self._paused_until
 
     def is_ready(self, worker: str) -> bool:
-        """Whether it has loaded its model and has not died."""
+        """Whether the worker has loaded its model and has not died since."""
         return worker in self._ready
 
     def asked_for(self, worker: str) -> None:
-        """It gets a place when there is one."""
+        """The worker waits for a place."""
         self._asked[worker] = self._failures
 
     def has_place(self, worker: str, host: str) -> None:
-        """Its process runs and begins to load the model."""
+        """The worker's process runs and begins to load the model."""
         self._hosts[worker] = host
         self._changed = self._clock()
 
     def got_ready(self, worker: str) -> None:
-        """It can answer."""
+        """The worker has loaded its model."""
         self._asked.pop(worker, None)
         self._ready.add(worker)
         self._failures_before = self._failures
 
     def died(self, worker: str) -> None:
-        """After it was ready."""
+        """The worker died after it was ready."""
         self._ready.discard(worker)
         self._hosts.pop(worker, None)
         self._changed = self._clock()
 
     def failed(self, worker: str, reason: str) -> None:
-        """It died before it was ready.
+        """The worker died before it was ready.
 
-        Errors: EvaluationError after `MOST_FAILED_STARTS` in a row, when no other is ready, nor any left of
-        those asked for before the first of them: one bad machine is no reason to end what others may do.
+        Errors: EvaluationError after `MOST_FAILED_STARTS` in a row, unless another worker is ready or was
+        asked for before the first of these failures: a run does not end because of one bad machine.
         """
         self._asked.pop(worker, None)
         host = self._hosts.pop(worker, None)
@@ -90,9 +91,9 @@ class Starting:
         others = self._ready or any(at <= self._failures_before for at in self._asked.values())
         if in_a_row >= MOST_FAILED_STARTS and not others:
             raise EvaluationError(
-                f"No worker could be started {in_a_row} times in a row. The last time: {reason}"
+                f"No worker could be started {in_a_row} times in a row. The last reason: {reason}"
                 f"{'' if host is None else f' (on {host})'}\n"
-                "Everything answered before is kept, and the same command goes on from there."
+                "Everything answered before is kept, and the same command continues from there."
             )
         if in_a_row >= MOST_FAILED_STARTS:
             self._paused_until = self._clock() + _PAUSE
@@ -102,9 +103,9 @@ class Starting:
             self._say(text)
 
     def look(self, room: Callable[[], int], each: str) -> None:
-        """From time to time says how many workers there are, where some wait for a place.
+        """Reports from time to time how many workers there are, if some wait for a place.
 
-        `room` counts the workers that fit on all machines together; `each` says what one takes.
+        room: counts the workers that fit on all machines together; each: the resources of a worker, in words.
         """
         now = self._clock()
         if now < self._next_look:
@@ -116,17 +117,17 @@ class Starting:
         self._told_room = text
 
     def _shortage(self, room: Callable[[], int], each: str) -> str:
-        """What keeps workers waiting; "" where nothing does that we know of."""
+        """Why workers wait for a place; "" if none does, or if the reason is not known yet."""
         placed = len(self._hosts)
         if placed >= self._wanted:
             return ""
         fitting = room()
         if fitting < self._wanted:
-            rest = "the others begin when there is more" if fitting else "nothing is answered until there is"
+            rest = "the others start when there is more" if fitting else "the run waits until there is"
             return f"There is room for {fitting} of {self._wanted} workers ({each} each): {rest}."
         if self._clock() - self._changed >= _MISSED:
             return (
-                f"{placed} of {self._wanted} workers run: the others wait for a place ({each} each) that "
-                "somebody else holds, or for their process to start."
+                f"{placed} of {self._wanted} workers run: the others wait for their processes to start, or "
+                f"for resources ({each} each) that are in use elsewhere."
             )
         return ""

@@ -1,4 +1,4 @@
-"""best.json: one configuration with the evidence for it, self-contained, read by `pipeline.load`.
+"""best.json: a configuration with the evidence for it, self-contained, read by `pipeline.load`.
 
 The numbers under `measured` come from the held-out videos, which had no part in choosing the configuration.
 docs/production.md describes each field; `json_schema()` gives the machine's form.
@@ -16,9 +16,12 @@ import tempfile
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.break_even import Serving, break_even
+from pipeline.export_format import READABLE, SCHEMA, why_unreadable
 from tuner.errors import UserError
 from tuner.records.measurements import ServingCost
 from tuner.reporting.values import HeldOut, RunSummary, TagRow
@@ -26,12 +29,7 @@ from tuner.statistics.values import Measured, Verdict
 from tuner.statistics.wording import weak_baseline
 from tuner.study.values import AnswerCost
 
-if TYPE_CHECKING:
-    from pydantic import ConfigDict, TypeAdapter
-
-SCHEMA = "adatp-tuner/best/1"
-
-# What answers depend on, or what chose the configuration.
+# Packages that answers or the choice of the configuration depend on.
 _VERSIONS_OF = ("adatp-tuner", "torch", "transformers", "numpy", "av", "decord", "optuna", "ray", "mlflow")
 
 # Plans are exact; only the division leaves a rounding error.
@@ -49,11 +47,11 @@ class _Strict:
 
 @dataclass(frozen=True)
 class BaselineNumbers(_Strict):
-    """The unpruned model on the held-out part; `intervals` holds 95 % intervals by the field they are for."""
+    """The unpruned model on the held-out split; `intervals` holds 95 % intervals by field."""
 
     accuracy: float
     intervals: dict[str, Range]
-    # In files of older versions alone: of answers at other moments than the other model's.
+    # Only in files of older versions: measured at another time than the pruned model's.
     seconds_per_answer: float | None = None
     peak_bytes_mean: float | None = None
     peak_bytes_max: int | None = None
@@ -77,7 +75,7 @@ class TagNumbers(_Strict):
 
 @dataclass(frozen=True)
 class TestedNumbers(_Strict):
-    """One candidate's test: `bound` is a lower bound of the difference that errs with probability `level`."""
+    """A candidate's test; `bound` is a lower bound of the difference, wrong with probability `level`."""
 
     trial: int
     margin: float
@@ -89,7 +87,7 @@ class TestedNumbers(_Strict):
 
 @dataclass(frozen=True)
 class LookNumbers(_Strict):
-    """What the study's held-out videos first said of a search's choice at a margin."""
+    """The first result of a search's choice on the held-out videos at a margin."""
 
     goal: str
     budget: float
@@ -102,8 +100,8 @@ class LookNumbers(_Strict):
 
 @dataclass(frozen=True)
 class NoiseNumbers(_Strict):
-    """The unpruned model against itself in packs of another size: answers that flipped, and the size of the
-    change in log-probability.
+    """The unpruned model compared with itself in packs of another size: answers that changed, and the size of
+    the change in log-probability.
     """
 
     questions: int
@@ -115,8 +113,9 @@ class NoiseNumbers(_Strict):
 
 @dataclass(frozen=True)
 class GuessingNumbers(_Strict):
-    """The unpruned model on all labelled questions with options, of which guessing gets the share `chance`;
-    `bound` is a one-sided 95 % lower bound of its accuracy.
+    """The unpruned model on all labelled questions with options; guessing answers the share `chance` right.
+
+    `bound` is a one-sided 95 % lower bound of the model's accuracy.
     """
 
     questions: int
@@ -128,13 +127,14 @@ class GuessingNumbers(_Strict):
 
 @dataclass(frozen=True)
 class MeasuredNumbers(_Strict):
-    """The exported configuration on the held-out part.
+    """The exported configuration on the held-out split.
 
     `difference` is accuracy minus the baseline's on the same questions; `regressions`, `gained` and `flips`
     count questions; ratios are fractions of the unpruned cost.
     """
 
-    split: str
+    # `part` in files of 0.1.0.
+    split: Annotated[str, Field(validation_alias=AliasChoices("split", "part"))]
     questions: int
     videos: int
     accuracy: float
@@ -149,7 +149,7 @@ class MeasuredNumbers(_Strict):
     logprob_change: float
     intervals: dict[str, Range]
     p_value: float | None
-    # In files of older versions alone: of answers at other moments than the other model's.
+    # Only in files of older versions: measured at another time than the unpruned model's.
     seconds_per_answer: float | None = None
     peak_bytes_mean: float | None = None
     peak_bytes_max: int | None = None
@@ -161,9 +161,9 @@ class MeasuredNumbers(_Strict):
 
 @dataclass(frozen=True)
 class ServingNumbers(_Strict):
-    """What a server pays that keeps videos, once per video and for each question.
+    """What a server that keeps videos pays, once per video and for each question.
 
-    `break_even` is the number of questions per video up to which pruning is cheaper; null: whatever it is.
+    `break_even` is the number of questions per video up to which pruning is cheaper; null: any number.
     """
 
     break_even: float | None
@@ -175,7 +175,7 @@ class ServingNumbers(_Strict):
 
 @dataclass(frozen=True)
 class ProfiledNumbers(_Strict):
-    """One held-out question's prefill in multiply-adds: counted by torch.profiler, and planned."""
+    """A held-out question's prefill in multiply-adds, as counted by torch.profiler and as planned."""
 
     question: str
     counted_baseline: int
@@ -200,10 +200,10 @@ class ServingEvidence(_Strict):
 
 @dataclass(frozen=True)
 class Checkpoint(_Strict):
-    """A checkpoint as production finds it again.
+    """A checkpoint, so that production finds it again.
 
-    `id` is a Hugging Face id, a folder relative to best.json where it lies below its folder, or an absolute
-    folder; `resolved` is where it was at the time of the export. `identity` tells whether it is the same one.
+    `id` is a Hugging Face id, a folder relative to best.json if it lies below that file's folder, or an
+    absolute folder. `resolved` is where it was at the time of the export; `identity` is compared on loading.
     """
 
     id: str
@@ -225,14 +225,14 @@ class Provenance(_Strict):
     tune_flops_ratio: float
     mlflow_run: str | None
     versions: dict[str, str]
-    # Answers asked of the model, and those that trials shared through equal plans instead.
+    # Answers that the model gave, and answers that trials shared through equal plans instead.
     evaluated_answers: int | None = None
     shared_answers: int | None = None
 
 
 @dataclass(frozen=True)
 class Best(_Strict):
-    """The file: what to run first, then what it gave, then where it comes from."""
+    """The file: first what to run, then its results, then where it comes from."""
 
     schema: str
     method: str
@@ -252,16 +252,15 @@ class Best(_Strict):
     baseline: BaselineNumbers
     provenance: Provenance
     serving: ServingEvidence | None = None
-    # What was measured: number format, attention backend, kind of device, pooling of patches (null where the
-    # model has one way only), and the identity of all that encodes videos. A file of an older version says
-    # none of it.
+    # How it was measured: number format, attention backend, kind of device, pooling of patches (null if the
+    # model has a single way), and the identity of everything that encodes videos. Missing in older files.
     dtype: str | None = None
     attention: str | None = None
     device: str | None = None
     pooling: str | None = None
     encoding: str | None = None
-    # Whether the configuration is shown to lose no more than the margin, and whether it was let through
-    # though it is not. A file of an older version tested nothing.
+    # Whether the configuration is shown to lose no more than the margin, and whether it was exported although
+    # it is not. Older files have no test.
     verdict: Verdict = "untested"
     max_drop: str | None = None
     margin: float | None = None
@@ -269,10 +268,10 @@ class Best(_Strict):
     looks: list[LookNumbers] = field(default_factory=list)
     noise_floor: NoiseNumbers | None = None
     accepted_regressions: bool = False
-    # The unpruned model against guessing, and whether the file was written though it does no better.
+    # The unpruned model against guessing, and whether the file was written although it does no better.
     guessing: GuessingNumbers | None = None
     accepted_weak_baseline: bool = False
-    # Questions that no number here counts, because asking them killed their workers: reasons by id.
+    # Questions that are left out of all numbers, because they killed their workers: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
 
 
@@ -284,11 +283,11 @@ def export(
     accept_regressions: bool = False,
     accept_weak_baseline: bool = False,
 ) -> Best:
-    """Writes best.json for the best trial, whole or not at all; the same summary gives the same file.
+    """Writes best.json for the best trial, completely or not at all; the same summary gives the same file.
 
-    Errors: UserError when no configuration fits the budget, when the best one is not shown to lose no more
-    than the margin and regressions are not accepted, when the unpruned model does no better than guessing and
-    that is not accepted, or when the file cannot be written there.
+    Errors: UserError if no configuration fits the budget, the best one is not shown to lose no more than the
+    margin and regressions are not accepted, the unpruned model does no better than guessing and that is not
+    accepted, or the file cannot be written.
     """
     best = describe(
         summary,
@@ -391,13 +390,20 @@ def describe(
 
 
 def read(path: Path) -> Best:
-    """A file that `export` wrote; UserError with everything that is wrong with it."""
-    from pydantic import ValidationError
+    """A file that `export` wrote, of this version or an earlier one.
 
+    Errors: UserError with everything that is wrong with it, or with the version alone where that is newer.
+    """
     try:
-        return _adapter().validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # told below
+        unreadable = why_unreadable(json.loads(content)["schema"])
+        if unreadable is not None:
+            raise UserError(f"{path} {unreadable}")
+    try:
+        return _adapter().validate_json(content)
     except ValidationError as error:
         problems = [
             f"{path}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()
@@ -412,12 +418,12 @@ def json_schema() -> dict[str, Any]:
 
     schema = _adapter().json_schema()
     schema["$defs"] |= {name: method_schema(method) for name, method in METHODS.items()}
-    schema["properties"]["schema"]["const"] = SCHEMA
+    schema["properties"]["schema"]["enum"] = list(READABLE)
     return schema
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages an answer or a choice depends on, as far as they are installed."""
+    """Versions of Python and of the packages that answers or the choice depend on, if installed."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS_OF:
         with contextlib.suppress(PackageNotFoundError):
@@ -426,8 +432,6 @@ def versions() -> dict[str, str]:
 
 
 def _adapter() -> TypeAdapter[Best]:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(Best)
 
 
@@ -517,7 +521,7 @@ def _checkpoint(
     if not path.is_dir():
         return Checkpoint(reference, reference, revision, identity)
     resolved = path.resolve()
-    # A file that lies above its model can be moved together with it.
+    # If the model lies below the file's folder, both can be moved together.
     portable = resolved.relative_to(folder).as_posix() if resolved.is_relative_to(folder) else str(resolved)
     return Checkpoint(portable, str(resolved), revision, identity)
 
@@ -548,15 +552,16 @@ def _not_shown(summary: RunSummary) -> str:
     else:
         found = "no configuration was tested against the unpruned model on held-out videos"
     return (
-        f"study {summary.study}: {found}. `tuner export --accept-regressions` exports the best one all the "
-        "same, and best.json says so; or run again with more videos, a larger --max-drop or a larger budget."
+        f"study {summary.study}: {found}. `tuner export --accept-regressions` exports the best "
+        "configuration all the same, and best.json says so; or run again with more videos, a larger --max-drop "
+        "or a larger budget."
     )
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that a user asked for, whole or not at all.
+    """Writes a file that the user asked for, completely or not at all.
 
-    Errors: UserError when it cannot be written there.
+    Errors: UserError if it cannot be written.
     """
     try:
         _replace(path, text)
@@ -571,7 +576,7 @@ def _replace(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files for one's own eyes; this one is for others as any new file is.
+        # mkstemp makes files that only their owner may read; this file gets the usual permissions.
         mask = os.umask(0)
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)

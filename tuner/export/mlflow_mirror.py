@@ -1,7 +1,7 @@
 """MLflow as a mirror of our records: an experiment per study, a run per study, a child run per trial.
 
-The only module that imports MLflow. Everything is looked up by our own tags before it is created and
-compared by digest before it is written, so mirroring again changes nothing and mirroring after a crash
+The only module that imports MLflow. Everything is looked up by our own tags before it is created, and
+compared by digest before it is written. So mirroring again changes nothing, and mirroring after a crash
 completes what is missing.
 """
 
@@ -12,17 +12,21 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
+
+from sqlalchemy import make_url
 
 from pipeline.methods import KNOBS
 from tuner.errors import without_user
+from tuner.records.database import sqlite_url
 from tuner.records.measurements import ServingCost
 from tuner.reporting.values import HeldOut, PrunedTrial, Recorded, RegressionRow, RunSummary, TagRow, Trial
 from tuner.statistics.values import Measured
@@ -31,12 +35,12 @@ from tuner.study.values import AnswerCost, Outcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 # A bare `mlflow ui` in the same folder looks here.
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-# Where `mlflow ui` answers unless it is told otherwise.
+# The default address of `mlflow ui`.
 LOCAL_INTERFACE = "http://127.0.0.1:5000"
 REGRESSIONS = "regressions.json"
 BY_TAG = "by_tag.json"
@@ -44,25 +48,25 @@ REPORT = "report.html"
 
 _KIND, _STUDY, _TRIAL = "adatp.kind", "adatp.study_hash", "adatp.trial"
 _DIGEST, _FILES = "adatp.digest", "adatp.files"
-_TABLES = "mlflow.loggedArtifacts"  # by this tag the interface knows a JSON file as a table
+_TABLES = "mlflow.loggedArtifacts"  # the JSON files that the interface shows as tables
 _PARENT = "mlflow.parentRunId"
-# The interface sorts experiments by it; without it, it guesses.
+# The kind of experiment, by which the interface sorts; without the tag it guesses.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-# Under this and a key the interface keeps the views that its menu "Views" offers.
+# Prefix of the tags in which the interface keeps the views of its menu "Views".
 _VIEW = "mlflow.sharedViewState."
-# Without it the interface of MLflow 3 takes every experiment for one about prompts, whatever its kind.
+# Without it the interface of MLflow 3 shows every experiment as if it were about prompts.
 _WORKFLOW = "workflowType=machine_learning"
 _VIEW_METRICS = ("flops_ratio", "accuracy", "regressions", "logprob_change", "held_out_accuracy")
-# Beside pages, which are called after their files, the run's description links to these.
+# Files that the run's description links to, beside pages, whose links are named after their files.
 _LINKED = {REGRESSIONS: "regressions, question by question", BY_TAG: "what pruning changed by tag"}
 _PAGE = 1000
-# Of one request to a tracking server.
+# Limits of a request to a tracking server.
 _MOST_METRICS, _MOST_PARAMS, _MOST_TAGS = 1000, 100, 100
 
 
 @dataclass(frozen=True)
 class _Content:
-    """All that one run should hold."""
+    """Everything that a run should hold."""
 
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -75,19 +79,21 @@ class _Content:
 
 
 class MlflowMirror:
-    """A recorder that writes to an MLflow server or, by default, to mlflow.db in the working directory."""
+    """Writes to an MLflow server or, by default, to mlflow.db in the working directory."""
 
     def __init__(self, tracking_uri: str | None = None) -> None:
         # Absolute: MLflow keeps one connection per address for the life of the process, whatever its folder.
-        self.tracking_uri = tracking_uri or f"sqlite:///{Path(DATABASE).resolve().as_posix()}"
+        # With the driver's name: at `sqlite:///` MLflow makes the folder of a quoted path, quotes included.
+        default = sqlite_url(Path(DATABASE).resolve()).replace("sqlite:", "sqlite+pysqlite:", 1)
+        self.tracking_uri = tracking_uri or default
 
     def record(
         self, summary: RunSummary, files: Sequence[Path] = (), *, earlier: Sequence[RunSummary] = ()
     ) -> Recorded:
         """Makes MLflow hold this summary; files and tables are artifacts of the study's run.
 
-        earlier: summaries of the study's other searches, whose chosen trials keep what held-out videos say of
-        them. One writing for all of them: one for each would change the study's run back and forth.
+        earlier: summaries of the study's other searches, whose chosen trials keep their held-out results. All
+        are written together: separate calls would change the study's run back and forth.
         """
         with _quiet_mlflow():
             return _Writer(self.tracking_uri, summary, earlier).write(files)
@@ -95,7 +101,7 @@ class MlflowMirror:
     def record_files(self, study: str, study_hash: str, files: Sequence[Path]) -> Recorded:
         """Adds finished files, or replaces those of the same name, as artifacts of the study's run.
 
-        Makes the experiment and the run where they are missing; the same files again change nothing. A JSON
+        Creates the experiment and the run if they are missing; the same files again change nothing. A JSON
         file of columns and data, as pandas writes it with orient="split", is shown as a table.
         """
         with _quiet_mlflow():
@@ -106,10 +112,10 @@ class MlflowMirror:
             return run.recorded
 
     def find(self, study: str, study_hash: str) -> Recorded | None:
-        """Where a study was mirrored before; None where it was not."""
-        local = self.tracking_uri.removeprefix("sqlite:///")
-        if local != self.tracking_uri and not Path(local).exists():
-            return None  # looking would make one
+        """Where a study was mirrored before; None if it was not."""
+        database = _local_database(self.tracking_uri)
+        if database is not None and not database.exists():
+            return None  # looking would create it
         with _quiet_mlflow():
             client = _client(self.tracking_uri)
             experiment = client.get_experiment_by_name(experiment_name(study))
@@ -126,12 +132,48 @@ def experiment_name(study: str) -> str:
     return f"adatp/{study}"
 
 
+def _local_database(tracking_uri: str) -> Path | None:
+    """The SQLite file behind a tracking address; None for a server or another database."""
+    if not tracking_uri.startswith("sqlite"):
+        return None
+    database = make_url(tracking_uri).database
+    return Path(database).resolve() if database else None
+
+
+def _move_artifacts(database: Path, experiment: Experiment, folder: Path) -> Path | None:
+    """Makes an experiment keep its artifacts in `folder`, if that is where they belong.
+
+    MLflow stores absolute addresses and has no call that changes them. After the project's folder was moved
+    or copied they name the old place: it is gone, or the artifacts lie beside the database as well. Any
+    other place is left as it is. Returns the old folder, or None where nothing was changed.
+    """
+    address = urlsplit(experiment.artifact_location)
+    if address.scheme not in ("", "file"):
+        return None
+    before = Path(unquote(address.path))
+    if before == folder or (before.is_dir() and not folder.is_dir()):
+        return None
+    old, new, key = experiment.artifact_location, folder.as_uri(), int(experiment.experiment_id)
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        connection.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+            "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+            (new, len(old) + 1, key, len(old), old),
+        )
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, key))
+    return before
+
+
 class _StudyRun:
-    """The run that holds one version of a study, made where it is missing."""
+    """The run that holds one version of a study, created where it is missing."""
+
+    # Where artifacts lay before the project was moved.
+    moved_from: Path | None = None
 
     def __init__(self, tracking_uri: str, study: str, study_hash: str) -> None:
         self.uri, self.study, self.study_hash = tracking_uri, study, study_hash
         self.client = _client(tracking_uri)
+        self.written_runs = self.written_files = 0
         self.experiment = self._find_experiment()
         run = _find_parent(self.client, self.experiment, study_hash)
         if run is None:
@@ -139,8 +181,11 @@ class _StudyRun:
             name = f"{study} {study_hash[:8]}"
             run = self.client.create_run(self.experiment, tags=identity, run_name=name)
         self.run = run
-        # Digests of its artifacts, by name.
-        self.files: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
+        known: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
+        there = {one.path for one in self.client.list_artifacts(self.id)}
+        # Digests of its artifacts, by name. Those that were deleted, or lie where the folder was before it
+        # was moved, are written again.
+        self.files = {} if self.moved_from else {name: known[name] for name in known if name in there}
 
     @property
     def id(self) -> str:
@@ -148,18 +193,26 @@ class _StudyRun:
 
     @property
     def recorded(self) -> Recorded:
-        return _recorded(self.uri, self.run)
+        return replace(
+            _recorded(self.uri, self.run),
+            runs=self.written_runs,
+            files=self.written_files,
+            moved_from=self.moved_from,
+        )
 
     def _find_experiment(self) -> str:
         name = experiment_name(self.study)
         found = self.client.get_experiment_by_name(name)
+        # A server decides where artifacts lie; without one they lie beside the database.
+        database = _local_database(self.uri)
+        folder = None if database is None else database.parent / ARTIFACTS / self.study
         if found is None:
-            # A server decides by itself; without one the files must lie where `mlflow ui` can read them.
-            local = self.uri.startswith("sqlite:")
-            location = (Path(ARTIFACTS).resolve() / self.study).as_uri() if local else None
+            location = None if folder is None else folder.as_uri()
             return str(self.client.create_experiment(name, location, _EXPERIMENT_TAGS))
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
+        if database and folder:
+            self.moved_from = _move_artifacts(database, found, folder)
         return str(found.experiment_id)
 
     def log_files(self, contents: Mapping[str, bytes], tables: Collection[str] = ()) -> None:
@@ -179,10 +232,11 @@ class _StudyRun:
             shown = [{"path": name, "type": "table"} for name in dict.fromkeys((*known, *tables))]
             self.client.set_tag(self.id, _TABLES, json.dumps(shown))
         self.files |= digests
+        self.written_files += len(changed)
         self.client.set_tag(self.id, _FILES, json.dumps(self.files, sort_keys=True))
 
     def save_view(self) -> None:
-        """Offers the trials, with the columns and charts they need, in the interface's menu "Views"."""
+        """Adds a view of the trials, with suitable columns and charts, to the interface's menu "Views"."""
         key = _VIEW + _view_id(self.study_hash)
         view = json.dumps(
             {
@@ -194,6 +248,10 @@ class _StudyRun:
         if self.client.get_experiment(self.experiment).tags.get(key) != view:
             self.client.set_experiment_tag(self.experiment, key, view)
 
+    def update(self, run: Run, content: _Content) -> None:
+        """Writes what one of the study's runs lacks."""
+        self.written_runs += _update(self.client, run, content)
+
     def finish(self) -> None:
         if self.run.info.status == "RUNNING":
             self.client.set_terminated(self.id)
@@ -202,7 +260,7 @@ class _StudyRun:
 class _Writer:
     def __init__(self, tracking_uri: str, summary: RunSummary, earlier: Sequence[RunSummary]) -> None:
         self.summary = summary
-        # What earlier searches measured on held-out videos, by trial number.
+        # Held-out results of earlier searches, by trial number.
         self.measured = {
             number: metrics for one in earlier for number, metrics in _held_out_by_trial(one).items()
         }
@@ -225,7 +283,7 @@ class _Writer:
         study.log_files(_read(files) | tables, tables)
         study.save_view()
         links = _links(study.experiment, study.id, summary, study.files)
-        _update(self.client, study.run, _study_content(summary, links))
+        study.update(study.run, _study_content(summary, links))
         study.finish()
         return study.recorded
 
@@ -239,7 +297,7 @@ class _Writer:
         status: str = "FINISHED",
         seconds: float = 0.0,
     ) -> None:
-        """Three requests for a trial that is new, none for one that is there."""
+        """Takes three requests for a new trial, none for a trial that is there already."""
         if run is None:
             identity = {
                 _PARENT: self.study.id,
@@ -253,28 +311,28 @@ class _Writer:
             )
         elif run.info.run_name != name:  # another trial is the best one now
             self.client.update_run(run.info.run_id, name=name)
-        _update(self.client, run, content)
-        # A trial that was stopped may have been finished since.
+        self.study.update(run, content)
+        # A pruned trial may have been completed since.
         if run.info.status != status:
             self.client.set_terminated(run.info.run_id, status)
 
 
-def _update(client: MlflowClient, run: Run, content: _Content) -> None:
-    """Writes what differs, all in one request.
+def _update(client: MlflowClient, run: Run, content: _Content) -> bool:
+    """Writes what differs, all in one request; returns whether anything did.
 
-    Parameters, metrics and tags are kept in this order, tags all at once: a run without the digest, or with
-    another, was left unfinished or is of another content, and is written again.
+    MLflow stores parameters first, then metrics, then all tags at once. So a run without this digest is
+    incomplete or has other content, and is written again.
     """
     from mlflow.entities import Metric, Param, RunTag
 
     if run.data.tags.get(_DIGEST) == content.digest:
-        return
+        return False
     now = _now()
     known = run.data.metrics
     metrics = [
         Metric(key, value, now, 0) for key, value in content.metrics.items() if known.get(key) != value
     ]
-    # A parameter cannot be written twice with another value.
+    # A parameter cannot be changed.
     params = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
     tags = [
         RunTag(key, value)
@@ -285,6 +343,7 @@ def _update(client: MlflowClient, run: Run, content: _Content) -> None:
     assert len(params) <= _MOST_PARAMS
     assert len(tags) <= _MOST_TAGS
     client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
+    return True
 
 
 def _read(files: Sequence[Path]) -> dict[str, bytes]:
@@ -299,10 +358,10 @@ def _view_id(study_hash: str) -> str:
 
 
 def _view_state(study_hash: str) -> dict[str, Any]:
-    """A view of the runs page: the trials alone, most accurate first, and beside them two charts.
+    """A view of the runs page: the trials, most accurate first, and two charts beside them.
 
-    In the form in which MLflow 3.17 stores its own views; fields left out are at their defaults, and an
-    interface that knows other fields ignores these.
+    It has the form in which MLflow 3.17 stores its own views. Missing fields have their defaults, and an
+    interface with other fields ignores unknown ones.
     """
     trials, others = "adatp-trials", "adatp-others"
     parallel = {
@@ -322,7 +381,7 @@ def _view_state(study_hash: str) -> dict[str, Any]:
     }
     every = {"metricSectionId": trials, "runsCountToCompare": 300, "deleted": False, "isGenerated": False}
     section = {"isReordered": False, "deleted": False, "isGenerated": False}
-    # Named as the interface does. Widths are kept for columns with a place in the order only.
+    # With the interface's names. It keeps widths only for columns that are in the order.
     metrics = [f"metrics.`{name}`" for name in _VIEW_METRICS]
     knobs = [f"params.`{name}`" for name in KNOBS]
     widths = {"attributes.`Run Name`": 255} | dict.fromkeys(knobs, 92) | dict.fromkeys(metrics, 105)
@@ -344,7 +403,7 @@ def _view_state(study_hash: str) -> dict[str, Any]:
 
 
 def _trial_name(summary: RunSummary, trial: Trial) -> str:
-    """Sorts by number, and says in lists and legends what the trial came to."""
+    """A name that sorts by number and shows the trial's result in lists and legends."""
     role = ""
     if summary.best is not None and summary.best.number == trial.number:
         role = " (best)"
@@ -357,7 +416,7 @@ def _trial_name(summary: RunSummary, trial: Trial) -> str:
 
 
 def _links(experiment: str, run: str, summary: RunSummary, artifacts: Collection[str]) -> tuple[str, ...]:
-    """Markdown links into the interface; relative, so that they hold under whatever name it is reached."""
+    """Markdown links into the interface; relative, so that they work under any host name."""
     trials = f"#/experiments/{experiment}/runs?{_WORKFLOW}&viewStateShareKey={_view_id(summary.study_hash)}"
     links = [
         f"[trials in a table]({trials})",
@@ -377,7 +436,7 @@ def _held_out_by_trial(summary: RunSummary) -> dict[int, dict[str, float]]:
 
 
 def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, float]) -> _Content:
-    """measured: metrics of the held-out part that another search asked for."""
+    """measured: held-out metrics that another search asked for."""
     outcome = trial.outcome
     metrics = _outcome_metrics(outcome) | dict(measured)
     roles = []
@@ -401,7 +460,7 @@ def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, flo
 
 
 def _stopped_content(stopped: PrunedTrial) -> _Content:
-    """Of a trial that the race stopped: no accuracy, for it would be one of some videos only."""
+    """Of a pruned trial: without accuracy, which would be about some of the videos only."""
     configuration = stopped.configuration
     return _Content(
         params={"method": configuration.method}
@@ -437,7 +496,7 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
     if summary.serving is not None:
         metrics |= _serving_metrics(summary.serving)
     metrics |= _evidence_metrics(summary)
-    # What another search of the same study changes is a tag: parameters are for ever.
+    # Values that another search of the same study changes are tags, because parameters cannot be changed.
     tags = {
         "budget": f"{summary.budget:g}",
         "seed": str(summary.seed),
@@ -452,7 +511,7 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
 
 
 def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
-    """What the verdict rests on: the margin, the last test, and what noise alone does."""
+    """What the verdict is based on: the margin, the last test and the noise floor; and the study's cost."""
     metrics = {
         "stopped_trials": float(len(summary.stopped)),
         "trials_above": float(len(summary.above)),
@@ -504,7 +563,7 @@ def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
 
 
 def _memory_metrics(prefix: str, cost: AnswerCost) -> dict[str, float]:
-    """Without seconds: those of stored answers are of different moments, and invite to be compared."""
+    """Without seconds: stored answers were timed at different moments, so their seconds do not compare."""
     metrics: dict[str, float] = {}
     if cost.peak_bytes_mean is not None and cost.peak_bytes_max is not None:
         metrics[f"{prefix}peak_bytes_mean"] = cost.peak_bytes_mean
@@ -513,7 +572,7 @@ def _memory_metrics(prefix: str, cost: AnswerCost) -> dict[str, float]:
 
 
 def _serving_metrics(serving: ServingCost) -> dict[str, float]:
-    """Without a break-even where pruning pays for any number of questions: a chart has no place for it."""
+    """Without a break-even if pruning pays for any number of questions, because a chart cannot show it."""
     metrics = {
         "break_even_questions_flops": serving.break_even,
         "flops_per_video_baseline": serving.baseline.per_video,
@@ -574,18 +633,18 @@ def _with_interval(name: str, measured: Measured) -> dict[str, float]:
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Charts stop at what is not a number."""
+    """Without infinite and undefined values, at which charts stop."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _readable(value: float | str | int) -> str:
-    """Six digits are enough to read and to plot; best.json and our records have them all."""
+    """With six digits, which suffice to read and to plot; best.json and the records have all digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _note(summary: RunSummary, links: Sequence[str]) -> str:
     """The run's description, as Markdown."""
-    # The page shows the first lines, the rest at a click.
+    # The page shows the first lines, and the rest after a click.
     lines = ["Open " + ", ".join(links) + "."] if links else []
     if summary.best is None or summary.best_held_out is None:
         lines.append("No configuration within the budget is measured yet.")
@@ -620,7 +679,7 @@ def _percent(measured: Measured) -> str:
 
 
 def _tables(summary: RunSummary) -> dict[str, str]:
-    """Tables by file name; the one by tag only where questions carry tags."""
+    """Tables by file name; the table by tag only if questions have tags."""
     tables = {REGRESSIONS: _regressions(summary.regressions)}
     if summary.best_held_out is not None and summary.best_held_out.by_tag:
         tables[BY_TAG] = _by_tag(summary.best_held_out.by_tag)
@@ -649,7 +708,7 @@ def _by_tag(rows: Sequence[TagRow]) -> str:
 
 
 def _table(columns: Sequence[str], data: Sequence[Sequence[Any]]) -> str:
-    """In the form the interface shows as a table: pandas' "split"."""
+    """In the form that the interface shows as a table: pandas' "split"."""
     return json.dumps({"columns": columns, "data": data}, ensure_ascii=False)
 
 
@@ -688,16 +747,16 @@ def _children(client: MlflowClient, experiment: str, parent_id: str) -> dict[int
 def _client(tracking_uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
-    # A client of its own: the process-wide tracking address of whoever calls us stays as it is.
+    # A client of its own leaves the process-wide tracking address of the caller unchanged.
     return MlflowClient(tracking_uri=tracking_uri)
 
 
 @contextmanager
 def _quiet_mlflow() -> Iterator[None]:
-    """The first use of a database tells of each of its many migrations."""
-    # Read when MLflow is imported, which also sets the levels of its loggers.
+    """Silences MLflow, which reports each migration of a new database and each run that ends."""
+    # These are read when MLflow is imported, which also sets the levels of its loggers.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # By default four minutes for a server that is not there; a study waits a quarter of a minute.
+    # By default MLflow waits four minutes for a server that does not answer; here a quarter of a minute.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow  # noqa: F401
 

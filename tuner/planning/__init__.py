@@ -1,1 +1,1 @@
-"""What a configuration costs and what it asks of the model: exact, from stored layouts, without a model."""
+"""What a configuration and a study cost, and what is asked of the model: exact, without loading a model."""

@@ -1,4 +1,4 @@
-"""What a configuration costs on a study and what it asks the model: from stored layouts, without a model."""
+"""A configuration's plans, exact cost and fingerprints on a study, from stored layouts, without a model."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ SPLITS: tuple[Split, Split] = ("tune", "held_out")
 
 @dataclass(frozen=True)
 class Cost:
-    """A configuration's FLOPs on each part of the study."""
+    """A configuration's FLOPs on each split of the study."""
 
     compute: dict[Split, Compute]
 
     @property
     def binding(self) -> float:
-        """The larger of the parts' FLOPs ratios: the budget must hold on tune and on held-out questions."""
+        """The larger FLOPs ratio of the splits: the budget must hold on tune and on held-out questions."""
         return max(split.flops_ratio for split in self.compute.values())
 
 
 @dataclass(frozen=True, eq=False)
 class Variants:
-    """What N questions ask of the model, each under thresholds of its own."""
+    """What N questions ask of the model, each with thresholds of its own."""
 
     fingerprints: tuple[str, ...]  # (N,)
-    flops: IntArray  # (N,) the pruned prefill's
+    flops: IntArray  # (N,) of the pruned prefill
 
 
 def fingerprint(base: str, method: Method | None, plan: Plan | None) -> str:
-    """What was asked of the model for one question, as 32 hexadecimal digits; None: the unpruned model.
+    """Identifies what is asked of the model for a question, in 32 hexadecimal digits; None: unpruned.
 
-    `base` covers model, encoding and scoring (`fingerprint_base`). This is `Runtime.fingerprint`, shortened,
-    for processes that load no model; a test holds the two together.
+    base: covers model, encoding and scoring (`fingerprint_base`). This is `Runtime.fingerprint`, shortened,
+    for processes that load no model; a test compares the two.
     """
     key = None if plan is None or plan.keeps_everything else plan.key()
     return _fingerprints(base, method, [key])[0]
 
 
 def _fingerprints(base: str, method: Method | None, keys: Sequence[str | None]) -> tuple[str, ...]:
-    """One per plan's key; None: nothing is dropped."""
+    """A fingerprint for each plan's key; None: nothing is dropped."""
     options = {} if method is None else method.selection_options()
     written = ",".join(f"{name}={value}" for name, value in sorted(options.items()))
 
@@ -76,12 +76,12 @@ def _fingerprints(base: str, method: Method | None, keys: Sequence[str | None]) 
 
 
 def fingerprint_base(encoding: str, scoring: str, max_new_tokens: int) -> str:
-    """What every fingerprint of a study covers besides the method and its plan."""
+    """What all fingerprints of a study have in common: everything but the method and its plan."""
     return f"{encoding}|{scoring}/{SCORING_VERSION}|{max_new_tokens}"
 
 
 class Planner:
-    """Plans, costs and fingerprints for the questions of one study: milliseconds for a thousand of them."""
+    """Plans, costs and fingerprints for the questions of a study; a thousand questions take milliseconds."""
 
     def __init__(self, questions: Sequence[StoredQuestion], shape: ModelShape, fingerprint_base: str) -> None:
         self.questions = tuple(questions)
@@ -90,12 +90,12 @@ class Planner:
         by_split: dict[Split, list[Layout]] = {split: [] for split in SPLITS}
         for question in self.questions:
             by_split[question.split].append(question.layout)
-        # A part without questions (nothing held out) constrains nothing.
+        # A split without questions (nothing held out) constrains nothing.
         self._layouts = {split: Layouts.of(layouts) for split, layouts in by_split.items() if layouts}
         self._all = Layouts.of([question.layout for question in self.questions])
 
     def cost(self, method: Method) -> Cost:
-        """Exact ratios per part."""
+        """Exact ratios for each split."""
         return Cost(
             {
                 split: compute(StudyPlans.of(method, layouts, self.shape.layers), self.shape)
@@ -104,14 +104,14 @@ class Planner:
         )
 
     def binding_ratio(self, method: Method) -> float:
-        """`cost(method).binding` alone: what the budget is compared with."""
+        """`cost(method).binding`, which the budget is compared with, without the other ratios."""
         return max(
             flops_ratio(StudyPlans.of(method, layouts, self.shape.layers), layouts, self.shape)
             for layouts in self._layouts.values()
         )
 
     def solve(self, method: Method, target: float) -> Method | Unreachable:
-        """The method with the largest keep ratio that stays at or below the target on every part."""
+        """The method with the largest keep ratio whose FLOPs ratio is at most `target` on every split."""
         solved: list[Method] = []
         for layouts in self._layouts.values():
             one = solve_p(method, layouts, self.shape, target)
@@ -127,8 +127,8 @@ class Planner:
         return bool(method.boosted_ratio > method.p and method.partition(self._all).boosted.any())
 
     def serving(self, method: Method, measured: MeasuredServing | None = None) -> ServingCost:
-        """What a server pays with this method and without, on the held-out questions (the tune part's where
-        nothing is held out); `measured` goes along.
+        """What a server pays with this method and without, on the held-out questions (on the tune questions
+        if nothing is held out), together with what was `measured`.
         """
         plans = self._plans(method)
         (baseline, best), stored = serving_flops(plans, self.shape), stored_numbers(plans, self.shape)
@@ -137,10 +137,8 @@ class Planner:
     def spread(
         self, method: Method, size: int, leave_out: Collection[str] = ()
     ) -> tuple[StoredQuestion, ...]:
-        """Up to `size` held-out questions, spread evenly over their planned FLOPs; none of the ids in
-        `leave_out`.
-
-        Where `size` is odd the one with the median (the upper of two) comes first.
+        """Up to `size` held-out questions, spread evenly over their planned FLOPs, without the ids in
+        `leave_out`. If `size` is odd, the question with the median (the upper of two) comes first.
         """
         split = self._measured_split
         questions = [one for one in self.questions if one.split == split]
@@ -158,7 +156,7 @@ class Planner:
         return StudyPlans.of(method, self._layouts[self._measured_split], self.shape.layers)
 
     def fingerprints(self, method: Method | None, questions: Sequence[str] | None = None) -> tuple[str, ...]:
-        """One per question, in the study's order, or for these question ids, in theirs."""
+        """A fingerprint for each question of the study, in its order, or for each of these question ids."""
         if method is None:
             count = len(self.questions) if questions is None else len(questions)
             return (fingerprint(self._base, None, None),) * count
@@ -170,9 +168,9 @@ class Planner:
     def variants(
         self, method: AdaTP, questions: Sequence[str], tau_s: FloatArray, tau_t: FloatArray
     ) -> Variants:
-        """Plans of these question ids (N, repeats allowed) under `method` with thresholds (N,) of their own.
+        """Plans of these question ids (N, repeats allowed) by `method` with thresholds (N,) of their own.
 
-        Each is the plan that the method with that tau_s and tau_t would make, all counted at once.
+        Each plan is the one that the method with this tau_s and tau_t makes; all are made at once.
         """
         layouts = Layouts.of([self._by_id[question].layout for question in questions])
         partition = method.segments(layouts, tau_s).boosted_from(tau_t)
@@ -184,7 +182,7 @@ class Planner:
     def thresholds(self, method: AdaTP, knob: Literal["tau_s", "tau_t"]) -> dict[str, FloatArray]:
         """By question id, ascending: the values above which this knob changes the segments or the boosts.
 
-        Between two neighbours (the upper one included) a question's plan is the same, other knobs fixed.
+        Between two neighbours, the upper included, a question's plan stays the same if the other knobs do.
         """
         if knob == "tau_s":
             return {one.id: np.unique(one.layout.frame_similarity) for one in self.questions}
@@ -197,7 +195,7 @@ class Planner:
 
     @cached_property
     def unpruned_flops(self) -> dict[Split, int]:
-        """The unpruned prefill of all questions of each part that has some."""
+        """FLOPs of the unpruned prefill of all questions, for each split that has questions."""
         return {
             split: int(unpruned_by_question(layouts, self.shape).sum())
             for split, layouts in self._layouts.items()
@@ -211,7 +209,7 @@ class Planner:
     def similarities(self) -> FloatArray:
         """Sorted cosines of neighbouring frames over the tune videos: where tau_s can change a plan.
 
-        Held-out videos are left out: nothing of them shapes what is searched.
+        Without held-out videos, which must not influence the search.
         """
         by_video = {one.video: one.layout.frame_similarity for one in self.questions if one.split == "tune"}
         return np.sort(np.concatenate(list(by_video.values()))) if by_video else np.zeros(0)

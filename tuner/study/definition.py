@@ -1,6 +1,6 @@
 """What a study is, as frozen values: the parsed form of study.yaml, questions.jsonl and the videos folder.
 
-Nothing in here reads a file; `tuner.study.loading` does, and hands these over.
+Nothing here reads a file: `tuner.study.loading` does, and makes these values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.question import Question, Scoring
 from tuner.study.values import Split
 
 CHOICES = ("deduplicate", "score_query")
-"""AdaTP's discrete choices that a search may make; not `relevance_norm`: the range of tau_t hangs on it."""
+"""AdaTP's discrete choices that a search may make. `relevance_norm` is none: tau_t's range depends on it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Video:
 
 @dataclass(frozen=True)
 class SkippedVideo:
-    """A video left out because it cannot be read, and how many questions went with it."""
+    """A video left out because it cannot be read, and the number of its questions, left out with it."""
 
     name: str
     path: Path
@@ -42,9 +42,7 @@ class StudyQuestion(Question):
     video: str
     """Name of its `Video`."""
     answer: str | None = None
-    """The label: one of the options where there are some, else the expected words; None in a study without
-    labels.
-    """
+    """The label: one of the options, or the expected words without options; None without labels."""
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Free key-value pairs that regressions and sensitivities are broken down by."""
     line: int = 0
@@ -53,7 +51,7 @@ class StudyQuestion(Question):
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """Which videos measure and never choose."""
+    """Which videos are held out: they measure a result and choose nothing."""
 
     held_out: float = 0.5
     """Fraction of the videos held out."""
@@ -64,19 +62,19 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class Search:
-    """What the study says about the search; nothing of it belongs to the study's identity."""
+    """What the study says about the search; it is not part of the study's identity."""
 
     fixed: tuple[tuple[str, float], ...] = ()
     """Knobs that keep one value."""
     bounds: tuple[tuple[str, tuple[float, float]], ...] = ()
     """Knobs whose range is narrowed to (low, high)."""
     choices: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Of `CHOICES` those that are not left at AdaTP's default: one value is fixed, several are searched."""
+    """Members of `CHOICES` that the study sets: a single value is fixed, several are searched."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """One team's question to the tuner: these videos, these questions, this model."""
+    """What a study is about: its videos, its questions and its model."""
 
     name: str
     folder: Path
@@ -96,7 +94,7 @@ class Study:
     questions: tuple[StudyQuestion, ...]
     """In order of the file."""
     held_out: frozenset[str]
-    """Names of the videos that measure and never choose."""
+    """Names of the videos of the held-out split."""
     split: SplitSettings = SplitSettings()
     search: Search = Search()
     description: str = ""
@@ -121,11 +119,11 @@ class Study:
         return {video.name: video for video in self.videos}
 
     def question(self, question_id: str) -> StudyQuestion:
-        """The question of this id; KeyError when there is none."""
+        """The question with this id; KeyError if there is none."""
         return self._questions_by_id[question_id]
 
     def without(self, questions: Collection[str]) -> Study:
-        """The study without the questions of these ids, and without videos that lose their last one."""
+        """The study without the questions with these ids, and without videos that have no other question."""
         kept = tuple(question for question in self.questions if question.id not in questions)
         asked = {question.video for question in kept}
         return replace(
@@ -140,13 +138,13 @@ class Study:
         return self._videos_by_name[question.video]
 
     def split_of(self, question: StudyQuestion) -> Split:
-        """The part its video belongs to: all questions of a video share one."""
+        """The split of its video: all questions of a video belong to the same split."""
         return "held_out" if question.video in self.held_out else "tune"
 
     def questions_of(self, split: Split) -> tuple[StudyQuestion, ...]:
-        """The questions of one part, in order of the file."""
+        """The questions of a split, in order of the file."""
         return tuple(question for question in self.questions if self.split_of(question) == split)
 
     def videos_of(self, split: Split) -> tuple[Video, ...]:
-        """The videos of one part, in order of name."""
+        """The videos of a split, in order of name."""
         return tuple(video for video in self.videos if (video.name in self.held_out) == (split == "held_out"))

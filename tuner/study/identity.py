@@ -1,8 +1,8 @@
-"""What makes a study this study and no other: its hash, and in words what differs between two of them.
+"""The identity of a study: its hash, and a description of what differs between two identities.
 
-The identity covers whatever an answer, or its being right, depends on: model revision, encoding, the bytes of
-the videos, the questions in their order, the split. Name, description, tags and the search are not part of
-it.
+The identity covers everything that an answer, or whether it is right, depends on: model revision, encoding,
+the bytes of the videos, the questions in their order, the split. Name, description, tags and the search are
+not part of it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from typing import Any
 from tuner.errors import UserError
 from tuner.study.definition import Study
 
-# More names than this are counted, not listed.
+# Of more names than this the rest is counted, not listed.
 _MOST_LISTED = 5
 
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """The hash of a study, and the parts it covers as plain JSON data, kept so that a change can be
-    described.
-    """
+    """The hash of a study, and what it covers as plain JSON data, from which a change can be described."""
 
     hash: str
     parts: dict[str, Any]
@@ -37,11 +35,11 @@ def study_identity(
     """The identity of a study with this model identity, encoding identity and hash of each video's bytes, by
     name.
 
-    Raises UserError where the same bytes are under a tuned and under a held-out name: what chose a
+    Errors: UserError if the same bytes are in both splits under different names: a video that chose a
     configuration must not also measure it.
     """
     _refuse_leaks(study, content_hashes)
-    # Which free answers count as right is stored with the trials, so other rules make another study.
+    # Whether free answers count as right is stored with the trials, so other rules make another study.
     from pipeline.answering import MATCHING_VERSION
 
     free = any(question.options is None for question in study.questions)
@@ -73,7 +71,7 @@ def study_identity(
 
 
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities' parts, a sentence each; empty when nothing does."""
+    """The differences between two identities' parts, a sentence each."""
     return [
         *_settings_changes(old["settings"], new["settings"]),
         *_entry_changes("video", old["videos"], new["videos"]),
@@ -107,7 +105,7 @@ def _settings_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         changes.append("this version compares free answers by other rules")
     if old["model"] != new["model"]:
         changes.append(f"the model is another one: {old['model']} before, {new['model']} now")
-    # The encoding covers model and frames too; only without those it speaks for itself.
+    # The encoding covers model and frames too: it is named only if these are the same.
     elif old["encoding"] != new["encoding"] and old["frames"] == new["frames"]:
         changes.append(
             "videos and questions are encoded differently: another text encoder or another preprocessing"
@@ -136,7 +134,7 @@ def _question_changes(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[st
             if before[key][name] != after[key][name]
         }
     )
-    if fields:  # the sentence on changed questions is the last one
+    if fields:  # the sentence on changed questions is the last
         changes[-1] += f": {', '.join(fields)}"
     if not changes and list(before) != list(after):
         changes.append("the questions are in another order")
@@ -144,7 +142,7 @@ def _question_changes(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[st
 
 
 def _split_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Of videos that are in both; for the others it says enough that they came or went."""
+    """Changes of the split for videos that are in both; the others are listed as added or removed."""
     both = old["videos"].keys() & new["videos"].keys()
     before, after = set(old["held_out"]) & both, set(new["held_out"]) & both
     moved = {"held out": sorted(after - before), "tuned on": sorted(before - after)}

@@ -26,7 +26,7 @@ from tuner.study.videos import SKIP_HINT, leave_out
 
 DEFINITION = "study.yaml"
 
-# With more bad videos than this it is no slip of the pen, and comparing all names takes long.
+# With more bad videos than this the names are not just misspelt, and comparing all of them takes long.
 _MOST_SUGGESTED = 10
 
 _HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,9 +35,9 @@ _HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def load_study(name_or_path: str | Path, *, skip_bad_videos: bool = False) -> Study:
     """The study of this name (`./studies/<name>/`, or one that ships with the package) or at this path.
 
-    Raises UserError with all mistakes of its files together. Videos that are missing, empty or not readable
-    are mistakes too, or with `skip_bad_videos` are left out and listed in `Study.skipped`; whether a video
-    decodes is found out later (`check_videos`).
+    Errors: UserError with all mistakes of its files together. Videos that are missing, empty or not readable
+    are mistakes too; with `skip_bad_videos` they are left out and listed in `Study.skipped`. Whether a video
+    can be decoded is checked later (`check_videos`).
     """
     file = find_study(name_or_path)
     mistakes = Mistakes()
@@ -51,7 +51,7 @@ def load_study(name_or_path: str | Path, *, skip_bad_videos: bool = False) -> St
 
 
 def find_study(name_or_path: str | Path) -> Path:
-    """Path of the study.yaml meant; raises UserError with the known studies when there is none."""
+    """Path of the study.yaml; UserError with the known studies if there is none."""
     text = os.fspath(name_or_path)
     path = Path(text)
     bare = bool(text) and os.sep not in text and text not in (".", "..")
@@ -86,7 +86,7 @@ def known_studies() -> tuple[str, ...]:
 
 
 def _kind(path: Path) -> Literal["folder", "file"] | None:
-    """What is there; nothing, too, for what no file system takes as a name."""
+    """What is there; None also for a name that the file system does not accept."""
     try:
         return "folder" if path.is_dir() else "file" if path.is_file() else None
     except OSError:
@@ -192,7 +192,7 @@ def _question(line: ParsedQuestion) -> StudyQuestion:
 
 
 def _name(parsed: ParsedStudy, keys: StudyKeys, mistakes: Mistakes) -> str:
-    """Records are kept in a folder of this name."""
+    """The study's name, which is also the name of the folder of its records."""
     name = keys.name or parsed.file.parent.absolute().resolve().name
     if (
         not name
@@ -213,10 +213,10 @@ def _name(parsed: ParsedStudy, keys: StudyKeys, mistakes: Mistakes) -> str:
 def _checkpoint(
     parsed: ParsedStudy, key: str, value: str, known: tuple[str, ...], family: str, mistakes: Mistakes
 ) -> str:
-    """The absolute path of a checkpoint folder, or the Hugging Face id; a folder's config.json is looked
-    into.
+    """The absolute path of a checkpoint folder, or the Hugging Face id.
 
-    A cheap look: whether the weights are there and fit is found out when the model is loaded.
+    Only a folder's config.json is read: whether the weights are there and fit is checked when the model is
+    loaded.
     """
     line = parsed.line(key)
     written = Path(value).expanduser() if value.startswith("~/") else Path(value)
@@ -255,11 +255,11 @@ def _checkpoint(
 
 
 def _refuse_pooling(parsed: ParsedStudy, model: str, mistakes: Mistakes) -> None:
-    """As far as a folder tells: what a Hugging Face id holds is found out when the model is loaded."""
+    """Checked for a folder; a Hugging Face id is checked when the model is loaded."""
     try:
         found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # nothing to judge by, or told already
+        return  # a Hugging Face id, or reported already
     if found in FAMILIES and found not in POOLED:
         mistakes.add(
             parsed.file,
@@ -352,7 +352,7 @@ def _choices(
 
 
 def _answers_all_or_none(lines: Sequence[ParsedQuestion], file: Path, mistakes: Mistakes) -> None:
-    """Accuracy and agreement with the baseline are different measures: a study has one of them."""
+    """Accuracy and agreement with the baseline are different measures, which a study must not mix."""
     without = [line.line for line in lines if line.keys.answer is None]
     if without and len(without) < len(lines):
         some = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
@@ -365,7 +365,7 @@ def _answers_all_or_none(lines: Sequence[ParsedQuestion], file: Path, mistakes: 
 
 
 def _video_name(line: ParsedQuestion) -> str:
-    """One spelling for each path: the parts of the split are told apart by it."""
+    """The path in a single spelling: it identifies the video, also in the split."""
     return str(PurePosixPath(line.keys.video))
 
 
@@ -387,7 +387,7 @@ def _videos(
 def _bad_videos(
     videos: dict[str, Video], lines: Sequence[ParsedQuestion], file: Path, folder: Path
 ) -> dict[str, str]:
-    """What is wrong with which file, as far as that shows without decoding."""
+    """What is wrong with each bad file, as far as that shows without decoding."""
     first = {_video_name(line): line.line for line in reversed(lines)}
     errors = {}
     for name in videos:

@@ -1,7 +1,7 @@
 """From the text of study.yaml and questions.jsonl to checked keys, with the line of every mistake.
 
 Nothing is raised here: mistakes are collected as sentences `file:line: what is wrong; allowed is ...`, so
-that a person sees all of them at once.
+that the user sees all of them at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Mistakes:
     found: list[str] = field(default_factory=list)
 
     def add(self, file: Path, line: int | None, sentence: str) -> None:
-        """One mistake; `line` counts from 1, None where it is the whole file's."""
+        """Adds a mistake; `line` counts from 1, None if the mistake is about the whole file."""
         self.found.append(f"{file}:{line}: {sentence}" if line else f"{file}: {sentence}")
 
 
@@ -43,12 +43,12 @@ class ParsedStudy:
     keys: StudyKeys | None
     """None after a mistake."""
     written: Mapping[str, Any]
-    """The keys as they stand there, right or wrong."""
+    """The keys as they are written, right or wrong."""
     file: Path
     lines: Mapping[Location, int]
 
     def line(self, *location: int | str) -> int:
-        """Line of a key, or of the innermost one around it that is written down."""
+        """Line of a key or, if it is not written, of the innermost key around it."""
         return _line(self.lines, location)
 
 
@@ -88,13 +88,13 @@ def parse_study(file: Path, mistakes: Mistakes) -> ParsedStudy:
 
 
 def parse_questions(file: Path, mistakes: Mistakes) -> tuple[ParsedQuestion, ...]:
-    """The questions of questions.jsonl whose lines are right; blank lines are passed over."""
+    """The questions of the correct lines of questions.jsonl; blank lines are skipped."""
     text = _text(file, mistakes)
     if text is None:
         return ()
     questions = []
     used: dict[str, int] = {}  # id -> line
-    # Not splitlines: it also splits at separators that may stand inside a JSON text.
+    # Not splitlines: it also splits at separators that may occur inside a JSON text.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -132,7 +132,7 @@ def parse_questions(file: Path, mistakes: Mistakes) -> tuple[ParsedQuestion, ...
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)` for a name close to a known one, else nothing."""
+    """` (did you mean ...?)` for a name close to a known name, else an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -191,7 +191,7 @@ def _sentence(model: type[BaseModel], location: Location, kind: str, value: Any)
 
 
 def _owner(model: type[BaseModel], location: Location) -> tuple[type[BaseModel], str]:
-    """The innermost model on the way to a location, and the description of its field there."""
+    """The innermost model on the way to a location, and the description of its field."""
     allowed = ""
     for step in location:
         known = model.model_fields.get(step) if isinstance(step, str) else None
@@ -251,7 +251,7 @@ def _collect_lines(node: Any, location: Location, lines: dict[Location, int]) ->
 
 
 def _plain(node: Any) -> Any:
-    """Without ruamel's own types, which remember comments and lines."""
+    """The same data without ruamel's own types, which hold comments and lines."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-# Strings that say something; spaces around them are a mistake nobody sees, so they are taken off.
+# Texts that are not empty; spaces around them are a mistake that nobody sees, so they are removed.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Edge(BaseModel):
-    # strict: "16" is no number and `yes` no name; who wrote it meant something else
+    # strict: "16" is not taken for a number, nor `yes` for a name
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 

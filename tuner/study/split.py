@@ -1,7 +1,7 @@
 """Which videos are held out: by video, never by question, and decided before anything is decoded.
 
-A video's place depends on its name, the seed and the other names alone, so that the same study splits the
-same way on every machine, whatever the order of its lines.
+A video's split depends only on its name, the seed and the other names, so that the same study is split in
+the same way on every machine, in whatever order its lines are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 
 def hold_out(videos: Collection[str], fraction: float, seed: int) -> frozenset[str]:
-    """Names of the held-out videos: `fraction` of them, rounded, with at least one in each part."""
+    """Names of the held-out videos: `fraction` of them, rounded, with at least one in each split."""
     if len(videos) < 2:
         raise ValueError(f"a split needs at least 2 videos, but got {len(videos)}")
     if not 0 < fraction < 1:

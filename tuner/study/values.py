@@ -1,4 +1,4 @@
-"""What every room speaks of: splits, configurations, answers as judged, and what they come to.
+"""Values used everywhere: splits, configurations, judged answers and outcomes.
 
 Ratios are fractions of the unpruned cost (0.3 = 30 %), accuracies are fractions in [0, 1], times are seconds,
 log-probabilities are natural logarithms.
@@ -20,14 +20,14 @@ Binding = Literal["alpha_boost", "gamma_cap", "none"]
 
 @dataclass(frozen=True)
 class Configuration:
-    """A method's name and its parameters: what a trial is a row of; equal rows are equal values."""
+    """A method's name and its parameters, as a trial records them."""
 
     method: str
     parameters: tuple[tuple[str, float | str | int], ...]
 
     @classmethod
     def from_method(cls, method: Method) -> Configuration:
-        """The row that `build` turns back into an equal method."""
+        """The configuration from which `build` makes an equal method."""
         from pipeline.methods import to_dict
 
         return cls.from_dict(to_dict(method))
@@ -38,7 +38,7 @@ class Configuration:
         return cls(str(values["method"]), tuple((k, v) for k, v in values.items() if k != "method"))
 
     def build(self) -> Method:
-        """A fresh method; two calls share nothing."""
+        """A new method; two calls share nothing."""
         from pipeline.methods import from_dict
 
         return from_dict(self.as_dict())
@@ -48,7 +48,7 @@ class Configuration:
         return {"method": self.method, **dict(self.parameters)}
 
     def get(self, name: str) -> float | str | int:
-        """One parameter; an unknown name lists the known ones."""
+        """A parameter's value. Errors: KeyError that lists the known parameters."""
         parameters = dict(self.parameters)
         if name not in parameters:
             raise KeyError(f"{self.method} has no parameter {name!r}; it has {', '.join(parameters)}")
@@ -57,7 +57,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class QuestionResult:
-    """One question answered under one configuration, judged."""
+    """A judged answer: a question under a configuration."""
 
     question: str
     video: str
@@ -76,17 +76,17 @@ class QuestionResult:
 
 @dataclass(frozen=True)
 class AnswerCost:
-    """What answering took: mean seconds of an answer, and the memory answers added (mean, most)."""
+    """What an answer took: its mean seconds, and the memory that answers added (mean and maximum)."""
 
     seconds: float
-    # None where an answer's memory is not known: it could not be measured, or an older version answered.
+    # None if memory is not known for every answer: not measurable, or answered by an older version.
     peak_bytes_mean: float | None = None
     peak_bytes_max: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One configuration on one part of the study, all questions answered and set against the baseline."""
+    """A configuration on a split: all of its questions answered and compared with the baseline."""
 
     split: Split
     questions: int
@@ -133,11 +133,11 @@ class Setting:
     layers: int  # decoder layers of the model
     text_encoder_identity: str | None = None  # as model_identity
     labelled: bool = True  # without labels accuracy is agreement with the baseline's answers
-    # What was measured; None in records of versions that did not keep it.
+    # How it was measured; None in records of versions that did not record it.
     encoding: str | None = None  # the runtime's: changes with whatever changes how videos are encoded
     dtype: str | None = None
     attention: str | None = None  # transformers' attention implementation
     device: str | None = None  # kind of device: cpu or cuda
-    # How patches are pooled, and how the checkpoint says they are; None where the family has one way only.
+    # How patches are pooled, and how the checkpoint has it; None if the family has a single way.
     pooling: str | None = None
     checkpoint_pooling: str | None = None

@@ -15,9 +15,9 @@ SKIP_HINT = "--skip-bad-videos goes on without the videos that cannot be read, a
 
 
 def check_videos(study: Study, decoder: Decoder, *, skip: bool = False) -> Study:
-    """The study without the videos that do not decode; raises UserError naming all of them unless `skip`.
+    """The study without the videos that cannot be decoded; UserError with all of them unless `skip`.
 
-    Decodes every video, which encoding does anyway: who encodes collects its VideoErrors and calls
+    Decodes every video. Encoding does so anyway: code that encodes collects the VideoErrors and calls
     `leave_out`.
     """
     bad = {}
@@ -30,10 +30,9 @@ def check_videos(study: Study, decoder: Decoder, *, skip: bool = False) -> Study
 
 
 def leave_out(study: Study, bad: Mapping[str, str], *, skip: bool) -> Study:
-    """The study without the videos named in `bad`, a sentence for each; raises UserError unless `skip`.
+    """The study without the videos named in `bad`, which has a sentence for each; UserError unless `skip`.
 
-    The other videos keep the part they are in: a file that breaks moves no other one between tuning and
-    measuring.
+    The other videos stay in their split: a broken file moves no other video between tuning and measuring.
     """
     if not bad:
         return study

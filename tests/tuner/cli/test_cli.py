@@ -290,7 +290,7 @@ def test_a_full_disk_is_one_message_and_exit_code_one(call, monkeypatch, error):
     assert finished.code == 1
     assert finished.err == (
         "There is no room to write figures/pareto.png: No space left on device. Everything recorded is kept: "
-        "make room, and the same command goes on from there.\n"
+        "make room, and the same command continues from there.\n"
     )
 
 
@@ -566,7 +566,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     mirrored = mirror(tiny)
     synced = tuner("sync", "--study", "tiny", folder=tiny)
     assert synced.code == 0, synced.err
-    assert "3 trials, 1 search" in synced.out
+    assert "3 trials, 1 search; nothing was missing: " in synced.out
     assert mirror(tiny) == mirrored
 
     before = (tiny / "best.json").read_bytes()

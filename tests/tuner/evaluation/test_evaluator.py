@@ -118,7 +118,7 @@ def test_a_video_that_is_not_the_recorded_one_is_refused():
     )
     one = evaluator(runtime, 2, contents={"video 0": "bytes of video 0", "video 1": "others"})
     assert ids(one.answer(None, ["q0", "q6"], {})) == ["q0", "q6"]
-    with pytest.raises(VideoError, match="video 1 is not the file that the study's records are of"):
+    with pytest.raises(VideoError, match="video 1 is not the file that the study was recorded with"):
         one.answer(None, ["q0", "q3"], {})
 
 
@@ -159,7 +159,7 @@ def test_features_without_room_on_the_disk_are_one_warning(tmp_path, caplog):
     assert cache.get("large") is None
     assert [path.name for path in cache.directory.iterdir()] == ["small.safetensors"]
     (told,) = (record.getMessage() for record in caplog.records)
-    assert told.startswith(f"Vision features cannot be kept in {cache.directory}, so videos are encoded when")
+    assert told.startswith(f"Vision features cannot be stored in {cache.directory}; videos are encoded when")
     assert told.endswith("File too large")
     cache.put("large", large)
     assert cache.get("large") is not None

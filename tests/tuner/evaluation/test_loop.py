@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
-from tuner.evaluation.loop import MOST_FAILURES, Loop
+from tuner.evaluation.failures import MOST_FAILURES, EvaluationError
+from tuner.evaluation.loop import Loop
 from tuner.evaluation.search_loop import ABOVE_BUDGET, MOST_INFEASIBLE
-from tuner.evaluation.tasks import EvaluationError, Work
+from tuner.evaluation.tasks import Task
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
@@ -30,9 +31,9 @@ def run(loop: Loop, evaluator: FakeEvaluator) -> None:
     InProcessExecutor(evaluator).run(loop)
 
 
-def answers_to(evaluator: FakeEvaluator, work: Work, batch: int) -> list[RecordedAnswer]:
-    configuration = None if work.configuration is None else work.configuration.as_dict()
-    return [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, work.batches[batch], {})]
+def answers_to(evaluator: FakeEvaluator, task: Task, batch: int) -> list[RecordedAnswer]:
+    configuration = None if task.configuration is None else task.configuration.as_dict()
+    return [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, task.batches[batch], {})]
 
 
 def table(store: Store) -> list[Any]:
@@ -140,10 +141,10 @@ def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, coord
     while True:
         with open_store(tmp_path / "killed.db", study) as store:
             loop = make_loop(study, store, coordinates=coordinates)
-            work = loop.propose()
-            if work is None:
+            task = loop.propose()
+            if task is None:
                 break
-            loop.record(work, 0, answers_to(FakeEvaluator(study), work, 0))
+            loop.record(task, 0, answers_to(FakeEvaluator(study), task, 0))
             batches += 1
     assert batches > 15
     with open_store(tmp_path / "killed.db", study) as store:
@@ -190,16 +191,16 @@ def test_an_unfinished_trial_keeps_its_knobs_and_comes_first(tmp_path: Path) -> 
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        while (work := loop.propose()) is not None and work.kind != "trial":
-            loop.record(work, 0, answers_to(evaluator, work, 0))
-        assert work is not None
-        loop.record(work, 0, answers_to(evaluator, work, 0))
+        while (task := loop.propose()) is not None and task.kind != "trial":
+            loop.record(task, 0, answers_to(evaluator, task, 0))
+        assert task is not None
+        loop.record(task, 0, answers_to(evaluator, task, 0))
         knobs = store.trials()[0].configuration
     with open_store(tmp_path / "t.db", study) as store:
         resumed = make_loop(study, store).propose()
         assert resumed is not None
         assert (resumed.trial, resumed.configuration) == (0, knobs)
-        assert resumed.batches == work.batches[1:]
+        assert resumed.batches == task.batches[1:]
 
 
 def test_refused_proposals_are_recorded_and_no_trials(tmp_path: Path) -> None:
@@ -231,15 +232,15 @@ def test_failed_work_is_proposed_again_with_what_is_missing(tmp_path: Path) -> N
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        while (work := loop.propose()) is not None and work.kind != "trial":
-            loop.record(work, 0, answers_to(evaluator, work, 0))
-        assert work is not None
-        assert loop.record(work, 0, answers_to(evaluator, work, 0)) == "continue"
-        loop.failed(work, "the worker died")
+        while (task := loop.propose()) is not None and task.kind != "trial":
+            loop.record(task, 0, answers_to(evaluator, task, 0))
+        assert task is not None
+        assert loop.record(task, 0, answers_to(evaluator, task, 0)) == "continue"
+        loop.failed(task, "the worker died")
         again = loop.propose()
         assert again is not None
-        assert again.id != work.id
-        assert (again.trial, again.batches) == (work.trial, work.batches[1:])
+        assert again.id != task.id
+        assert (again.trial, again.batches) == (task.trial, task.batches[1:])
 
 
 def test_the_same_questions_dying_three_times_end_the_run(tmp_path: Path) -> None:
@@ -247,13 +248,13 @@ def test_the_same_questions_dying_three_times_end_the_run(tmp_path: Path) -> Non
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
         for _ in range(MOST_FAILURES - 1):
-            work = loop.propose()
-            assert work is not None
-            loop.failed(work, "out of memory")
-        work = loop.propose()
-        assert work is not None
-        with pytest.raises(EvaluationError, match=r"the baseline died 3 times .*'v06.mp4-q0'.*out of memory"):
-            loop.failed(work, "out of memory")
+            task = loop.propose()
+            assert task is not None
+            loop.failed(task, "out of memory")
+        task = loop.propose()
+        assert task is not None
+        with pytest.raises(EvaluationError, match=r"baseline failed 3 times .*'v06.mp4-q0'.*out of memory"):
+            loop.failed(task, "out of memory")
         assert loop.finished
         assert loop.interrupted
 
@@ -262,14 +263,14 @@ def test_an_interrupt_records_the_rung_in_flight_and_ends(tmp_path: Path) -> Non
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        work = loop.propose()
-        assert work is not None
+        task = loop.propose()
+        assert task is not None
         loop.interrupt()
         assert not loop.finished
         assert loop.propose() is None
-        assert loop.record(work, 0, answers_to(evaluator, work, 0)) == "stop"
+        assert loop.record(task, 0, answers_to(evaluator, task, 0)) == "stop"
         assert loop.finished
-        assert store.count_answers() == len(work.batches[0])
+        assert store.count_answers() == len(task.batches[0])
 
 
 def test_after_the_timeout_no_trial_begins_and_the_best_is_still_measured(tmp_path: Path) -> None:
@@ -277,10 +278,10 @@ def test_after_the_timeout_no_trial_begins_and_the_best_is_still_measured(tmp_pa
     now = 0.0
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, trials=50, timeout=10, clock=lambda: now)
-        while (work := loop.propose()) is not None:
-            for batch in range(len(work.batches)):
-                loop.record(work, batch, answers_to(evaluator, work, batch))
-            now += 3 if work.kind == "trial" else 0
+        while (task := loop.propose()) is not None:
+            for batch in range(len(task.batches)):
+                loop.record(task, batch, answers_to(evaluator, task, batch))
+            now += 3 if task.kind == "trial" else 0
         assert loop.timed_out
         assert len(store.trials()) == 4
         assert store.measured()
@@ -291,12 +292,12 @@ def test_works_overlap_where_they_do_not_depend_on_each_other(tmp_path: Path) ->
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, trials=2)
         baseline = []
-        while (work := loop.propose()) is not None:
-            baseline.append(work)
-        assert [work.kind for work in baseline] == ["baseline"] * 4
+        while (task := loop.propose()) is not None:
+            baseline.append(task)
+        assert [task.kind for task in baseline] == ["baseline"] * 4
         assert not loop.finished
-        for work in baseline:
-            loop.record(work, 0, answers_to(evaluator, work, 0))
+        for task in baseline:
+            loop.record(task, 0, answers_to(evaluator, task, 0))
         noise = loop.propose()
         assert noise is not None
         assert (noise.kind, loop.propose()) == ("noise", None)
@@ -321,10 +322,10 @@ def test_answers_that_were_not_asked_for_are_refused(tmp_path: Path) -> None:
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        work = loop.propose()
-        assert work is not None
-        with pytest.raises(ValueError, match="those it asked for"):
-            loop.record(work, 0, answers_to(evaluator, work, 0)[1:])
+        task = loop.propose()
+        assert task is not None
+        with pytest.raises(ValueError, match="the ones it asked for"):
+            loop.record(task, 0, answers_to(evaluator, task, 0)[1:])
 
 
 # The race
@@ -404,10 +405,10 @@ def test_a_race_that_was_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
             loop = make_loop(
                 study, store, trials=5, sampler=Given([0.3, 0.9, 0.6, 0.1]), race=True, batch_videos=5
             )
-            work = loop.propose()
-            if work is None:
+            task = loop.propose()
+            if task is None:
                 break
-            loop.record(work, 0, answers_to(Ranked(study), work, 0))
+            loop.record(task, 0, answers_to(Ranked(study), task, 0))
     with open_store(tmp_path / "killed.db", study) as store:
         assert table(store) == undisturbed
 

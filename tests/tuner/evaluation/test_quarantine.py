@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
-from tuner.evaluation.tasks import EvaluationError, VideoBatch, Work
+from tuner.evaluation.tasks import Task, VideoBatch
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
@@ -24,30 +25,30 @@ def simulate(
 ) -> None:
     """As so many workers would go on, in random order: some questions kill, and now and then bad luck."""
     chance = random.Random(seed)
-    slots: list[tuple[Work, int] | None] = [None] * workers
+    slots: list[tuple[Task, int] | None] = [None] * workers
     unlucky: set[tuple[Configuration | None, VideoBatch]] = set()
     for _ in range(20_000):
         slot = chance.randrange(workers)
         if (held := slots[slot]) is None:
-            work = loop.propose()
-            if work is None and loop.finished:
+            task = loop.propose()
+            if task is None and loop.finished:
                 return
-            slots[slot] = None if work is None else (work, 0)
+            slots[slot] = None if task is None else (task, 0)
             continue
-        work, index = held
-        batch = work.batches[index]
+        task, index = held
+        batch = task.batches[index]
         died = any(one in deadly for one in batch)
         # The same attempt has bad luck once only: twice would look like its own fault.
-        if not died and (work.configuration, batch) not in unlucky and chance.random() < bad_luck:
-            unlucky.add((work.configuration, batch))
+        if not died and (task.configuration, batch) not in unlucky and chance.random() < bad_luck:
+            unlucky.add((task.configuration, batch))
             died = True
         if died:
-            loop.failed(work, "its worker process died", "killed")
+            loop.failed(task, "its worker process died", "killed")
             slots[slot] = None
             continue
-        configuration = None if work.configuration is None else work.configuration.as_dict()
+        configuration = None if task.configuration is None else task.configuration.as_dict()
         answers = [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, batch, {})]
-        slots[slot] = None if loop.record(work, index, answers) == "stop" else (work, index + 1)
+        slots[slot] = None if loop.record(task, index, answers) == "stop" else (task, index + 1)
     raise AssertionError("the simulated run does not end")
 
 

@@ -41,5 +41,7 @@ def test_a_cluster_that_wants_its_token_is_told_from_one_that_is_not_there(
     init: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.init", init)
-    with pytest.raises(UserError, match=r"The Ray cluster at 'auto' lets nobody in .* RAY_AUTH_MODE=token"):
+    with pytest.raises(
+        UserError, match=r"The Ray cluster at 'auto' requires its token: set RAY_AUTH_MODE=token"
+    ):
         ray_tune._connect("auto")

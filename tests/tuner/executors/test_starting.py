@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.evaluation.tasks import EvaluationError
+from tuner.evaluation.failures import EvaluationError
 from tuner.executors.starting import MOST_FAILED_STARTS, Starting
 
 pytestmark = pytest.mark.quick
@@ -43,7 +43,7 @@ def test_starts_that_keep_failing_end_the_run_and_name_the_machine() -> None:
     fail(starting, MOST_FAILED_STARTS - 2)
     starting.asked_for("last")
     starting.has_place("last", "bad")
-    wanted = r"No worker could be started 3 times in a row\. The last time: no such model \(on bad\)"
+    wanted = r"No worker could be started 3 times in a row\. The last reason: no such model \(on bad\)"
     with pytest.raises(EvaluationError, match=wanted):
         starting.failed("last", "no such model")
     assert said == ["A worker on bad could not be started and is tried again: no such model"]
@@ -94,10 +94,10 @@ def test_it_says_once_how_many_have_room() -> None:
     assert said == []  # they have only just been asked for
     for clock.now in (5.0, 10.0, 15.0):
         starting.look(lambda: 2, "1 CPU")
-    assert said == ["There is room for 2 of 5 workers (1 CPU each): the others begin when there is more."]
+    assert said == ["There is room for 2 of 5 workers (1 CPU each): the others start when there is more."]
     clock.now = 20.0
     starting.look(lambda: 0, "1 CPU")
-    assert said[1:] == ["There is room for 0 of 5 workers (1 CPU each): nothing is answered until there is."]
+    assert said[1:] == ["There is room for 0 of 5 workers (1 CPU each): the run waits until there is."]
 
 
 def test_it_says_when_workers_do_not_come_though_there_is_room() -> None:
@@ -107,7 +107,9 @@ def test_it_says_when_workers_do_not_come_though_there_is_room() -> None:
     for clock.now in (80.0, 90.0, 100.0):
         starting.look(lambda: 2, "1 CPU")
     (text,) = said
-    assert text.startswith("1 of 2 workers run: the others wait for a place (1 CPU each) that somebody else")
+    assert text.startswith(
+        "1 of 2 workers run: the others wait for their processes to start, or for resources"
+    )
 
 
 def test_it_is_silent_when_all_have_a_place() -> None:

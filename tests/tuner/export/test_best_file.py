@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 
 import pytest
 
 from pipeline.break_even import Serving
+from pipeline.export_format import SCHEMA, VERSION
 from pipeline.methods import AdaTP, from_dict
 from pipeline.runtime import Runtime
 from tests.summaries import make_held_out, make_outcome, make_serving, make_setting, make_summary, make_tested
 from tuner.errors import UserError
 from tuner.export import best_file as exporting
-from tuner.export.best_file import SCHEMA, export, json_schema, read
+from tuner.export.best_file import export, json_schema, read
 from tuner.study.values import Configuration
 
 pytestmark = pytest.mark.quick
@@ -185,9 +187,28 @@ def test_what_is_written_is_read_back(tmp_path):
     assert export(make_summary(), tmp_path / "best.json") == read(tmp_path / "best.json")
 
 
-def test_the_schema_is_the_one_production_reads():
-    production = pytest.importorskip("pipeline.production")
-    assert production.SCHEMA == SCHEMA
+def test_a_file_of_the_first_format_is_read(tmp_path):
+    """A file of the demo as version 0.1.0 exported it."""
+    best = read(Path(__file__).parents[2] / "data" / "best-1.json")
+    assert (best.schema, best.verdict, best.provenance.trial) == ("adatp-tuner/best/1", "shown", 6)
+    assert best.schema in json_schema()["properties"]["schema"]["enum"]
+
+
+def test_a_file_of_a_newer_format_is_one_clear_message(tmp_path):
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps({"schema": f"adatp-tuner/best/{VERSION + 1}", "new": 1}))
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert len(caught.value.problems) == 1
+    assert f"has format {VERSION + 1} of a newer adatp-tuner" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_file_without_a_format_is_told_what_is_wrong_with_it(tmp_path, content):
+    path = tmp_path / "best.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"best\.json: (file|schema): "):
+        read(path)
 
 
 def test_all_that_a_runtime_is_loaded_with_is_in_the_file(tmp_path):
@@ -265,7 +286,7 @@ def test_unknown_fields_and_wrong_types_are_reported_together(tmp_path):
 
 def test_the_json_schema_names_the_knobs_ranges():
     schema = json_schema()
-    assert schema["properties"]["schema"]["const"] == SCHEMA
+    assert schema["properties"]["schema"]["enum"][-1] == SCHEMA
     assert schema["$defs"]["adatp"]["properties"]["tau_t"]["maximum"] == 1.0
     assert schema["additionalProperties"] is False
 

@@ -23,7 +23,7 @@ from tests.videos import write_video
 from tuner.errors import UserError
 from tuner.evaluation.evaluator import PipelineEvaluator
 from tuner.evaluation.loop import Loop
-from tuner.evaluation.tasks import Work
+from tuner.evaluation.tasks import Task
 from tuner.records.database import default_database
 from tuner.records.measurements import Timed
 from tuner.records.store import Store
@@ -317,11 +317,11 @@ def test_ctrl_c_keeps_what_was_answered_and_the_same_command_goes_on(
 ) -> None:
     record, seen = Loop.record, []
 
-    def interrupted(self: Loop, work: Work, *given: Any) -> str:
-        seen.append(work.kind)
+    def interrupted(self: Loop, task: Task, *given: Any) -> str:
+        seen.append(task.kind)
         if seen.count("held_out") == 3:
             self.interrupt()
-        return record(self, work, *given)
+        return record(self, task, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "record", interrupted)
