@@ -553,8 +553,8 @@ def _not_shown(summary: RunSummary) -> str:
         found = "no configuration was tested against the unpruned model on held-out videos"
     return (
         f"study {summary.study}: {found}. `tuner export --accept-regressions` exports the best "
-        "configuration all the same, and best.json says so; or run again with more videos, a larger --max-drop "
-        "or a larger budget."
+        "configuration all the same, and best.json says so; or run again with more videos, a larger "
+        "--max-drop or a larger budget."
     )
 
 

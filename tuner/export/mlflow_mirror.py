@@ -276,7 +276,7 @@ class _Writer:
             run = known.get(trial.number)
             self._trial(trial.number, name, content, run, seconds=trial.outcome.seconds)
         for stopped in summary.stopped:
-            name = f"trial {stopped.number:03d} (stopped): at {stopped.binding_ratio:.3f}"
+            name = f"trial {stopped.number:03d} (pruned): at {stopped.binding_ratio:.3f}"
             run = known.get(stopped.number)
             self._trial(stopped.number, name, _stopped_content(stopped), run, status="KILLED")
         tables = {name: table.encode() for name, table in _tables(summary).items()}

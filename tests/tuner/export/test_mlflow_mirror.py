@@ -172,7 +172,7 @@ def test_names_tell_what_a_trial_came_to_and_follow_the_best_one(folder):
         "demo 5f2c9d7b",
         "trial 000 (defaults): 50.0 % at 0.281",
         "trial 001 (best): 62.5 % at 0.281",
-        "trial 003 (stopped): at 0.290",
+        "trial 003 (pruned): at 0.290",
     ]
     MlflowMirror().record(replace(summary, trials=(first, second, third), best=third))
     assert names()[2:4] == ["trial 001: 62.5 % at 0.281", "trial 002 (best): 75.0 % at 0.281"]
