@@ -34,7 +34,7 @@ from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import StudyRecord
 from tuner.search.design import Designed
-from tuner.search.evidence import SamplerName
+from tuner.search.sampler import SamplerName
 from tuner.search.optuna_sampler import make_sampler
 from tuner.search.selection import hypervolume
 from tuner.search.space import Coordinates, make_space
@@ -59,8 +59,6 @@ STRATEGIES = {
     "ours, longer": Strategy(trials=180),
     "ours, no race": Strategy(race=False),
     "direct knobs": Strategy(coordinates="knobs"),
-    "GP, no race": Strategy("gp", race=False),
-    "NSGA-II": Strategy("nsga2", race=False),
     "random": Strategy("random", race=False, design=0, trials=300),
     "random knobs": Strategy("random", "knobs", race=False, design=0, trials=300),
 }

@@ -20,7 +20,7 @@ from tuner.evaluation.search_loop import SearchLoop
 from tuner.planning.planner import Planner
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
-from tuner.search.evidence import Sampler
+from tuner.search.sampler import Sampler
 from tuner.search.space import Coordinates, make_space
 from tuner.study import Study, StudyQuestion, Video, study_identity
 

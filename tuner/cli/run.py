@@ -36,8 +36,6 @@ class SamplerChoice(StrEnum):
     """Who proposes."""
 
     TPE = "tpe"
-    NSGA2 = "nsga2"
-    GP = "gp"
     RANDOM = "random"
 
 
@@ -105,8 +103,7 @@ def run(
     sampler: Annotated[
         SamplerChoice,
         typer.Option(
-            help="What proposes trials after AdaTP's defaults and a short design; gp wants --no-race, for it "
-            "learns from complete trials alone."
+            help="What proposes trials after AdaTP's defaults and a short design. random is a baseline."
         ),
     ] = SamplerChoice.TPE,
 ) -> None:

@@ -31,8 +31,9 @@ from tuner.records.values import (
     TrialRecord,
 )
 from tuner.search import pruner
-from tuner.search.evidence import Evidence, Sampler
-from tuner.search.selection import Choice, choose, choose_best, eligible, hypervolume, ordered
+from tuner.search.front import trials_since_growth
+from tuner.search.sampler import Observation, Sampler
+from tuner.search.selection import Choice, choose, choose_best, eligible, ordered
 from tuner.search.space import TOLERANCE, Bins, Point, Space
 from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Noise
@@ -104,6 +105,8 @@ class SearchLoop(Loop):
         self._outside = self._trials.keys() - {one.number for one in eligible(self.trials, study.search)}
         # Of the completed trials that others were compared with, by number and question.
         self._signals_of: dict[int, dict[str, float]] = {}
+        # What the sampler sees of each trial, by number, as long as its record is this one.
+        self._observed: dict[int, tuple[TrialRecord, Observation | None]] = {}
         self.timed_out = False
         # Proposals refused in a row ended the search.
         self.gave_up = False
@@ -200,17 +203,14 @@ class SearchLoop(Loop):
         """Whether the last `patience` finished trials of this search added nothing to the front."""
         if self._patience is None:
             return False
-        mine = [
-            one
-            for one in self._eligible
-            if one.search == self._search.id and one.purpose == "search" and not one.unfinished
-        ]
-        since, points, area = 0, list[tuple[float, float]](), 0.0
-        for trial in mine:
-            if trial.outcome is not None:
-                points.append((trial.binding_ratio, trial.outcome.accuracy))
-            grown = hypervolume(points, (self._search.budget + TOLERANCE, 0.0))
-            since, area = (0, grown) if grown > area else (since + 1, area)
+        since = trials_since_growth(
+            (
+                None if one.outcome is None else (one.binding_ratio, one.outcome.accuracy)
+                for one in self._eligible
+                if one.search == self._search.id and one.purpose == "search" and not one.unfinished
+            ),
+            (self._search.budget + TOLERANCE, 0.0),
+        )
         if since < self._patience:
             return False
         self._progress.message(f"The last {since} trials added nothing to the front: no further one begins.")
@@ -408,7 +408,7 @@ class SearchLoop(Loop):
         outdated = sum(not self._says_something(one) for one in refused)
         while len(refused) - outdated < MOST_INFEASIBLE:
             point = self._sampler.propose(
-                self._space.ranges, self._evidence(), self._search.seed, index, len(refused)
+                self._space.ranges, self._observations(), self._search.seed, index, len(refused)
             )
             candidate = self._space.candidate(point)
             if candidate.binding_ratio <= self._search.budget + TOLERANCE:
@@ -452,44 +452,60 @@ class SearchLoop(Loop):
             return None
         return next((trial for trial in self.trials if trial.configuration == defaults.configuration), None)
 
-    def _evidence(self) -> list[Evidence]:
-        """Trials, complete or stopped, and this search's refusals as the sampler sees them, by number.
+    def _observations(self) -> list[Observation]:
+        """What the sampler learns from, in order of number: finished trials, this search's infeasible
+        proposals and its trials that workers are evaluating.
 
-        Trials of other searches count where they have a place in this search's coordinates, and where that
+        Trials of other searches count where they have a place in this search's space, and where that
         search made each choice in every way listed now: forty trials with one value tell nothing of another,
         but a sampler takes what it is told of for what is worth proposing.
         """
-        points: dict[int, Point] = {}
+        known: list[tuple[TrialRecord, Observation]] = []
         places: defaultdict[int, set[tuple[str, float]]] = defaultdict(set)
-        known = [one for one in self._eligible if not one.unfinished and not self._stopped_by_outside(one)]
-        for trial in known:
-            point = self._space.point(trial.configuration, trial.binding_ratio)
-            if point is not None:
-                points[trial.number] = point
-                places[trial.search].update(point.items())
-        wanted = {
-            (name, place)
-            for name, one in self._space.ranges.items()
-            if isinstance(one, Bins)
-            for place in one.places
-        }
-        told: list[tuple[tuple[int, int, int], Evidence]] = []
-        for trial in known:
-            point = points.get(trial.number)
-            if point is not None and (trial.search == self._search.id or wanted <= places[trial.search]):
-                # What a stopped trial answered so far is not comparable with whole ones: it has no values.
-                values = None
-                if trial.outcome is not None:
-                    signal = trial.outcome.graded
-                    values = (trial.outcome.accuracy if signal is None else signal, trial.binding_ratio)
-                over = self._over_budget(trial.binding_ratio)
-                told.append(((trial.number, 1, 0), Evidence(point, values, over, values is None)))
-        for refusal in self._infeasible_of_search():
+        bins = {name: one for name, one in self._space.ranges.items() if isinstance(one, Bins)}
+        for trial in self._eligible:
+            own = trial.search == self._search.id
+            # What another search left unfinished is not being evaluated.
+            if self._stopped_by_outside(trial) or (trial.unfinished and not own):
+                continue
+            observation = self._observation(trial)
+            if observation is not None:
+                known.append((trial, observation))
+                if not trial.unfinished:
+                    places[trial.search].update((name, observation.point[name]) for name in bins)
+        wanted = {(name, place) for name, one in bins.items() for place in one.places}
+        complete = {search for search, seen in places.items() if wanted <= seen} | {self._search.id}
+        told = [((one.number, 1, 0), observation) for one, observation in known if one.search in complete]
+        for proposal in self._infeasible_of_search():
             # AdaTP's defaults were not the sampler's proposal.
-            if refusal.proposed and self._says_something(refusal):
-                evidence = Evidence(refusal.proposed, None, self._over_budget(refusal.binding_ratio))
-                told.append(((refusal.number, 0, refusal.attempt), evidence))
-        return [evidence for _, evidence in sorted(told, key=lambda one: one[0])]
+            if proposal.proposed and self._says_something(proposal):
+                over = self._over_budget(proposal.binding_ratio)
+                told.append(
+                    (
+                        (proposal.number, 0, proposal.attempt),
+                        Observation(proposal.proposed, None, over, "infeasible"),
+                    )
+                )
+        return [observation for _, observation in sorted(told, key=lambda one: one[0])]
+
+    def _observation(self, trial: TrialRecord) -> Observation | None:
+        """A trial as the sampler sees it; None where it has no place in this search's space."""
+        trial_before, known = self._observed.get(trial.number, (None, None))
+        if trial_before is trial:  # its point is the dear part
+            return known
+        point = self._space.point(trial.configuration, trial.binding_ratio)
+        found = None
+        if point is not None:
+            over = self._over_budget(trial.binding_ratio)
+            if trial.outcome is not None:
+                signal = trial.outcome.graded
+                score = trial.outcome.accuracy if signal is None else signal
+                found = Observation(point, (score, trial.binding_ratio), over)
+            else:
+                # What a pruned trial answered so far is not comparable with whole ones: it has no values.
+                found = Observation(point, None, over, "pending" if trial.unfinished else "pruned")
+        self._observed[trial.number] = (trial, found)
+        return found
 
     def _over_budget(self, ratio: float) -> float:
         over = ratio - self._search.budget

@@ -56,7 +56,7 @@ from tuner.reporting.inspection import inspect, load_inspection, save_inspection
 from tuner.reporting.values import RunSummary
 from tuner.reporting.wording import pooled
 from tuner.search.choices import in_words
-from tuner.search.evidence import SAMPLERS, SamplerName
+from tuner.search.sampler import SAMPLERS, SamplerName
 from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
 from tuner.statistics.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.statistics.paired import provable_drop

@@ -601,7 +601,7 @@ def test_progress_shows_counts_and_messages_and_survives_a_phase_without_an_end(
 
 def test_the_command_offers_every_sampler_and_coordinate_there_is():
     from tuner.cli.run import CoordinatesChoice, SamplerChoice
-    from tuner.search.evidence import SAMPLERS
+    from tuner.search.sampler import SAMPLERS
     from tuner.search.space import COORDINATES
 
     assert [one.value for one in SamplerChoice] == list(SAMPLERS)

@@ -13,7 +13,7 @@ from tuner.evaluation.tasks import EvaluationError, Work
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
-from tuner.search.evidence import Evidence
+from tuner.search.sampler import Observation
 from tuner.search.selection import choose_best, eligible
 from tuner.search.space import Coordinates, Point, smallest_reachable
 from tuner.study import Search, Study
@@ -354,10 +354,10 @@ class Given:
     """Proposes points with these tau_t."""
 
     tau_t: list[float]
-    told: list[list[Evidence]] = field(default_factory=list)
+    told: list[list[Observation]] = field(default_factory=list)
 
-    def propose(self, ranges: Any, evidence: Any, seed: int, index: int, attempt: int) -> Point:
-        self.told.append(list(evidence))
+    def propose(self, ranges: Any, observations: Any, seed: int, index: int, attempt: int) -> Point:
+        self.told.append(list(observations))
         point = {name: (one.low + one.high) / 2 for name, one in ranges.items()}
         return point | {"tau_t": self.tau_t[index], "compute": ranges["compute"].high}
 
@@ -385,9 +385,7 @@ def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) ->
         assert bad.stopped.videos in (5, 10, 15)
         assert loop.choice() is not None
         # The sampler hears of it without a value, and of no partial one.
-        evidence = sampler.told[-1]
-        assert [one.stopped for one in evidence] == [False, False, True]
-        assert [one.values is None for one in evidence] == [False, False, True]
+        assert [one.state for one in sampler.told[-1]] == ["completed", "completed", "pruned"]
         saved = 3 * (20 - bad.stopped.videos)
         held_out = 60 * len(store.measured())
         assert evaluator.asked == 4 * 60 - saved + held_out
@@ -431,8 +429,8 @@ def test_a_cheaper_trial_is_not_compared_with_dearer_ones(tmp_path: Path) -> Non
 
     @dataclass
     class Cheaper(Given):
-        def propose(self, ranges: Any, evidence: Any, seed: int, index: int, attempt: int) -> Point:
-            point = super().propose(ranges, evidence, seed, index, attempt)
+        def propose(self, ranges: Any, observations: Any, seed: int, index: int, attempt: int) -> Point:
+            point = super().propose(ranges, observations, seed, index, attempt)
             return point | ({"compute": 0.2} if index == 1 else {})
 
     with open_store(tmp_path / "t.db", study) as store:
@@ -571,7 +569,7 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
             changed = replace(study, search=search)
             counting = len(eligible(store.trials(), search))
             loop = make_loop(changed, store, trials=counting + 3, budget=0.3, coordinates="knobs")
-            told = [one.point for one in loop._evidence()]
+            told = [one.point for one in loop._observations()]
             assert all(point.keys() == loop._space.ranges.keys() for point in told)
             run(loop, FakeEvaluator(changed))
             assert len(store.trials()) == before + 3
@@ -581,16 +579,16 @@ def test_another_search_counts_where_it_made_each_choice_in_every_way_that_is_li
     plain, listed = make_study(), replace(make_study(), search=LISTED)
     with open_store(tmp_path / "t.db", plain) as store:
         run(make_loop(plain, store, trials=4), FakeEvaluator(plain))
-        assert len(make_loop(plain, store, seed=1)._evidence()) == 4
+        assert len(make_loop(plain, store, seed=1)._observations()) == 4
         # It has only ever demoted: that would outweigh all the new search sees of dropping.
-        assert make_loop(listed, store, seed=1)._evidence() == []
+        assert make_loop(listed, store, seed=1)._observations() == []
         run(make_loop(listed, store, trials=6, seed=1), FakeEvaluator(listed))
         own = [one for one in store.trials() if one.number >= 4]
         assert {one.configuration.get("deduplicate") for one in own} == {"demote", "drop"}
-        assert len(make_loop(listed, store, seed=1)._evidence()) == 6
-        assert len(make_loop(listed, store, seed=2)._evidence()) == 6
+        assert len(make_loop(listed, store, seed=1)._observations()) == 6
+        assert len(make_loop(listed, store, seed=2)._observations()) == 6
         # Its own trials always count.
-        assert len(make_loop(listed, store, seed=0)._evidence()) == 10
+        assert len(make_loop(listed, store, seed=0)._observations()) == 10
 
 
 # What the study's search allows
@@ -612,7 +610,7 @@ def test_what_the_study_fixes_since_binds_what_is_chosen_and_measured(tmp_path: 
         before = store.trials()
         (loop := make_loop(fixed, store, trials=5, seed=1)).propose()
         assert loop.best() is None
-        assert loop._evidence() == []
+        assert loop._observations() == []
         run(loop := make_loop(fixed, store, trials=5, seed=1), FakeEvaluator(fixed))
         best, choice = loop.best(), loop.choice()
         assert best is not None
@@ -664,8 +662,8 @@ def test_a_trial_that_was_stopped_for_one_not_allowed_any_more_runs_to_its_end(t
         stopped = store.trials()[2].stopped
         assert stopped is not None
         assert stopped.by == 1
-        # No evidence against it, nor anything in the race: trials 0 and 1 are not allowed any more.
-        assert make_loop(narrow, store, race=True, batch_videos=5)._evidence() == []
+        # No observation of it, nor anything in the race: trials 0 and 1 are not allowed any more.
+        assert make_loop(narrow, store, race=True, batch_videos=5)._observations() == []
         raced(narrow, store, Given([]), batch_videos=5)
         assert store.trials()[2].outcome is not None
         assert store.trials()[2].stopped is None
