@@ -25,7 +25,7 @@ from tuner.records.store import Store
 from tuner.records.values import Pruned, TrialRecord
 from tuner.search.design import Designed
 from tuner.search.optuna_sampler import make_sampler
-from tuner.search.space import make_space
+from tuner.search.space import SearchSpace
 from tuner.study.values import Configuration, Outcome
 
 TARGET_MS = 100
@@ -40,17 +40,17 @@ def proposal_ms(table: Tabulated, trials: int, repeats: int) -> float:
     with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/t.db") as store:
         begin(store, study)
         record = store.search(BUDGET, 0, "budget", 10**6)
-        space = make_space("budget", planner, study.search, BUDGET)
+        space = SearchSpace(planner, study.search, BUDGET)
         loop = SearchLoop(study, store, planner, record, space, Designed(make_sampler("tpe")), patience=10**6)
         rng = np.random.default_rng(0)
         defaults = loop._defaults
         rows = [TrialRecord(0, record.id, defaults.configuration, (), defaults.binding_ratio, None)]
         for number in range(1, trials + PENDING):
-            method = AdaTP(*rng.uniform((0.2, 0.0, 1.0), (1.0, 0.9, 3.0)).tolist(), p=float(rng.uniform(0.2, 0.9)))
-            ratio = float(rng.uniform(0.1, BUDGET))
-            rows.append(
-                TrialRecord(number, record.id, Configuration.from_method(method), (), ratio, None)
+            method = AdaTP(
+                *rng.uniform((0.2, 0.0, 1.0), (1.0, 0.9, 3.0)).tolist(), p=float(rng.uniform(0.2, 0.9))
             )
+            ratio = float(rng.uniform(0.1, BUDGET))
+            rows.append(TrialRecord(number, record.id, Configuration.from_method(method), (), ratio, None))
         for row in rows[:trials]:
             accuracy = float(rng.uniform(0.5, 0.8))
             loop._trials[row.number] = (

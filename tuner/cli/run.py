@@ -39,13 +39,6 @@ class SamplerChoice(StrEnum):
     RANDOM = "random"
 
 
-class CoordinatesChoice(StrEnum):
-    """Axes of the search."""
-
-    BUDGET = "budget"
-    KNOBS = "knobs"
-
-
 def run(
     study: Study,
     budget: Annotated[
@@ -96,10 +89,6 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Archive what is recorded of this study and begin anew.")
     ] = False,
-    coordinates: Annotated[
-        CoordinatesChoice,
-        typer.Option(help="Search with compute as an axis (budget), or over the five knobs (knobs)."),
-    ] = CoordinatesChoice.BUDGET,
     sampler: Annotated[
         SamplerChoice,
         typer.Option(
@@ -133,7 +122,6 @@ def run(
         batch=batch,
         address=address,
         database=database,
-        coordinates=coordinates.value,
         sampler=sampler.value,
         max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop,
         patience=patience,

@@ -34,7 +34,7 @@ from tuner.search import pruner
 from tuner.search.front import trials_since_growth
 from tuner.search.sampler import Observation, Sampler
 from tuner.search.selection import Choice, choose, choose_best, eligible, ordered
-from tuner.search.space import TOLERANCE, Bins, Point, Space
+from tuner.search.space import TOLERANCE, Bins, Point, SearchSpace
 from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Noise
 from tuner.statistics.wording import noise_floor
@@ -64,7 +64,7 @@ class SearchLoop(Loop):
         store: Store,
         planner: Planner,
         search: SearchRecord,
-        space: Space,
+        space: SearchSpace,
         sampler: Sampler,
         *,
         race: bool = True,

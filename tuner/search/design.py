@@ -31,7 +31,7 @@ class Designed:
         index: int,
         attempt: int,
     ) -> Point:
-        """See `Sampler.propose`. After an infeasible proposal the design takes a later point of the sequence."""
+        """See `Sampler.propose`. After an infeasible proposal it takes a later point of the sequence."""
         if index >= self.trials:
             return self.sampler.propose(ranges, observations, seed, index, attempt)
         point = {name: one.low for name, one in ranges.items()}

@@ -6,9 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 
-def trials_since_growth(
-    trials: Iterable[tuple[float, float] | None], reference: tuple[float, float]
-) -> int:
+def trials_since_growth(trials: Iterable[tuple[float, float] | None], reference: tuple[float, float]) -> int:
     """How many of the latest trials added nothing to the hypervolume of the front.
 
     trials: (FLOPs ratio, score) in order of number, None for a trial without a result. reference: the ratio

@@ -1,8 +1,9 @@
 """What Optuna does for us, proposals and PED-ANOVA: the only module that imports it.
 
 Nothing is kept between two proposals. Each builds an in-memory study from our records and seeds its sampler
-from (seed, index, attempt): a proposal depends on the observations alone, so a run that was killed goes on as
-if it had not been. What a proposal costs is bounded, because the sampler is told a bounded selection (`told`).
+from (seed, index, attempt): a proposal depends on the observations alone, so a run that was killed goes on
+as if it had not been. The time of a proposal is bounded, because the sampler is told of so many observations
+at most (`told`).
 """
 
 from __future__ import annotations

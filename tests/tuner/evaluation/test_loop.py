@@ -15,7 +15,7 @@ from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
 from tuner.search.sampler import Observation
 from tuner.search.selection import choose_best, eligible
-from tuner.search.space import Coordinates, Point, smallest_reachable
+from tuner.search.space import Point, smallest_reachable
 from tuner.study import Search, Study
 from tuner.study.values import Configuration
 
@@ -46,13 +46,13 @@ def table(store: Store) -> list[Any]:
     return [trials, infeasible, measured, store.selections(), store.count_answers()]
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+@pytest.mark.parametrize("unsolved", [False, True])
 def test_a_run_answers_the_baseline_then_trials_then_the_held_out_part(
-    tmp_path: Path, coordinates: Any
+    tmp_path: Path, unsolved: bool
 ) -> None:
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(study, store, coordinates=coordinates)
+        loop = make_loop(study, store, unsolved=unsolved)
         run(loop, evaluator)
         trials = store.trials()
         assert loop.finished
@@ -130,16 +130,16 @@ def test_equal_plans_share_their_answers(tmp_path: Path) -> None:
         assert store.trials()[1].outcome is not None
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
-def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, coordinates: Any) -> None:
+@pytest.mark.parametrize("unsolved", [False, True])
+def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, unsolved: bool) -> None:
     study = make_study()
     with open_store(tmp_path / "whole.db", study) as store:
-        run(make_loop(study, store, coordinates=coordinates), FakeEvaluator(study))
+        run(make_loop(study, store, unsolved=unsolved), FakeEvaluator(study))
         undisturbed = table(store)
     batches = 0
     while True:
         with open_store(tmp_path / "killed.db", study) as store:
-            loop = make_loop(study, store, coordinates=coordinates)
+            loop = make_loop(study, store, unsolved=unsolved)
             work = loop.propose()
             if work is None:
                 break
@@ -155,7 +155,7 @@ def test_killed_before_every_write_it_ends_as_if_undisturbed(
 ) -> None:
     study = make_study(videos=4)
     with open_store(tmp_path / "whole.db", study) as store:
-        run(make_loop(study, store, trials=4, coordinates="knobs"), FakeEvaluator(study))
+        run(make_loop(study, store, trials=4, unsolved=True), FakeEvaluator(study))
         undisturbed = table(store)
     writes = 0
 
@@ -177,7 +177,7 @@ def test_killed_before_every_write_it_ends_as_if_undisturbed(
     for _ in range(1000):
         with open_store(tmp_path / "killed.db", study) as store:
             try:
-                run(make_loop(study, store, trials=4, coordinates="knobs"), FakeEvaluator(study))
+                run(make_loop(study, store, trials=4, unsolved=True), FakeEvaluator(study))
             except Killed:
                 continue
             break
@@ -205,7 +205,7 @@ def test_an_unfinished_trial_keeps_its_knobs_and_comes_first(tmp_path: Path) -> 
 def test_refused_proposals_are_recorded_and_no_trials(tmp_path: Path) -> None:
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(study, store, trials=8, budget=0.3, coordinates="knobs")
+        loop = make_loop(study, store, trials=8, budget=0.3, unsolved=True)
         run(loop, FakeEvaluator(study))
         infeasible = store.infeasible()
         assert infeasible
@@ -218,7 +218,7 @@ def test_a_search_gives_up_after_too_many_refusals_and_stays_so(tmp_path: Path) 
     budget = smallest_reachable(make_planner(study), study.search) - 0.01
     with open_store(tmp_path / "t.db", study) as store:
         for _ in range(2):
-            loop = make_loop(study, store, budget=budget, coordinates="knobs")
+            loop = make_loop(study, store, budget=budget, unsolved=True)
             run(loop, FakeEvaluator(study))
             assert loop.gave_up
             assert loop.finished
@@ -539,16 +539,16 @@ def test_without_a_budget_the_cheapest_that_holds_is_sought(tmp_path: Path) -> N
 LISTED = Search(choices=(("deduplicate", ("demote", "drop")),))
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+@pytest.mark.parametrize("unsolved", [False, True])
 def test_a_search_over_choices_is_the_same_however_often_it_is_begun_again(
-    tmp_path: Path, coordinates: Coordinates
+    tmp_path: Path, unsolved: bool
 ) -> None:
     study = replace(make_study(), search=LISTED)
     found = []
     for name, steps in (("once.db", (8,)), ("again.db", (2, 5, 8))):
         with open_store(tmp_path / name, study) as store:
             for trials in steps:
-                run(make_loop(study, store, trials=trials, coordinates=coordinates), FakeEvaluator(study))
+                run(make_loop(study, store, trials=trials, unsolved=unsolved), FakeEvaluator(study))
             found.append([one.configuration for one in store.trials()])
     assert found[0] == found[1]
     assert {one.get("deduplicate") for one in found[0]} == {"demote", "drop"}
@@ -558,7 +558,7 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
     """As with bounds that change: trials that have a place in the new space count, and so do refusals."""
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
-        run(make_loop(study, store, trials=4, budget=0.3, coordinates="knobs"), FakeEvaluator(study))
+        run(make_loop(study, store, trials=4, budget=0.3, unsolved=True), FakeEvaluator(study))
         assert store.infeasible()
         for search in (
             LISTED,
@@ -568,7 +568,7 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
             before = len(store.trials())
             changed = replace(study, search=search)
             counting = len(eligible(store.trials(), search))
-            loop = make_loop(changed, store, trials=counting + 3, budget=0.3, coordinates="knobs")
+            loop = make_loop(changed, store, trials=counting + 3, budget=0.3, unsolved=True)
             told = [one.point for one in loop._observations()]
             assert all(point.keys() == loop._space.ranges.keys() for point in told)
             run(loop, FakeEvaluator(changed))
@@ -610,7 +610,7 @@ def test_what_the_study_fixes_since_binds_what_is_chosen_and_measured(tmp_path: 
         before = store.trials()
         (loop := make_loop(fixed, store, trials=5, seed=1)).propose()
         assert loop.best() is None
-        assert loop._observations() == []
+        assert [one.state for one in loop._observations()] == ["pending"]  # the one just proposed
         run(loop := make_loop(fixed, store, trials=5, seed=1), FakeEvaluator(fixed))
         best, choice = loop.best(), loop.choice()
         assert best is not None
@@ -644,10 +644,10 @@ def test_a_search_that_gave_up_tries_again_when_the_study_allows_more(tmp_path: 
     # Everything kept, over any budget.
     narrow = replace(study, search=Search(bounds=(("p", (0.98, 1.0)),)))
     with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(narrow, store, trials=2, budget=0.5, coordinates="knobs")
+        loop = make_loop(narrow, store, trials=2, budget=0.5, unsolved=True)
         run(loop, FakeEvaluator(study))
         assert loop.gave_up
-        loop = make_loop(study, store, trials=2, budget=0.5, coordinates="knobs")
+        loop = make_loop(study, store, trials=2, budget=0.5, unsolved=True)
         run(loop, FakeEvaluator(study))
         assert not loop.gave_up
         assert len(store.trials()) == 2

@@ -29,7 +29,6 @@ class Asked:
         seed: int,
         index: int,
         attempt: int,
-
     ) -> Point:
         self.calls.append((len(observations), seed, index, attempt))
         return {name: one.low for name, one in ranges.items()}

@@ -8,7 +8,6 @@ from optuna.samplers._tpe import sampler as tpe
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import UserError
-from tuner.search.sampler import SAMPLERS, Observation, SamplerName
 from tuner.search.optuna_sampler import (
     MOST_COMPLETED,
     MOST_OTHERS,
@@ -20,6 +19,7 @@ from tuner.search.optuna_sampler import (
     make_sampler,
     told,
 )
+from tuner.search.sampler import SAMPLERS, Observation, SamplerName
 from tuner.search.space import Bins, Range
 
 pytestmark = pytest.mark.quick
@@ -195,9 +195,7 @@ def test_what_tpe_is_told_is_bounded_and_holds_the_best() -> None:
     assert len(kept) == MOST_COMPLETED + MOST_OTHERS
     assert kept == [one for one in known if one in kept]
     values = [one.values for one in known if one.values is not None and one.over_budget <= 0]
-    best = {
-        one for one in values if not any(b[0] >= one[0] and b[1] <= one[1] and b != one for b in values)
-    }
+    best = {one for one in values if not any(b[0] >= one[0] and b[1] <= one[1] and b != one for b in values)}
     assert best <= {one.values for one in kept}
     # The latest are there too.
     assert known[-1] in kept

@@ -11,7 +11,7 @@ from tests.benchmarks.tabulated import Tabulated
 from tuner.evaluation.scoring import CLIP
 from tuner.search import pruner
 from tuner.search.pruner import LEVEL, SAME_COST, Look, VideoSums, batch_videos, boundary, look, rivals
-from tuner.search.space import make_space
+from tuner.search.space import SearchSpace
 
 Floats = NDArray[np.float64]
 
@@ -95,7 +95,7 @@ class Design:
 
     def __init__(self, size: int = 400) -> None:
         table = Tabulated.load()
-        space = make_space("budget", table.planner, table.study.search, 0.3)
+        space = SearchSpace(table.planner, table.study.search, 0.3)
         rng = np.random.default_rng(0)
         names, video = np.unique(table.videos, return_inverse=True)
         self.questions = np.bincount(video, minlength=names.size).astype(float)  # (V,)
