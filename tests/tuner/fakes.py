@@ -23,6 +23,7 @@ from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
 from tuner.search.sampler import Sampler
 from tuner.search.space import Candidate, Point, SearchSpace
 from tuner.study import Study, StudyQuestion, Video, study_identity
+from tuner.study.values import Configuration
 
 SHAPE = ModelShape(
     layers=12,

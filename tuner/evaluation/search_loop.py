@@ -1,9 +1,9 @@
-"""The search as a loop: trials within the budget, and what the held-out part says of the best of them.
+"""The search as a loop: trials within the budget, and the holdout results of the best of them.
 
-Phases after the baseline: some questions again, for the noise floor; trials on the tune part, of which the
-race stops those that others confidently beat; a few configurations above the budget; the best trials and
-AdaTP's defaults on the held-out part. After a kill an unfinished trial comes first, then the next. Trial k is
-proposed from (seed, k, the trials before it) alone: with one worker a run that was killed ends like one that
+Phases after the baseline: some questions again, for the noise floor; trials on the tune split, some of which
+the pruner stops early; a few configurations above the budget; the best trials and AdaTP's defaults on the
+held-out split. A run that was killed finishes its unfinished trials before it proposes others. Trial k is
+proposed from the seed, k and the observations alone: with one worker a run that was killed ends like one that
 was not.
 """
 
@@ -41,7 +41,7 @@ from tuner.statistics.wording import noise_floor
 from tuner.study import Study, StudyQuestion
 from tuner.study.values import Configuration, QuestionResult
 
-# Proposals over the budget in a row before a search gives up.
+# Infeasible proposals in a row before a search gives up.
 MOST_INFEASIBLE = 200
 
 # After the search, its best configuration is solved for these multiples of the budget too: the front then
@@ -78,7 +78,7 @@ class SearchLoop(Loop):
     ) -> None:
         """As `Loop`.
 
-        race: whether beaten trials are stopped; without it, those that were stopped run to their end.
+        race: whether the pruner stops trials; without it, trials pruned before run to their end.
         patience: trials in a row that add no hypervolume after which no further one begins. above_budget:
         multiples of the budget that the best configuration is solved for at the end. timeout: seconds from
         now after which no further trial begins.
@@ -108,7 +108,7 @@ class SearchLoop(Loop):
         # What the sampler sees of each trial, by number, as long as its record is this one.
         self._observed: dict[int, tuple[TrialRecord, Observation | None]] = {}
         self.timed_out = False
-        # Proposals refused in a row ended the search.
+        # Whether infeasible proposals in a row ended the search.
         self.gave_up = False
 
     def best(self) -> TrialRecord | None:
@@ -196,7 +196,7 @@ class SearchLoop(Loop):
         return trial.stopped is not None and trial.stopped.by in self._outside
 
     def _proposed(self) -> int:
-        """Trials this search proposed so far, its refusals and what lies above the budget not counted."""
+        """Trials this search proposed so far, without infeasible proposals and those above the budget."""
         return sum(one.search == self._search.id and one.purpose == "search" for one in self._eligible)
 
     def _out_of_patience(self) -> bool:
@@ -314,11 +314,11 @@ class SearchLoop(Loop):
             logprob_max=max(changes, default=0.0),
         )
 
-    # The race
+    # The pruner
 
     def _beaten(self, job: Job) -> Pruned | None:
-        """That completed trials confidently beat this one at its cost, told by the one with the largest share
-        in what it was compared with; None: it goes on.
+        """The pruner's decision where completed trials confidently beat this one at its cost, naming the
+        trial with the largest weight among them; None: it goes on.
         """
         if not self._race or job.kind != "trial" or job.number is None:
             return None
@@ -326,7 +326,7 @@ class SearchLoop(Loop):
         if trial.purpose != "search":
             return None
         others = ordered((one for one in self._eligible if one.number != trial.number), 1.0)
-        weights = pruner.rivals(
+        weights = pruner.reference_weights(
             np.array([one.binding_ratio for one in others]),
             # They are in the order of their scores.
             -np.arange(len(others), dtype=np.float64),
@@ -334,8 +334,8 @@ class SearchLoop(Loop):
         )
         if weights is None:
             return None
-        rivals = [(float(weight), one) for weight, one in zip(weights, others, strict=True) if weight > 0]
-        signals = [(weight, self._signals(one)) for weight, one in rivals]
+        reference = [(float(weight), one) for weight, one in zip(weights, others, strict=True) if weight > 0]
+        signals = [(weight, self._signals(one)) for weight, one in reference]
         questions = [
             question
             for video in self._complete_videos(job)
@@ -349,15 +349,15 @@ class SearchLoop(Loop):
             - sum(weight * one[question.id] for weight, one in signals)
             for question in questions
         ]
-        found = pruner.look(
+        found = pruner.interim_analysis(
             pruner.VideoSums.of(change, [question.video for question in questions]),
             len(self._study.videos_of("tune")),
             self._batch_videos,
         )
-        if found is None or not found.beaten:
+        if found is None or not found.inferior:
             return None
         return Pruned(
-            max(rivals, key=lambda one: one[0])[1].number, len({question.video for question in questions})
+            max(reference, key=lambda one: one[0])[1].number, len({question.video for question in questions})
         )
 
     def _complete_videos(self, job: Job) -> Iterator[list[StudyQuestion]]:
@@ -388,9 +388,9 @@ class SearchLoop(Loop):
     # Proposals
 
     def _next_trial(self) -> TrialRecord | None:
-        """A new trial, written before it is evaluated; None when too many proposals in a row were refused."""
+        """A new trial, written before it is evaluated; None after too many infeasible proposals in a row."""
         number = max(self._trials, default=-1) + 1
-        refused = [one for one in self._infeasible if one.search == self._search.id and one.number == number]
+        rejected = [one for one in self._infeasible if one.search == self._search.id and one.number == number]
         defaults = self._defaults
         if self._defaults_trial() is None and not any(
             one.proposed == {} and one.configuration == defaults.configuration
@@ -398,23 +398,23 @@ class SearchLoop(Loop):
         ):
             if defaults.binding_ratio <= self._search.budget + TOLERANCE:
                 return self._accept(number, defaults.configuration, defaults.binding_ratio)
-            refused.append(self._refuse(number, 0, defaults.configuration, {}, defaults.binding_ratio))
+            rejected.append(self._reject(number, 0, defaults.configuration, {}, defaults.binding_ratio))
         # What the sampler proposed before: AdaTP's defaults are not its own.
         index = self._proposed() - any(
             one.search == self._search.id and one.configuration == defaults.configuration
             for one in self.trials
         )
-        # Those refused before the study changed what it searches say nothing of what it searches now.
-        outdated = sum(not self._says_something(one) for one in refused)
-        while len(refused) - outdated < MOST_INFEASIBLE:
+        # Infeasible proposals of before the study changed its search space do not count in the new one.
+        outdated = sum(not self._says_something(one) for one in rejected)
+        while len(rejected) - outdated < MOST_INFEASIBLE:
             point = self._sampler.propose(
-                self._space.ranges, self._observations(), self._search.seed, index, len(refused)
+                self._space.ranges, self._observations(), self._search.seed, index, len(rejected)
             )
             candidate = self._space.candidate(point)
             if candidate.binding_ratio <= self._search.budget + TOLERANCE:
                 return self._accept(number, candidate.configuration, candidate.binding_ratio)
-            refused.append(
-                self._refuse(number, len(refused), candidate.configuration, point, candidate.binding_ratio)
+            rejected.append(
+                self._reject(number, len(rejected), candidate.configuration, point, candidate.binding_ratio)
             )
         return None
 
@@ -429,22 +429,24 @@ class SearchLoop(Loop):
         self._trials[number] = trial
         return trial
 
-    def _refuse(
+    def _reject(
         self, number: int, attempt: int, configuration: Configuration, proposed: Point, binding_ratio: float
     ) -> InfeasibleRecord:
-        refusal = InfeasibleRecord(self._search.id, number, attempt, configuration, proposed, binding_ratio)
-        self._store.refuse(refusal)
-        self._infeasible.append(refusal)
-        return refusal
+        infeasible = InfeasibleRecord(
+            self._search.id, number, attempt, configuration, proposed, binding_ratio
+        )
+        self._store.refuse(infeasible)
+        self._infeasible.append(infeasible)
+        return infeasible
 
     def _infeasible_of_search(self) -> list[InfeasibleRecord]:
         return [one for one in self._infeasible if one.search == self._search.id]
 
-    def _says_something(self, refusal: InfeasibleRecord) -> bool:
+    def _says_something(self, proposal: InfeasibleRecord) -> bool:
         """Whether the search could propose it today."""
-        if not refusal.proposed:
-            return refusal.configuration == self._defaults.configuration
-        return self._space.covers(refusal.proposed, refusal.configuration)
+        if not proposal.proposed:
+            return proposal.configuration == self._defaults.configuration
+        return self._space.covers(proposal.proposed, proposal.configuration)
 
     def _defaults_trial(self) -> TrialRecord | None:
         defaults = self._defaults
@@ -491,7 +493,7 @@ class SearchLoop(Loop):
     def _observation(self, trial: TrialRecord) -> Observation | None:
         """A trial as the sampler sees it; None where it has no place in this search's space."""
         trial_before, known = self._observed.get(trial.number, (None, None))
-        if trial_before is trial:  # its point is the dear part
+        if trial_before is trial:  # finding its point takes most of the time
             return known
         point = self._space.point(trial.configuration, trial.binding_ratio)
         found = None

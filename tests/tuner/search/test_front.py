@@ -11,7 +11,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_trial_counts_exactly_where_the_hypervolume_grows(seed: int) -> None:
-    # On a lattice, so that equal ratios and equal scores occur; some beyond the reference, some without result.
+    # On a lattice, so that equal ratios and scores occur; some beyond the reference, some without result.
     rng = np.random.default_rng(seed)
     lattice = rng.integers(0, 12, (60, 2)) / 10
     trials = [None if rng.random() < 0.2 else (float(a), float(b)) for a, b in lattice]

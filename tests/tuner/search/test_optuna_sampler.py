@@ -50,7 +50,7 @@ def observations(feasible: int, over: int) -> list[Observation]:
 
 
 def mixed(completes: int, others: int, seed: int = 0) -> list[Observation]:
-    """Completed trials within the budget among pruned, infeasible and (of a larger budget) infeasible ones."""
+    """Completed trials within the budget among pruned, infeasible and completed ones above it."""
     random = np.random.default_rng(seed)
     kinds = [completed] * completes + [(pruned, infeasible, completed, pruned)[k % 4] for k in range(others)]
     over = [False] * completes + [k % 4 in (1, 2) for k in range(others)]
