@@ -34,10 +34,10 @@ from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import StudyRecord
 from tuner.search.design import Designed
-from tuner.search.evidence import SamplerName
 from tuner.search.optuna_sampler import make_sampler
+from tuner.search.sampler import SamplerName
 from tuner.search.selection import hypervolume
-from tuner.search.space import Coordinates, make_space
+from tuner.search.space import SearchSpace
 
 BUDGET = 0.3
 GOAL = 0.98
@@ -48,7 +48,6 @@ class Strategy:
     """One way to search."""
 
     sampler: SamplerName = "tpe"
-    coordinates: Coordinates = "budget"
     race: bool = True
     design: int = 8
     trials: int = 100
@@ -58,11 +57,7 @@ STRATEGIES = {
     "ours": Strategy(),
     "ours, longer": Strategy(trials=180),
     "ours, no race": Strategy(race=False),
-    "direct knobs": Strategy(coordinates="knobs"),
-    "GP, no race": Strategy("gp", race=False),
-    "NSGA-II": Strategy("nsga2", race=False),
     "random": Strategy("random", race=False, design=0, trials=300),
-    "random knobs": Strategy("random", "knobs", race=False, design=0, trials=300),
 }
 
 
@@ -157,13 +152,13 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
                 questions=planner.questions,
             )
         )
-        record = store.search(BUDGET, seed, strategy.coordinates, strategy.trials, sampler=strategy.sampler)
+        record = store.search(BUDGET, seed, "budget", strategy.trials, sampler=strategy.sampler)
         loop = SearchLoop(
             study,
             store,
             planner,
             record,
-            make_space(strategy.coordinates, planner, study.search, BUDGET),
+            SearchSpace(planner, study.search, BUDGET),
             Designed(make_sampler(strategy.sampler), strategy.design),
             race=strategy.race,
             above_budget=(),
@@ -212,7 +207,7 @@ def reference(table: Tabulated, design: int) -> Reference:
     """
     rng = np.random.default_rng(0)
     methods = [method_at(*one) for one in product(TAU_S, TAU_T, ALPHA, P)]
-    space = make_space("budget", table.planner, table.study.search, BUDGET)
+    space = SearchSpace(table.planner, table.study.search, BUDGET)
     for _ in range(design):
         point = {name: float(rng.uniform(one.low, one.high)) for name, one in space.ranges.items()}
         method = space.candidate(point).configuration.build()

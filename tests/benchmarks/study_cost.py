@@ -40,7 +40,7 @@ from tuner.records.store import Store
 from tuner.records.values import Pruned, RecordedAnswer, StudyRecord, TrialRecord
 from tuner.reporting.from_records import load_summary, make_planner
 from tuner.search.optuna_sampler import OptunaSampler
-from tuner.search.space import make_space
+from tuner.search.space import SearchSpace
 from tuner.study import Study, load_study
 from tuner.study.values import Configuration, Outcome
 
@@ -232,7 +232,7 @@ def driver_time(
     with Store.open(database) as store:
         store.begin(record)
         search = store.search(budget, seed, "budget", trials)
-        space = make_space("budget", planner, study.search, budget)
+        space = SearchSpace(planner, study.search, budget)
         loop = SearchLoop(study, store, planner, search, space, OptunaSampler(), accept_weak_baseline=True)
         while True:
             begin = now()

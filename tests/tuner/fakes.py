@@ -20,9 +20,10 @@ from tuner.evaluation.search_loop import SearchLoop
 from tuner.planning.planner import Planner
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
-from tuner.search.evidence import Sampler
-from tuner.search.space import Coordinates, make_space
+from tuner.search.sampler import Sampler
+from tuner.search.space import Candidate, Point, SearchSpace
 from tuner.study import Study, StudyQuestion, Video, study_identity
+from tuner.study.values import Configuration
 
 SHAPE = ModelShape(
     layers=12,
@@ -115,6 +116,17 @@ def begin(store: Store, study: Study, *, archive: bool = False) -> None:
         )
 
 
+class UnsolvedSpace(SearchSpace):
+    """Takes p from `compute` as it stands, whatever that costs: many of its candidates are infeasible."""
+
+    def candidate(self, point: Point) -> Candidate:
+        p = self._knobs["p"]
+        method = super().candidate(point).configuration.build()
+        assert isinstance(method, AdaTP)
+        method = method.with_ratio(p.low + point["compute"] * (p.high - p.low))
+        return Candidate(Configuration.from_method(method), self._planner.binding_ratio(method))
+
+
 def make_loop(
     study: Study,
     store: Store,
@@ -122,16 +134,19 @@ def make_loop(
     trials: int = 6,
     budget: float = 0.35,
     seed: int = 0,
-    coordinates: Coordinates = "budget",
+    unsolved: bool = False,
     sampler: Sampler | None = None,
     goal: Goal = "budget",
     max_drop: str = "0.02",
     **options: Any,
 ) -> SearchLoop:
-    """Without race and without configurations above the budget, unless the options say so."""
+    """Without race and without configurations above the budget, unless the options say so.
+
+    unsolved: many proposals are over the budget, see `UnsolvedSpace`.
+    """
     planner = make_planner(study)
-    search: SearchRecord = store.search(budget, seed, coordinates, trials, goal=goal, max_drop=max_drop)
-    space = make_space(coordinates, planner, study.search, budget, goal)
+    search: SearchRecord = store.search(budget, seed, "budget", trials, goal=goal, max_drop=max_drop)
+    space = (UnsolvedSpace if unsolved else SearchSpace)(planner, study.search, budget, goal)
     options = {"race": False, "above_budget": (), "batch_videos": 2, **options}
     if sampler is None:
         # Here, because workers import this module for its evaluator and Optuna is half of what they import.

@@ -36,16 +36,7 @@ class SamplerChoice(StrEnum):
     """Who proposes."""
 
     TPE = "tpe"
-    NSGA2 = "nsga2"
-    GP = "gp"
     RANDOM = "random"
-
-
-class CoordinatesChoice(StrEnum):
-    """Axes of the search."""
-
-    BUDGET = "budget"
-    KNOBS = "knobs"
 
 
 def run(
@@ -98,15 +89,10 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Archive what is recorded of this study and begin anew.")
     ] = False,
-    coordinates: Annotated[
-        CoordinatesChoice,
-        typer.Option(help="Search with compute as an axis (budget), or over the five knobs (knobs)."),
-    ] = CoordinatesChoice.BUDGET,
     sampler: Annotated[
         SamplerChoice,
         typer.Option(
-            help="What proposes trials after AdaTP's defaults and a short design; gp wants --no-race, for it "
-            "learns from complete trials alone."
+            help="What proposes trials after AdaTP's defaults and a short design. random is a baseline."
         ),
     ] = SamplerChoice.TPE,
 ) -> None:
@@ -136,7 +122,6 @@ def run(
         batch=batch,
         address=address,
         database=database,
-        coordinates=coordinates.value,
         sampler=sampler.value,
         max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop,
         patience=patience,

@@ -1,9 +1,9 @@
-"""The search as a loop: trials within the budget, and what the held-out part says of the best of them.
+"""The search as a loop: trials within the budget, and the holdout results of the best of them.
 
-Phases after the baseline: some questions again, for the noise floor; trials on the tune part, of which the
-race stops those that others confidently beat; a few configurations above the budget; the best trials and
-AdaTP's defaults on the held-out part. After a kill an unfinished trial comes first, then the next. Trial k is
-proposed from (seed, k, the trials before it) alone: with one worker a run that was killed ends like one that
+Phases after the baseline: some questions again, for the noise floor; trials on the tune split, some of which
+the pruner stops early; a few configurations above the budget; the best trials and AdaTP's defaults on the
+held-out split. A run that was killed finishes its unfinished trials before it proposes others. Trial k is
+proposed from the seed, k and the observations alone: with one worker a run that was killed ends like one that
 was not.
 """
 
@@ -31,16 +31,17 @@ from tuner.records.values import (
     TrialRecord,
 )
 from tuner.search import pruner
-from tuner.search.evidence import Evidence, Sampler
-from tuner.search.selection import Choice, choose, choose_best, eligible, hypervolume, ordered
-from tuner.search.space import TOLERANCE, Bins, Point, Space
+from tuner.search.front import trials_since_growth
+from tuner.search.sampler import Observation, Sampler
+from tuner.search.selection import Choice, choose, choose_best, eligible, ordered
+from tuner.search.space import TOLERANCE, Bins, Point, SearchSpace
 from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Noise
 from tuner.statistics.wording import noise_floor
 from tuner.study import Study, StudyQuestion
 from tuner.study.values import Configuration, QuestionResult
 
-# Proposals over the budget in a row before a search gives up.
+# Infeasible proposals in a row before a search gives up.
 MOST_INFEASIBLE = 200
 
 # After the search, its best configuration is solved for these multiples of the budget too: the front then
@@ -63,7 +64,7 @@ class SearchLoop(Loop):
         store: Store,
         planner: Planner,
         search: SearchRecord,
-        space: Space,
+        space: SearchSpace,
         sampler: Sampler,
         *,
         race: bool = True,
@@ -77,7 +78,7 @@ class SearchLoop(Loop):
     ) -> None:
         """As `Loop`.
 
-        race: whether beaten trials are stopped; without it, those that were stopped run to their end.
+        race: whether the pruner stops trials; without it, trials pruned before run to their end.
         patience: trials in a row that add no hypervolume after which no further one begins. above_budget:
         multiples of the budget that the best configuration is solved for at the end. timeout: seconds from
         now after which no further trial begins.
@@ -104,8 +105,10 @@ class SearchLoop(Loop):
         self._outside = self._trials.keys() - {one.number for one in eligible(self.trials, study.search)}
         # Of the completed trials that others were compared with, by number and question.
         self._signals_of: dict[int, dict[str, float]] = {}
+        # What the sampler sees of each trial, by number, as long as its record is this one.
+        self._observed: dict[int, tuple[TrialRecord, Observation | None]] = {}
         self.timed_out = False
-        # Proposals refused in a row ended the search.
+        # Whether infeasible proposals in a row ended the search.
         self.gave_up = False
 
     def best(self) -> TrialRecord | None:
@@ -193,24 +196,21 @@ class SearchLoop(Loop):
         return trial.stopped is not None and trial.stopped.by in self._outside
 
     def _proposed(self) -> int:
-        """Trials this search proposed so far, its refusals and what lies above the budget not counted."""
+        """Trials this search proposed so far, without infeasible proposals and those above the budget."""
         return sum(one.search == self._search.id and one.purpose == "search" for one in self._eligible)
 
     def _out_of_patience(self) -> bool:
         """Whether the last `patience` finished trials of this search added nothing to the front."""
         if self._patience is None:
             return False
-        mine = [
-            one
-            for one in self._eligible
-            if one.search == self._search.id and one.purpose == "search" and not one.unfinished
-        ]
-        since, points, area = 0, list[tuple[float, float]](), 0.0
-        for trial in mine:
-            if trial.outcome is not None:
-                points.append((trial.binding_ratio, trial.outcome.accuracy))
-            grown = hypervolume(points, (self._search.budget + TOLERANCE, 0.0))
-            since, area = (0, grown) if grown > area else (since + 1, area)
+        since = trials_since_growth(
+            (
+                None if one.outcome is None else (one.binding_ratio, one.outcome.accuracy)
+                for one in self._eligible
+                if one.search == self._search.id and one.purpose == "search" and not one.unfinished
+            ),
+            (self._search.budget + TOLERANCE, 0.0),
+        )
         if since < self._patience:
             return False
         self._progress.message(f"The last {since} trials added nothing to the front: no further one begins.")
@@ -314,11 +314,11 @@ class SearchLoop(Loop):
             logprob_max=max(changes, default=0.0),
         )
 
-    # The race
+    # The pruner
 
     def _pruned(self, evaluation: Evaluation) -> Pruned | None:
-        """That completed trials confidently beat this one at its cost, told by the one with the largest share
-        in what it was compared with; None: it goes on.
+        """The pruner's decision where completed trials confidently beat this one at its cost, naming the
+        trial with the largest weight among them; None: it goes on.
         """
         if not self._race or evaluation.kind != "trial" or evaluation.number is None:
             return None
@@ -326,7 +326,7 @@ class SearchLoop(Loop):
         if trial.purpose != "search":
             return None
         others = ordered((one for one in self._eligible if one.number != trial.number), 1.0)
-        weights = pruner.rivals(
+        weights = pruner.reference_weights(
             np.array([one.binding_ratio for one in others]),
             # They are in the order of their scores.
             -np.arange(len(others), dtype=np.float64),
@@ -334,8 +334,8 @@ class SearchLoop(Loop):
         )
         if weights is None:
             return None
-        rivals = [(float(weight), one) for weight, one in zip(weights, others, strict=True) if weight > 0]
-        signals = [(weight, self._signals(one)) for weight, one in rivals]
+        reference = [(float(weight), one) for weight, one in zip(weights, others, strict=True) if weight > 0]
+        signals = [(weight, self._signals(one)) for weight, one in reference]
         questions = [
             question
             for video in self._complete_videos(evaluation)
@@ -349,15 +349,15 @@ class SearchLoop(Loop):
             - sum(weight * one[question.id] for weight, one in signals)
             for question in questions
         ]
-        found = pruner.look(
+        found = pruner.interim_analysis(
             pruner.VideoSums.of(change, [question.video for question in questions]),
             len(self._study.videos_of("tune")),
             self._batch_videos,
         )
-        if found is None or not found.beaten:
+        if found is None or not found.inferior:
             return None
         return Pruned(
-            max(rivals, key=lambda one: one[0])[1].number, len({question.video for question in questions})
+            max(reference, key=lambda one: one[0])[1].number, len({question.video for question in questions})
         )
 
     def _complete_videos(self, evaluation: Evaluation) -> Iterator[list[StudyQuestion]]:
@@ -388,9 +388,9 @@ class SearchLoop(Loop):
     # Proposals
 
     def _next_trial(self) -> TrialRecord | None:
-        """A new trial, written before it is evaluated; None when too many proposals in a row were refused."""
+        """A new trial, written before it is evaluated; None after too many infeasible proposals in a row."""
         number = max(self._trials, default=-1) + 1
-        refused = [one for one in self._infeasible if one.search == self._search.id and one.number == number]
+        rejected = [one for one in self._infeasible if one.search == self._search.id and one.number == number]
         defaults = self._defaults
         if self._defaults_trial() is None and not any(
             one.proposed == {} and one.configuration == defaults.configuration
@@ -398,23 +398,23 @@ class SearchLoop(Loop):
         ):
             if defaults.binding_ratio <= self._search.budget + TOLERANCE:
                 return self._accept(number, defaults.configuration, defaults.binding_ratio)
-            refused.append(self._refuse(number, 0, defaults.configuration, {}, defaults.binding_ratio))
+            rejected.append(self._reject(number, 0, defaults.configuration, {}, defaults.binding_ratio))
         # What the sampler proposed before: AdaTP's defaults are not its own.
         index = self._proposed() - any(
             one.search == self._search.id and one.configuration == defaults.configuration
             for one in self.trials
         )
-        # Those refused before the study changed what it searches say nothing of what it searches now.
-        outdated = sum(not self._says_something(one) for one in refused)
-        while len(refused) - outdated < MOST_INFEASIBLE:
+        # Infeasible proposals of before the study changed its search space do not count in the new one.
+        outdated = sum(not self._says_something(one) for one in rejected)
+        while len(rejected) - outdated < MOST_INFEASIBLE:
             point = self._sampler.propose(
-                self._space.ranges, self._evidence(), self._search.seed, index, len(refused)
+                self._space.ranges, self._observations(), self._search.seed, index, len(rejected)
             )
             candidate = self._space.candidate(point)
             if candidate.binding_ratio <= self._search.budget + TOLERANCE:
                 return self._accept(number, candidate.configuration, candidate.binding_ratio)
-            refused.append(
-                self._refuse(number, len(refused), candidate.configuration, point, candidate.binding_ratio)
+            rejected.append(
+                self._reject(number, len(rejected), candidate.configuration, point, candidate.binding_ratio)
             )
         return None
 
@@ -429,22 +429,24 @@ class SearchLoop(Loop):
         self._trials[number] = trial
         return trial
 
-    def _refuse(
+    def _reject(
         self, number: int, attempt: int, configuration: Configuration, proposed: Point, binding_ratio: float
     ) -> InfeasibleRecord:
-        refusal = InfeasibleRecord(self._search.id, number, attempt, configuration, proposed, binding_ratio)
-        self._store.refuse(refusal)
-        self._infeasible.append(refusal)
-        return refusal
+        infeasible = InfeasibleRecord(
+            self._search.id, number, attempt, configuration, proposed, binding_ratio
+        )
+        self._store.refuse(infeasible)
+        self._infeasible.append(infeasible)
+        return infeasible
 
     def _infeasible_of_search(self) -> list[InfeasibleRecord]:
         return [one for one in self._infeasible if one.search == self._search.id]
 
-    def _says_something(self, refusal: InfeasibleRecord) -> bool:
+    def _says_something(self, proposal: InfeasibleRecord) -> bool:
         """Whether the search could propose it today."""
-        if not refusal.proposed:
-            return refusal.configuration == self._defaults.configuration
-        return self._space.covers(refusal.proposed, refusal.configuration)
+        if not proposal.proposed:
+            return proposal.configuration == self._defaults.configuration
+        return self._space.covers(proposal.proposed, proposal.configuration)
 
     def _defaults_trial(self) -> TrialRecord | None:
         defaults = self._defaults
@@ -452,44 +454,60 @@ class SearchLoop(Loop):
             return None
         return next((trial for trial in self.trials if trial.configuration == defaults.configuration), None)
 
-    def _evidence(self) -> list[Evidence]:
-        """Trials, complete or stopped, and this search's refusals as the sampler sees them, by number.
+    def _observations(self) -> list[Observation]:
+        """What the sampler learns from, in order of number: finished trials, this search's infeasible
+        proposals and its trials that workers are evaluating.
 
-        Trials of other searches count where they have a place in this search's coordinates, and where that
+        Trials of other searches count where they have a place in this search's space, and where that
         search made each choice in every way listed now: forty trials with one value tell nothing of another,
         but a sampler takes what it is told of for what is worth proposing.
         """
-        points: dict[int, Point] = {}
+        known: list[tuple[TrialRecord, Observation]] = []
         places: defaultdict[int, set[tuple[str, float]]] = defaultdict(set)
-        known = [one for one in self._eligible if not one.unfinished and not self._stopped_by_outside(one)]
-        for trial in known:
-            point = self._space.point(trial.configuration, trial.binding_ratio)
-            if point is not None:
-                points[trial.number] = point
-                places[trial.search].update(point.items())
-        wanted = {
-            (name, place)
-            for name, one in self._space.ranges.items()
-            if isinstance(one, Bins)
-            for place in one.places
-        }
-        told: list[tuple[tuple[int, int, int], Evidence]] = []
-        for trial in known:
-            point = points.get(trial.number)
-            if point is not None and (trial.search == self._search.id or wanted <= places[trial.search]):
-                # What a stopped trial answered so far is not comparable with whole ones: it has no values.
-                values = None
-                if trial.outcome is not None:
-                    signal = trial.outcome.graded
-                    values = (trial.outcome.accuracy if signal is None else signal, trial.binding_ratio)
-                over = self._over_budget(trial.binding_ratio)
-                told.append(((trial.number, 1, 0), Evidence(point, values, over, values is None)))
-        for refusal in self._infeasible_of_search():
+        bins = {name: one for name, one in self._space.ranges.items() if isinstance(one, Bins)}
+        for trial in self._eligible:
+            own = trial.search == self._search.id
+            # What another search left unfinished is not being evaluated.
+            if self._stopped_by_outside(trial) or (trial.unfinished and not own):
+                continue
+            observation = self._observation(trial)
+            if observation is not None:
+                known.append((trial, observation))
+                if not trial.unfinished:
+                    places[trial.search].update((name, observation.point[name]) for name in bins)
+        wanted = {(name, place) for name, one in bins.items() for place in one.places}
+        complete = {search for search, seen in places.items() if wanted <= seen} | {self._search.id}
+        told = [((one.number, 1, 0), observation) for one, observation in known if one.search in complete]
+        for proposal in self._infeasible_of_search():
             # AdaTP's defaults were not the sampler's proposal.
-            if refusal.proposed and self._says_something(refusal):
-                evidence = Evidence(refusal.proposed, None, self._over_budget(refusal.binding_ratio))
-                told.append(((refusal.number, 0, refusal.attempt), evidence))
-        return [evidence for _, evidence in sorted(told, key=lambda one: one[0])]
+            if proposal.proposed and self._says_something(proposal):
+                over = self._over_budget(proposal.binding_ratio)
+                told.append(
+                    (
+                        (proposal.number, 0, proposal.attempt),
+                        Observation(proposal.proposed, None, over, "infeasible"),
+                    )
+                )
+        return [observation for _, observation in sorted(told, key=lambda one: one[0])]
+
+    def _observation(self, trial: TrialRecord) -> Observation | None:
+        """A trial as the sampler sees it; None where it has no place in this search's space."""
+        trial_before, known = self._observed.get(trial.number, (None, None))
+        if trial_before is trial:  # finding its point takes most of the time
+            return known
+        point = self._space.point(trial.configuration, trial.binding_ratio)
+        found = None
+        if point is not None:
+            over = self._over_budget(trial.binding_ratio)
+            if trial.outcome is not None:
+                signal = trial.outcome.graded
+                score = trial.outcome.accuracy if signal is None else signal
+                found = Observation(point, (score, trial.binding_ratio), over)
+            else:
+                # What a pruned trial answered so far is not comparable with whole ones: it has no values.
+                found = Observation(point, None, over, "pending" if trial.unfinished else "pruned")
+        self._observed[trial.number] = (trial, found)
+        return found
 
     def _over_budget(self, ratio: float) -> float:
         over = ratio - self._search.budget

@@ -39,7 +39,7 @@ from tuner.reporting.values import (
     Trial,
 )
 from tuner.search.selection import Choice, choose, eligible
-from tuner.search.space import TOLERANCE, allows, make_space, smallest_reachable
+from tuner.search.space import TOLERANCE, SearchSpace, allows, smallest_reachable
 from tuner.statistics import paired
 from tuner.statistics.guessing import against_guessing
 from tuner.statistics.margin import MaxDrop
@@ -226,7 +226,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     baseline = {split: _accuracy(results.of(None, split)) for split in _parts(study)}
     choice = _chosen(search, store, results)
     best = None if choice is None else choice.trial
-    wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
+    wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
     looks = store.looks()
     own_looks = [one for of_search, one in looks if of_search == search.id]

@@ -45,7 +45,7 @@ from tuner.reporting.from_records import (
 )
 from tuner.reporting.values import Compared, Comparison
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared
-from tuner.search.space import TOLERANCE, make_space
+from tuner.search.space import TOLERANCE, SearchSpace
 from tuner.statistics import paired
 from tuner.study import Search, Study
 from tuner.study.values import Configuration
@@ -99,7 +99,7 @@ def line_up(planner: Planner, search: Search, budget: float, tuned: Configuratio
     """
     rows: list[tuple[str, str, Configuration]] = []
     unreachable: dict[str, float] = {}
-    defaults = make_space("budget", planner, search, budget).defaults()
+    defaults = SearchSpace(planner, search, budget).defaults()
     if tuned is not None:
         rows.append(("AdaTP, tuned", "the best configuration of the study's search", tuned))
     if defaults.binding_ratio <= budget + TOLERANCE:

@@ -56,8 +56,8 @@ from tuner.reporting.inspection import inspect, load_inspection, save_inspection
 from tuner.reporting.values import RunSummary
 from tuner.reporting.wording import pooled
 from tuner.search.choices import in_words
-from tuner.search.evidence import SAMPLERS, SamplerName
-from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
+from tuner.search.sampler import SAMPLERS, SamplerName
+from tuner.search.space import SearchSpace, cheapest, smallest_reachable
 from tuner.statistics.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.statistics.paired import provable_drop
 from tuner.statistics.wording import provable
@@ -88,7 +88,6 @@ class RunOptions:
     address: str | None = None
     # URL of the records; None is .tuner/<study>/tuner.db.
     database: str | None = None
-    coordinates: Coordinates = "budget"
     sampler: SamplerName = "tpe"
     # What held-out accuracy may lose against the unpruned model: "0.01" is one point, "1%" of the baseline's.
     max_drop: str = DEFAULT_MAX_DROP
@@ -185,9 +184,7 @@ class Session:
             self.store,
             self.planner,
             self.search(options),
-            make_space(
-                options.coordinates, self.planner, self.study.search, _budget(options), _goal(options)
-            ),
+            SearchSpace(self.planner, self.study.search, _budget(options), _goal(options)),
             Designed(make_sampler(options.sampler)),
             race=options.race,
             patience=options.patience,
@@ -216,7 +213,7 @@ class Session:
         return self.store.search(
             _budget(options),
             options.seed,
-            options.coordinates,
+            "budget",  # the only search space today; old records name another one too
             options.trials,
             sampler=options.sampler,
             goal=_goal(options),
@@ -457,8 +454,6 @@ def _check(options: RunOptions) -> None:
         problems += filter(None, [refused_address(os.environ["RAY_ADDRESS"], "RAY_ADDRESS")])
     if options.sampler not in SAMPLERS:
         problems.append(f"samplers are {', '.join(SAMPLERS)}, but got {options.sampler!r}")
-    if options.coordinates not in COORDINATES:
-        problems.append(f"coordinates are {' or '.join(COORDINATES)}, but got {options.coordinates!r}")
     if problems:
         raise UserError(problems)
 

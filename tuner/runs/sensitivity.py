@@ -26,7 +26,7 @@ from tuner.records.store import Store
 from tuner.records.values import Pair, StudyRecord
 from tuner.reporting.from_records import chosen, make_planner, setting_from, without_skipped
 from tuner.runs.run import RunOptions, ask
-from tuner.search.space import Range, knob_ranges, make_space
+from tuner.search.space import Range, SearchSpace, knob_ranges
 from tuner.sensitivity import failures
 from tuner.sensitivity.alternatives import alternatives, others
 from tuner.sensitivity.breakpoints import Steps, Threshold, steps
@@ -130,7 +130,7 @@ class _Plan:
         searches = [one for one in store.searches() if one.budget == budget and one.goal == "budget"]
         choice = chosen(study, store, planner, searches[-1]) if searches else None
         if choice is None:
-            configuration = make_space("budget", planner, study.search, budget).defaults().configuration
+            configuration = SearchSpace(planner, study.search, budget).defaults().configuration
         else:
             configuration = choice.trial.configuration
         method = configuration.build()

@@ -1,1 +1,1 @@
-"""Where configurations come from: coordinates over the knobs, and the sampler that proposes in them."""
+"""Where configurations come from: the search space, the sampler that proposes in it, and the pruner."""

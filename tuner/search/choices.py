@@ -1,4 +1,4 @@
-"""Which of AdaTP's discrete choices stand beside the knobs: those that say something."""
+"""Which of AdaTP's discrete choices are shown beside the knobs, and a configuration as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def worth_showing(listed: Collection[str], configurations: Iterable[Configuratio
 
 
 def in_words(configuration: Configuration, listed: Collection[str]) -> str:
-    """A configuration of AdaTP in a sentence: its knobs, and the choices worth showing."""
+    """A configuration of AdaTP as text: its knobs, and the choices worth showing."""
     shown = (*KNOBS, *worth_showing(listed, [configuration]))
     return ", ".join(
         f"{name} {value_text(value)}" for name, value in configuration.parameters if name in shown

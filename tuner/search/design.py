@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import qmc
 
-from tuner.search.evidence import Evidence, Sampler
+from tuner.search.sampler import Observation, Sampler
 from tuner.search.space import Point, Range
 
 
@@ -16,21 +16,26 @@ from tuner.search.space import Point, Range
 class Designed:
     """The first `trials` proposals of a search are a scrambled Sobol sequence, the others `sampler`'s.
 
-    A power of two fills the space evenly: eight proposals try each value of a choice at least twice. Whatever
-    other searches left behind, these proposals depend on the seed alone.
+    A power of two fills the space evenly: eight proposals try each value of a choice at least twice. These
+    proposals depend on the seed alone, whatever other searches recorded.
     """
 
     sampler: Sampler
     trials: int = 8
 
     def propose(
-        self, ranges: Mapping[str, Range], evidence: Sequence[Evidence], seed: int, index: int, attempt: int
+        self,
+        ranges: Mapping[str, Range],
+        observations: Sequence[Observation],
+        seed: int,
+        index: int,
+        attempt: int,
     ) -> Point:
-        """See `Sampler.propose`. After a refusal the design moves on along the sequence."""
+        """See `Sampler.propose`. After an infeasible proposal it takes a later point of the sequence."""
         if index >= self.trials:
-            return self.sampler.propose(ranges, evidence, seed, index, attempt)
+            return self.sampler.propose(ranges, observations, seed, index, attempt)
         point = {name: one.low for name, one in ranges.items()}
-        # A dimension for a coordinate that cannot move would only worsen the sequence in the others.
+        # A dimension for a fixed parameter would only worsen the sequence in the others.
         free = [name for name, one in ranges.items() if one.low < one.high]
         if free:
             sequence = qmc.Sobol(len(free), rng=np.random.default_rng(seed))

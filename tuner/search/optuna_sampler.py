@@ -1,8 +1,9 @@
 """What Optuna does for us, proposals and PED-ANOVA: the only module that imports it.
 
-Nothing is kept between two proposals. Each rebuilds an in-memory study from our records (12 ms for 300
-trials) and seeds its sampler from (seed, index, attempt): what is proposed depends on the evidence alone, so
-a run that was killed goes on as if it had not been.
+Nothing is kept between two proposals. Each builds an in-memory study from our records and seeds its sampler
+from (seed, index, attempt): a proposal depends on the observations alone, so a run that was killed goes on
+as if it had not been. The time of a proposal is bounded, because the sampler is told of so many observations
+at most (`told`).
 """
 
 from __future__ import annotations
@@ -15,34 +16,36 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner.errors import UserError
-from tuner.search.evidence import SAMPLERS, Evidence, Sampler, SamplerName
+from tuner.search.sampler import SAMPLERS, Observation, Sampler, SamplerName
 from tuner.search.space import Bins, Point, Range
 
 CONSTRAINT = "flops_ratio - budget"
 
-# Proposals drawn at random before the sampler models anything; NSGA-II's population.
+# Proposals drawn at random before the sampler models anything.
 STARTUP_TRIALS = 10
 
-# TPE models a tenth of all trials it is told of as good, and fills that group with stopped and infeasible
+# TPE models a tenth of all trials it is told of as good, and fills that group with pruned and infeasible
 # ones when those that completed within the budget do not suffice. Never telling more than nine of the others
 # per completed one keeps it clean.
 OTHERS_PER_COMPLETED = 9
+
+# The most trials TPE is told of: completed within the budget, and of all others. What a proposal costs grows
+# with their number. (Up to about 300 trials, with half of them pruned, nothing is left out.)
+MOST_COMPLETED = 150
+MOST_OTHERS = 150
 
 
 @dataclass(frozen=True)
 class OptunaSampler:
     """Accuracy up, FLOPs ratio down, the ratio constrained to the budget.
 
-    tpe     multi-objective TPE; learns from refused and stopped trials too
-    nsga2   NSGA-II, a generation for every `startup_trials` completed trials
-    gp      constrained expected hypervolume improvement over Gaussian processes; seconds a proposal
-    random  uniform: what the others have to beat
-
-    All but TPE see completed trials only.
+    tpe     multi-objective TPE; learns from pruned and infeasible trials too, and keeps away from pending
+            ones (`constant_liar`)
+    random  uniform: the baseline that TPE is measured against
     """
 
     name: SamplerName = "tpe"
@@ -52,48 +55,26 @@ class OptunaSampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def propose(
-        self, ranges: Mapping[str, Range], evidence: Sequence[Evidence], seed: int, index: int, attempt: int
+        self,
+        ranges: Mapping[str, Range],
+        observations: Sequence[Observation],
+        seed: int,
+        index: int,
+        attempt: int,
     ) -> Point:
         """See `Sampler.propose`."""
         distributions = distributions_of(ranges)
-        study = optuna.create_study(
-            directions=["maximize", "minimize"], sampler=self._sampler(_mixed(seed, index, attempt))
-        )
-        study.add_trials(self._trials(evidence, distributions))
+        mixed = _mixed(seed, index, attempt)
+        sampler: BaseSampler = RandomSampler(seed=mixed)
+        if self.name == "tpe":
+            sampler = TPESampler(
+                n_startup_trials=self.startup_trials, seed=mixed, multivariate=True, constant_liar=True
+            )
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        if self.name == "tpe":
+            study.add_trials([_trial(one, distributions) for one in told(observations)])
         trial = study.ask(distributions)
         return {name: float(trial.params[name]) for name in ranges}
-
-    def _sampler(self, seed: int) -> BaseSampler:
-        if self.name == "tpe":
-            return TPESampler(n_startup_trials=self.startup_trials, seed=seed, multivariate=True)
-        if self.name == "nsga2":
-            return NSGAIISampler(population_size=self._population, seed=seed)
-        if self.name == "gp":
-            return GPSampler(n_startup_trials=self.startup_trials, seed=seed)
-        return RandomSampler(seed=seed)
-
-    def _trials(
-        self, evidence: Sequence[Evidence], distributions: Mapping[str, BaseDistribution]
-    ) -> list[FrozenTrial]:
-        """What this sampler is told, as Optuna's trials."""
-        if self.name == "random":
-            return []
-        if self.name == "tpe":
-            return [_trial(one, distributions) for one in told(evidence)]
-        completed = [one for one in evidence if one.values is not None]
-        if self.name == "gp":
-            return [_trial(one, distributions) for one in completed]
-        # Optuna notes its generation with each trial it proposes, and takes parents from the one before. A
-        # generation is full after so many completed trials: with one worker these are the same generations.
-        key = NSGAIISampler._get_generation_key()
-        return [
-            _trial(one, distributions, {key: place // self._population})
-            for place, one in enumerate(completed)
-        ]
-
-    @property
-    def _population(self) -> int:
-        return max(2, self.startup_trials)  # two parents
 
 
 def make_sampler(name: SamplerName, startup: int = STARTUP_TRIALS) -> Sampler:
@@ -116,27 +97,64 @@ def distributions_of(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]
     }
 
 
-def told(evidence: Sequence[Evidence]) -> list[Evidence]:
-    """The evidence TPE gets to see, in order: all that completed within the budget, of the rest the latest.
+def told(observations: Sequence[Observation]) -> list[Observation]:
+    """The observations TPE is told of, in order: every pending trial, and a bounded number of the others.
 
-    Its good group then holds nothing else: not more than a tenth of what is told is good, rounded up.
+    Of the trials that completed within the budget the best half of `MOST_COMPLETED` and the latest ones; of
+    the rest the latest. The good group of TPE, a tenth of what it is told, rounded up, then holds nothing but
+    trials within the budget, and the best of the search are always among them.
     """
-    others = [index for index, one in enumerate(evidence) if one.values is None or one.over_budget > 0]
-    allowed = OTHERS_PER_COMPLETED * (len(evidence) - len(others))
-    dropped = set(others[: max(0, len(others) - allowed)])
-    return [one for index, one in enumerate(evidence) if index not in dropped]
+    within, others, kept = list[int](), list[int](), set[int]()
+    for index, one in enumerate(observations):
+        if one.state == "pending":
+            kept.add(index)
+        elif one.values is not None and one.over_budget <= 0:
+            within.append(index)
+        else:
+            others.append(index)
+    if len(within) > MOST_COMPLETED:
+        best = leading([observations[index].values or (0.0, 0.0) for index in within], MOST_COMPLETED // 2)
+        elite = {within[place] for place in best}
+        rest = [index for index in within if index not in elite]
+        within = [*elite, *rest[len(elite) - MOST_COMPLETED :]]
+    allowed = min(MOST_OTHERS, OTHERS_PER_COMPLETED * len(within))
+    kept.update(within, others[max(0, len(others) - allowed) :])
+    return [observations[index] for index in sorted(kept)]
 
 
-def _trial(
-    one: Evidence, distributions: Mapping[str, BaseDistribution], attributes: dict[str, int] | None = None
-) -> FrozenTrial:
-    # A refused or stopped one has no values, and none are invented: it is a pruned trial with its constraint.
+def leading(values: Sequence[tuple[float, float]], count: int) -> list[int]:
+    """Positions of the first `count` by non-domination rank; within the last rank taken, the latest ones.
+
+    values: (score, FLOPs ratio), the score to be high and the ratio low. Of equal values each later one ranks
+    one lower.
+    """
+    score, ratio = np.array(values).T
+    left = np.lexsort((-score, ratio))
+    found = list[int]()
+    while left.size and len(found) < count:
+        # In order of the ratio, a trial is on the front where it scores more than all before it.
+        highest = np.maximum.accumulate(score[left])
+        front = score[left] > np.concatenate(([-np.inf], highest[:-1]))
+        found += sorted(left[front].tolist(), reverse=True)
+        left = left[~front]
+    return found[:count]
+
+
+_STATES = {
+    "completed": TrialState.COMPLETE,
+    # Neither has values, and none are invented: a pruned trial with its constraint.
+    "pruned": TrialState.PRUNED,
+    "infeasible": TrialState.PRUNED,
+    "pending": TrialState.RUNNING,
+}
+
+
+def _trial(one: Observation, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
     return create_trial(
-        state=TrialState.PRUNED if one.values is None else TrialState.COMPLETE,
+        state=_STATES[one.state],
         values=one.values,
         params=dict(one.point),
         distributions=dict(distributions),
-        system_attrs=attributes,
         constraints={CONSTRAINT: one.over_budget},
     )
 

@@ -1,15 +1,17 @@
-"""The race: a trial that others confidently beat at no higher cost is stopped before it is complete.
+"""The pruner: a trial that others confidently beat at no higher cost is stopped before it is complete.
 
-After each batch the trial is compared with a mixture of completed trials that costs as much as it does: the
-best three that cost no more, and the best three that cost a little more, in such parts that the mixture costs
-what the trial costs. (Three, because the luck that made one the best would stop better ones; a little more,
-because else every trial would be alone at its own cost.) The comparison is paired on the questions all of
-them have answered, on the graded signal (`scoring.graded`), and a video is one observation. A trial just as
-good as the mixture is stopped with a probability of `LEVEL` over all looks together: each look asks for the
-same p-value, chosen so that a random walk gets below it at any of them with that probability (Pocock's
-boundary for group-sequential tests). The best trial of a study is better than what it is compared with, and
-is lost far less often; the tests simulate how often, with effects of the demo's design. All of this is our
-choice (docs/statistics.md).
+After each batch of videos the trial is compared with a weighted mean of completed trials that costs as much
+as it does: the three best that cost no more, and the three best that cost a little more, weighted so that the
+mean cost is the trial's. (Three, because a single best one owes part of its score to luck and would stop
+better trials; a little more, because otherwise a trial would rarely find another at its own cost.) The
+comparison is paired on the questions that all of them have answered, on the graded signal
+(`scoring.graded`), and a video is one observation.
+
+The comparisons are the interim analyses of a group-sequential test: all use the same p-value, chosen so that
+a trial as good as the mean is pruned with a probability of `LEVEL` over all of them together (Pocock's
+boundary). The best trial of a study is better than what it is compared with and is lost far less often; the
+tests simulate how often, with effects of the demo's design. The reference and the level are our choice
+(docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -23,25 +25,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, stdtr
 
-# Probability that a trial as good as those it is compared with is stopped, over all looks.
+# Probability that a trial as good as those it is compared with is pruned, over all interim analyses.
 LEVEL = 0.15
 
-# So many of the best trials on either side of a trial's cost it is compared with.
-RIVALS = 3
+# A trial is compared with so many of the best that cost no more, and so many that cost a little more.
+REFERENCE_TRIALS = 3
 
-# The mixture may cost this factor more than the trial, a difference that buys next to nothing; single trials
-# in it this one.
+# How many times the trial's cost the weighted mean may cost (a difference that buys next to nothing), and how
+# many times a single trial in it may.
 SAME_COST = 1.015
 DEARER = 1.05
 
-# A look needs that many videos: variances of fewer are guesses.
+# An interim analysis needs that many videos: variances of fewer are guesses.
 FEWEST_VIDEOS = 5
 
-# A batch is this share of the tune videos, but not fewer than FEWEST_VIDEOS: more looks find little more.
+# The tune videos are answered in so many batches, of FEWEST_VIDEOS at least: more analyses find little more.
 BATCHES = 16
 
-# Random walks that `boundary` is read from.
-_WALKS = 50_000
+# Simulated tests that `boundary` is read from.
+_SIMULATIONS = 50_000
 
 Floats = NDArray[np.float64]
 
@@ -67,30 +69,30 @@ class VideoSums:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One comparison: the mean difference (trial minus the other), and how sure it is to stay below zero."""
+class InterimAnalysis:
+    """The mean difference, trial minus reference; the p-value of its being zero or above; and the level."""
 
     difference: float
     p_value: float
     level: float
 
     @property
-    def beaten(self) -> bool:
-        """Whether the trial is stopped."""
+    def inferior(self) -> bool:
+        """Whether the trial is to be pruned."""
         return self.p_value <= self.level
 
 
-def rivals(costs: Floats, scores: Floats, cost: float) -> Floats | None:
-    """What share each completed trial has in the mixture that a trial of this cost is compared with.
+def reference_weights(costs: Floats, scores: Floats, cost: float) -> Floats | None:
+    """The weight of each completed trial in the mean that a trial of this cost is compared with.
 
     costs, scores: (T,) of the completed trials. None where none of them costs as little.
     """
     allowed = cost * SAME_COST
     order = np.argsort(-scores, kind="stable")
-    cheaper = [one for one in order if costs[one] <= allowed][:RIVALS]
+    cheaper = [one for one in order if costs[one] <= allowed][:REFERENCE_TRIALS]
     if not cheaper:
         return None
-    best = [one for one in order if costs[one] <= cost * DEARER][:RIVALS]
+    best = [one for one in order if costs[one] <= cost * DEARER][:REFERENCE_TRIALS]
     low, high = costs[cheaper].mean(), costs[best].mean()
     share = 1.0 if high <= allowed else (allowed - low) / (high - low)
     weights = np.zeros(costs.size)
@@ -100,30 +102,34 @@ def rivals(costs: Floats, scores: Floats, cost: float) -> Floats | None:
 
 
 def batch_videos(total_videos: int) -> int:
-    """Videos between two looks."""
+    """Videos between two interim analyses."""
     return max(FEWEST_VIDEOS, math.ceil(total_videos / BATCHES))
 
 
 @cache
 def boundary(total_videos: int, batch: int, level: float = LEVEL) -> float:
-    """The p-value each look asks for, so that all together err with probability `level`.
+    """The p-value for every interim analysis with which all together err with probability `level`.
 
-    From seeded random walks; 1 where there is no look.
+    From seeded simulations; 1 where there is no interim analysis.
     """
     seen = [videos for videos in range(batch, total_videos, batch) if videos >= FEWEST_VIDEOS]
     if not seen:
         return 1.0
     steps = np.diff(seen, prepend=0)
     rng = np.random.default_rng(0)
-    walks = np.cumsum(rng.standard_normal((_WALKS, len(seen))) * np.sqrt(steps), axis=1) / np.sqrt(seen)
-    return float(ndtr(np.quantile(walks.min(axis=1), level)))
+    statistics = np.cumsum(rng.standard_normal((_SIMULATIONS, len(seen))) * np.sqrt(steps), axis=1) / np.sqrt(
+        seen
+    )
+    return float(ndtr(np.quantile(statistics.min(axis=1), level)))
 
 
-def look(change: VideoSums, total_videos: int, batch: int, level: float = LEVEL) -> Look | None:
-    """One comparison; None where too few videos were seen, or all of them.
+def interim_analysis(
+    change: VideoSums, total_videos: int, batch: int, level: float = LEVEL
+) -> InterimAnalysis | None:
+    """None where too few videos were answered, or all of them.
 
-    change: graded signal of the trial minus that of the other, on the questions both answered. total_videos:
-    of the whole tune part. batch: videos between two looks.
+    change: graded signal of the trial minus that of the reference, on the questions all answered.
+    total_videos: of the whole tune split. batch: videos between two interim analyses.
     """
     seen = change.total.size
     if seen < FEWEST_VIDEOS or seen >= total_videos:
@@ -134,6 +140,6 @@ def look(change: VideoSums, total_videos: int, batch: int, level: float = LEVEL)
     here = boundary(total_videos, batch, level)
     if not variance > 0:
         # The same answers everywhere: nothing says that one of the two is better.
-        return Look(mean, 1.0, here)
+        return InterimAnalysis(mean, 1.0, here)
     statistic = mean * float(change.questions.sum()) / math.sqrt(variance)
-    return Look(mean, float(stdtr(seen - 1, statistic)), here)
+    return InterimAnalysis(mean, float(stdtr(seen - 1, statistic)), here)

@@ -1,14 +1,12 @@
-"""Coordinates of the search: what the sampler sees, and the way from there to a configuration and back.
+"""The search space: the parameters that a sampler proposes, and the way to a configuration and back.
 
-"budget"  segments  tau_s, half by its value and half by its effect: see `BudgetSpace`
-          tau_t     as it is
-          boost     what a relevant segment keeps over an ordinary one, on a log scale
-          compute   a FLOPs target; p is solved for it on the plans. Every reachable proposal lands on its
-                    target, so the sampler spends nothing on finding the budget's border, and compute is an
-                    axis of the search.
-"knobs"   the five knobs themselves; a proposal over the budget is refused after its plans are counted.
+segments  tau_s, half by its value and half by its effect: see `SearchSpace`
+tau_t     as it is
+boost     what a relevant segment keeps over an ordinary one, on a log scale
+compute   a FLOPs target; p is solved for it on the plans. Every reachable proposal lands on its target, so
+          the sampler spends nothing on finding the budget's border, and compute is an axis of the search.
 
-Both have one more coordinate, by its name, for each choice (`Search.choices`) that the study leaves several
+There is one more parameter, by its name, for each choice (`Search.choices`) that the study lists several
 values of: see `Bins`. Ranges derive from the fields of `AdaTP`, narrowed by what the study fixes or bounds.
 """
 
@@ -19,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -32,15 +30,12 @@ from tuner.records.values import Goal
 from tuner.study import CHOICES, Search
 from tuner.study.values import Configuration
 
-Coordinates = Literal["budget", "knobs"]
-COORDINATES: tuple[Coordinates, ...] = ("budget", "knobs")
-
 Point = dict[str, float]
 
 # How far above the budget a ratio may lie without being over it: the noise of floating point.
 TOLERANCE = 1e-9
 
-# What a target may gain on its way through the coordinates and back. The smallest step of a ratio, one token
+# What a target may gain on its way through the parameters and back. The smallest step of a ratio, one token
 # at one layer of a study of a thousand questions, is thousands of times larger.
 _SLACK = 1e-12
 
@@ -50,7 +45,7 @@ _CAP_STEPS = 1e6
 
 @dataclass(frozen=True)
 class Range:
-    """A closed interval of one coordinate."""
+    """The closed interval of one parameter."""
 
     low: float
     high: float
@@ -94,36 +89,6 @@ class Candidate:
 
     configuration: Configuration
     binding_ratio: float
-
-
-class Space(Protocol):
-    """Coordinates of one search."""
-
-    @property
-    def ranges(self) -> Mapping[str, Range]:
-        """What the sampler may propose, per coordinate."""
-
-    def candidate(self, point: Point) -> Candidate:
-        """The configuration at a point; where its target cannot be reached, the closest one that can."""
-
-    def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
-        """The point of a configuration that was evaluated; None when it lies outside this space."""
-
-    def covers(self, point: Point, configuration: Configuration) -> bool:
-        """Whether a point that once made this configuration is one of this space: what the study fixes,
-        bounds or lists may have changed since.
-        """
-
-    def defaults(self) -> Candidate:
-        """AdaTP's defaults at the budget: what the study leaves open at its default, p solved.
-
-        Where no budget is given (goal "max_drop") p is at its default too.
-        """
-
-    def above(self, configuration: Configuration, target: float) -> Candidate:
-        """This configuration of AdaTP with p solved for another FLOPs ratio in (0, 1], its other knobs and
-        its choices as they are; as it stands where the study fixes p.
-        """
 
 
 def knob_ranges(search: Search, similarities: np.ndarray) -> dict[str, Range]:
@@ -232,114 +197,11 @@ def smallest_reachable(planner: Planner, search: Search) -> float:
     return cheapest(planner, search).binding_ratio
 
 
-class _Space:
-    """What all coordinates share: a study's knobs and choices, and p solved on its plans."""
+class SearchSpace:
+    """The parameters over one study; `search` is what its definition fixes and bounds.
 
-    ranges: dict[str, Range]
-
-    def __init__(self, planner: Planner, search: Search, budget: float, goal: Goal = "budget") -> None:
-        self._planner = planner
-        self._search = search
-        self._budget = budget
-        self._goal = goal
-        self._knobs = knob_ranges(search, planner.similarities)
-        self._choices = choice_values(search)
-        # The choices that are coordinates.
-        self._bins = {
-            name: Bins(0.0, float(len(values))) for name, values in self._choices.items() if len(values) > 1
-        }
-
-    def covers(self, point: Point, configuration: Configuration) -> bool:
-        """See `Space.covers`."""
-        if point.keys() != self.ranges.keys() or not _inside(point, self.ranges):
-            return False
-        return all(configuration.get(name) == value for name, value in self._chosen(point).items())
-
-    def _chosen(self, point: Point) -> dict[str, Any]:
-        """The choices at a point."""
-        return {
-            name: values[self._bins[name].index(point[name]) if name in self._bins else 0]
-            for name, values in self._choices.items()
-        }
-
-    def _places(self, method: AdaTP) -> Point:
-        """The inverse of `_chosen`: the coordinates that are choices."""
-        return {
-            name: one.places[self._choices[name].index(getattr(method, name))]
-            for name, one in self._bins.items()
-        }
-
-    def _searched(self, configuration: Configuration) -> AdaTP | None:
-        """The method, when it differs from those searched here in knobs only."""
-        method = configuration.build()
-        if not isinstance(method, AdaTP):
-            return None
-        allowed = {**{name: (value,) for name, value in AdaTP().selection_options().items()}, **self._choices}
-        options = method.selection_options()
-        return method if all(value in allowed[name] for name, value in options.items()) else None
-
-    def defaults(self) -> Candidate:
-        """See `Space.defaults`."""
-        method = _defaults(self._search)
-        if self._goal == "budget":
-            method = self._solved(method, self._budget)
-        return _candidate(self._planner, method)
-
-    def above(self, configuration: Configuration, target: float) -> Candidate:
-        """See `Space.above`."""
-        method = configuration.build()
-        if not isinstance(method, AdaTP):
-            raise TypeError(f"a configuration of AdaTP has a p to solve, but got one of {method.name}")
-        fixed = _single(self._knobs["p"]) is not None
-        return _candidate(self._planner, method if fixed else self._solved(method, target))
-
-    def _solved(self, method: AdaTP, target: float) -> AdaTP:
-        """With the largest p that stays at or below the target, or the searched p closest to it."""
-        p = self._knobs["p"]
-        if p.low == p.high:
-            return method.with_ratio(p.low)
-        solved = self._planner.solve(method, target)
-        return method.with_ratio(p.low if isinstance(solved, Unreachable) else p.clip(solved.ratio))
-
-
-class KnobSpace(_Space):
-    """The five knobs, gamma_cap as the share of the way from p to 1 so that every point is meaningful."""
-
-    def __init__(self, planner: Planner, search: Search, budget: float, goal: Goal = "budget") -> None:
-        super().__init__(planner, search, budget, goal)
-        self._gamma_fixed = _single(self._knobs["gamma_cap"])
-        self.ranges: dict[str, Range] = {
-            name: self._knobs[name] for name in ("tau_s", "tau_t", "alpha_boost", "p")
-        }
-        if self._gamma_fixed is None:
-            self.ranges["headroom"] = Range(0.0, 1.0)
-        self.ranges |= self._bins
-
-    def candidate(self, point: Point) -> Candidate:
-        """The knobs as they stand, whatever they cost."""
-        p = point["p"]
-        gamma_cap = self._gamma_fixed
-        if gamma_cap is None:
-            gamma_cap = self._knobs["gamma_cap"].clip(p + point["headroom"] * (1 - p))
-        method = AdaTP(
-            point["tau_s"], point["tau_t"], point["alpha_boost"], gamma_cap, p, **self._chosen(point)
-        )
-        return _candidate(self._planner, method)
-
-    def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
-        """Where `candidate` would have made it."""
-        method = self._searched(configuration)
-        if method is None:
-            return None
-        point = {name: float(getattr(method, name)) for name in ("tau_s", "tau_t", "alpha_boost", "p")}
-        if self._gamma_fixed is None:
-            point["headroom"] = _share(method.gamma_cap, method.p)
-        point |= self._places(method)
-        return point if _inside(point, self.ranges) else None
-
-
-class BudgetSpace(_Space):
-    """Compute as a coordinate: p is solved for it, and the other knobs are asked for by their effect.
+    budget: the largest FLOPs ratio, in (0, 1]; 1 for goal "max_drop".
+    Errors: UserError as `knob_ranges` and `choice_values`.
 
     Of alpha_boost and gamma_cap one binds in a configuration and the other does nothing, so together they are
     one degree of freedom: the boosted ratio r = max(p, min(alpha_boost p, gamma_cap)). After J prunings a
@@ -353,7 +215,16 @@ class BudgetSpace(_Space):
     """
 
     def __init__(self, planner: Planner, search: Search, budget: float, goal: Goal = "budget") -> None:
-        super().__init__(planner, search, budget, goal)
+        self._planner = planner
+        self._search = search
+        self._budget = budget
+        self._goal = goal
+        self._knobs = knob_ranges(search, planner.similarities)
+        self._choices = choice_values(search)
+        # The choices that the sampler proposes values of.
+        self._bins = {
+            name: Bins(0.0, float(len(values))) for name, values in self._choices.items() if len(values) > 1
+        }
         tau_s, gamma_cap = self._knobs["tau_s"], self._knobs["gamma_cap"]
         excluding = dict(search.fixed) | dict(search.bounds)
         self._gamma_open = "gamma_cap" not in excluding
@@ -365,6 +236,7 @@ class BudgetSpace(_Space):
             self._knobs["alpha_boost"].high,
         )
         self._reachable = Range(min(smallest_reachable(planner, search), budget), budget)
+        # What the sampler may propose, by parameter.
         self.ranges: dict[str, Range] = {
             "segments": Range(0.0, 0.0 if _single(tau_s) is not None else 1.0),
             "tau_t": self._knobs["tau_t"],
@@ -376,7 +248,9 @@ class BudgetSpace(_Space):
         self.ranges |= self._bins
 
     def candidate(self, point: Point) -> Candidate:
-        """The largest p that stays at or below the target."""
+        """The configuration at a point, with the largest p that stays at or below its target; where
+        the target cannot be reached, the closest configuration that can.
+        """
         boost = self._boost(point.get("boost", 0.0))
         # Where p is fixed there is nothing to solve, and no target.
         target = min(1.0, self._target(point.get("compute", 1.0)) + _SLACK)
@@ -394,7 +268,9 @@ class BudgetSpace(_Space):
         return _candidate(self._planner, found)
 
     def point(self, configuration: Configuration, binding_ratio: float) -> Point | None:
-        """The point whose candidate has this configuration's plans, or those closest to them."""
+        """The point whose candidate has this configuration's plans, or those closest to them; None where it
+        lies outside this space.
+        """
         method = self._searched(configuration)
         low, high = self._reachable.low - TOLERANCE, self._reachable.high + TOLERANCE
         if method is None or not low <= binding_ratio <= high or method.p not in self._knobs["p"]:
@@ -415,6 +291,65 @@ class BudgetSpace(_Space):
         }
         point = {name: point[name] for name in self.ranges}
         return point if _inside(point, self.ranges) else None
+
+    def covers(self, point: Point, configuration: Configuration) -> bool:
+        """Whether a point that once made this configuration is one of this space: what the study fixes,
+        bounds or lists may have changed since.
+        """
+        if point.keys() != self.ranges.keys() or not _inside(point, self.ranges):
+            return False
+        return all(configuration.get(name) == value for name, value in self._chosen(point).items())
+
+    def _chosen(self, point: Point) -> dict[str, Any]:
+        """The choices at a point."""
+        return {
+            name: values[self._bins[name].index(point[name]) if name in self._bins else 0]
+            for name, values in self._choices.items()
+        }
+
+    def _places(self, method: AdaTP) -> Point:
+        """The inverse of `_chosen`: the parameters that are choices."""
+        return {
+            name: one.places[self._choices[name].index(getattr(method, name))]
+            for name, one in self._bins.items()
+        }
+
+    def _searched(self, configuration: Configuration) -> AdaTP | None:
+        """The method, when it differs from those searched here in knobs only."""
+        method = configuration.build()
+        if not isinstance(method, AdaTP):
+            return None
+        allowed = {**{name: (value,) for name, value in AdaTP().selection_options().items()}, **self._choices}
+        options = method.selection_options()
+        return method if all(value in allowed[name] for name, value in options.items()) else None
+
+    def defaults(self) -> Candidate:
+        """AdaTP's defaults at the budget: what the study leaves open at its default, p solved.
+
+        Where no budget is given (goal "max_drop") p is at its default too.
+        """
+        method = _defaults(self._search)
+        if self._goal == "budget":
+            method = self._solved(method, self._budget)
+        return _candidate(self._planner, method)
+
+    def above(self, configuration: Configuration, target: float) -> Candidate:
+        """This configuration of AdaTP with p solved for another FLOPs ratio in (0, 1], its other knobs and
+        its choices as they are; as it stands where the study fixes p.
+        """
+        method = configuration.build()
+        if not isinstance(method, AdaTP):
+            raise TypeError(f"a configuration of AdaTP has a p to solve, but got one of {method.name}")
+        fixed = _single(self._knobs["p"]) is not None
+        return _candidate(self._planner, method if fixed else self._solved(method, target))
+
+    def _solved(self, method: AdaTP, target: float) -> AdaTP:
+        """With the largest p that stays at or below the target, or the searched p closest to it."""
+        p = self._knobs["p"]
+        if p.low == p.high:
+            return method.with_ratio(p.low)
+        solved = self._planner.solve(method, target)
+        return method.with_ratio(p.low if isinstance(solved, Unreachable) else p.clip(solved.ratio))
 
     @cached_property
     def _tau_s_scale(self) -> tuple[FloatArray, FloatArray]:
@@ -445,7 +380,7 @@ class BudgetSpace(_Space):
         return self._knobs["tau_s"].clip(float(np.interp(segments, places, values)))
 
     def _boost(self, boost: float) -> float:
-        """What r / p is at this coordinate, where neither 1 nor the study's gamma_cap cuts it."""
+        """What r / p is at this value of `boost`, where neither 1 nor the study's gamma_cap cuts it."""
         low, high = self._boosts.low, self._boosts.high
         return self._boosts.clip(low * (high / low) ** boost)
 
@@ -490,32 +425,12 @@ class BudgetSpace(_Space):
         return 1 - math.log(ratio / high) / math.log(low / high)
 
 
-def make_space(
-    coordinates: Coordinates, planner: Planner, search: Search, budget: float, goal: Goal = "budget"
-) -> Space:
-    """The space of these coordinates over one study; `search` is what its definition fixes and bounds.
-
-    `budget`: the largest FLOPs ratio, in (0, 1]; 1 for goal "max_drop".
-    Errors: UserError for unknown coordinates, and as `knob_ranges`.
-    """
-    if coordinates not in COORDINATES:
-        raise UserError(
-            f"The coordinates of a search are {' or '.join(COORDINATES)}, but got {coordinates!r}."
-        )
-    return (BudgetSpace if coordinates == "budget" else KnobSpace)(planner, search, budget, goal)
-
-
 def _with(method: AdaTP, parameters: Mapping[str, Any]) -> AdaTP:
     return replace(method, **parameters)
 
 
 def _single(one: Range) -> float | None:
     return one.low if one.low == one.high else None
-
-
-def _share(value: float, low: float) -> float:
-    """How far `value` lies on the way from `low` to 1, cut to [0, 1]."""
-    return 0.0 if low >= 1 else min(max((value - low) / (1 - low), 0.0), 1.0)
 
 
 def _inside(point: Point, ranges: Mapping[str, Range]) -> bool:

@@ -159,7 +159,7 @@ def test_a_budget_out_of_range_is_one_message(call, command, budget):
         ("run", "--study", "demo", "--max-drop", ""),
         ("run", "--study", "demo", "--budget", "0.3", "--trials", "-1"),
         ("run", "--study", "demo", "--budget", "0.3", "--workers", "0"),
-        ("run", "--study", "demo", "--budget", "0.3", "--coordinates", "polar"),
+        ("run", "--study", "demo", "--budget", "0.3", "--sampler", "nsga2"),
         ("run", "--study", "no-such-study", "--budget", "0.3"),
         ("compare", "--study", "demo"),
         ("compare", "--budget", "0.3"),
@@ -461,7 +461,7 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
         *"run --study here --budget 25% --max-drop 3% --accept-weak-baseline".split(),
         *"--trials 60 --seed 3 --timeout 90 --workers 2".split(),
         *"--gpus-per-worker 0.5".split(),
-        *"--address auto --database sqlite:///x.db --skip-bad-videos --fresh --coordinates knobs".split(),
+        *"--address auto --database sqlite:///x.db --skip-bad-videos --fresh --sampler random".split(),
     )
     assert finished.code == 0
     (study, options), *more = seen
@@ -478,7 +478,7 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
         gpus_per_worker=0.5,
         address="auto",
         database="sqlite:///x.db",
-        coordinates="knobs",
+        sampler="random",
         skip_bad_videos=True,
         fresh=True,
     )
@@ -599,10 +599,8 @@ def test_progress_shows_counts_and_messages_and_survives_a_phase_without_an_end(
     assert "3/10" in shown
 
 
-def test_the_command_offers_every_sampler_and_coordinate_there_is():
-    from tuner.cli.run import CoordinatesChoice, SamplerChoice
-    from tuner.search.evidence import SAMPLERS
-    from tuner.search.space import COORDINATES
+def test_the_command_offers_every_sampler_there_is():
+    from tuner.cli.run import SamplerChoice
+    from tuner.search.sampler import SAMPLERS
 
     assert [one.value for one in SamplerChoice] == list(SAMPLERS)
-    assert [one.value for one in CoordinatesChoice] == list(COORDINATES)

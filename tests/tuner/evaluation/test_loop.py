@@ -14,9 +14,9 @@ from tuner.evaluation.tasks import Task
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
-from tuner.search.evidence import Evidence
+from tuner.search.sampler import Observation
 from tuner.search.selection import choose_best, eligible
-from tuner.search.space import Coordinates, Point, smallest_reachable
+from tuner.search.space import Point, smallest_reachable
 from tuner.study import Search, Study
 from tuner.study.values import Configuration
 
@@ -47,13 +47,13 @@ def table(store: Store) -> list[Any]:
     return [trials, infeasible, measured, store.selections(), store.count_answers()]
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+@pytest.mark.parametrize("unsolved", [False, True])
 def test_a_run_answers_the_baseline_then_trials_then_the_held_out_part(
-    tmp_path: Path, coordinates: Any
+    tmp_path: Path, unsolved: bool
 ) -> None:
     study, evaluator = make_study(), FakeEvaluator(make_study())
     with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(study, store, coordinates=coordinates)
+        loop = make_loop(study, store, unsolved=unsolved)
         run(loop, evaluator)
         trials = store.trials()
         assert loop.finished
@@ -131,16 +131,16 @@ def test_equal_plans_share_their_answers(tmp_path: Path) -> None:
         assert store.trials()[1].outcome is not None
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
-def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, coordinates: Any) -> None:
+@pytest.mark.parametrize("unsolved", [False, True])
+def test_killed_after_every_rung_it_ends_as_if_undisturbed(tmp_path: Path, unsolved: bool) -> None:
     study = make_study()
     with open_store(tmp_path / "whole.db", study) as store:
-        run(make_loop(study, store, coordinates=coordinates), FakeEvaluator(study))
+        run(make_loop(study, store, unsolved=unsolved), FakeEvaluator(study))
         undisturbed = table(store)
     batches = 0
     while True:
         with open_store(tmp_path / "killed.db", study) as store:
-            loop = make_loop(study, store, coordinates=coordinates)
+            loop = make_loop(study, store, unsolved=unsolved)
             task = loop.propose()
             if task is None:
                 break
@@ -156,7 +156,7 @@ def test_killed_before_every_write_it_ends_as_if_undisturbed(
 ) -> None:
     study = make_study(videos=4)
     with open_store(tmp_path / "whole.db", study) as store:
-        run(make_loop(study, store, trials=4, coordinates="knobs"), FakeEvaluator(study))
+        run(make_loop(study, store, trials=4, unsolved=True), FakeEvaluator(study))
         undisturbed = table(store)
     writes = 0
 
@@ -178,7 +178,7 @@ def test_killed_before_every_write_it_ends_as_if_undisturbed(
     for _ in range(1000):
         with open_store(tmp_path / "killed.db", study) as store:
             try:
-                run(make_loop(study, store, trials=4, coordinates="knobs"), FakeEvaluator(study))
+                run(make_loop(study, store, trials=4, unsolved=True), FakeEvaluator(study))
             except Killed:
                 continue
             break
@@ -206,7 +206,7 @@ def test_an_unfinished_trial_keeps_its_knobs_and_comes_first(tmp_path: Path) -> 
 def test_refused_proposals_are_recorded_and_no_trials(tmp_path: Path) -> None:
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(study, store, trials=8, budget=0.3, coordinates="knobs")
+        loop = make_loop(study, store, trials=8, budget=0.3, unsolved=True)
         run(loop, FakeEvaluator(study))
         infeasible = store.infeasible()
         assert infeasible
@@ -219,7 +219,7 @@ def test_a_search_gives_up_after_too_many_refusals_and_stays_so(tmp_path: Path) 
     budget = smallest_reachable(make_planner(study), study.search) - 0.01
     with open_store(tmp_path / "t.db", study) as store:
         for _ in range(2):
-            loop = make_loop(study, store, budget=budget, coordinates="knobs")
+            loop = make_loop(study, store, budget=budget, unsolved=True)
             run(loop, FakeEvaluator(study))
             assert loop.gave_up
             assert loop.finished
@@ -355,10 +355,10 @@ class Given:
     """Proposes points with these tau_t."""
 
     tau_t: list[float]
-    told: list[list[Evidence]] = field(default_factory=list)
+    told: list[list[Observation]] = field(default_factory=list)
 
-    def propose(self, ranges: Any, evidence: Any, seed: int, index: int, attempt: int) -> Point:
-        self.told.append(list(evidence))
+    def propose(self, ranges: Any, observations: Any, seed: int, index: int, attempt: int) -> Point:
+        self.told.append(list(observations))
         point = {name: (one.low + one.high) / 2 for name, one in ranges.items()}
         return point | {"tau_t": self.tau_t[index], "compute": ranges["compute"].high}
 
@@ -386,9 +386,7 @@ def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) ->
         assert bad.stopped.videos in (5, 10, 15)
         assert loop.choice() is not None
         # The sampler hears of it without a value, and of no partial one.
-        evidence = sampler.told[-1]
-        assert [one.stopped for one in evidence] == [False, False, True]
-        assert [one.values is None for one in evidence] == [False, False, True]
+        assert [one.state for one in sampler.told[-1]] == ["completed", "completed", "pruned"]
         saved = 3 * (20 - bad.stopped.videos)
         held_out = 60 * len(store.measured())
         assert evaluator.asked == 4 * 60 - saved + held_out
@@ -432,8 +430,8 @@ def test_a_cheaper_trial_is_not_compared_with_dearer_ones(tmp_path: Path) -> Non
 
     @dataclass
     class Cheaper(Given):
-        def propose(self, ranges: Any, evidence: Any, seed: int, index: int, attempt: int) -> Point:
-            point = super().propose(ranges, evidence, seed, index, attempt)
+        def propose(self, ranges: Any, observations: Any, seed: int, index: int, attempt: int) -> Point:
+            point = super().propose(ranges, observations, seed, index, attempt)
             return point | ({"compute": 0.2} if index == 1 else {})
 
     with open_store(tmp_path / "t.db", study) as store:
@@ -542,16 +540,16 @@ def test_without_a_budget_the_cheapest_that_holds_is_sought(tmp_path: Path) -> N
 LISTED = Search(choices=(("deduplicate", ("demote", "drop")),))
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
+@pytest.mark.parametrize("unsolved", [False, True])
 def test_a_search_over_choices_is_the_same_however_often_it_is_begun_again(
-    tmp_path: Path, coordinates: Coordinates
+    tmp_path: Path, unsolved: bool
 ) -> None:
     study = replace(make_study(), search=LISTED)
     found = []
     for name, steps in (("once.db", (8,)), ("again.db", (2, 5, 8))):
         with open_store(tmp_path / name, study) as store:
             for trials in steps:
-                run(make_loop(study, store, trials=trials, coordinates=coordinates), FakeEvaluator(study))
+                run(make_loop(study, store, trials=trials, unsolved=unsolved), FakeEvaluator(study))
             found.append([one.configuration for one in store.trials()])
     assert found[0] == found[1]
     assert {one.get("deduplicate") for one in found[0]} == {"demote", "drop"}
@@ -561,7 +559,7 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
     """As with bounds that change: trials that have a place in the new space count, and so do refusals."""
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
-        run(make_loop(study, store, trials=4, budget=0.3, coordinates="knobs"), FakeEvaluator(study))
+        run(make_loop(study, store, trials=4, budget=0.3, unsolved=True), FakeEvaluator(study))
         assert store.infeasible()
         for search in (
             LISTED,
@@ -571,8 +569,8 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
             before = len(store.trials())
             changed = replace(study, search=search)
             counting = len(eligible(store.trials(), search))
-            loop = make_loop(changed, store, trials=counting + 3, budget=0.3, coordinates="knobs")
-            told = [one.point for one in loop._evidence()]
+            loop = make_loop(changed, store, trials=counting + 3, budget=0.3, unsolved=True)
+            told = [one.point for one in loop._observations()]
             assert all(point.keys() == loop._space.ranges.keys() for point in told)
             run(loop, FakeEvaluator(changed))
             assert len(store.trials()) == before + 3
@@ -582,16 +580,16 @@ def test_another_search_counts_where_it_made_each_choice_in_every_way_that_is_li
     plain, listed = make_study(), replace(make_study(), search=LISTED)
     with open_store(tmp_path / "t.db", plain) as store:
         run(make_loop(plain, store, trials=4), FakeEvaluator(plain))
-        assert len(make_loop(plain, store, seed=1)._evidence()) == 4
+        assert len(make_loop(plain, store, seed=1)._observations()) == 4
         # It has only ever demoted: that would outweigh all the new search sees of dropping.
-        assert make_loop(listed, store, seed=1)._evidence() == []
+        assert make_loop(listed, store, seed=1)._observations() == []
         run(make_loop(listed, store, trials=6, seed=1), FakeEvaluator(listed))
         own = [one for one in store.trials() if one.number >= 4]
         assert {one.configuration.get("deduplicate") for one in own} == {"demote", "drop"}
-        assert len(make_loop(listed, store, seed=1)._evidence()) == 6
-        assert len(make_loop(listed, store, seed=2)._evidence()) == 6
+        assert len(make_loop(listed, store, seed=1)._observations()) == 6
+        assert len(make_loop(listed, store, seed=2)._observations()) == 6
         # Its own trials always count.
-        assert len(make_loop(listed, store, seed=0)._evidence()) == 10
+        assert len(make_loop(listed, store, seed=0)._observations()) == 10
 
 
 # What the study's search allows
@@ -613,7 +611,7 @@ def test_what_the_study_fixes_since_binds_what_is_chosen_and_measured(tmp_path: 
         before = store.trials()
         (loop := make_loop(fixed, store, trials=5, seed=1)).propose()
         assert loop.best() is None
-        assert loop._evidence() == []
+        assert [one.state for one in loop._observations()] == ["pending"]  # the one just proposed
         run(loop := make_loop(fixed, store, trials=5, seed=1), FakeEvaluator(fixed))
         best, choice = loop.best(), loop.choice()
         assert best is not None
@@ -647,10 +645,10 @@ def test_a_search_that_gave_up_tries_again_when_the_study_allows_more(tmp_path: 
     # Everything kept, over any budget.
     narrow = replace(study, search=Search(bounds=(("p", (0.98, 1.0)),)))
     with open_store(tmp_path / "t.db", study) as store:
-        loop = make_loop(narrow, store, trials=2, budget=0.5, coordinates="knobs")
+        loop = make_loop(narrow, store, trials=2, budget=0.5, unsolved=True)
         run(loop, FakeEvaluator(study))
         assert loop.gave_up
-        loop = make_loop(study, store, trials=2, budget=0.5, coordinates="knobs")
+        loop = make_loop(study, store, trials=2, budget=0.5, unsolved=True)
         run(loop, FakeEvaluator(study))
         assert not loop.gave_up
         assert len(store.trials()) == 2
@@ -665,8 +663,8 @@ def test_a_trial_that_was_stopped_for_one_not_allowed_any_more_runs_to_its_end(t
         stopped = store.trials()[2].stopped
         assert stopped is not None
         assert stopped.by == 1
-        # No evidence against it, nor anything in the race: trials 0 and 1 are not allowed any more.
-        assert make_loop(narrow, store, race=True, batch_videos=5)._evidence() == []
+        # No observation of it, nor anything in the race: trials 0 and 1 are not allowed any more.
+        assert make_loop(narrow, store, race=True, batch_videos=5)._observations() == []
         raced(narrow, store, Given([]), batch_videos=5)
         assert store.trials()[2].outcome is not None
         assert store.trials()[2].stopped is None

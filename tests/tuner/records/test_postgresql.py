@@ -61,12 +61,12 @@ def table(store: Store) -> list[Any]:
 def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path) -> None:
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
-        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, coordinates="knobs", budget=0.3))
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, unsolved=True, budget=0.3))
         expected = table(store)
     for trials in (2, 6):
         with Store.open(server) as store:
             begin(store, study, archive=trials == 2)
-            loop = make_loop(study, store, coordinates="knobs", budget=0.3, trials=trials)
+            loop = make_loop(study, store, unsolved=True, budget=0.3, trials=trials)
             InProcessExecutor(FakeEvaluator(study)).run(loop)
     with Store.open(server) as store:
         begin(store, study)

@@ -324,7 +324,7 @@ def test_a_search_bounded_by_the_study_stays_within(study: Study) -> None:
         ({"seed": -1}, "seed is 0 or more"),
         ({"workers": 0}, "workers is 1 or more"),
         ({"timeout": 0.0}, "timeout is a number of seconds above 0"),
-        ({"coordinates": "polar"}, "budget or knobs"),
+        ({"sampler": "nsga2"}, "samplers are tpe, random"),
     ],
 )
 def test_options_that_will_not_do_are_the_users_mistake(

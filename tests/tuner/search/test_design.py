@@ -8,14 +8,14 @@ import pytest
 from scipy.stats import qmc
 
 from tuner.search.design import Designed
-from tuner.search.evidence import Evidence
+from tuner.search.sampler import Observation
 from tuner.search.space import Bins, Point, Range
 
 pytestmark = pytest.mark.quick
 
 RANGES = {"a": Range(-1.0, 1.0), "fixed": Range(0.5, 0.5), "b": Range(0.0, 0.1), "c": Range(0.0, 1.0)}
 FREE = ("a", "b", "c")
-KNOWN = [Evidence({"a": 0.0, "fixed": 0.5, "b": 0.0, "c": 0.0}, (0.5, 0.5), -0.1)]
+KNOWN = [Observation({"a": 0.0, "fixed": 0.5, "b": 0.0, "c": 0.0}, (0.5, 0.5), -0.1)]
 
 
 @dataclass
@@ -23,9 +23,14 @@ class Asked:
     calls: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def propose(
-        self, ranges: Mapping[str, Range], evidence: Sequence[Evidence], seed: int, index: int, attempt: int
+        self,
+        ranges: Mapping[str, Range],
+        observations: Sequence[Observation],
+        seed: int,
+        index: int,
+        attempt: int,
     ) -> Point:
-        self.calls.append((len(evidence), seed, index, attempt))
+        self.calls.append((len(observations), seed, index, attempt))
         return {name: one.low for name, one in ranges.items()}
 
 
@@ -55,7 +60,7 @@ def test_the_first_trials_fill_the_space_and_the_rest_is_the_samplers() -> None:
     assert sampler.calls == [(1, 3, 8, 2)]
 
 
-def test_seed_index_and_attempt_decide_and_the_evidence_does_not() -> None:
+def test_seed_index_and_attempt_decide_and_the_observations_do_not() -> None:
     designed = Designed(Asked())
     keys = [(index, attempt) for index in range(8) for attempt in range(25)]
     points = unit(designed, keys)

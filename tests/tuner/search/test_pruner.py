@@ -10,14 +10,23 @@ from pipeline.methods import AdaTP
 from tests.benchmarks.tabulated import Tabulated
 from tuner.evaluation.scoring import CLIP
 from tuner.search import pruner
-from tuner.search.pruner import LEVEL, SAME_COST, Look, VideoSums, batch_videos, boundary, look, rivals
-from tuner.search.space import make_space
+from tuner.search.pruner import (
+    LEVEL,
+    SAME_COST,
+    InterimAnalysis,
+    VideoSums,
+    batch_videos,
+    boundary,
+    interim_analysis,
+    reference_weights,
+)
+from tuner.search.space import SearchSpace
 
 Floats = NDArray[np.float64]
 
 STUDIES = 1000
 VIDEOS = 80
-RUNG = batch_videos(VIDEOS)
+BATCH = batch_videos(VIDEOS)
 TRIALS = 100
 
 
@@ -28,20 +37,23 @@ def changes(values: list[float], questions: float = 4.0) -> VideoSums:
 
 @pytest.mark.quick
 @pytest.mark.parametrize(("total", "batch"), [(80, 5), (80, 10), (15, 5), (500, 32)])
-def test_all_looks_together_stop_an_equal_trial_as_often_as_promised(total: int, batch: int) -> None:
+def test_all_interim_analyses_together_prune_an_equal_trial_at_the_level(total: int, batch: int) -> None:
     rng = np.random.default_rng(1)
     studies = 2000
-    stopped = 0
+    pruned = 0
     for _ in range(studies):
         values = rng.standard_normal(total)
-        looks = (look(VideoSums(values[:n], np.ones(n)), total, batch) for n in range(batch, total, batch))
-        stopped += any(one is not None and one.beaten for one in looks)
+        analyses = (
+            interim_analysis(VideoSums(values[:n], np.ones(n)), total, batch)
+            for n in range(batch, total, batch)
+        )
+        pruned += any(one is not None and one.inferior for one in analyses)
     # Three standard errors.
-    assert stopped / studies == pytest.approx(LEVEL, abs=0.025)
+    assert pruned / studies == pytest.approx(LEVEL, abs=0.025)
 
 
 @pytest.mark.quick
-def test_a_rung_is_a_sixteenth_of_the_videos_but_not_too_few() -> None:
+def test_a_batch_is_a_sixteenth_of_the_videos_but_not_too_few() -> None:
     assert [batch_videos(total) for total in (6, 40, 80, 500)] == [5, 5, 5, 32]
     assert boundary(5, 5) == 1.0
     assert boundary(80, 5) < boundary(80, 10) < LEVEL
@@ -50,40 +62,40 @@ def test_a_rung_is_a_sixteenth_of_the_videos_but_not_too_few() -> None:
 @pytest.mark.quick
 def test_a_clear_loser_is_seen_and_equals_are_not() -> None:
     rng = np.random.default_rng(0)
-    worse = look(changes((rng.normal(-2, 1, 20)).tolist()), 80, 10)
+    worse = interim_analysis(changes((rng.normal(-2, 1, 20)).tolist()), 80, 10)
     assert worse is not None
-    assert worse.beaten
+    assert worse.inferior
     assert worse.difference == pytest.approx(-0.5, abs=0.2)
-    better = look(changes((rng.normal(2, 1, 20)).tolist()), 80, 10)
+    better = interim_analysis(changes((rng.normal(2, 1, 20)).tolist()), 80, 10)
     assert better is not None
-    assert not better.beaten
-    same = look(changes([0.0] * 20), 80, 10)
-    assert same == Look(0.0, 1.0, same.level if same else 0.0)
-    assert not same.beaten
+    assert not better.inferior
+    same = interim_analysis(changes([0.0] * 20), 80, 10)
+    assert same == InterimAnalysis(0.0, 1.0, same.level if same else 0.0)
+    assert not same.inferior
 
 
 @pytest.mark.quick
 def test_too_few_videos_or_all_of_them_decide_nothing() -> None:
-    assert look(changes([-5.0] * (pruner.FEWEST_VIDEOS - 1)), 80, 10) is None
-    assert look(changes([-5.0, -4.0] * 40), 80, 10) is None
+    assert interim_analysis(changes([-5.0] * (pruner.FEWEST_VIDEOS - 1)), 80, 10) is None
+    assert interim_analysis(changes([-5.0, -4.0] * 40), 80, 10) is None
 
 
 @pytest.mark.quick
 def test_a_trial_is_compared_with_a_mixture_that_costs_what_it_costs() -> None:
     costs = np.array([0.20, 0.25, 0.26, 0.302, 0.31, 0.312, 0.314, 0.40])
     scores = np.array([0.1, 0.2, 0.5, 0.4, 0.6, 0.65, 0.7, 0.9])
-    weights = rivals(costs, scores, 0.30)
+    weights = reference_weights(costs, scores, 0.30)
     assert weights is not None
     # The best three up to 5 % more cost too much alone; the best three at 0.30 make up for it.
     assert weights[[0, 7]] == pytest.approx([0, 0])
     assert (weights[1:7] > 0).all()
     assert weights.sum() == pytest.approx(1)
     assert weights @ costs == pytest.approx(0.30 * SAME_COST)
-    assert rivals(costs, scores, 0.19) is None
-    alone = rivals(costs, scores, 0.20)
+    assert reference_weights(costs, scores, 0.19) is None
+    alone = reference_weights(costs, scores, 0.20)
     assert alone is not None
     assert alone.tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
-    dear = rivals(costs, scores, 0.5)
+    dear = reference_weights(costs, scores, 0.5)
     assert dear is not None
     assert np.flatnonzero(dear).tolist() == [5, 6, 7]
 
@@ -95,7 +107,7 @@ class Design:
 
     def __init__(self, size: int = 400) -> None:
         table = Tabulated.load()
-        space = make_space("budget", table.planner, table.study.search, 0.3)
+        space = SearchSpace(table.planner, table.study.search, 0.3)
         rng = np.random.default_rng(0)
         names, video = np.unique(table.videos, return_inverse=True)
         self.questions = np.bincount(video, minlength=names.size).astype(float)  # (V,)
@@ -121,28 +133,28 @@ def design() -> Design:
     return Design()
 
 
-def race(ratio: Floats, graded: Floats, questions: Floats) -> tuple[set[int], int]:
-    """Trials in order, each against the best complete ones that cost no more: who was stopped, and how many
+def simulate(ratio: Floats, graded: Floats, questions: Floats) -> tuple[set[int], int]:
+    """Trials in order, each against the best complete ones that cost no more: who was pruned, and how many
     videos were asked. ratio (T,), graded (T, V), questions (V,).
     """
     score = graded.sum(axis=1) / questions.sum()
     complete: list[int] = []
-    stopped: set[int] = set()
+    pruned: set[int] = set()
     asked = 0
     for trial in range(ratio.size):
         seen = VIDEOS
-        weights = rivals(ratio[complete], score[complete], ratio[trial]) if complete else None
+        weights = reference_weights(ratio[complete], score[complete], ratio[trial]) if complete else None
         if weights is not None:
             change = graded[trial] - weights @ graded[complete]
-            for seen in range(RUNG, VIDEOS + 1, RUNG):
-                found = look(VideoSums(change[:seen], questions[:seen]), VIDEOS, RUNG)
-                if found is not None and found.beaten:
-                    stopped.add(trial)
+            for seen in range(BATCH, VIDEOS + 1, BATCH):
+                found = interim_analysis(VideoSums(change[:seen], questions[:seen]), VIDEOS, BATCH)
+                if found is not None and found.inferior:
+                    pruned.add(trial)
                     break
-        if trial not in stopped:
+        if trial not in pruned:
             complete.append(trial)
         asked += seen
-    return stopped, asked
+    return pruned, asked
 
 
 @pytest.mark.parametrize("studies", [300, pytest.param(STUDIES, marks=pytest.mark.soak)])
@@ -158,14 +170,14 @@ def test_simulated_studies_lose_no_more_of_the_best_than_promised_and_half_of_th
         trials = rng.choice(data.ratio.size, TRIALS, replace=False)
         videos = rng.integers(0, data.questions.size, VIDEOS)
         graded, questions = data.graded[np.ix_(trials, videos)], data.questions[videos]
-        stopped, seen = race(data.ratio[trials], graded, questions)
+        pruned, seen = simulate(data.ratio[trials], graded, questions)
         # Truly best: over all videos there are, of which the study has a sample.
-        lost_best += int(np.argmax(data.correct[trials].sum(axis=1))) in stopped
-        lost_best_graded += int(np.argmax(data.graded[trials].sum(axis=1))) in stopped
-        lost_of_sample += int(np.argmax(graded.sum(axis=1))) in stopped
+        lost_best += int(np.argmax(data.correct[trials].sum(axis=1))) in pruned
+        lost_best_graded += int(np.argmax(data.graded[trials].sum(axis=1))) in pruned
+        lost_of_sample += int(np.argmax(graded.sum(axis=1))) in pruned
         asked.append(seen / (TRIALS * VIDEOS))
     print(  # noqa: T201 - a figure for docs/experiments.md
-        f"wrongly stopped, of {studies}: truly best by accuracy {lost_best}, by the graded signal "
+        f"wrongly pruned, of {studies}: truly best by accuracy {lost_best}, by the graded signal "
         f"{lost_best_graded}, best of the sample {lost_of_sample}; asked {100 * np.mean(asked):.1f} %"
     )
     assert lost_best <= 0.05 * studies

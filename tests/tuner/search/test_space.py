@@ -13,17 +13,13 @@ from tuner.errors import UserError
 from tuner.planning.planner import Planner
 from tuner.search.optuna_sampler import make_sampler
 from tuner.search.space import (
-    COORDINATES,
     Bins,
-    BudgetSpace,
     Candidate,
-    Coordinates,
-    KnobSpace,
     Range,
+    SearchSpace,
     allows,
     cheapest,
     knob_ranges,
-    make_space,
     smallest_reachable,
 )
 from tuner.study import Search
@@ -37,6 +33,12 @@ BUDGET = 0.32
 @pytest.fixture(scope="module")
 def planner() -> Planner:
     return make_planner(make_study(videos=20))
+
+
+def of_knobs(planner: Planner, values: dict[str, float]) -> Candidate:
+    """A configuration that no sampler proposed: these knobs, with gamma_cap at p or above."""
+    method = AdaTP(**values | {"gamma_cap": max(values["gamma_cap"], values["p"])})
+    return Candidate(Configuration.from_method(method), planner.binding_ratio(method))
 
 
 def points(ranges: Any, count: int) -> list[dict[str, float]]:
@@ -74,7 +76,7 @@ def test_a_search_that_does_not_fit_adatp_is_the_users_mistake(search: Search, m
         knob_ranges(search, np.zeros(0))
 
 
-# What a study may say of the two knobs that share one coordinate, and the coordinates that are left.
+# What a study may say of the two knobs that share one parameter, and the parameters that are left.
 BOOSTS = {
     "open": Search(),
     "gamma_cap fixed": Search(fixed=(("gamma_cap", 0.8),)),
@@ -108,7 +110,7 @@ def boosted(candidate: Candidate) -> float:
 def test_every_reachable_proposal_lands_on_its_target(
     planner: Planner, search: Search, goal: Any, budget: float
 ) -> None:
-    space = make_space("budget", planner, search, budget, goal)
+    space = SearchSpace(planner, search, budget, goal)
     p = knob_ranges(search, planner.similarities)["p"]
     lowest = smallest_reachable(planner, search)
     landed = 0
@@ -126,7 +128,7 @@ def test_every_reachable_proposal_lands_on_its_target(
 @each_boost
 @each_goal
 def test_a_proposal_finds_back_to_its_plans(small: Planner, search: Search, goal: Any, budget: float) -> None:
-    space = make_space("budget", small, search, budget, goal)
+    space = SearchSpace(small, search, budget, goal)
     p = knob_ranges(search, small.similarities)["p"]
     found = 0
     for point in points(space.ranges, 8):
@@ -145,15 +147,13 @@ def test_a_proposal_finds_back_to_its_plans(small: Planner, search: Search, goal
 
 
 @each_boost
-def test_a_configuration_of_the_knobs_has_a_point_among_the_coordinates(
-    small: Planner, search: Search
-) -> None:
+def test_any_configuration_that_the_study_allows_has_a_point(small: Planner, search: Search) -> None:
     """Also where gamma_cap binds. A p between two steps of the binding part is moved to the upper one."""
-    space = make_space("budget", small, search, 1.0)
+    space = SearchSpace(small, search, 1.0)
     highest = knob_ranges(search, small.similarities)["gamma_cap"].high
     bound = 0
-    for point in points(make_space("knobs", small, search, 1.0).ranges, 12):
-        candidate = make_space("knobs", small, search, 1.0).candidate(point)
+    for point in points(knob_ranges(search, small.similarities), 12):
+        candidate = of_knobs(small, point)
         method = candidate.configuration.build()
         assert isinstance(method, AdaTP)
         bound += method.binds == "gamma_cap"
@@ -171,15 +171,8 @@ def plans(planner: Planner, candidate: Candidate) -> tuple[str, ...]:
     return planner.fingerprints(candidate.configuration.build())
 
 
-def test_knobs_find_back_to_themselves(planner: Planner) -> None:
-    space = KnobSpace(planner, Search(), BUDGET)
-    for point in points(space.ranges, 10):
-        candidate = space.candidate(point)
-        assert space.point(candidate.configuration, candidate.binding_ratio) == pytest.approx(point)
-
-
 def test_boost_is_the_logarithm_of_what_a_relevant_segment_keeps_more(planner: Planner) -> None:
-    space = BudgetSpace(planner, Search(), BUDGET)
+    space = SearchSpace(planner, Search(), BUDGET)
     assert list(space.ranges) == ["segments", "tau_t", "boost", "compute"]
     for boost in (0.0, 0.3, 1.0):
         candidate = space.candidate({"segments": 0.4, "tau_t": 0.5, "boost": boost, "compute": 0.9})
@@ -191,7 +184,7 @@ def test_boost_is_the_logarithm_of_what_a_relevant_segment_keeps_more(planner: P
 
 
 def test_gamma_cap_does_not_bind_while_the_ratio_is_below_1(planner: Planner) -> None:
-    space = BudgetSpace(planner, Search(), 1.0, "max_drop")
+    space = SearchSpace(planner, Search(), 1.0, "max_drop")
     raised = 0
     for point in points(space.ranges | {"compute": Range(0.6, 1.0)}, 30):
         method = space.candidate(point).configuration.build()
@@ -208,7 +201,7 @@ def test_gamma_cap_does_not_bind_while_the_ratio_is_below_1(planner: Planner) ->
 
 
 def test_where_alpha_boost_is_fixed_gamma_cap_moves(planner: Planner) -> None:
-    space = BudgetSpace(planner, Search(fixed=(("alpha_boost", 1.3),)), BUDGET)
+    space = SearchSpace(planner, Search(fixed=(("alpha_boost", 1.3),)), BUDGET)
     point = {"segments": 0.4, "tau_t": 0.5, "compute": 0.9}
     for boost in (0.0, 0.5, 1.0):
         candidate = space.candidate(point | {"boost": boost})
@@ -225,7 +218,7 @@ def test_where_alpha_boost_is_fixed_gamma_cap_moves(planner: Planner) -> None:
 def test_what_the_study_says_of_the_boost_holds(
     planner: Planner, search: Search, goal: Any, budget: float
 ) -> None:
-    space = make_space("budget", planner, search, budget, goal)
+    space = SearchSpace(planner, search, budget, goal)
     allowed = knob_ranges(search, planner.similarities)
     assert ("boost" in space.ranges) == (search != BOOSTS["both fixed"])
     for point in points(space.ranges, 6):
@@ -234,7 +227,7 @@ def test_what_the_study_says_of_the_boost_holds(
 
 
 def test_a_fixed_p_leaves_no_target(planner: Planner) -> None:
-    space = make_space("budget", planner, Search(fixed=(("p", 0.5),)), BUDGET)
+    space = SearchSpace(planner, Search(fixed=(("p", 0.5),)), BUDGET)
     assert list(space.ranges) == ["segments", "tau_t", "boost"]
     for point in points(space.ranges, 5):
         candidate = space.candidate(point)
@@ -245,7 +238,7 @@ def test_a_fixed_p_leaves_no_target(planner: Planner) -> None:
 
 
 def test_without_a_budget_targets_are_even_in_their_logarithm(planner: Planner) -> None:
-    space = BudgetSpace(planner, Search(), 1.0, "max_drop")
+    space = SearchSpace(planner, Search(), 1.0, "max_drop")
     lowest = smallest_reachable(planner, Search())
     point = {"segments": 0.4, "tau_t": 0.5, "boost": 0.1}
     ratios = [space.candidate(point | {"compute": compute}).binding_ratio for compute in (0, 1 / 3, 2 / 3, 1)]
@@ -253,9 +246,8 @@ def test_without_a_budget_targets_are_even_in_their_logarithm(planner: Planner) 
     assert np.log(ratios) == pytest.approx(np.log(lowest) * np.array([1, 2 / 3, 1 / 3, 0]), abs=0.06)
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
-def test_more_compute_for_the_same_other_knobs(planner: Planner, coordinates: Any) -> None:
-    space = make_space(coordinates, planner, Search(), BUDGET)
+def test_more_compute_for_the_same_other_knobs(planner: Planner) -> None:
+    space = SearchSpace(planner, Search(), BUDGET)
     best = space.defaults().configuration
     above = space.above(best, 0.5)
     assert 0.48 < above.binding_ratio <= 0.5
@@ -264,26 +256,24 @@ def test_more_compute_for_the_same_other_knobs(planner: Planner, coordinates: An
         name: above.configuration.get(name) for name in KNOBS[:4]
     }
     assert space.above(best, 1.0).configuration.get("p") == 1.0
-    fixed = make_space(coordinates, planner, Search(fixed=(("p", 0.5),)), BUDGET)
+    fixed = SearchSpace(planner, Search(fixed=(("p", 0.5),)), BUDGET)
     assert fixed.above(best, 0.5).configuration == best
-    capped = make_space(coordinates, planner, Search(bounds=(("p", (0.3, 0.6)),)), BUDGET)
+    capped = SearchSpace(planner, Search(bounds=(("p", (0.3, 0.6)),)), BUDGET)
     assert capped.above(best, 0.9).configuration.get("p") == 0.6
     with pytest.raises(TypeError, match="one_shot"):
         space.above(Configuration.from_method(OneShot(0.1)), 0.5)
 
 
 def test_gamma_cap_is_never_below_p(planner: Planner) -> None:
-    for space in (BudgetSpace(planner, Search(), BUDGET), KnobSpace(planner, Search(), BUDGET)):
-        for point in points(space.ranges, 30):
-            configuration = space.candidate(point).configuration
-            assert float(configuration.get("gamma_cap")) >= float(configuration.get("p"))
+    space = SearchSpace(planner, Search(), BUDGET)
+    for point in points(space.ranges, 30):
+        configuration = space.candidate(point).configuration
+        assert float(configuration.get("gamma_cap")) >= float(configuration.get("p"))
 
 
-@pytest.mark.parametrize("coordinates", ["budget", "knobs"])
-def test_fixed_knobs_stay_and_bounds_hold(planner: Planner, coordinates: Any) -> None:
+def test_fixed_knobs_stay_and_bounds_hold(planner: Planner) -> None:
     search = Search(fixed=(("gamma_cap", 0.9), ("tau_s", 0.8)), bounds=(("alpha_boost", (1.2, 1.3)),))
-    space = make_space(coordinates, planner, search, BUDGET)
-    assert "headroom" not in space.ranges
+    space = SearchSpace(planner, search, BUDGET)
     for point in points(space.ranges, 10):
         configuration = space.candidate(point).configuration
         assert configuration.get("gamma_cap") == 0.9
@@ -294,36 +284,34 @@ def test_fixed_knobs_stay_and_bounds_hold(planner: Planner, coordinates: Any) ->
 
 
 def test_the_defaults_are_adatps_with_p_solved_for_the_budget(planner: Planner) -> None:
-    defaults = make_space("budget", planner, Search(), BUDGET).defaults()
+    defaults = SearchSpace(planner, Search(), BUDGET).defaults()
     method = defaults.configuration.build()
     assert replace(method, p=0.85) == AdaTP()  # type: ignore[call-arg]
     assert BUDGET - 0.02 < defaults.binding_ratio <= BUDGET
 
 
 def test_without_a_budget_the_defaults_are_adatps_altogether(planner: Planner) -> None:
-    for coordinates in ("budget", "knobs"):
-        space = make_space(coordinates, planner, Search(), 1.0, "max_drop")  # type: ignore[arg-type]
-        assert space.defaults().configuration.build() == AdaTP()
-    narrowed = make_space("budget", planner, Search(bounds=(("p", (0.3, 0.6)),)), 1.0, "max_drop")
+    assert SearchSpace(planner, Search(), 1.0, "max_drop").defaults().configuration.build() == AdaTP()
+    narrowed = SearchSpace(planner, Search(bounds=(("p", (0.3, 0.6)),)), 1.0, "max_drop")
     assert narrowed.defaults().configuration.get("p") == 0.6
 
 
 def test_the_budget_holds_on_both_parts(planner: Planner) -> None:
-    method = make_space("budget", planner, Search(), BUDGET).defaults().configuration.build()
+    method = SearchSpace(planner, Search(), BUDGET).defaults().configuration.build()
     compute = planner.cost(method).compute
     assert set(compute) == {"tune", "held_out"}
     assert all(one.flops_ratio <= BUDGET for one in compute.values())
 
 
 def test_what_lies_outside_of_a_space_has_no_point_in_it(planner: Planner) -> None:
-    space = BudgetSpace(planner, Search(), BUDGET)
+    space = SearchSpace(planner, Search(), BUDGET)
     assert space.point(Configuration.from_method(AdaTP()), BUDGET + 0.1) is None
     assert space.point(Configuration.from_method(OneShot(0.1)), BUDGET) is None
     assert space.point(Configuration.from_method(AdaTP(deduplicate="off")), BUDGET) is None
 
 
 def test_what_the_study_excludes_now_has_no_point(planner: Planner) -> None:
-    loose = BudgetSpace(planner, Search(), BUDGET)
+    loose = SearchSpace(planner, Search(), BUDGET)
     candidate = loose.candidate({"segments": 0.4, "tau_t": 0.5, "boost": 0.2, "compute": 0.9})
     for excluding in (
         Search(fixed=(("alpha_boost", 1.2), ("gamma_cap", 0.9))),
@@ -333,21 +321,16 @@ def test_what_the_study_excludes_now_has_no_point(planner: Planner) -> None:
         Search(bounds=(("tau_t", (0.6, 0.9)),)),
         Search(fixed=(("tau_s", 0.99),)),
     ):
-        space = make_space("budget", planner, excluding, 1.0)
+        space = SearchSpace(planner, excluding, 1.0)
         assert space.point(candidate.configuration, candidate.binding_ratio) is None
 
 
 def test_what_the_budget_holds_up_to_floating_point_has_a_point(planner: Planner) -> None:
-    defaults = make_space("budget", planner, Search(), BUDGET).defaults()
-    space = BudgetSpace(planner, Search(), defaults.binding_ratio - 1e-10)
+    defaults = SearchSpace(planner, Search(), BUDGET).defaults()
+    space = SearchSpace(planner, Search(), defaults.binding_ratio - 1e-10)
     point = space.point(defaults.configuration, defaults.binding_ratio)
     assert point is not None
     assert point["compute"] == 1.0
-
-
-def test_unknown_coordinates_are_the_users_mistake(planner: Planner) -> None:
-    with pytest.raises(UserError, match="budget or knobs, but got 'polar'"):
-        make_space("polar", planner, Search(), BUDGET)  # type: ignore[arg-type]
 
 
 @each_boost
@@ -357,12 +340,10 @@ def test_the_smallest_reachable_ratio_is_below_that_of_any_proposal(planner: Pla
     assert smallest.binding_ratio == planner.binding_ratio(smallest.configuration.build())  # type: ignore[arg-type]
     allowed = knob_ranges(search, planner.similarities)
     assert all(float(smallest.configuration.get(name)) in allowed[name] for name in KNOBS)
-    for coordinates in ("budget", "knobs"):
-        space = make_space(coordinates, planner, search, BUDGET)  # type: ignore[arg-type]
-        assert all(
-            space.candidate(point).binding_ratio >= smallest.binding_ratio
-            for point in points(space.ranges, 6)
-        )
+    space = SearchSpace(planner, search, BUDGET)
+    made = [space.candidate(point) for point in points(space.ranges, 6)]
+    made += [of_knobs(planner, point) for point in points(allowed, 6)]
+    assert all(one.binding_ratio >= smallest.binding_ratio for one in made)
 
 
 def test_the_cheapest_configuration_looks_like_one(planner: Planner) -> None:
@@ -374,7 +355,6 @@ def test_the_cheapest_configuration_looks_like_one(planner: Planner) -> None:
 
 ALL = ("demote", "drop", "off")
 SEARCHED = Search(choices=(("deduplicate", ALL), ("score_query", ("mean", "last"))))
-each_coordinates = pytest.mark.parametrize("coordinates", COORDINATES)
 
 
 def listing(*values: str) -> Search:
@@ -391,9 +371,8 @@ def test_a_bin_holds_what_lies_in_it_and_its_end_belongs_to_the_last() -> None:
     assert 0.6 not in bins
 
 
-@each_coordinates
-def test_choices_go_through_the_coordinates_and_back(small: Planner, coordinates: Coordinates) -> None:
-    space = make_space(coordinates, small, SEARCHED, 1.0)
+def test_choices_go_through_the_space_and_back(small: Planner) -> None:
+    space = SearchSpace(small, SEARCHED, 1.0)
     assert tuple(space.ranges)[-2:] == ("deduplicate", "score_query")
     assert space.ranges["deduplicate"] == Bins(0.0, 3.0)
     seen = set()
@@ -410,19 +389,14 @@ def test_choices_go_through_the_coordinates_and_back(small: Planner, coordinates
     assert len(seen) == 6
 
 
-@each_coordinates
-def test_without_choices_nothing_is_another(small: Planner, coordinates: Coordinates) -> None:
-    plain = make_space(coordinates, small, Search(), BUDGET)
-    names = {
-        "budget": ["segments", "tau_t", "boost", "compute"],
-        "knobs": ["tau_s", "tau_t", "alpha_boost", "p", "headroom"],
-    }
-    assert list(plain.ranges) == names[coordinates]
+def test_without_choices_nothing_is_another(small: Planner) -> None:
+    plain = SearchSpace(small, Search(), BUDGET)
+    assert list(plain.ranges) == ["segments", "tau_t", "boost", "compute"]
     assert all(type(one) is Range for one in plain.ranges.values())
-    # A single value is no coordinate: the sampler proposes what it would without.
-    fixed = make_space(coordinates, small, listing("drop"), BUDGET)
+    # A single value is no parameter: the sampler proposes what it would without.
+    fixed = SearchSpace(small, listing("drop"), BUDGET)
     assert dict(fixed.ranges).keys() == plain.ranges.keys()
-    named = make_space(coordinates, small, listing("demote"), BUDGET)
+    named = SearchSpace(small, listing("demote"), BUDGET)
     assert named.ranges == plain.ranges
     sampler = make_sampler("tpe")
     proposed = [[sampler.propose(one.ranges, [], 3, k, 0) for k in range(4)] for one in (plain, named)]
@@ -432,17 +406,16 @@ def test_without_choices_nothing_is_another(small: Planner, coordinates: Coordin
         assert fixed.candidate(point).configuration.get("deduplicate") == "drop"
 
 
-@each_coordinates
 def test_the_defaults_are_adatps_where_they_are_listed_and_else_the_first(
-    small: Planner, coordinates: Coordinates
+    small: Planner,
 ) -> None:
     for values, expected in ((("drop", "demote"), "demote"), (("off", "drop"), "off"), (("drop",), "drop")):
-        made = make_space(coordinates, small, listing(*values), BUDGET).defaults().configuration
+        made = SearchSpace(small, listing(*values), BUDGET).defaults().configuration
         assert made.get("deduplicate") == expected
         assert made.get("score_query") == "last"
     # p is solved for the budget with that choice, and dropped repeats leave room for more.
     ratio = {
-        one: make_space(coordinates, small, listing(one), BUDGET).defaults().configuration.get("p")
+        one: SearchSpace(small, listing(one), BUDGET).defaults().configuration.get("p")
         for one in ("demote", "drop")
     }
     assert ratio["drop"] > ratio["demote"]
@@ -457,7 +430,7 @@ def test_the_cheapest_is_over_all_listed_values(small: Planner) -> None:
 
 
 def test_what_lies_above_the_budget_keeps_the_choices_of_its_configuration(small: Planner) -> None:
-    space = BudgetSpace(small, SEARCHED, BUDGET)
+    space = SearchSpace(small, SEARCHED, BUDGET)
     method = AdaTP(deduplicate="drop", score_query="mean", p=0.4)
     above = space.above(Configuration.from_method(method), 0.4).configuration.build()
     assert isinstance(above, AdaTP)
@@ -465,9 +438,8 @@ def test_what_lies_above_the_budget_keeps_the_choices_of_its_configuration(small
     assert above.p > 0.4
 
 
-@each_coordinates
-def test_a_choice_that_is_not_listed_has_no_point(small: Planner, coordinates: Coordinates) -> None:
-    space = make_space(coordinates, small, listing("demote", "drop"), 1.0)
+def test_a_choice_that_is_not_listed_has_no_point(small: Planner) -> None:
+    space = SearchSpace(small, listing("demote", "drop"), 1.0)
     for method, inside in (
         (AdaTP(tau_s=0.9), True),
         (AdaTP(tau_s=0.9, deduplicate="drop"), True),
@@ -481,14 +453,14 @@ def test_a_choice_that_is_not_listed_has_no_point(small: Planner, coordinates: C
 
 def test_a_point_of_before_the_study_changed_is_told_from_one_of_this_space(small: Planner) -> None:
     made = Configuration.from_method(AdaTP(deduplicate="drop"))
-    space = KnobSpace(small, listing("demote", "drop"), BUDGET)
-    point = {"tau_s": 0.9, "tau_t": 0.5, "alpha_boost": 1.2, "p": 0.5, "headroom": 0.5}
+    space = SearchSpace(small, listing("demote", "drop"), BUDGET)
+    point = {"segments": 0.9, "tau_t": 0.5, "boost": 0.2, "compute": 0.5}
     assert space.covers(point | {"deduplicate": 1.5}, made)
     assert not space.covers(point, made)
     assert not space.covers(point | {"deduplicate": 0.5}, made)
-    assert not space.covers(point | {"deduplicate": 1.5, "p": 1.5}, made)
-    assert KnobSpace(small, listing("drop"), BUDGET).covers(point, made)
-    assert not KnobSpace(small, Search(), BUDGET).covers(point, made)
+    assert not space.covers(point | {"deduplicate": 1.5, "compute": 1.5}, made)
+    assert SearchSpace(small, listing("drop"), BUDGET).covers(point, made)
+    assert not SearchSpace(small, Search(), BUDGET).covers(point, made)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +476,7 @@ def test_choices_that_do_not_fit_adatp_are_the_users_mistake(
     small: Planner, choices: Any, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        make_space("budget", small, Search(choices=choices), BUDGET)
+        SearchSpace(small, Search(choices=choices), BUDGET)
 
 
 @pytest.mark.parametrize(
