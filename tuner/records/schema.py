@@ -23,7 +23,7 @@ infeasible  a proposal over the budget: it cost no model time and is no trial
 selection   the trial a search chose on the tune split
 look        what held-out videos said of a search's candidates
 measured    a configuration on the held-out split
-noise, serving, timed, cache_use, inspection, sensitivity: what else was measured of a study
+noise, serving, timed, cache_use, model_use, inspection, sensitivity: what else was measured of a study
 lease       which process may write to a study, with a number that grows with each holder
 
 An outcome (accuracy, FLOPs ratios, ...) is derived from the answers, the labels and the plans, and written in
@@ -446,6 +446,23 @@ class CacheUseRow(Base):
     features_computed: Mapped[int] = mapped_column(BigInteger)
     prefixes_reused: Mapped[int] = mapped_column(BigInteger)
     prefixes_built: Mapped[int] = mapped_column(BigInteger)
+
+
+class ModelUseRow(Base):
+    """`ModelUse`: sums over what was asked for a trial, or of one kind beside the trials."""
+
+    __tablename__ = "adatp_model_use"
+    __table_args__ = (UniqueConstraint("study_id", "kind", "trial"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
+    # `tuner.evaluation.tasks.Kind`
+    kind: Mapped[str] = mapped_column(String(16))
+    # The trial's number; -1 for other kinds, for no two NULLs are the same.
+    trial: Mapped[int]
+    answers: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+    # Multiply-adds; NULL where an older version answered.
+    flops: Mapped[float | None]
 
 
 class InspectionRow(Base):

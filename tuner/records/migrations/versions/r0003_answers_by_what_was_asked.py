@@ -80,14 +80,13 @@ class _Move:
         self._looks()
         self.old.drop_all(self.connection)
         if self.connection.dialect.name == "postgresql":
-            for table in self.new.tables.values():
-                if "id" in table.c:
-                    self.connection.execute(
-                        sa.text(
-                            f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), "
-                            f"(SELECT max(id) FROM {table.name})) WHERE EXISTS (SELECT 1 FROM {table.name})"
-                        )
+            for name in (one.name for one in self.new.tables.values() if "id" in one.c):
+                self.connection.execute(
+                    sa.text(
+                        f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), "
+                        f"(SELECT max(id) FROM {name})) WHERE EXISTS (SELECT 1 FROM {name})"
                     )
+                )
 
     def _rows(self, query: Any) -> list[Any]:
         return list(self.connection.execute(query).all())
@@ -390,6 +389,22 @@ def _make_tables() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "configuration"),
+    )
+    op.create_table(
+        "adatp_model_use",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("trial", sa.Integer(), nullable=False),
+        sa.Column("answers", sa.BigInteger(), nullable=False),
+        sa.Column("seconds", sa.Double(), nullable=False),
+        sa.Column("flops", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["study_id"],
+            ["adatp_study.id"],
+        ),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("study_id", "kind", "trial"),
     )
     op.create_table(
         "adatp_noise",
