@@ -316,7 +316,7 @@ class Loop(ABC):
             raise UserError(
                 weak_baseline(found),
                 "Its answers are kept. --accept-weak-baseline continues all the same; a study that was "
-                "corrected starts again with `tuner run --fresh`.",
+                "corrected uses them again where they fit.",
             )
         if new:
             self._progress.message(weak_baseline(found))
