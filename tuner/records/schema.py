@@ -357,3 +357,20 @@ class CacheUseRow(Base):
     features_computed: Mapped[int] = mapped_column(BigInteger)
     prefixes_reused: Mapped[int] = mapped_column(BigInteger)
     prefixes_built: Mapped[int] = mapped_column(BigInteger)
+
+
+class ModelUseRow(Base):
+    """`ModelUse`: sums over what was asked for a trial, or of one kind beside the trials."""
+
+    __tablename__ = "adatp_model_use"
+    __table_args__ = (UniqueConstraint("study_id", "kind", "trial"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"))
+    # `tuner.evaluation.tasks.Kind`
+    kind: Mapped[str] = mapped_column(String(16))
+    # The trial's number; -1 for other kinds, for no two NULLs are the same.
+    trial: Mapped[int]
+    answers: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+    # Multiply-adds; NULL where an older version answered.
+    flops: Mapped[float | None]

@@ -34,7 +34,7 @@ from pipeline.layout import Layout
 from pipeline.methods import KNOBS
 from tuner.errors import UserError
 from tuner.records.database import open_engine, shown, transaction
-from tuner.records.measurements import CacheUse, MeasuredServing, Profiled, Timed
+from tuner.records.measurements import CacheUse, MeasuredServing, ModelUse, Profiled, Timed
 from tuner.records.schema import (
     FINGERPRINT_DIGITS,
     AnswerRow,
@@ -43,6 +43,7 @@ from tuner.records.schema import (
     InfeasibleRow,
     LookRow,
     MeasuredRow,
+    ModelUseRow,
     NoiseRow,
     QuarantineRow,
     QuestionRow,
@@ -84,6 +85,7 @@ class Store:
         self._study: int | None = None
         self._question_ids: dict[str, int] = {}
         self._counted = CacheUse()
+        self._model_use: dict[tuple[str, int], ModelUse] = {}
         self._insert: Callable[[type[Base]], Any] = (
             sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         )
@@ -435,7 +437,9 @@ class Store:
                 connection.execute(self._incomplete(number).values(completed=func.now(), **values))
             if stopped is not None:
                 number, why = stopped
-                connection.execute(self._incomplete(number).values(stopped_by=why.by, stopped_videos=why.videos))
+                connection.execute(
+                    self._incomplete(number).values(stopped_by=why.by, stopped_videos=why.videos)
+                )
             if measured is not None:
                 configuration, outcome = measured
                 connection.execute(
@@ -639,7 +643,40 @@ class Store:
         """
         self._counted += use
 
+    def count_model_use(self, kind: str, trial: int | None, use: ModelUse) -> None:
+        """Adds to what was asked for a trial, or of a kind beside the trials; written as `count_cache_use`."""
+        key = kind, -1 if trial is None else trial
+        self._model_use[key] = self._model_use.get(key, ModelUse()) + use
+
+    def model_use(self) -> dict[str, ModelUse]:
+        """What answering took by kind, all trials together."""
+        result: dict[str, ModelUse] = {}
+        for (kind, _), use in self._model_uses().items():
+            result[kind] = result.get(kind, ModelUse()) + use
+        return result
+
+    def trial_use(self) -> dict[int, ModelUse]:
+        """What answering took by trial; none of those that found all their answers in the records."""
+        return {trial: use for (kind, trial), use in self._model_uses().items() if kind == "trial"}
+
+    def _model_uses(self) -> dict[tuple[str, int], ModelUse]:
+        query = select(ModelUseRow.__table__).where(ModelUseRow.study_id == self._study_id)
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return {(row.kind, row.trial): ModelUse(row.answers, row.seconds, row.flops) for row in rows}
+
     def _write_counted(self, connection: Connection, study_id: int) -> None:
+        for (kind, trial), one in self._model_use.items():
+            values = asdict(one)
+            connection.execute(
+                self._insert(ModelUseRow)
+                .values(study_id=study_id, kind=kind, trial=trial, **values)
+                .on_conflict_do_update(
+                    index_elements=["study_id", "kind", "trial"],
+                    set_={name: getattr(ModelUseRow, name) + value for name, value in values.items()},
+                )
+            )
+        self._model_use = {}
         use, self._counted = self._counted, CacheUse()
         if use == CacheUse():
             return

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -16,10 +16,10 @@ from pipeline.flops import ModelShape, VisionShape
 from pipeline.methods import AdaTP
 from tuner.errors import UserError
 from tuner.evaluation.scoring import answer_cost, divergence, judge
-from tuner.planning.planner import Planner
+from tuner.planning.planner import SPLITS, Planner
 from tuner.planning.study_cost import study_cost
 from tuner.records.database import default_database
-from tuner.records.measurements import ServingCost
+from tuner.records.measurements import ModelUse, ServingCost
 from tuner.records.store import Store
 from tuner.records.values import (
     Goal,
@@ -94,19 +94,22 @@ class Status:
 
 
 class Results:
-    """The judged answers of one study, by configuration."""
+    """The judged answers of one study, by configuration; each is read once, when it is first asked for."""
 
     def __init__(self, study: Study, store: Store, planner: Planner) -> None:
         self._study = study.without(store.quarantined())
         self._store = store
         self._planner = planner
-        self._baseline = self._answers(None)
+        self._answers_of: dict[tuple[Configuration | None, Split], dict[str, RecordedAnswer]] = {}
+        self._results_of: dict[tuple[Configuration | None, Split], list[QuestionResult]] = {}
 
-    def _answers(self, configuration: Configuration | None) -> dict[str, RecordedAnswer]:
-        method = None if configuration is None else configuration.build()
-        ids = [question.id for question in self._planner.questions]
-        found = self._store.answers(zip(ids, self._planner.fingerprints(method), strict=True))
-        return {question: answer for (question, _), answer in found.items()}
+    def _answers(self, configuration: Configuration | None, split: Split) -> dict[str, RecordedAnswer]:
+        if (configuration, split) not in self._answers_of:
+            method = None if configuration is None else configuration.build()
+            ids = [question.id for question in self._study.questions_of(split)]
+            found = self._store.answers(zip(ids, self._planner.fingerprints(method, ids), strict=True))
+            self._answers_of[configuration, split] = {name: answer for (name, _), answer in found.items()}
+        return self._answers_of[configuration, split]
 
     @property
     def study(self) -> Study:
@@ -115,16 +118,18 @@ class Results:
 
     def answered(self) -> int:
         """Questions with a baseline answer."""
-        return len(self._baseline)
+        return sum(len(self._answers(None, split)) for split in SPLITS)
 
     def of(self, configuration: Configuration | None, split: Split) -> list[QuestionResult]:
         """Judged answers in the study's order; None is the baseline. Unanswered questions are left out."""
-        answers = self._baseline if configuration is None else self._answers(configuration)
-        return [
-            judge(question, split, answers[question.id], self._baseline[question.id])
-            for question in self._study.questions_of(split)
-            if question.id in answers and question.id in self._baseline
-        ]
+        if (configuration, split) not in self._results_of:
+            answers, baseline = self._answers(configuration, split), self._answers(None, split)
+            self._results_of[configuration, split] = [
+                judge(question, split, answers[question.id], baseline[question.id])
+                for question in self._study.questions_of(split)
+                if question.id in answers and question.id in baseline
+            ]
+        return self._results_of[configuration, split]
 
 
 def make_planner(record: StudyRecord) -> Planner:
@@ -183,7 +188,10 @@ def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Cho
     study = without_skipped(study, record)
     if changes(study, record):
         return {}
-    results = Results(study, store, make_planner(record))
+    return _choices(store, Results(study, store, make_planner(record)))
+
+
+def _choices(store: Store, results: Results) -> dict[int, Choice]:
     found = {one.id: _chosen(one, store, results) for one in store.searches()}
     return {search: choice for search, choice in found.items() if choice is not None}
 
@@ -250,7 +258,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         if best is None
         else None,
         refused=len(infeasible),
-        shared_answers=_shared([*completed, *outside], planner, quarantined),
+        shared_answers=_shared([*completed, *outside], store.trial_use()),
         evaluated_answers=store.count_answers(),
         skipped_videos=tuple(one["name"] for one in record.skipped),
         quarantined=quarantined,
@@ -363,14 +371,12 @@ def load_status(study: Study, database: str | None = None) -> Status:
     """
     with Store.open(database or default_database(study.name), create=False) as store:
         record = store.require(study.name)
-        choices = choices_of(study, store, record)
-        planner = make_planner(record)
+        changed = changes(without_skipped(study, record), record)
+        results = Results(without_skipped(study, record), store, make_planner(record))
+        choices = {} if changed else _choices(store, results)
         trials, infeasible, measured = store.trials(), store.infeasible(), store.measured()
         completed = [trial for trial in trials if trial.outcome is not None]
         quarantined = store.quarantined()
-        unpruned = zip(record.questions, planner.fingerprints(None), strict=True)
-        wanted = [(one.id, fingerprint) for one, fingerprint in unpruned if one.id not in quarantined]
-        baseline = store.answers(wanted)
         searches = []
         for search in store.searches():
             choice = choices.get(search.id)
@@ -399,15 +405,15 @@ def load_status(study: Study, database: str | None = None) -> Status:
             study=record.name,
             study_hash=record.hash,
             database=store.url,
-            baseline_questions=len(wanted),
-            baseline_answered=len(baseline),
+            baseline_questions=sum(one.id not in quarantined for one in record.questions),
+            baseline_answered=results.answered(),
             trials_completed=sum(trial.purpose == "search" for trial in completed),
             trials_unfinished=sum(trial.unfinished for trial in trials),
             answers=store.count_answers(),
             searches=tuple(searches),
             trials_stopped=sum(trial.stopped is not None for trial in trials),
             quarantined=quarantined,
-            changed=tuple(changes(without_skipped(study, record), record)),
+            changed=tuple(changed),
         )
 
 
@@ -578,13 +584,7 @@ def _closest(
     return min(tried, key=lambda one: one.flops_ratio, default=None)
 
 
-def _shared(trials: Sequence[TrialRecord], planner: Planner, left_out: Collection[str]) -> int:
-    """Answers that trials found instead of asking for them, through plans they share."""
-    tune = [
-        index for index, one in enumerate(planner.questions) if one.split == "tune" and one.id not in left_out
-    ]
-    seen = {(index, fingerprint) for index, fingerprint in enumerate(planner.fingerprints(None))}
-    baseline = len(seen)
-    for trial in trials:
-        seen.update((index, trial.fingerprints[index]) for index in tune)
-    return len(trials) * len(tune) - (len(seen) - baseline)
+def _shared(completed: Sequence[TrialRecord], use: Mapping[int, ModelUse]) -> int:
+    """Answers that completed trials found in the records instead of asking for them."""
+    judged = sum(one.outcome.questions for one in completed if one.outcome is not None)
+    return max(0, judged - sum(use[one.number].answers for one in completed if one.number in use))
