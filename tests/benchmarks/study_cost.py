@@ -99,9 +99,7 @@ def show(name: str, cost: StudyCost, target: float | None = None) -> None:
 def report_costs(store: Store, planner: Planner, workers: Workers) -> None:
     """The study, and its trials at the 7B shape."""
     trials, measured = store.trials(), tuple(store.measured())
-    found = study_cost(store, planner)
-    if found is None:
-        raise SystemExit("An older version answered this study and did not count.")
+    found = study_cost(store, planner, workers=workers)
     count = sum(one.purpose == "search" and not one.unfinished for one in trials)
     print("| | trials | passes | language model alone | shared | raced away | naive | naive, language |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

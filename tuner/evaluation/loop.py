@@ -24,7 +24,6 @@ from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import judge, outcome, reference
 from tuner.evaluation.tasks import Ending, EvaluationError, Job, Kind, VideoBatch, Work
 from tuner.planning.planner import Planner
-from tuner.planning.study_cost import AnswerFlops
 from tuner.records.measurements import CacheUse, ModelUse
 from tuner.records.store import Store
 from tuner.records.values import Pair, Pruned, RecordedAnswer, TrialRecord
@@ -72,7 +71,6 @@ class Loop(ABC):
         self._study = study = study.without(self._quarantined)
         self._store = store
         self._planner = planner
-        self._flops = AnswerFlops(planner)
         self._progress: Progress = NoProgress() if progress is None else progress
         self._accept_weak_baseline = accept_weak_baseline
         # A batch is this many videos with all their questions.
@@ -160,9 +158,8 @@ class Loop(ABC):
             )
         if cache_use is not None:
             self._store.count_cache_use(cache_use)
-        self._store.count_model_use(
-            job.kind, job.number if job.kind == "trial" else None, self._model_use(job, answers, cache_use)
-        )
+        took = ModelUse(len(answers), sum(one.seconds for one in answers))
+        self._store.count_model_use(job.kind, job.number if job.kind == "trial" else None, took)
         # A question that was quarantined while it was being asked here is no part of the job any more.
         answers = [answer for answer in answers if answer.question in job.fingerprints]
         job.answers.update((answer.question, answer) for answer in answers)
@@ -181,17 +178,6 @@ class Loop(ABC):
             del self._in_flight[work.id]
             return "stop"
         return "continue"
-
-    def _model_use(self, job: Job, answers: Sequence[RecordedAnswer], cache_use: CacheUse | None) -> ModelUse:
-        by_configuration: dict[Configuration | None, list[str]] = {}
-        for one in answers:
-            configuration = job.configuration or job.configurations.get(one.question)
-            by_configuration.setdefault(configuration, []).append(one.question)
-        built = None
-        if cache_use is not None:
-            built = cache_use.prefixes_built / len(by_configuration)
-        flops = sum(self._flops.of(one, asked, built) for one, asked in by_configuration.items())
-        return ModelUse(len(answers), sum(one.seconds for one in answers), float(flops))
 
     def failed(self, work: Work, reason: str, end: Ending = "raised") -> None:
         """The evaluation of this work ended without an answer; what it had not recorded is proposed again.

@@ -1,4 +1,4 @@
-"""What a study costs, counted while it runs or by plan alone: exact FLOPs in baseline passes.
+"""What a study costs, counted from its records or by plan alone: exact FLOPs in baseline passes.
 
 Counted as in `pipeline.flops`, in multiply-adds; lm_head and the answers' own tokens are left out, and so is
 what `tuner run` measures at its end for a server. One pass is the unpruned model asked once about everything,
@@ -11,16 +11,15 @@ A study costs less per answer, as it is computed (docs/method.md, "How a questio
     per answer            the question's own tokens through those layers, then the pruned rest
 
 Done naively, every question of every trial encodes its video anew and prefills in one pass; nothing is
-shared and no trial is pruned.
+shared and nothing is raced.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +33,14 @@ from pipeline.flops import (
     unpruned_by_question,
 )
 from pipeline.layout import IntArray, Layouts
+from pipeline.methods import AdaTP
 from pipeline.methods.base import Method, Partition
-from pipeline.plan import StudyPlans
+from pipeline.plan import ScoreRows, StudyPlans
 from tuner.planning.planner import Planner
-from tuner.records.measurements import ModelUse
 from tuner.records.store import Store
-from tuner.study.values import Configuration, Split
+from tuner.records.values import StoredAnswer
+from tuner.statistics.values import Noise
+from tuner.study.values import Configuration
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class StudyCost:
     """What a study cost, in multiply-adds; `_language`: of which the language model.
 
     `pass_`: one baseline pass. `spent`: all of the study, baseline, encoding and noise floor included.
-    `naive`: the same baseline, trials and held-out measurements done naively. Sums of what was counted while
-    the study ran are exact to about 15 digits.
+    `naive`: the same baseline, trials and held-out measurements done naively.
     """
 
     pass_flops: int
@@ -116,73 +116,53 @@ class StudyCost:
         return self.raced / self.wanted if self.wanted else 0.0
 
 
-def study_cost(store: Store, planner: Planner) -> StudyCost | None:
-    """What the study in use in this store cost so far, also while it runs; None where an older version
-    answered and did not count.
+def study_cost(store: Store, planner: Planner, *, workers: Workers = ONE_WORKER) -> StudyCost:
+    """What the study in use in this store cost so far; read from its records, also while it runs.
 
-    What killed runs lost is in no record. Errors: ValueError when the model's shape has no vision part.
+    With one worker the prefixes are counted as it built them; with more it is an upper bound, for the records
+    do not say which worker answered. What killed runs lost, and prefixes that a continued run built again,
+    are in no record.
+    Errors: ValueError when the model's shape has no vision part.
     """
-    use, by_trial = store.model_use(), store.trial_use()
-    noise = use.pop("noise", ModelUse())
-    asked = sum(use.values(), ModelUse())
-    spent = (asked + noise).flops
-    if spent is None:
-        return None
-    count = _Count(planner, ONE_WORKER)
-    left_out = store.quarantined()
-    tune = sum(one.split == "tune" and one.id not in left_out for one in planner.questions)
-    videos = len({one.video for one in planner.questions if one.split == "tune" and one.id not in left_out})
-    naive = count.naive(None, np.ones(len(planner.questions), dtype=bool))
-    wanted = judged = pruned_away = 0
-    trials = store.trials()
+    count = _Count(planner, workers)
+    baseline = planner.fingerprints(None)[0]
+    trials, measured = store.trials(), store.measured()
+    stored = store.stored_answers()
+    pairs = {(count.position[one.question], one.fingerprint) for one in stored}
+
+    prunings: dict[str, Method] = {}
+    asked = np.array([(q, baseline) in pairs for q in range(len(planner.questions))], dtype=bool)
+    naive = count.naive(None, asked)
+    wanted = found = raced = 0
+    trial_pairs: set[tuple[int, str]] = set()
     for trial in trials:
-        own = by_trial.get(trial.number, ModelUse())
-        needed = own.answers if trial.unfinished else tune
-        here = needed
-        if trial.stopped is not None:
-            here = round(tune * trial.stopped.videos / max(1, videos))
-        wanted, judged, pruned_away = wanted + needed, judged + here, pruned_away + needed - here
-        ratio = trial.binding_ratio if trial.outcome is None else trial.outcome.flops_ratio
-        naive += count.naive_share(trial.configuration, "tune", ratio, needed / max(1, tune))
-    for configuration, outcome in store.measured().items():
-        naive += count.naive_share(configuration, "held_out", outcome.flops_ratio, 1.0)
+        method = trial.configuration.build()
+        prunings |= dict.fromkeys(trial.fingerprints, method)
+        here = np.zeros_like(asked)
+        here[[q for q in count.tune if (q, trial.fingerprints[q]) in pairs]] = True
+        # A stopped trial wanted all questions; any other one has those that it was asked so far.
+        needed = count.is_tune & asked if trial.stopped is not None else here
+        trial_pairs.update((q, trial.fingerprints[q]) for q in np.flatnonzero(here).tolist())
+        wanted += int((needed | here).sum())
+        found += int(here.sum())
+        raced += int((needed & ~here).sum())
+        naive += count.naive(method, needed | here)
+    for configuration in measured:
+        method = configuration.build()
+        prunings |= dict.fromkeys(planner.fingerprints(method), method)
+        naive += count.naive(method, ~count.is_tune & asked)
+    fresh = sum(fingerprint != baseline for _, fingerprint in trial_pairs)
     return count.total(
-        round(spent),
+        count.recorded(stored, prunings),
         naive,
-        seconds=asked.seconds,
-        answers=asked.answers,
+        noise=store.noise(),
+        seconds=math.fsum(one.seconds for one in stored),
         wanted=wanted,
-        shared=max(0, judged - use.get("trial", ModelUse()).answers),
-        raced=pruned_away,
+        shared=found - fresh,
+        raced=raced,
         trials=sum(trial.outcome is not None for trial in trials),
         stopped=sum(trial.stopped is not None for trial in trials),
     )
-
-
-class AnswerFlops:
-    """What the language model spends on a study's answers while it runs, in multiply-adds."""
-
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
-
-    @cached_property
-    def _count(self) -> _Count:
-        return _Count(self._planner, ONE_WORKER)
-
-    def of(
-        self, configuration: Configuration | None, questions: Sequence[str], built: float | None = None
-    ) -> int:
-        """Of answering these questions, and of building so many prefixes of their videos for it.
-
-        built: prefixes of mean size; None counts one for each video.
-        """
-        count = self._count
-        index = np.array([count.position[one] for one in questions], dtype=np.int64)
-        passes = count.planned(None if configuration is None else configuration.build(), index)
-        visited = set(zip(count.video[passes.question].tolist(), passes.stored.tolist(), strict=True))
-        prefixes = [count.prefix_flops(video, layers) for video, layers in visited]
-        share = 1.0 if built is None else built / len(prefixes)
-        return _sum(passes.flops) + round(share * sum(prefixes))
 
 
 def planned_cost(
@@ -206,7 +186,7 @@ def planned_cost(
     everything = np.ones(len(planner.questions), dtype=bool)
     videos = list(dict.fromkeys(count.video[count.is_tune].tolist()))
     reached = count.is_tune & np.isin(count.video, videos[: math.ceil((1 - raced) * len(videos) - 1e-9)])
-    parts = [count.planned(None, np.flatnonzero(everything))]
+    parts = [count.planned(None, everything)]
     naive = count.naive(None, everything)
     seen = set(enumerate(planner.fingerprints(None)))
     trials = wanted = fresh = 0
@@ -220,17 +200,16 @@ def planned_cost(
         for q in np.flatnonzero(new).tolist():
             new[q] = (q, fingerprints[q]) not in seen
             seen.add((q, fingerprints[q]))
-        parts.append(count.planned(method, np.flatnonzero(new)))
+        parts.append(count.planned(method, new))
         naive += count.naive(method, questions)
         if questions is count.is_tune:
             trials, wanted, fresh = trials + 1, wanted + int(questions.sum()), fresh + int(new.sum())
     kept_away = trials * int((count.is_tune & ~reached).sum())
-    passes = _Passes(*map(np.concatenate, zip(*parts, strict=True)))
     return count.total(
-        _sum(passes.flops) + count.prefixes(passes),
+        _Passes(*map(np.concatenate, zip(*parts, strict=True))),
         naive,
+        noise=None,
         seconds=None,
-        answers=len(passes.question),
         wanted=wanted,
         shared=wanted - fresh - kept_away,
         raced=kept_away,
@@ -269,18 +248,13 @@ class _Count:
         self._layouts = Layouts.of([one.layout for one in planner.questions])
         self.position = {one.id: index for index, one in enumerate(planner.questions)}
         self.is_tune = np.array([one.split == "tune" for one in planner.questions], dtype=bool)
+        self.tune: list[int] = np.flatnonzero(self.is_tune).tolist()
         _, first, inverse = np.unique(
             [one.video for one in planner.questions], return_index=True, return_inverse=True
         )
         self.video: IntArray = inverse
         self._first = first  # one question of each video
         self._before = self._layouts.visual + self._layouts.text - self._layouts.text_after
-        unpruned = unpruned_by_question(self._layouts, self._shape)
-        self._unpruned: dict[Split, int] = {
-            "tune": _sum(unpruned[self.is_tune]),
-            "held_out": _sum(unpruned[~self.is_tune]),
-        }
-        self._encoders: dict[tuple[type[Method], Split], int] = {}
 
     def _picked(self, questions: NDArray[np.bool_] | IntArray) -> Layouts:
         index = np.arange(len(self._layouts))[questions].tolist()
@@ -294,23 +268,47 @@ class _Count:
         plans = _unpruned(layouts) if method is None else StudyPlans.of(method, layouts, shape.layers)
         return _Naive(_sum(encoder_flops(plans, shape)[0]), _sum(pruned_by_question(plans, shape)))
 
-    def naive_share(self, configuration: Configuration, split: Split, ratio: float, share: float) -> _Naive:
-        """This share of a split's questions one by one, at a prefill of `ratio` of the unpruned one."""
-        method = configuration.build()
-        if (type(method), split) not in self._encoders:
-            questions = self.is_tune if split == "tune" else ~self.is_tune
-            self._encoders[type(method), split] = self.naive(method, questions).encoders
-        encoders = self._encoders[type(method), split]
-        return _Naive(round(share * encoders), round(share * ratio * self._unpruned[split]))
-
-    def planned(self, method: Method | None, index: IntArray) -> _Passes:
-        """The questions at these places, each a pass from its video's prefix on."""
+    def planned(self, method: Method | None, questions: NDArray[np.bool_]) -> _Passes:
+        """These questions, each a pass from its video's prefix on."""
+        index = np.flatnonzero(questions)
         index = index[np.argsort(self.video[index], kind="stable")]  # whole videos, as the loop asks
         if not index.size:
             return _Passes(index, index, index)
         layouts, shape = self._picked(index), self._shape
         plans = _unpruned(layouts) if method is None else StudyPlans.of(method, layouts, shape.layers)
         return self._passes(index, plans)
+
+    def recorded(self, stored: Sequence[StoredAnswer], prunings: Mapping[str, Method]) -> _Passes:
+        """What was answered, by the tokens that were kept.
+
+        `prunings`: the method behind a fingerprint; it says before which layers the counts were taken. An
+        answer that none explains (a comparison that was interrupted) is AdaTP's.
+        """
+        groups: dict[tuple[tuple[int, ...], ScoreRows], list[int]] = {}
+        layers_of: dict[type[Method], tuple[int, ...]] = {}
+        adatp = AdaTP()
+        for place, answer in enumerate(stored):
+            method = prunings.get(answer.fingerprint, adatp)
+            layers: tuple[int, ...] = ()
+            if answer.kept:
+                if type(method) not in layers_of:
+                    example = method.plan(self._layouts.items[0], self._shape.layers)
+                    layers_of[type(method)] = example.layers
+                layers = layers_of[type(method)]
+            groups.setdefault((layers, method.score_rows if layers else "none"), []).append(place)
+        result = _Passes(*(np.zeros(len(stored), dtype=np.int64) for _ in _Passes._fields))
+        for (layers, rows), places in groups.items():
+            index = np.array([self.position[stored[place].question] for place in places], dtype=np.int64)
+            layouts = self._picked(index)
+            kept = np.array([stored[place].kept for place in places], dtype=np.int64).reshape(
+                len(places), len(layers)
+            )
+            plans = StudyPlans(
+                "", layouts, Partition.whole(layouts), layers, kept.T, None, rows, aligned=False
+            )
+            for all_of_them, some in zip(result, self._passes(index, plans), strict=True):
+                all_of_them[places] = some
+        return result
 
     def _passes(self, index: IntArray, plans: StudyPlans) -> _Passes:
         shape, before, after = self._shape, self._before[index], plans.layouts.text_after
@@ -322,11 +320,11 @@ class _Count:
 
     def total(
         self,
-        spent_language: int,
+        passes: _Passes,
         naive: _Naive,
         *,
+        noise: Noise | None,
         seconds: float | None,
-        answers: int,
         wanted: int,
         shared: int,
         raced: int,
@@ -338,9 +336,10 @@ class _Count:
             raise ValueError("What a study costs needs the shape of the vision tower, but it is None.")
         frames = int(self._layouts.frames[self._first].sum())
         seen = frames * vision.frame(shape.hidden)
-        pass_language = sum(self._unpruned.values())
+        pass_language = _sum(unpruned_by_question(self._layouts, shape))
         # Without the questions' texts two that are worded alike count twice; they are embedded once.
         aligned = frames * vision.frame_embedding() + len(self._layouts) * vision.text_embedding()
+        spent_language = _sum(passes.flops) + self._prefixes(passes) + self._noise_floor(noise)
         return StudyCost(
             pass_flops=seen + pass_language,
             pass_language=pass_language,
@@ -349,7 +348,7 @@ class _Count:
             naive=naive.encoders + naive.language,
             naive_language=naive.language,
             seconds=seconds,
-            answers=answers,
+            answers=len(passes.question),
             wanted=wanted,
             shared=shared,
             raced=raced,
@@ -357,7 +356,7 @@ class _Count:
             stopped=stopped,
         )
 
-    def prefixes(self, passes: _Passes) -> int:
+    def _prefixes(self, passes: _Passes) -> int:
         """Building the prefixes: the workers' stores are replayed, least recently used out first.
 
         Several workers: each builds what one would have built, and no visit of a video builds more than one.
@@ -380,11 +379,11 @@ class _Count:
                 size -= held.popitem(last=False)[1]
         visited = Counter(visits)
         return sum(
-            min(self._workers.count * times, visited[key]) * self.prefix_flops(*key)
+            min(self._workers.count * times, visited[key]) * self._prefix_flops(*key)
             for key, times in built.items()
         )
 
-    def prefix_flops(self, video: int, layers: int) -> int:
+    def _prefix_flops(self, video: int, layers: int) -> int:
         return layers * int(layer_flops(self._shape, int(self._before[self._first[video]])))
 
     def _prefix_bytes(self, video: int, layers: int) -> int:
@@ -393,6 +392,16 @@ class _Count:
         go_on = shape.hidden + 2 * (shape.hidden // shape.heads) if layers < shape.layers else 0
         per_token = 2 * shape.kv_width * layers + go_on
         return int(self._before[self._first[video]]) * per_token * self._workers.value_bytes
+
+    def _noise_floor(self, noise: Noise | None) -> int:
+        """The unpruned model asked again: at the mean of all questions and videos, for the records say how
+        many, not which.
+        """
+        if noise is None:
+            return 0
+        own = self._passes(np.arange(len(self._layouts)), _unpruned(self._layouts)).flops
+        prefix = [self._prefix_flops(video, self._shape.layers) for video in range(len(self._first))]
+        return round(noise.questions * _sum(own) / len(own) + noise.videos * sum(prefix) / len(prefix))
 
 
 def _unpruned(layouts: Layouts) -> StudyPlans:

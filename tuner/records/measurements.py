@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from operator import add
+from typing import NamedTuple
 
 from pipeline.break_even import Serving, break_even
 
@@ -117,20 +118,11 @@ class CacheUse:
         return self.prefixes_reused / self.prefixes if self.prefixes else None
 
 
-@dataclass(frozen=True)
-class ModelUse:
-    """What answering took: how many answers, their seconds, and the language model's multiply-adds as they
-    were computed (`tuner.planning.study_cost`).
-    """
+class ModelUse(NamedTuple):
+    """What answering took: how many answers the model gave, and their seconds together."""
 
     answers: int = 0
     seconds: float = 0.0
-    # A sum of a large study does not fit into 64 bits. None: an older version answered and did not count.
-    flops: float | None = 0.0
-
-    def __add__(self, other: ModelUse) -> ModelUse:
-        flops = None if self.flops is None or other.flops is None else self.flops + other.flops
-        return ModelUse(self.answers + other.answers, self.seconds + other.seconds, flops)
 
 
 @dataclass(frozen=True)

@@ -372,5 +372,3 @@ class ModelUseRow(Base):
     trial: Mapped[int]
     answers: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float]
-    # Multiply-adds; NULL where an older version answered.
-    flops: Mapped[float | None]

@@ -73,6 +73,9 @@ from tuner.statistics.margin import DEFAULT_MAX_DROP
 from tuner.statistics.values import Noise, Verdict
 from tuner.study.values import Configuration, Outcome, Split
 
+# In the place of a trial's number, for no two NULLs are the same.
+NO_TRIAL = -1
+
 # SQLite allows 32,766 variables in a statement; two per pair.
 _PAIRS_PER_QUERY = 4000
 
@@ -643,37 +646,27 @@ class Store:
         """
         self._counted += use
 
-    def count_model_use(self, kind: str, trial: int | None, use: ModelUse) -> None:
+    def count_model_use(self, kind: str, trial: int | None, took: ModelUse) -> None:
         """Adds to what was asked for a trial, or of a kind beside the trials; written as `count_cache_use`."""
-        key = kind, -1 if trial is None else trial
-        self._model_use[key] = self._model_use.get(key, ModelUse()) + use
+        key = kind, NO_TRIAL if trial is None else trial
+        before = self._model_use.get(key, ModelUse())
+        self._model_use[key] = ModelUse(before.answers + took.answers, before.seconds + took.seconds)
 
-    def model_use(self) -> dict[str, ModelUse]:
-        """What answering took by kind, all trials together."""
-        result: dict[str, ModelUse] = {}
-        for (kind, _), use in self._model_uses().items():
-            result[kind] = result.get(kind, ModelUse()) + use
-        return result
-
-    def trial_use(self) -> dict[int, ModelUse]:
-        """What answering took by trial; none of those that found all their answers in the records."""
-        return {trial: use for (kind, trial), use in self._model_uses().items() if kind == "trial"}
-
-    def _model_uses(self) -> dict[tuple[str, int], ModelUse]:
+    def model_use(self) -> dict[tuple[str, int], ModelUse]:
+        """What answering took, by kind and the trial's number (`NO_TRIAL`: beside the trials)."""
         query = select(ModelUseRow.__table__).where(ModelUseRow.study_id == self._study_id)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
-        return {(row.kind, row.trial): ModelUse(row.answers, row.seconds, row.flops) for row in rows}
+        return {(row.kind, row.trial): ModelUse(row.answers, row.seconds) for row in rows}
 
     def _write_counted(self, connection: Connection, study_id: int) -> None:
-        for (kind, trial), one in self._model_use.items():
-            values = asdict(one)
+        for (kind, trial), took in self._model_use.items():
             connection.execute(
                 self._insert(ModelUseRow)
-                .values(study_id=study_id, kind=kind, trial=trial, **values)
+                .values(study_id=study_id, kind=kind, trial=trial, **took._asdict())
                 .on_conflict_do_update(
                     index_elements=["study_id", "kind", "trial"],
-                    set_={name: getattr(ModelUseRow, name) + value for name, value in values.items()},
+                    set_={name: getattr(ModelUseRow, name) + value for name, value in took._asdict().items()},
                 )
             )
         self._model_use = {}

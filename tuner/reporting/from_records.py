@@ -258,7 +258,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         if best is None
         else None,
         refused=len(infeasible),
-        shared_answers=_shared([*completed, *outside], store.trial_use()),
+        shared_answers=_shared([*completed, *outside], store.model_use()),
         evaluated_answers=store.count_answers(),
         skipped_videos=tuple(one["name"] for one in record.skipped),
         quarantined=quarantined,
@@ -584,7 +584,8 @@ def _closest(
     return min(tried, key=lambda one: one.flops_ratio, default=None)
 
 
-def _shared(completed: Sequence[TrialRecord], use: Mapping[int, ModelUse]) -> int:
+def _shared(completed: Sequence[TrialRecord], use: Mapping[tuple[str, int], ModelUse]) -> int:
     """Answers that completed trials found in the records instead of asking for them."""
     judged = sum(one.outcome.questions for one in completed if one.outcome is not None)
-    return max(0, judged - sum(use[one.number].answers for one in completed if one.number in use))
+    asked = sum(use.get(("trial", one.number), ModelUse()).answers for one in completed)
+    return max(0, judged - asked)

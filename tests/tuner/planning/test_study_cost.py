@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import delete
 
 from pipeline.flops import LLAVA_ONEVISION_7B, chunk_flops, layer_flops, plan_flops, unpruned_flops
 from pipeline.layout import Layout
@@ -18,12 +19,11 @@ from tests.benchmarks.study_cost import at_7b, driver_time, solved
 from tests.tuner.fakes import BASE, SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.evaluation.ad_hoc_loop import AdHocLoop
 from tuner.executors.in_process import InProcessExecutor
-from tuner.planning import study_cost as study_cost_module
 from tuner.planning.planner import Planner
-from tuner.planning.study_cost import AnswerFlops, StudyCost, Workers, planned_cost, study_cost
-from tuner.records.measurements import ModelUse
+from tuner.planning.study_cost import Workers, planned_cost, study_cost
+from tuner.records.schema import NoiseRow
 from tuner.records.store import Store
-from tuner.records.values import Pruned, StoredQuestion
+from tuner.records.values import Pruned, RecordedAnswer, StoredQuestion
 from tuner.statistics.values import Noise
 from tuner.study.values import Configuration
 
@@ -40,17 +40,17 @@ quick = pytest.mark.quick
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """A search of six trials, run to its end; its noise floor was measured before."""
+    """A search of six trials, run to its end; as if its noise floor had not been measured."""
     with open_store(tmp_path / "t.db", STUDY) as store:
-        store.record_noise(Noise(12, 4, 0, 0.0, 0.0))
         InProcessExecutor(FakeEvaluator(STUDY)).run(make_loop(STUDY, store))
+        forget_noise(store)
         yield store
 
 
-def cost(store: Store, planner: Planner = PLANNER) -> StudyCost:
-    found = study_cost(store, planner)
-    assert found is not None
-    return found
+def forget_noise(store: Store) -> None:
+    """Noise is no part of a plan."""
+    with store._engine.begin() as connection:
+        connection.execute(delete(NoiseRow))
 
 
 def prefix_flops(layers: int, layout: Layout = PLANNER.questions[0].layout) -> int:
@@ -77,50 +77,36 @@ def question_flops(layout: Layout, kept: tuple[int, ...]) -> int:
     return flops
 
 
-def kept(configuration: Configuration, layout: Layout) -> tuple[int, ...]:
-    plan = configuration.build().plan(layout, SHAPE.layers)
-    return tuple(plan.total(stage) for stage in range(len(plan.layers)))
-
-
 @quick
-def test_what_is_asked_is_counted_by_its_plan_and_a_prefix_as_often_as_it_is_built(store: Store) -> None:
-    unpruned = sum(question_flops(layout, ()) for layout in LAYOUTS.values())
-    baseline = store.model_use()["baseline"]
-    # A fake worker keeps its prefix for one call, and is asked about two videos at a time.
-    assert (baseline.answers, baseline.flops) == (len(LAYOUTS), unpruned + 4 * prefix_flops(12))
-    trial = store.trials()[0]
-    use = store.trial_use()[trial.number]
-    tune = [PLANNER.questions[index].layout for index in TUNE]
-    assert use.answers == len(TUNE)
-    assert use.flops == sum(
-        question_flops(layout, kept(trial.configuration, layout)) for layout in tune
-    ) + 2 * prefix_flops(2)
-    found = cost(store, WITH_TEXT)
-    total = sum(one.flops or 0.0 for one in store.model_use().values())
-    assert found.spent_language == total
+def test_answers_are_counted_from_the_tokens_kept_and_prefixes_once_per_video(store: Store) -> None:
+    stored = store.stored_answers()
+    assert {bool(one.kept) for one in stored} == {True, False}
+    expected = sum(question_flops(LAYOUTS[one.question], one.kept) for one in stored)
+    # The baseline's of all 8 videos, and those before the first pruning: tune videos and held-out ones.
+    expected += 8 * prefix_flops(12) + 8 * prefix_flops(2)
+    found = study_cost(store, WITH_TEXT)
+    assert found.spent_language == expected
     frames, questions = 8 * 16, len(PLANNER.questions)
     encoding = frames * (VISION.frame(SHAPE.hidden) + VISION.frame_embedding())
-    assert found.spent - found.spent_language == encoding + questions * VISION.text_embedding()
-    assert found.answers == store.count_answers()
-    assert found.seconds == pytest.approx(0.001 * found.answers)
+    assert found.spent - expected == encoding + questions * VISION.text_embedding()
+    assert found.seconds == pytest.approx(0.001 * len(stored))
+    assert found.answers == len(stored) == store.count_answers()
     assert (found.trials, found.stopped, found.raced) == (6, 0, 0)
-    assert found.wanted == 6 * len(TUNE)
-    assert found.shared == found.wanted - store.model_use()["trial"].answers
 
 
 @quick
 def test_a_pass_is_the_unpruned_model_asked_once_with_each_video_encoded_once(store: Store) -> None:
-    found = cost(store, WITH_TEXT)
+    found = study_cost(store, WITH_TEXT)
     assert found.pass_language == sum(unpruned_flops(layout, SHAPE) for layout in LAYOUTS.values())
     assert found.pass_flops - found.pass_language == 8 * 16 * VISION.frame(SHAPE.hidden)
     assert found.passes == found.spent / found.pass_flops
     # One question in a pass of its own costs more than from its video's prefix.
-    assert found.naive_passes > 2 * found.passes > 0
+    assert study_cost(store, WITH_TEXT).naive_passes > 2 * found.passes > 0
 
 
 @quick
 def test_naively_every_question_encodes_its_video_and_prefills_in_one_pass(store: Store) -> None:
-    found = cost(store, WITH_TEXT)
+    found = study_cost(store, WITH_TEXT)
     language = found.pass_language  # the baseline
     seen = len(LAYOUTS) * 16 * VISION.frame(SHAPE.hidden)
     pruned = 16 * (VISION.frame(SHAPE.hidden) + VISION.frame_embedding()) + VISION.text_embedding()
@@ -133,22 +119,17 @@ def test_naively_every_question_encodes_its_video_and_prefills_in_one_pass(store
                 plan = method.plan(question.layout, SHAPE.layers)
                 language += plan_flops(plan, question.layout, SHAPE)
                 seen += pruned
-    assert found.naive_language == pytest.approx(language, rel=1e-12)
-    assert found.naive == pytest.approx(language + seen, rel=1e-12)
+    assert found.naive_language == language
+    assert found.naive == language + seen
 
 
 @quick
 def test_a_study_costs_what_its_plans_say(store: Store) -> None:
-    """But for prefixes, which the fake builds for each call and a plan for each video."""
+    """The order of a run and that of a plan differ; where all prefixes fit, that changes nothing."""
     planned = planned_cost(
         [one.configuration for one in store.trials()], WITH_TEXT, measured=store.measured()
     )
-    found = cost(store, WITH_TEXT)
-    built = found.spent - planned.spent
-    assert built == pytest.approx(-4 * prefix_flops(12), abs=40 * prefix_flops(2))
-    same = {"seconds": None, "spent": 0, "spent_language": 0, "naive": 0, "naive_language": 0}
-    assert replace(found, **same) == replace(planned, **same)
-    assert found.naive == pytest.approx(planned.naive, rel=1e-12)
+    assert planned == replace(study_cost(store, WITH_TEXT), seconds=None)
 
 
 @quick
@@ -164,52 +145,44 @@ def test_answers_found_through_equal_plans_cost_nothing(store: Store) -> None:
 
 
 @quick
-def test_of_a_pruned_trial_what_it_asked_is_counted_and_naively_all_of_it(tmp_path: Path) -> None:
+def test_of_a_stopped_trial_what_it_asked_is_counted_and_naively_all_of_it(tmp_path: Path) -> None:
+    method, whole = AdaTP(p=0.6), {}
     with open_store(tmp_path / "t.db", STUDY) as store:
-        count(store, "baseline", None, None, list(LAYOUTS))
-        baseline = cost(store)
+        evaluator = FakeEvaluator(STUDY)
+        answer(store, evaluator, None, range(len(PLANNER.questions)))
+        baseline = study_cost(store, PLANNER)
         search = store.search(0.5, 0, "budget", 3)
-        tune = [PLANNER.questions[index].id for index in TUNE]
-        ratio = 0.0
         for number, p in enumerate((0.6, 0.55, 0.5)):
-            one = Configuration.from_method(AdaTP(p=p))
-            ratio = PLANNER.cost(one.build()).compute["tune"].flops_ratio
-            store.propose(search, number, one, PLANNER.fingerprints(one.build()), ratio)
-        count(store, "trial", 0, store.trials()[0].configuration, tune[:6])
+            one = Configuration.from_method(replace(method, p=p))
+            whole[number] = one
+            store.propose(search, number, one, PLANNER.fingerprints(one.build()), 0.4)
+        answer(store, evaluator, whole[0], TUNE[:6])
         store.record({}, stopped=(0, Pruned(by=9, videos=2)))
-        # Unfinished: what it was not asked yet is not spared.
-        count(store, "trial", 1, store.trials()[1].configuration, tune[:3])
-        found = cost(store)
+        answer(store, evaluator, whole[1], TUNE[:3])  # unfinished: neither complete nor raced away
+        found = study_cost(store, PLANNER)
+        kept = {(one.question, one.fingerprint): one.kept for one in store.stored_answers()}
         more = [
-            question_flops(LAYOUTS[one], kept(store.trials()[number].configuration, LAYOUTS[one]))
-            for number, some in ((0, 6), (1, 3))
-            for one in tune[:some]
+            question_flops(LAYOUTS[PLANNER.questions[q].id], kept[PLANNER.questions[q].id, fingerprints[q]])
+            for fingerprints, some in ((PLANNER.fingerprints(method), 6), (store.trials()[1].fingerprints, 3))
+            for q in TUNE[:some]
         ]
-    assert found.spent - baseline.spent == sum(more) + 3 * prefix_flops(2)  # of two videos, and of one
+    assert found.spent - baseline.spent == sum(more) + 2 * prefix_flops(2)  # both asked about two videos
     assert (found.raced, found.wanted, found.stopped, found.trials) == (6, 12 + 3, 1, 0)
     assert found.raced_share == 6 / 15
-    whole = planned_cost([Configuration.from_method(AdaTP(p=0.6))], PLANNER).naive
-    assert found.naive - baseline.naive > whole - planned_cost([], PLANNER).naive
+    planned = planned_cost([whole[0]], PLANNER).naive - planned_cost([], PLANNER).naive
+    assert found.naive - baseline.naive > planned
 
 
-def count(
-    store: Store, kind: str, trial: int | None, one: Configuration | None, questions: list[str]
-) -> None:
-    """As a loop does for a batch that it writes."""
-    flops = AnswerFlops(PLANNER).of(one, questions)
-    store.count_model_use(kind, trial, ModelUse(len(questions), 0.0, float(flops)))
-    store.record({})
-
-
-@quick
-def test_a_study_that_an_older_version_answered_has_no_cost(store: Store) -> None:
-    assert study_cost(store, PLANNER) is not None
-    store.count_model_use("trial", 0, ModelUse(3, 0.003, None))
-    store.record({})
-    assert study_cost(store, PLANNER) is None
-    # And none in its sums from then on.
-    count(store, "trial", 0, store.trials()[0].configuration, [PLANNER.questions[TUNE[0]].id])
-    assert store.trial_use()[0].flops is None
+def answer(store: Store, evaluator: FakeEvaluator, one: Configuration | None, questions: Any) -> None:
+    method = None if one is None else one.build()
+    fingerprints = PLANNER.fingerprints(method)
+    ids = [PLANNER.questions[q].id for q in questions]
+    said = evaluator.answer(None if one is None else one.as_dict(), ids, {})
+    pairs = {
+        (answer["question"], fingerprints[q]): RecordedAnswer.from_dict(answer)
+        for q, answer in zip(questions, said, strict=True)
+    }
+    store.record(pairs)
 
 
 @quick
@@ -234,7 +207,7 @@ def test_prefixes_that_do_not_fit_are_built_for_every_trial() -> None:
     """Videos come in turn, so a store that is short of one prefix has lost each when it is wanted again."""
     configurations = [Configuration.from_method(AdaTP(p=p)) for p in (0.5, 0.55, 0.6)]
 
-    def spent(videos: float, **options: Any) -> int:
+    def cost(videos: float, **options: Any) -> int:
         return planned_cost(
             configurations, PLANNER, workers=Workers(prefix_bytes=int(videos * one_prefix), **options)
         ).spent_language
@@ -242,24 +215,35 @@ def test_prefixes_that_do_not_fit_are_built_for_every_trial() -> None:
     layout = PLANNER.questions[0].layout
     # Two layers' keys and values, hidden states, cosine and sine of one head, 4 bytes each.
     one_prefix = (layout.tokens - layout.text_after) * 4 * (2 * 2 * SHAPE.kv_width + SHAPE.hidden + 2 * 40)
-    fits, short = spent(4), spent(3.99)
-    assert fits == spent(100)
+    fits, short = cost(4), cost(3.99)
+    assert fits == cost(100)
     assert short - fits == 2 * 4 * prefix_flops(2)
-    assert spent(0) == short  # one is held whatever its size
+    assert cost(0) == short  # one is held whatever its size
     # Each of two workers may build everything; not more often than it is wanted.
-    assert spent(100, count=2) - fits == 4 * prefix_flops(2)
-    assert spent(100, count=3) == spent(100, count=9) == spent(0, count=2) == short
-    assert spent(2, value_bytes=2) == fits
+    assert cost(100, count=2) - fits == 4 * prefix_flops(2)
+    assert cost(100, count=3) == cost(100, count=9) == cost(0, count=2) == short
+    assert cost(2, value_bytes=2) == fits
 
 
 @quick
 def test_the_noise_floor_is_a_second_baseline_without_its_encoding(store: Store) -> None:
-    before = cost(store)
-    count(store, "noise", None, None, list(LAYOUTS))
-    after = cost(store)
+    before = study_cost(store, PLANNER)
+    store.record_noise(Noise(len(LAYOUTS), 8, 0, 0.0, 0.0))
+    after = study_cost(store, PLANNER)
     again = sum(question_flops(layout, ()) for layout in LAYOUTS.values()) + 8 * prefix_flops(12)
     assert after.spent - before.spent == after.spent_language - before.spent_language == again
-    assert (after.answers, after.seconds) == (before.answers, before.seconds)
+
+
+@quick
+def test_an_answer_that_no_record_explains_is_counted_as_adatps(store: Store) -> None:
+    before, configuration = study_cost(store, PLANNER), Configuration.from_method(AdaTP(p=0.77))
+    answer(store, FakeEvaluator(STUDY), configuration, TUNE[:1])
+    last = store.stored_answers()[-1]
+    after = study_cost(store, PLANNER)
+    assert after.spent - before.spent == question_flops(LAYOUTS[last.question], last.kept)
+    assert replace(after, spent=0, spent_language=0, answers=0, seconds=0) == replace(
+        before, spent=0, spent_language=0, answers=0, seconds=0
+    )
 
 
 @quick
@@ -277,15 +261,13 @@ def test_another_methods_answers_are_counted_at_its_own_layers() -> None:
 
 
 @quick
-def test_a_method_measured_beside_is_counted_at_its_own_layers(tmp_path: Path) -> None:
-    one = Configuration.from_method(OneShot(keep_ratio=0.5))
+def test_a_method_measured_beside_is_counted_from_its_records(tmp_path: Path) -> None:
+    measured = [Configuration.from_method(OneShot(keep_ratio=0.5))]
     with open_store(tmp_path / "t.db", STUDY) as store:
-        InProcessExecutor(FakeEvaluator(STUDY)).run(AdHocLoop(STUDY, store, PLANNER, measure=[one]))
-        held_out = [q.id for q in PLANNER.questions if q.split == "held_out"]
-        # One call about all four videos.
-        assert store.model_use()["held_out"].flops == AnswerFlops(PLANNER).of(one, held_out, built=1)
-        planned = planned_cost([], PLANNER, measured=[one])
-        assert cost(store).naive == pytest.approx(planned.naive, rel=1e-12)
+        InProcessExecutor(FakeEvaluator(STUDY)).run(AdHocLoop(STUDY, store, PLANNER, measure=measured))
+        assert replace(study_cost(store, PLANNER), seconds=None) == planned_cost(
+            [], PLANNER, measured=measured
+        )
 
 
 @quick
@@ -333,7 +315,7 @@ def test_the_drivers_time_is_taken_without_a_model(store: Store, tmp_path: Path)
     assert all(one.cpu > 0 and 0 < one.wall < 60 for one in spent)
     with Store.open(f"sqlite:///{tmp_path / 'driver.db'}") as made:
         assert made.find(STUDY.name)
-        assert cost(made).answers > len(LAYOUTS)
+        assert study_cost(made, PLANNER).answers > len(LAYOUTS)
 
 
 def test_prefixes_are_held_and_sized_as_the_runtime_does(
@@ -343,6 +325,7 @@ def test_prefixes_are_held_and_sized_as_the_runtime_does(
     from pipeline.question import Question
     from pipeline.runtime import Runtime
     from tests.checkpoints import scenes, write_checkpoints
+    from tuner.records.values import StoredAnswer
 
     assert Workers().prefix_bytes == runtime_module.PREFIX_BYTES
     saved = write_checkpoints(tmp_path)
@@ -377,14 +360,13 @@ def test_prefixes_are_held_and_sized_as_the_runtime_does(
         limit = room * sizes.get(depth, 1)
         monkeypatch.setattr(runtime, "_prefixes", runtime_module._PrefixStore(limit))
         built.clear()
-        count = study_cost_module._Count(planner, Workers(prefix_bytes=limit))
-        passes = []
-        for video, how in asked:
-            runtime.answer(clips[video], question, how)
-            passes.append(count.planned(how, np.array([video])))
-        expected = sum(count.prefix_flops(0, layers) for layers in built)
-        joined = study_cost_module._Passes(*map(np.concatenate, zip(*passes, strict=True)))
-        assert count.prefixes(joined) == expected
+        stored = [
+            StoredAnswer(f"q{video}", "", runtime.answer(clips[video], question, how).kept, 0.0)
+            for video, how in asked
+        ]
+        count = study_cost._Count(planner, Workers(prefix_bytes=limit))
+        expected = sum(count._prefix_flops(0, layers) for layers in built)
+        assert count._prefixes(count.recorded(stored, {})) == expected
         builds.append(len(built))
     assert {layers: count._prefix_bytes(0, layers) for layers in sizes} == sizes
     # Three and three; with room for two the second turn's three and the last 0; for one, both last 1's too.

@@ -70,7 +70,7 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
         if question.split == "tune" and question.video in wanted
     }
     asked = len(answers) - len(store.answers(answers))
-    store.count_model_use("trial", number, ModelUse(asked, 0.5 * asked, 0.0))
+    store.count_model_use("trial", number, ModelUse(asked, 0.5 * asked))
     store.record(answers, stopped=(number, Pruned(by, videos)))
 
 
