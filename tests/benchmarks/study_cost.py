@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -33,16 +33,16 @@ from pipeline.solve import Unreachable
 from tests.benchmarks.clock import verdict
 from tuner.evaluation.search_loop import SearchLoop
 from tuner.evaluation.tasks import Work
-from tuner.planning.planner import Planner
-from tuner.planning.study_cost import StudyCost, Workers, planned_cost, study_cost
+from tuner.planning.planner import SPLITS, Planner
+from tuner.planning.study_cost import StudyCost, study_cost
 from tuner.records.database import default_database
 from tuner.records.store import Store
-from tuner.records.values import RecordedAnswer, StudyRecord
-from tuner.reporting.from_records import make_planner
+from tuner.records.values import Pruned, RecordedAnswer, StudyRecord, TrialRecord
+from tuner.reporting.from_records import load_summary, make_planner
 from tuner.search.optuna_sampler import OptunaSampler
 from tuner.search.space import make_space
 from tuner.study import Study, load_study
-from tuner.study.values import Configuration
+from tuner.study.values import Configuration, Outcome
 
 # Passes for 100 evaluated trials at a budget of 0.3, baseline included.
 TARGET, TARGET_7B = 6.0, 9.0
@@ -96,24 +96,73 @@ def show(name: str, cost: StudyCost, target: float | None = None) -> None:
     )
 
 
-def report_costs(store: Store, planner: Planner, workers: Workers) -> None:
+def planned(
+    trials: Sequence[TrialRecord], measured: Mapping[Configuration, Outcome], planner: Planner
+) -> tuple[list[TrialRecord], dict[Configuration, Outcome]]:
+    """The same trials and held-out measurements at another shape, with p for the same FLOPs ratios."""
+
+    def at(one: Configuration, outcome: Outcome | None) -> tuple[float, Outcome | None]:
+        cost = planner.cost(one.build())
+        if outcome is None:
+            return cost.binding, None
+        here = cost.compute[outcome.split]
+        return cost.binding, replace(
+            outcome, flops_ratio=here.flops_ratio, flops_ratio_end_to_end=here.flops_ratio_end_to_end
+        )
+
+    moved = []
+    configurations = solved([(one.configuration, one.binding_ratio) for one in trials], planner)
+    for trial, configuration in zip(trials, configurations, strict=True):
+        ratio, outcome = at(configuration, trial.outcome)
+        moved.append(replace(trial, configuration=configuration, binding_ratio=ratio, outcome=outcome))
+    ratios = [(one, outcome.flops_ratio) for one, outcome in measured.items()]
+    beside = zip(solved(ratios, planner), measured.values(), strict=True)
+    compared = {one: at(one, outcome)[1] for one, outcome in beside}
+    return moved, {one: outcome for one, outcome in compared.items() if outcome is not None}
+
+
+def planned_cost(
+    trials: Sequence[TrialRecord],
+    measured: Mapping[Configuration, Outcome],
+    planner: Planner,
+    *,
+    all_held: bool = False,
+) -> StudyCost:
+    """Their cost where no answer is shared; each visit of a video builds its prefix anew, or all are held."""
+    count = {split: sum(one.split == split for one in planner.questions) for split in SPLITS}
+    videos = {split: len({one.video for one in planner.questions if one.split == split}) for split in SPLITS}
+    visits = sum(videos["tune"] if one.stopped is None else one.stopped.videos for one in trials)
+    visits += len(measured) * videos["held_out"]
+    # Of a pruned trial as many questions as its share of the videos.
+    asked = sum(count["tune"] if one.stopped is None else 0 for one in trials)
+    asked += round(
+        sum(count["tune"] * one.stopped.videos / videos["tune"] for one in trials if one.stopped is not None)
+    )
+    return study_cost(
+        planner,
+        trials,
+        measured,
+        answers=len(planner.questions) + asked + len(measured) * count["held_out"],
+        shared=0,
+        prefixes=None if all_held else sum(videos.values()) + visits,
+    )
+
+
+def report_costs(store: Store, planner: Planner, found: StudyCost) -> None:
     """The study, and its trials at the 7B shape."""
-    trials, measured = store.trials(), tuple(store.measured())
-    found = study_cost(store, planner, workers=workers)
-    count = sum(one.purpose == "search" and not one.unfinished for one in trials)
-    print("| | trials | passes | language model alone | shared | raced away | naive | naive, language |")
+    trials = [one for one in store.trials() if not one.unfinished]
+    count = sum(one.purpose == "search" for one in trials)
+    print("| | trials | passes | language model alone | shared | pruned away | naive | naive, language |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     show("the study", found, TARGET if count == 100 else None)
     big = at_7b(planner)
-    asked = solved([(one.configuration, one.binding_ratio) for one in trials], big)
-    compared = solved([(one, planner.binding_ratio(one.build())) for one in measured], big)
-    gpu = replace(workers, value_bytes=2)
+    asked, compared = planned(trials, store.measured(), big)
     target = TARGET_7B if count == 100 else None
-    for raced in sorted({found.raced_share, 0.0}, reverse=True):
-        name = "7B by plan, raced alike" if raced else "7B by plan, nothing raced"
-        show(name, planned_cost(asked, big, measured=compared, raced=raced, workers=gpu), target)
-    roomy = replace(gpu, prefix_bytes=2**50)
-    show("the same, all prefixes held", planned_cost(asked, big, measured=compared, workers=roomy))
+    show("7B by plan, pruned alike", planned_cost(asked, compared, big), target)
+    show("the same, all prefixes held", planned_cost(asked, compared, big, all_held=True))
+    videos = len({one.video for one in planner.questions if one.split == "tune"})
+    whole = [one if one.stopped is None else replace(one, stopped=Pruned(0, videos)) for one in asked]
+    show("7B by plan, no trial pruned", planned_cost(whole, compared, big), target)
     per_answer = 1000 * (found.seconds or 0.0) / max(1, found.answers)
     print(
         f"\nA pass of the study: {found.pass_flops:.4g} multiply-adds, {found.pass_language:.4g} of them in "
@@ -218,7 +267,6 @@ def main() -> None:
     )
     parser.add_argument("--database", default=None, help="by default .tuner/<study>/tuner.db")
     parser.add_argument("--study", default="demo")
-    parser.add_argument("--workers", type=int, default=1, help="that the study ran on (default: 1)")
     parser.add_argument("--driver-trials", type=int, default=100, help="0: driver time is not taken")
     parser.add_argument("--budget", type=float, default=0.3, help="of the driver's search (default: 0.3)")
     parser.add_argument("--keep", type=Path, help="keep the driver's made-up records in this file")
@@ -228,7 +276,9 @@ def main() -> None:
         record = store.find(study.name)
         if record is None:
             raise SystemExit(f"There are no records of {study.name}.")
-        report_costs(store, make_planner(record), Workers(arguments.workers))
+        cost = load_summary(study, database=arguments.database).cost
+        assert cost is not None
+        report_costs(store, make_planner(record), cost)
     if arguments.driver_trials:
         with tempfile.TemporaryDirectory() as folder:
             file = arguments.keep or Path(folder) / "driver.db"

@@ -67,10 +67,11 @@ def export(
 
 def _find(summary: RunSummary, tracking_uri: str | None, console: Console) -> Recorded | None:
     """Where `tuner run` mirrored the study; a server that is down is one warning."""
-    from tuner.export.mlflow_mirror import MlflowMirror
-    from tuner.export.recorders import harmless
+    from tuner.cli.record import with_mlflow
 
-    return harmless(
-        lambda: MlflowMirror(tracking_uri).find(summary.study, summary.study_hash),
-        lambda reason: console.print(f"MLflow does not answer: {reason}", style="yellow"),
+    return with_mlflow(
+        lambda mirror: mirror.find(summary.study, summary.study_hash),
+        tracking_uri,
+        console,
+        "MLflow does not answer",
     )

@@ -1,27 +1,54 @@
-"""Handing what `tuner compare` and `tuner sensitivity` drew to MLflow."""
+"""Calling MLflow from a command: its failures are warnings, because the records hold everything already."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.errors import without_passwords
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from tuner.export.mlflow_mirror import MlflowMirror
+    from tuner.reporting.values import Recorded
+
+
+def with_mlflow(
+    action: Callable[[MlflowMirror], Recorded | None], tracking_uri: str | None, console: Console, failed: str
+) -> Recorded | None:
+    """What the action returns; where it raises, None after a warning that begins with `failed`."""
+    from tuner.export.mlflow_mirror import MlflowMirror
+
+    try:
+        recorded = action(MlflowMirror(tracking_uri))
+    # A server that is down, a full disk, a schema of another version: none of them may end a study.
+    except Exception as error:  # noqa: BLE001
+        # MLflow quotes the address it was given.
+        text = without_passwords(str(error).strip())
+        reason = text.splitlines()[0] if text else type(error).__name__
+        console.print(f"{failed}: {reason}", style="yellow", markup=False)
+        return None
+    if recorded is not None and recorded.moved_from is not None:
+        console.print(
+            f"MLflow kept this study's artifacts in {recorded.moved_from}; since the project was moved, they "
+            "are kept beside its database, and all of them were written there.",
+            style="yellow",
+            markup=False,
+        )
+    return recorded
 
 
 def record_files(
     study: str, study_hash: str, files: Sequence[Path], tracking_uri: str | None, console: Console
 ) -> None:
-    """Lays the files beside the study's run and says where; a failure is one warning."""
-    from tuner.export.mlflow_mirror import MlflowMirror
-    from tuner.export.recorders import harmless
-
-    recorded = harmless(
-        lambda: MlflowMirror(tracking_uri).record_files(study, study_hash, files),
-        lambda reason: console.print(
-            f"Recording in MLflow failed; all of it is in the records: {reason}", style="yellow"
-        ),
+    """Hands what `tuner compare` or `tuner sensitivity` drew to MLflow and says where it is."""
+    recorded = with_mlflow(
+        lambda mirror: mirror.record_files(study, study_hash, files),
+        tracking_uri,
+        console,
+        "Recording in MLflow failed; everything is in the study's database",
     )
     if recorded is not None:
-        console.print(f"In MLflow: {recorded.page}", highlight=False, soft_wrap=True)
+        console.print(f"In MLflow: {recorded.page}", highlight=False)

@@ -180,8 +180,9 @@ def _record(
 ) -> Recorded | None:
     """Draws the figures and hands them to MLflow with everything else; a failure is one warning."""
     from dashboards.folder import draw
-    from tuner.export.mlflow_mirror import MlflowMirror
-    from tuner.export.recorders import HarmlessRecorder
+    from tuner.cli.record import with_mlflow
 
-    recorder = HarmlessRecorder(MlflowMirror(tracking_uri), lambda text: console.print(text, style="yellow"))
-    return recorder.record(summary, draw(study, summary, options.database))
+    files = draw(study, summary, options.database)
+    return with_mlflow(
+        lambda mirror: mirror.record(summary, files), tracking_uri, console, "Recording in MLflow failed"
+    )

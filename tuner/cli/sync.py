@@ -27,23 +27,31 @@ def sync(
     database: Database = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Rebuild the study in MLflow from our records; where it is there already, this changes nothing."""
+    """Complete the study in MLflow from its records, and say what was missing there."""
     from rich.console import Console
 
     from dashboards.folder import draw
-    from tuner.export.mlflow_mirror import MlflowMirror
-    from tuner.export.recorders import harmless
+    from tuner.cli.record import with_mlflow
     from tuner.reporting.from_records import load_summaries
     from tuner.study import load_study
 
     loaded = load_study(study, skip_bad_videos=True)
     *earlier, latest = load_summaries(loaded, budget=budget, seed=seed, database=database)
     files = draw(loaded, latest, database)
-    recorded = harmless(
-        lambda: MlflowMirror(tracking_uri).record(latest, files, earlier=earlier),
-        lambda reason: typer.echo(f"MLflow cannot be written: {reason}", err=True),
+    recorded = with_mlflow(
+        lambda mirror: mirror.record(latest, files, earlier=earlier),
+        tracking_uri,
+        Console(stderr=True),
+        "MLflow cannot be written",
     )
     if recorded is None:
         raise typer.Exit(1)
-    what = f"{len(latest.trials)} trials, {1 + len(earlier)} searches"
-    Console().print(f"In MLflow: {latest.study}, {what}: {recorded.page}", highlight=False, soft_wrap=True)
+    searches = f"{1 + len(earlier)} searches" if earlier else "1 search"
+    written = "nothing was missing"
+    if recorded.runs or recorded.files:
+        written = f"wrote {recorded.runs} runs and {recorded.files} artifacts"
+    Console().print(
+        f"In MLflow: {latest.study}, {len(latest.trials)} trials, {searches}; {written}: {recorded.page}",
+        highlight=False,
+        soft_wrap=True,
+    )

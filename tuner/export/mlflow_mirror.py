@@ -12,17 +12,21 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
+
+from sqlalchemy import make_url
 
 from pipeline.methods import KNOBS
 from tuner.errors import without_user
+from tuner.records.database import sqlite_url
 from tuner.records.measurements import ServingCost
 from tuner.reporting.values import HeldOut, PrunedTrial, Recorded, RegressionRow, RunSummary, TagRow, Trial
 from tuner.statistics.values import Measured
@@ -31,7 +35,7 @@ from tuner.study.values import AnswerCost, Outcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 # A bare `mlflow ui` in the same folder looks here.
 DATABASE = "mlflow.db"
@@ -79,7 +83,9 @@ class MlflowMirror:
 
     def __init__(self, tracking_uri: str | None = None) -> None:
         # Absolute: MLflow keeps one connection per address for the life of the process, whatever its folder.
-        self.tracking_uri = tracking_uri or f"sqlite:///{Path(DATABASE).resolve().as_posix()}"
+        # With the driver's name: at `sqlite:///` MLflow makes the folder of a quoted path, quotes included.
+        default = sqlite_url(Path(DATABASE).resolve()).replace("sqlite:", "sqlite+pysqlite:", 1)
+        self.tracking_uri = tracking_uri or default
 
     def record(
         self, summary: RunSummary, files: Sequence[Path] = (), *, earlier: Sequence[RunSummary] = ()
@@ -107,9 +113,9 @@ class MlflowMirror:
 
     def find(self, study: str, study_hash: str) -> Recorded | None:
         """Where a study was mirrored before; None where it was not."""
-        local = self.tracking_uri.removeprefix("sqlite:///")
-        if local != self.tracking_uri and not Path(local).exists():
-            return None  # looking would make one
+        database = _local_database(self.tracking_uri)
+        if database is not None and not database.exists():
+            return None  # looking would create it
         with _quiet_mlflow():
             client = _client(self.tracking_uri)
             experiment = client.get_experiment_by_name(experiment_name(study))
@@ -126,12 +132,48 @@ def experiment_name(study: str) -> str:
     return f"adatp/{study}"
 
 
+def _local_database(tracking_uri: str) -> Path | None:
+    """The SQLite file behind a tracking address; None for a server or another database."""
+    if not tracking_uri.startswith("sqlite"):
+        return None
+    database = make_url(tracking_uri).database
+    return Path(database).resolve() if database else None
+
+
+def _move_artifacts(database: Path, experiment: Experiment, folder: Path) -> Path | None:
+    """Makes an experiment keep its artifacts in `folder`, if that is where they belong.
+
+    MLflow stores absolute addresses and has no call that changes them. After the project's folder was moved
+    or copied they name the old place: it is gone, or the artifacts lie beside the database as well. Any
+    other place is left as it is. Returns the old folder, or None where nothing was changed.
+    """
+    address = urlsplit(experiment.artifact_location)
+    if address.scheme not in ("", "file"):
+        return None
+    before = Path(unquote(address.path))
+    if before == folder or (before.is_dir() and not folder.is_dir()):
+        return None
+    old, new, key = experiment.artifact_location, folder.as_uri(), int(experiment.experiment_id)
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        connection.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+            "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+            (new, len(old) + 1, key, len(old), old),
+        )
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, key))
+    return before
+
+
 class _StudyRun:
-    """The run that holds one version of a study, made where it is missing."""
+    """The run that holds one version of a study, created where it is missing."""
+
+    # Where artifacts lay before the project was moved.
+    moved_from: Path | None = None
 
     def __init__(self, tracking_uri: str, study: str, study_hash: str) -> None:
         self.uri, self.study, self.study_hash = tracking_uri, study, study_hash
         self.client = _client(tracking_uri)
+        self.written_runs = self.written_files = 0
         self.experiment = self._find_experiment()
         run = _find_parent(self.client, self.experiment, study_hash)
         if run is None:
@@ -139,8 +181,11 @@ class _StudyRun:
             name = f"{study} {study_hash[:8]}"
             run = self.client.create_run(self.experiment, tags=identity, run_name=name)
         self.run = run
-        # Digests of its artifacts, by name.
-        self.files: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
+        known: dict[str, str] = json.loads(run.data.tags.get(_FILES, "{}"))
+        there = {one.path for one in self.client.list_artifacts(self.id)}
+        # Digests of its artifacts, by name. Those that were deleted, or lie where the folder was before it
+        # was moved, are written again.
+        self.files = {} if self.moved_from else {name: known[name] for name in known if name in there}
 
     @property
     def id(self) -> str:
@@ -148,18 +193,26 @@ class _StudyRun:
 
     @property
     def recorded(self) -> Recorded:
-        return _recorded(self.uri, self.run)
+        return replace(
+            _recorded(self.uri, self.run),
+            runs=self.written_runs,
+            files=self.written_files,
+            moved_from=self.moved_from,
+        )
 
     def _find_experiment(self) -> str:
         name = experiment_name(self.study)
         found = self.client.get_experiment_by_name(name)
+        # A server decides where artifacts lie; without one they lie beside the database.
+        database = _local_database(self.uri)
+        folder = None if database is None else database.parent / ARTIFACTS / self.study
         if found is None:
-            # A server decides by itself; without one the files must lie where `mlflow ui` can read them.
-            local = self.uri.startswith("sqlite:")
-            location = (Path(ARTIFACTS).resolve() / self.study).as_uri() if local else None
+            location = None if folder is None else folder.as_uri()
             return str(self.client.create_experiment(name, location, _EXPERIMENT_TAGS))
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
+        if database and folder:
+            self.moved_from = _move_artifacts(database, found, folder)
         return str(found.experiment_id)
 
     def log_files(self, contents: Mapping[str, bytes], tables: Collection[str] = ()) -> None:
@@ -179,6 +232,7 @@ class _StudyRun:
             shown = [{"path": name, "type": "table"} for name in dict.fromkeys((*known, *tables))]
             self.client.set_tag(self.id, _TABLES, json.dumps(shown))
         self.files |= digests
+        self.written_files += len(changed)
         self.client.set_tag(self.id, _FILES, json.dumps(self.files, sort_keys=True))
 
     def save_view(self) -> None:
@@ -193,6 +247,10 @@ class _StudyRun:
         )
         if self.client.get_experiment(self.experiment).tags.get(key) != view:
             self.client.set_experiment_tag(self.experiment, key, view)
+
+    def update(self, run: Run, content: _Content) -> None:
+        """Writes what one of the study's runs lacks."""
+        self.written_runs += _update(self.client, run, content)
 
     def finish(self) -> None:
         if self.run.info.status == "RUNNING":
@@ -225,7 +283,7 @@ class _Writer:
         study.log_files(_read(files) | tables, tables)
         study.save_view()
         links = _links(study.experiment, study.id, summary, study.files)
-        _update(self.client, study.run, _study_content(summary, links))
+        study.update(study.run, _study_content(summary, links))
         study.finish()
         return study.recorded
 
@@ -253,14 +311,14 @@ class _Writer:
             )
         elif run.info.run_name != name:  # another trial is the best one now
             self.client.update_run(run.info.run_id, name=name)
-        _update(self.client, run, content)
+        self.study.update(run, content)
         # A trial that was stopped may have been finished since.
         if run.info.status != status:
             self.client.set_terminated(run.info.run_id, status)
 
 
-def _update(client: MlflowClient, run: Run, content: _Content) -> None:
-    """Writes what differs, all in one request.
+def _update(client: MlflowClient, run: Run, content: _Content) -> bool:
+    """Writes what differs, all in one request; returns whether anything did.
 
     Parameters, metrics and tags are kept in this order, tags all at once: a run without the digest, or with
     another, was left unfinished or is of another content, and is written again.
@@ -268,7 +326,7 @@ def _update(client: MlflowClient, run: Run, content: _Content) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     if run.data.tags.get(_DIGEST) == content.digest:
-        return
+        return False
     now = _now()
     known = run.data.metrics
     metrics = [
@@ -285,6 +343,7 @@ def _update(client: MlflowClient, run: Run, content: _Content) -> None:
     assert len(params) <= _MOST_PARAMS
     assert len(tags) <= _MOST_TAGS
     client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
+    return True
 
 
 def _read(files: Sequence[Path]) -> dict[str, bytes]:

@@ -35,7 +35,12 @@ _DISK_FULL = "53100"
 
 def default_database(study: str, root: Path = Path(".tuner")) -> str:
     """The SQLite database a study's records lie in unless told otherwise: `.tuner/<study>/tuner.db`."""
-    return f"sqlite:///{(root / study / 'tuner.db').as_posix()}"
+    return sqlite_url(root / study / "tuner.db")
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of an SQLite file, also where its path holds `?`, `#` or `%`."""
+    return URL.create("sqlite", database=file.as_posix()).render_as_string()
 
 
 def open_engine(url: str, *, create: bool = True) -> Engine:

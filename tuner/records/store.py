@@ -476,14 +476,19 @@ class Store:
 
     def count_answers(self) -> int:
         """Stored answers of the study."""
+        return self.answer_totals()[0]
+
+    def answer_totals(self) -> tuple[int, float]:
+        """Stored answers of the study: how many, and their seconds together."""
         query = (
-            select(func.count())
+            select(func.count(), func.coalesce(func.sum(AnswerRow.seconds), 0.0))
             .select_from(AnswerRow)
             .join(QuestionRow, QuestionRow.id == AnswerRow.question_id)
             .where(QuestionRow.study_id == self._study_id)
         )
         with self._transaction() as connection:
-            return int(connection.execute(query).scalar_one())
+            count, seconds = connection.execute(query).one()
+            return int(count), float(seconds)
 
     # Selection and held-out measurements
 

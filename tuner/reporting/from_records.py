@@ -239,6 +239,11 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     looks = store.looks()
     own_looks = [one for of_search, one in looks if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
+    use = store.model_use()
+    asked = [took for (kind, _), took in use.items() if kind != "noise"]
+    answers = sum(took.answers for took in asked)
+    shared = _shared([*completed, *outside], use)
+    noise, cache_use = store.noise(), store.cache_use()
     return RunSummary(
         study=study.name,
         study_hash=record.hash,
@@ -258,8 +263,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         if best is None
         else None,
         refused=len(infeasible),
-        shared_answers=_shared([*completed, *outside], store.model_use()),
-        evaluated_answers=store.count_answers(),
+        shared_answers=shared,
+        evaluated_answers=answers,
         skipped_videos=tuple(one["name"] for one in record.skipped),
         quarantined=quarantined,
         smallest_reachable=smallest_reachable(planner, study.search),
@@ -274,7 +279,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         looks=tuple(one for _, one in looks),
         earlier_looks=tuple(takewhile(lambda one: one.max_drop != search.max_drop, own_looks)),
         provable_drop=_provable_drop(study),
-        noise=store.noise(),
+        noise=noise,
         stopped=tuple(
             PrunedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
             for one in allowed
@@ -284,9 +289,18 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         above=tuple(_trial(trial, search.budget) for trial in above),
         goal=search.goal,
         sampler=search.sampler,
-        cost=study_cost(store, planner),
+        cost=study_cost(
+            planner,
+            recorded,
+            measured,
+            answers=answers,
+            shared=shared,
+            prefixes=None if cache_use is None else cache_use.prefixes_built,
+            noise=noise,
+            seconds=math.fsum(took.seconds for took in asked),
+        ),
         videos=len({one.video for one in record.questions}),
-        cache_use=store.cache_use(),
+        cache_use=cache_use,
         guessing=against_guessing(study, [one for split in baseline for one in results.of(None, split)]),
     )
 

@@ -8,6 +8,7 @@ are natural logarithms.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from tuner.planning.study_cost import StudyCost
@@ -19,12 +20,17 @@ from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, Sett
 
 @dataclass(frozen=True)
 class Recorded:
-    """Where a copy of a study is kept."""
+    """Where a copy of a study is kept, and what the call that returned it had to write."""
 
     # An MLflow run id.
     run: str
     # The page that shows it.
     page: str
+    # Runs created or changed, and artifacts written; 0 where they were there already.
+    runs: int = field(default=0, compare=False)
+    files: int = field(default=0, compare=False)
+    # Where MLflow looked for artifacts until the project's folder was moved; None where it was not.
+    moved_from: Path | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

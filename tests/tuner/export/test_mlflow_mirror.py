@@ -19,9 +19,8 @@ import pytest
 
 from dashboards.pareto.figure import write_pareto
 from tests.summaries import make_held_out, make_regressions, make_summary, make_trial
-from tuner.export.recorders import HarmlessRecorder, NoRecorder, harmless
 from tuner.records.measurements import CacheUse
-from tuner.reporting.values import PrunedTrial, Recorded
+from tuner.reporting.values import PrunedTrial
 from tuner.statistics.values import Guessing, Measured
 
 mlflow_mirror = pytest.importorskip("tuner.export.mlflow_mirror")
@@ -438,39 +437,101 @@ def test_the_callers_tracking_address_and_logging_stay_as_they_are(folder):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-@pytest.mark.quick
-def test_a_recorder_that_fails_is_told_once_and_ends_nothing():
-    class Failing:
-        calls = 0
+@pytest.fixture
+def project(tmp_path, monkeypatch, empty_database):
+    """A function that moves the project's folder to a name (makes it, the first time) and goes there."""
+    folders = [tmp_path / "first"]
+    folders[0].mkdir()
+    shutil.copy(empty_database, folders[0] / "mlflow.db")
 
-        def record(self, summary, files=()):
-            self.calls += 1
-            raise ConnectionError("the server is down\nand more")
+    def move(name, copy=shutil.move):
+        from mlflow.tracking._tracking_service import utils
 
-    told, failing = [], Failing()
-    recorder = HarmlessRecorder(failing, told.append)
-    assert recorder.record(make_summary(1)) is None
-    assert recorder.record(make_summary(1)) is None
-    assert told == ["Recording failed, and the study goes on without: the server is down"]
-    assert failing.calls == 1
+        folders.append(tmp_path / name)
+        copy(folders[-2], folders[-1])
+        monkeypatch.chdir(folders[-1])
+        utils._artifact_repos_cache.clear()  # another process, which knows no earlier folder
+        return folders[-1]
 
-
-@pytest.mark.quick
-def test_a_harmless_recorder_passes_on_what_the_other_says():
-    class Good:
-        def record(self, summary, files=()):
-            return Recorded("run", "page")
-
-    assert HarmlessRecorder(Good(), pytest.fail).record(make_summary(1)) == Recorded("run", "page")
-    assert NoRecorder().record(make_summary(1)) is None
+    return move
 
 
-def test_a_database_of_another_kind_is_a_warning_not_the_end(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be read as one " * 40)
-    told = []
-    assert HarmlessRecorder(MlflowMirror(), told.append).record(make_summary(1)) is None
-    assert len(told) == 1
+def _artifacts(folder):
+    return {file.name: file.read_text() for file in (folder / "mlartifacts").rglob("*.*") if file.is_file()}
+
+
+def test_artifacts_follow_a_project_that_was_moved(project):
+    from mlflow import MlflowClient
+
+    report = project("one") / "report.html"
+    report.write_text("before")
+    first = MlflowMirror().record(make_summary(2), [report])
+    moved = project("two moved")
+    (moved / "report.html").write_text("after")
+    recorded = MlflowMirror().record(make_summary(2), [moved / "report.html"])
+    assert recorded == first
+    assert recorded.moved_from == moved.parent / "one" / "mlartifacts" / "demo"
+    assert (recorded.runs, recorded.files) == (0, 3)
+    # Not where it was before, outside of the project.
+    assert not (moved.parent / "one").exists()
+    assert _artifacts(moved)["report.html"] == "after"
+    client = MlflowClient(MlflowMirror().tracking_uri)
+    assert client.get_run(recorded.run).info.artifact_uri.startswith((moved / "mlartifacts").as_uri() + "/")
+    assert {one.path for one in client.list_artifacts(recorded.run)} == set(_artifacts(moved))
+    # New runs, too; and once is enough.
+    again = MlflowMirror().record(make_summary(3, study_hash="ab" * 16), [moved / "report.html"])
+    assert again.moved_from is None
+    assert not (moved.parent / "one").exists()
+
+
+def test_a_copy_of_a_project_leaves_the_artifacts_of_the_first_one_alone(project):
+    report = project("one") / "report.html"
+    report.write_text("before")
+    MlflowMirror().record(make_summary(2), [report])
+    copy = project("copy", shutil.copytree)
+    (copy / "report.html").write_text("after")
+    MlflowMirror().record(make_summary(2), [copy / "report.html"])
+    assert _artifacts(copy)["report.html"] == "after"
+    assert _artifacts(copy.parent / "one")["report.html"] == "before"
+
+
+def test_artifacts_that_lie_elsewhere_on_purpose_stay_there(project, tmp_path):
+    from mlflow import MlflowClient
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    project("one")
+    client = MlflowClient(MlflowMirror().tracking_uri)
+    client.create_experiment("adatp/demo", elsewhere.as_uri())
+    client.create_experiment("adatp/other", "s3://bucket/other")
+    recorded = MlflowMirror().record(make_summary(2))
+    assert recorded.moved_from is None
+    assert {file.name for file in elsewhere.rglob("*.json")} == {"regressions.json", "by_tag.json"}
+    other = client.get_experiment_by_name("adatp/other")
+    moved = mlflow_mirror._move_artifacts(tmp_path / "one" / "mlflow.db", other, tmp_path / "new")
+    assert moved is None
+
+
+def test_artifacts_that_were_deleted_are_written_again_and_counted(folder):
+    summary = make_summary(2)
+    first = MlflowMirror().record(summary)
+    assert (first.runs, first.files) == (3, 2)
+    (gone,) = (folder / "mlartifacts").rglob("by_tag.json")
+    gone.unlink()
+    again = MlflowMirror().record(summary)
+    assert (again.runs, again.files) == (0, 1)
+    assert gone.exists()
+    assert MlflowMirror().record(summary).files == 0
+
+
+@pytest.mark.parametrize("name", ["what?", "50%20", "a#b", "c%3Fd"])
+def test_a_folder_with_a_special_character_in_its_name_holds_its_own_database(project, name):
+    folder = project(name)
+    MlflowMirror().record(make_summary(1))
+    # `sqlite:///what?/mlflow.db` is a file `what` beside the folder.
+    assert [one.name for one in folder.parent.iterdir()] == [name]
+    assert {one.name for one in folder.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert MlflowMirror().find("demo", make_summary().study_hash) is not None
 
 
 @pytest.mark.timeout(900)
@@ -579,14 +640,3 @@ def test_a_baseline_that_guesses_is_told_on_the_first_page(runs):
     study = runs()["demo 5f2c9d7b"].data
     assert "16.7 % of 24 questions right; guessing gives 25 %" in study.tags["mlflow.note.content"]
     assert study.metrics["baseline_chance"] == 0.25
-
-
-@pytest.mark.parametrize("scheme", ["http", "ftp"])
-def test_a_tracking_server_that_fails_is_told_without_the_password(scheme, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    told = []
-    mirror = MlflowMirror(f"{scheme}://me:pass-1-word@127.0.0.1:1")
-    assert harmless(lambda: mirror.find("demo", "hash"), told.append) is None
-    (message,) = told
-    assert f"{scheme}://me:***@127.0.0.1:1" in message
-    assert "pass-1-word" not in message

@@ -1,0 +1,296 @@
+"""How long it takes to read a large study's records, by processes of their own.
+
+    python -m tests.benchmarks.records_size                 # 1,000 trials of 5,000 questions on SQLite
+    python -m tests.benchmarks.records_size --postgresql postgresql://user@host/name
+    python -m tests.benchmarks.records_size --trials 20 --questions 60
+
+Trials, outcomes and answers are made up and written in bulk; the unpruned model's answers, and those of the
+configurations that are measured on held-out videos, lie under the fingerprints that a run would give them.
+There are as many held-out questions as tune questions, 10 a video. An empty PostgreSQL database is filled
+and left that way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Table, insert, select
+
+from pipeline.methods import AdaTP
+from tests.benchmarks.clock import verdict
+from tests.tuner.fakes import OPTIONS, begin, make_planner, make_study
+from tuner.records.measurements import ModelUse
+from tuner.records.schema import AnswerRow, EncodingRow, StudyQuestionRow, TrialRow
+from tuner.records.store import Store
+from tuner.records.values import Pair, RecordedAnswer
+from tuner.study import Study
+from tuner.study.values import Configuration, Outcome
+
+PER_VIDEO = 10
+BUDGET = 0.35
+LOOKED_UP = 1000
+
+# Milliseconds, seconds, MiB of resident memory at most, seconds.
+LOOK_UP_MS, SUMMARY_S, SUMMARY_MIB, TABLE_S = 20.0, 3.0, 500.0, 2.0
+
+
+def fill(url: str, *, trials: int, questions: int) -> Study:
+    """Writes the study: so many complete trials of so many tune questions, all their answers different."""
+    rng = np.random.default_rng(0)
+    study = make_study(2 * max(2, questions // PER_VIDEO), PER_VIDEO)
+    planner = make_planner(study)
+    with Store.open(url) as store:
+        begin(store, study)
+        search = store.search(BUDGET, 0, "budget", trials)
+        with store._engine.begin() as connection:
+            prompts = _prompts(connection)
+            encoding = connection.execute(select(EncodingRow.id)).scalar_one()
+            tune = [one.id for one in planner.questions if one.split == "tune"]
+            held_out = [one.id for one in planner.questions if one.split == "held_out"]
+            rows: list[dict[str, Any]] = []
+            for number in range(trials):
+                configuration = Configuration.from_method(AdaTP(p=float(rng.uniform(0.1, 0.4))))
+                outcome = _outcome(len(tune), rng)
+                rows.append(_trial(store, search.id, number, configuration, outcome))
+                if number % 20 == 19 or number == trials - 1:
+                    connection.execute(insert(TrialRow), rows)
+                    rows = []
+                _write(connection, encoding, _made_up(rng, [prompts[one] for one in tune]))
+        # What is read one by one lies where a run would look for it.
+        _record(store, rng, None, [*tune, *held_out], planner.fingerprints(None, [*tune, *held_out]))
+        best = sorted(store.trials(), key=lambda one: -(one.outcome.graded or 0.0) if one.outcome else 0.0)
+        for trial in best[:3]:
+            prints = planner.fingerprints(trial.configuration.build(), held_out)
+            _record(store, rng, trial.configuration, held_out, prints)
+        for number in range(trials):
+            store.count_model_use("trial", number, ModelUse(len(tune), 0.1 * len(tune), 1e15))
+        store.record({})
+    return study
+
+
+def _prompts(connection: Connection) -> dict[str, int]:
+    query = select(StudyQuestionRow.name, StudyQuestionRow.prompt_id)
+    return {row.name: row.prompt_id for row in connection.execute(query)}
+
+
+def _trial(
+    store: Store, search: int, number: int, configuration: Configuration, outcome: Outcome
+) -> dict[str, Any]:
+    from tuner.records.rows import knob_columns, outcome_columns
+
+    return {
+        "study_id": store.study_id,
+        "search_id": search,
+        "number": number,
+        "binding_ratio": outcome.flops_ratio,
+        "purpose": "search",
+        **knob_columns(configuration),
+        **outcome_columns(outcome),
+    }
+
+
+def _outcome(questions: int, rng: np.random.Generator) -> Outcome:
+    accuracy, ratio = float(rng.uniform(0.5, 0.7)), float(rng.uniform(0.2, BUDGET))
+    return Outcome(
+        split="tune",
+        questions=questions,
+        videos=questions // PER_VIDEO,
+        accuracy=accuracy,
+        flops_ratio=ratio,
+        flops_ratio_end_to_end=ratio,
+        flops_ratio_visual=ratio,
+        flops_ratio_p95=ratio,
+        flops_ratio_max=ratio,
+        regressions=10,
+        gained=5,
+        logprob_change=-0.1,
+        seconds=0.1 * questions,
+        graded=accuracy,
+    )
+
+
+def _answer(question: str, rng: np.random.Generator, configuration: Configuration | None) -> RecordedAnswer:
+    option = int(rng.integers(len(OPTIONS)))
+    logprobs = tuple(rng.uniform(-4, 0, len(OPTIONS)).round(6).tolist())
+    kept = () if configuration is None else (120, 60, 30)
+    return RecordedAnswer(question, OPTIONS[option], option, logprobs, logprobs[option], kept, 0.1, 2**24)
+
+
+def _record(
+    store: Store,
+    rng: np.random.Generator,
+    configuration: Configuration | None,
+    questions: list[str],
+    prints: tuple[str, ...],
+) -> None:
+    answers: dict[Pair, RecordedAnswer] = {
+        pair: _answer(pair[0], rng, configuration) for pair in zip(questions, prints, strict=True)
+    }
+    measured = None if configuration is None else (configuration, _outcome(len(questions), rng))
+    kind = "baseline" if configuration is None else "held_out"
+    store.count_model_use(kind, None, ModelUse(len(questions), 0.1 * len(questions), 1e15))
+    store.record(answers, measured=measured)
+
+
+def _made_up(rng: np.random.Generator, prompts: list[int]) -> Iterator[tuple[Any, ...]]:
+    """(prompt, fingerprint, text, option, option_logprobs, logprob, kept, seconds, peak_bytes) of a trial."""
+    options = rng.integers(len(OPTIONS), size=len(prompts))
+    logprobs = json.dumps([-1.234567, -2.345678, -0.123456, -3.456789])
+    for prompt, option, digest in zip(
+        prompts, options.tolist(), (rng.bytes(16).hex() for _ in prompts), strict=True
+    ):
+        yield prompt, digest, OPTIONS[option], option, logprobs, -0.123456, "[120, 60, 30]", 0.1, 2**24
+
+
+_COLUMNS = (
+    "prompt_id",
+    "fingerprint",
+    "text",
+    "option",
+    "option_logprobs",
+    "logprob",
+    "kept",
+    "seconds",
+    "peak_bytes",
+    "encoding_id",
+)
+
+
+def _write(connection: Connection, encoding: int, rows: Iterator[tuple[Any, ...]]) -> None:
+    """As fast as the database takes them."""
+    table = AnswerRow.__table__
+    assert isinstance(table, Table)
+    names = ", ".join(f'"{one}"' for one in _COLUMNS)
+    raw = connection.connection.cursor()
+    if connection.dialect.name == "sqlite":
+        raw.executemany(
+            f'INSERT INTO "{table.name}" ({names}) VALUES ({", ".join("?" * len(_COLUMNS))})',
+            ((*row, encoding) for row in rows),
+        )
+        return
+    with raw.copy(f'COPY "{table.name}" ({names}) FROM STDIN') as copy:
+        for row in rows:
+            copy.write_row((*row, encoding))
+
+
+# What is measured, each in a process of its own
+
+
+def look_up(url: str) -> dict[str, float]:
+    """Milliseconds for 1,000 answers."""
+    study = "fake"
+    with Store.open(url, create=False) as store:
+        record = store.require(study)
+        from tuner.reporting.from_records import make_planner as planner_of
+
+        wanted = [one.id for one in record.questions][:LOOKED_UP]
+        pairs = list(zip(wanted, planner_of(record).fingerprints(None, wanted), strict=True))
+        taken = []
+        for _ in range(7):
+            began = perf_counter()
+            found = store.answers(pairs)
+            taken.append(1000 * (perf_counter() - began))
+            assert len(found) == len(pairs)
+    return {"first, ms": taken[0], "median, ms": median(taken)}
+
+
+def summarised(url: str) -> dict[str, float]:
+    """Seconds and MiB of the summary of the latest search, libraries loaded before."""
+    import resource
+
+    from tuner.reporting.from_records import load_summary
+    from tuner.reporting.recorded_study import recorded_study
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = perf_counter()
+    summary = load_summary(recorded_study("fake", url), database=url)
+    taken = perf_counter() - began
+    assert summary.best is not None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": taken, "MiB": peak, "MiB before": before}
+
+
+MEASURED = {"look-up": look_up, "summary": summarised}
+
+
+def measure(url: str, name: str) -> dict[str, float]:
+    """One of `MEASURED` in a fresh process."""
+    command = [sys.executable, "-m", "tests.benchmarks.records_size", "--measure", name, "--database", url]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def command_seconds(url: str, *arguments: str) -> float:
+    """Wall-clock of a `tuner` command from start to end, in an empty folder: the database is all it has."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "tuner.cli.main", *arguments, "--study", "fake", "--database", url],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        return perf_counter() - began
+
+
+def report(url: str, *, trials: int, questions: int) -> None:
+    """Fills the database and prints a row for each figure."""
+    began = perf_counter()
+    fill(url, trials=trials, questions=questions)
+    written = perf_counter() - began
+    backend = url.partition(":")[0]
+    print(f"{backend}: {trials} trials of {questions} questions, written in {written:.0f} s", flush=True)
+    print("| what | found |\n| --- | --- |")
+    found = measure(url, "look-up")
+    median_ms = found["median, ms"]
+    print(
+        f"| {LOOKED_UP} answers looked up | {found['first, ms']:.1f} ms the first time, "
+        f"{median_ms:.1f} ms then{verdict(median_ms, LOOK_UP_MS)} |"
+    )
+    found = measure(url, "summary")
+    print(f"| summary | {found['seconds']:.2f} s{verdict(found['seconds'], SUMMARY_S)} |")
+    print(
+        f"| its process, resident at most | {found['MiB']:.0f} MiB{verdict(found['MiB'], SUMMARY_MIB)}; "
+        f"{found['MiB before']:.0f} MiB with its libraries loaded |"
+    )
+    for name in ("status", "trials"):
+        seconds = command_seconds(url, name)
+        print(f"| `tuner {name}` | {seconds:.2f} s{verdict(seconds, TABLE_S)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--questions", type=int, default=5000, help="of the tune split (default: 5000)")
+    parser.add_argument("--postgresql", help="URL of an empty database; otherwise an SQLite file")
+    parser.add_argument("--keep", type=Path, help="keep the SQLite database in this file")
+    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
+    parser.add_argument("--database", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(MEASURED[arguments.measure](arguments.database)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = arguments.keep or Path(folder) / "records.db"
+        url = arguments.postgresql or f"sqlite:///{file.absolute()}"
+        report(url, trials=arguments.trials, questions=arguments.questions)
+
+
+if __name__ == "__main__":
+    main()
