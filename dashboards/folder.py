@@ -66,14 +66,14 @@ def gather(
     from tuner.sensitivity.saved import load_sensitivity
 
     best = summary.best
-    sensitivity = load_sensitivity(summary.study, summary.budget, summary.study_hash)
+    sensitivity = load_sensitivity(summary.study, summary.budget, database)
     if sensitivity is not None and not _holds(sensitivity, summary):
         sensitivity = None
     return Evidence(
         history=load_history(study, budget=summary.budget, seed=summary.seed, database=database),
         inspection=None
         if best is None
-        else load_inspection(summary.study, summary.study_hash, best.configuration),
+        else load_inspection(summary.study, best.configuration, database),
         comparison=comparison or load_comparison(study, summary.budget, database),
         sensitivity=sensitivity,
     )
@@ -127,12 +127,13 @@ def draw(
     database: str | None = None,
     *,
     comparison: Comparison | None = None,
+    folder: Path | None = None,
 ) -> tuple[Path, ...]:
-    """Draws the study's figures and its report into .tuner/<study>/figures, unless they are there, and
-    returns the files that stand alone, the report first. comparison: where it is at hand.
+    """Draws the study's figures and its report into .tuner/<study>/figures or this folder, unless they are
+    there, and returns the files that stand alone, the report first. comparison: where it is at hand.
     """
     evidence = gather(study, summary, database, comparison=comparison)
-    folder = _folder(summary.study)
+    folder = folder or _folder(summary.study)
     stamp = _stamp(summary, evidence)
     before = _Drawn.read(folder)
     files = tuple(folder / name for name in before.files)

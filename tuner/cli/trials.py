@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.options import Database, Study
+from tuner.cli.options import Database, RecordedStudy, warn
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -52,7 +52,7 @@ class Row:
 
 
 def trials(
-    study: Study,
+    study: RecordedStudy,
     database: Database = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
 ) -> None:
@@ -65,9 +65,8 @@ def trials(
     from tuner.reporting.wording import searched_for
     from tuner.search.choices import worth_showing
     from tuner.search.selection import eligible
-    from tuner.study import load_study
 
-    loaded = load_study(study, skip_bad_videos=True)
+    loaded = open_study(study, database, warn)
     name = loaded.name
     with Store.open(database or default_database(name), create=False) as store:
         record = store.require(name)
@@ -98,6 +97,7 @@ def rows(
     """The trials in order of number; `searches` by id, the others by trial: see `Row`."""
     from tuner.reporting.trial_table import front_numbers
     from tuner.search.space import TOLERANCE
+    from tuner.reporting.recorded import open_study
 
     front = front_numbers(
         (one.number, one.outcome.accuracy, one.outcome.flops_ratio)

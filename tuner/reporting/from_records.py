@@ -59,8 +59,7 @@ class SearchStatus:
     trials_asked: int
     trials_completed: int
     refused: int
-    # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits, or the
-    # study changed since.
+    # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits.
     best: Trial | None
     # Its outcome on the held-out part; None until it is there.
     held_out: Outcome | None
@@ -89,8 +88,6 @@ class Status:
     trials_stopped: int = 0
     # Questions that are left out: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
-    # What differs between the study and its records, a sentence each: then no trial is named the best.
-    changed: tuple[str, ...] = ()
 
 
 class Results:
@@ -181,13 +178,7 @@ def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -
 
 
 def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Choice]:
-    """What each search has come to, by the search's id; those where nothing fits are left out.
-
-    None is told of a study that changed since: its labels may be others.
-    """
-    study = without_skipped(study, record)
-    if changes(study, record):
-        return {}
+    """What each search has come to, by the search's id; those where nothing fits are left out."""
     return _choices(store, Results(study, store, make_planner(record)))
 
 
@@ -334,7 +325,7 @@ def find_summary(study: Study, *, budget: float, database: str | None = None) ->
 
     Errors: UserError when the study was never run, or changed since.
     """
-    with _recorded(study, database) as (study, store, record):
+    with _recorded(study, database) as (store, record):
         searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
         return summarise(study, store, record, searches[-1]) if searches else None
 
@@ -351,7 +342,7 @@ def load_summaries(
 
     latest: of that one alone. Errors: as `load_summary`.
     """
-    with _recorded(study, database) as (study, store, record):
+    with _recorded(study, database) as (store, record):
         searches = [
             one
             for one in store.searches()
@@ -369,13 +360,9 @@ def load_summaries(
 
 
 @contextmanager
-def _recorded(study: Study, database: str | None) -> Iterator[tuple[Study, Store, StudyRecord]]:
-    """The study as its records know it. Errors: UserError when it was never run, or changed since."""
+def _recorded(study: Study, database: str | None) -> Iterator[tuple[Store, StudyRecord]]:
     with Store.open(database or default_database(study.name), create=False) as store:
-        record = store.require(study.name)
-        study = without_skipped(study, record)
-        refuse_changes(study, changes(study, record))
-        yield study, store, record
+        yield store, store.require(study.name)
 
 
 def load_status(study: Study, database: str | None = None) -> Status:
@@ -385,9 +372,8 @@ def load_status(study: Study, database: str | None = None) -> Status:
     """
     with Store.open(database or default_database(study.name), create=False) as store:
         record = store.require(study.name)
-        changed = changes(without_skipped(study, record), record)
-        results = Results(without_skipped(study, record), store, make_planner(record))
-        choices = {} if changed else _choices(store, results)
+        results = Results(study, store, make_planner(record))
+        choices = _choices(store, results)
         trials, infeasible, measured = store.trials(), store.infeasible(), store.measured()
         completed = [trial for trial in trials if trial.outcome is not None]
         quarantined = store.quarantined()
@@ -427,7 +413,6 @@ def load_status(study: Study, database: str | None = None) -> Status:
             searches=tuple(searches),
             trials_stopped=sum(trial.stopped is not None for trial in trials),
             quarantined=quarantined,
-            changed=tuple(changed),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
 from tuner.errors import UserError
 from tuner.records.database import default_database
@@ -16,54 +16,51 @@ from tuner.study.identity import describe_changes, study_identity
 from tuner.study.loading import find_study, study_name
 
 
-def open_study(name_or_path: str, database: str | None = None, say: Callable[[str], None] = print) -> Study:
-    """The study as it was last run: that of the folder's name, or of this name where there is no folder.
+def open_study(name_or_path: str, database: str | None, say: Callable[[str], None]) -> Study:
+    """The study as it was last run: the one that this folder defines, or the one of this name where there is
+    no such folder.
 
     say: is told in one line where the folder's files differ from what is recorded.
     Errors: UserError when no such study is recorded, or the records cannot be read.
     """
+    file: Path | None = None
     try:
         file = find_study(name_or_path)
     except UserError:
-        # On a host without the folder, a name and the database are enough.
-        known = database is not None and os.sep not in name_or_path
-        if not known and not _recorded_here(name_or_path):
+        if not (_is_name(name_or_path) and (database or _has_records(name_or_path))):
             raise
-        name, file = name_or_path, None
-    else:
-        name = study_name(file)
+    name = name_or_path if file is None else study_name(file)
     with Store.open(database or default_database(name), create=False) as store:
-        if name not in (names := store.study_names()) and names:
+        record = store.find(name)
+        if record is None and (others := store.study_names()):
             raise UserError(
-                f"the study {name!r} has no records in {store.url}; there are those of {', '.join(names)}"
+                f"the study {name!r} has no records in {store.url}; the studies there are {', '.join(others)}"
             )
         record = store.require(name)
     study = recorded_study(record)
-    if file is not None and (what := _differences(str(file), study, record)):
-        say(
-            f"{file} differs from the records, which are shown as of the last `tuner run`: {'; '.join(what)}."
-        )
+    if file is not None and (what := _differences(file, study, record)):
+        say(f"{file} differs from the records; this is as of the last `tuner run`: {'; '.join(what)}.")
     return study
 
 
-def _recorded_here(name: str) -> bool:
-    """Whether the working directory has records of a study of this name."""
-    if not name or os.sep in name or name.startswith("."):
-        return False
-    return os.path.isfile(default_database(name).removeprefix("sqlite:///"))  # noqa: PTH113
+def _is_name(text: str) -> bool:
+    return bool(text) and os.sep not in text and not text.startswith(".")
 
 
-def _differences(file: str, recorded: Study, record: StudyRecord) -> list[str]:
-    """What the study's files say otherwise, as far as they are there."""
+def _has_records(name: str) -> bool:
+    """Whether the records are where they lie unless told otherwise."""
+    return Path(default_database(name).removeprefix("sqlite:///")).is_file()
+
+
+def _differences(file: Path, recorded: Study, record: StudyRecord) -> list[str]:
+    """What the study's files say otherwise, as far as they are here."""
     try:
         here = load_study(file, skip_bad_videos=True)
     except UserError as error:
         return [f"its files cannot be read ({str(error).splitlines()[0]})"]
-    # Videos that are not on this host say nothing; nor do those that were left out of the records.
-    here = here.without_videos({one["name"] for one in record.skipped})
-    gone = {one.name for one in here.skipped}
-    recorded, contents = recorded.without_videos(gone), record.parts["videos"]
-    settings = record.parts["settings"]
+    # A video that is not on this host says nothing, and neither does one that the records leave out.
+    missing = {one.name for one in here.skipped} | {one["name"] for one in record.skipped}
+    contents, settings = record.parts["videos"], record.parts["settings"]
     before, now = (
         study_identity(
             one,
@@ -71,11 +68,16 @@ def _differences(file: str, recorded: Study, record: StudyRecord) -> list[str]:
             encoding=settings["encoding"],
             content_hashes={video.name: contents.get(video.name, video.name) for video in one.videos},
         ).parts
-        for one in (recorded, here)
+        for one in (_without_videos(recorded, missing), _without_videos(here, missing))
     )
     what = describe_changes(before, now)
-    if any(here.question(one.id).tags != one.tags for one in recorded.questions if one.id in here):
-        what.append("tags")
+    tags = {one.id: one.tags for one in here.questions}
+    if any(tags.get(one.id, one.tags) != one.tags for one in recorded.questions):
+        what.append("other tags")
     if record.definition and here.search != recorded.search:
-        what.append("search")
+        what.append("another search section")
     return what
+
+
+def _without_videos(study: Study, names: set[str]) -> Study:
+    return study.without({one.id for one in study.questions if one.video in names})
