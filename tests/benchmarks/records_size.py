@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -210,8 +209,9 @@ def summarised(url: str) -> dict[str, float]:
     """Seconds and MiB of the summary of the latest search, libraries loaded before."""
     import resource
 
-    from tuner.reporting.from_records import load_summary
     from tuner.reporting.recorded_study import recorded_study
+
+    from tuner.reporting.from_records import load_summary
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = perf_counter()

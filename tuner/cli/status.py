@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tuner.reporting.from_records import SearchStatus, Status
+    from tuner.reporting.recorded import open_study
 
 
 def status(
@@ -62,7 +63,6 @@ def _searches(found: Status) -> Table:
     from rich.table import Table
 
     from tuner.reporting.wording import searched_for
-    from tuner.reporting.recorded import open_study
 
     table = Table(
         "search",

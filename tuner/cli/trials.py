@@ -62,6 +62,7 @@ def trials(
     from tuner.records.database import default_database
     from tuner.records.store import Store
     from tuner.reporting.from_records import choices_of
+    from tuner.reporting.recorded import open_study
     from tuner.reporting.wording import searched_for
     from tuner.search.choices import worth_showing
     from tuner.search.selection import eligible
@@ -97,7 +98,6 @@ def rows(
     """The trials in order of number; `searches` by id, the others by trial: see `Row`."""
     from tuner.reporting.trial_table import front_numbers
     from tuner.search.space import TOLERANCE
-    from tuner.reporting.recorded import open_study
 
     front = front_numbers(
         (one.number, one.outcome.accuracy, one.outcome.flops_ratio)

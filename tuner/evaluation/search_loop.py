@@ -262,7 +262,7 @@ class SearchLoop(Loop):
             completed = sum(trial.outcome is not None for trial in self.trials)
             self._store.select(self._search, completed, choice.trial.number)
             if choice.verdict != "untested":
-                self._store.look(self._search, completed, choice.trial.number, choice.verdict)
+                self._store.record_look(self._search, completed, choice.trial.number, choice.verdict)
 
     def _held_out_results(self, configuration: Configuration | None) -> list[QuestionResult] | None:
         """See `selection.HeldOutResults`."""
@@ -421,11 +421,8 @@ class SearchLoop(Loop):
     def _accept(
         self, number: int, configuration: Configuration, binding_ratio: float, purpose: Purpose = "search"
     ) -> TrialRecord:
-        fingerprints = self._planner.fingerprints(configuration.build())
-        self._store.propose(self._search, number, configuration, fingerprints, binding_ratio, purpose)
-        trial = TrialRecord(
-            number, self._search.id, configuration, fingerprints, binding_ratio, None, purpose
-        )
+        self._store.propose(self._search, number, configuration, binding_ratio, purpose)
+        trial = TrialRecord(number, self._search.id, configuration, binding_ratio, None, purpose)
         self._trials[number] = trial
         return trial
 

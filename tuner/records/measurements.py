@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from operator import add
-from typing import NamedTuple
 
 from pipeline.break_even import Serving, break_even
 
@@ -118,11 +117,15 @@ class CacheUse:
         return self.prefixes_reused / self.prefixes if self.prefixes else None
 
 
-class ModelUse(NamedTuple):
+@dataclass(frozen=True)
+class ModelUse:
     """What answering took: how many answers the model gave, and their seconds together."""
 
     answers: int = 0
     seconds: float = 0.0
+
+    def __add__(self, other: ModelUse) -> ModelUse:
+        return ModelUse(self.answers + other.answers, self.seconds + other.seconds)
 
 
 @dataclass(frozen=True)

@@ -230,10 +230,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     looks = store.looks()
     own_looks = [one for of_search, one in looks if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
-    use = store.model_use()
-    asked = [took for (kind, _), took in use.items() if kind != "noise"]
-    answers = sum(took.answers for took in asked)
-    shared = _shared([*completed, *outside], use)
+    asked = sum((took for kind, took in store.model_use().items() if kind != "noise"), ModelUse())
+    shared = _shared([*completed, *outside], store.trial_use())
     noise, cache_use = store.noise(), store.cache_use()
     return RunSummary(
         study=study.name,
@@ -255,7 +253,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         else None,
         refused=len(infeasible),
         shared_answers=shared,
-        evaluated_answers=answers,
+        evaluated_answers=asked.answers,
         skipped_videos=tuple(one["name"] for one in record.skipped),
         quarantined=quarantined,
         smallest_reachable=smallest_reachable(planner, study.search),
@@ -284,11 +282,11 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
             planner,
             recorded,
             measured,
-            answers=answers,
+            answers=asked.answers,
             shared=shared,
             prefixes=None if cache_use is None else cache_use.prefixes_built,
             noise=noise,
-            seconds=math.fsum(took.seconds for took in asked),
+            seconds=asked.seconds,
         ),
         videos=len({one.video for one in record.questions}),
         cache_use=cache_use,
@@ -583,8 +581,8 @@ def _closest(
     return min(tried, key=lambda one: one.flops_ratio, default=None)
 
 
-def _shared(completed: Sequence[TrialRecord], use: Mapping[tuple[str, int], ModelUse]) -> int:
+def _shared(completed: Sequence[TrialRecord], use: Mapping[int, ModelUse]) -> int:
     """Answers that completed trials found in the records instead of asking for them."""
     judged = sum(one.outcome.questions for one in completed if one.outcome is not None)
-    asked = sum(use.get(("trial", one.number), ModelUse()).answers for one in completed)
+    asked = sum(use.get(one.number, ModelUse()).answers for one in completed)
     return max(0, judged - asked)

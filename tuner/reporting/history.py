@@ -98,14 +98,14 @@ def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: S
     """The history of one search. `store` has found `record`; trials still under way are left out, and those
     that the study's search does not allow (`allowing`) dominate nothing.
     """
-    left_out, trials, use = store.quarantined(), store.trials(), store.model_use()
+    left_out, trials, use = store.quarantined(), store.trials(), store.trial_use()
     videos = len({one.video for one in record.questions if one.split == "tune" and one.id not in left_out})
     allowed = {one.number for one in eligible(trials, allowing)}
     rows, points, seconds = [], list[tuple[float, float]](), 0.0
     for trial in trials:
         if trial.unfinished:
             continue
-        took = use.get(("trial", trial.number), ModelUse())
+        took = use.get(trial.number, ModelUse())
         seconds += took.seconds
         if trial.outcome is not None and trial.number in allowed:
             points.append((trial.binding_ratio, trial.outcome.accuracy))
@@ -125,9 +125,7 @@ def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: S
                 hypervolume_so_far=hypervolume(points, (search.budget + TOLERANCE, 0.0)),
             )
         )
-    by_kind: dict[str, float] = {}
-    for (kind, _), took in use.items():
-        by_kind[kind] = by_kind.get(kind, 0.0) + took.seconds
+    by_kind = {kind: took.seconds for kind, took in store.model_use().items()}
     baseline, tuning, held_out = (by_kind.pop(kind, 0.0) for kind in ("baseline", "trial", "held_out"))
     model_time = ModelTime(baseline, tuning, held_out, other=math.fsum(by_kind.values()))
     return History(record.name, search.budget, videos, tuple(rows), model_time)

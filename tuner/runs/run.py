@@ -366,7 +366,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
     database = options.database or default_database(study.name)
     folder = options.cache or Path(".tuner") / study.name / "features"
     with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
-        record = None if options.fresh else store.find(study.name)
+        record = store.find(study.name)
         if record is None:
             model = _Model(_spec(study, options, folder))
             try:
@@ -376,10 +376,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
                     "Interrupted while encoding. What was encoded is kept: the same command goes on."
                 ) from None
             store.count_cache_use(CacheUse(**model.runtime.cache_counts))
-            if options.fresh:
-                # Nothing is archived for what cannot begin.
-                _check_budget(study, make_planner(record), _budget(options))
-            store.begin(record, archive=options.fresh)
+            store.begin(record)
             # Without the videos that turned out to be unreadable.
             model.spec = _recorded_spec(study, options, folder, record)
         else:

@@ -336,7 +336,6 @@ def fake_study(tmp_path, monkeypatch):
                 search,
                 number,
                 Configuration.from_method(method),
-                fakes.make_planner(study).fingerprints(method),
                 0.4,
                 "above",
             )
@@ -417,8 +416,7 @@ def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study, monk
     method = AdaTP(p=0.4, score_query="mean")
     with Store.open(fake_study) as store:
         store.find("fake")
-        prints = fakes.make_planner(fakes.make_study()).fingerprints(method)
-        store.propose(store.searches()[0], 8, Configuration.from_method(method), prints, 0.3)
+        store.propose(store.searches()[0], 8, Configuration.from_method(method), 0.3)
     shown = call("trials", "--study", "fake", "--database", fake_study)
     assert sum(" last " in line for line in shown.out.splitlines()) == 8
     assert sum(" mean " in line for line in shown.out.splitlines()) == 1

@@ -46,9 +46,8 @@ def told(study: Study, store: Store) -> History:
     return history(store, replace(record, shape=asdict(SHAPE)), store.searches()[-1], study.search)
 
 
-def propose(store: Store, study: Study, number: int, configuration: Configuration) -> None:
-    fingerprints = make_planner(study).fingerprints(configuration.build())
-    store.propose(store.searches()[-1], number, configuration, fingerprints, 0.25)
+def propose(store: Store, number: int, configuration: Configuration) -> None:
+    store.propose(store.searches()[-1], number, configuration, 0.25)
 
 
 def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
@@ -59,7 +58,7 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
     changed = replace(method, p=method.p - 0.05)
     fingerprints = planner.fingerprints(changed)
     configuration = Configuration.from_method(changed)
-    propose(store, study, number, configuration)
+    propose(store, number, configuration)
     known = store.answers(zip([one.id for one in planner.questions], planner.fingerprints(None), strict=True))
     wanted = sorted({one.video for one in study.questions_of("tune")})[:videos]
     answers = {
@@ -139,7 +138,7 @@ def test_answers_found_through_equal_plans_take_no_time(study: Study, store: Sto
     assert rows[3].videos == 8
     assert rows[3].answers == pytest.approx(24 - 9, abs=9)
     done = store.trials()[0]
-    propose(store, study, 4, done.configuration)
+    propose(store, 4, done.configuration)
     store.record({}, completed=(4, done.outcome))  # type: ignore[arg-type]
     last = told(study, store).rows[-1]
     assert (last.number, last.answers, last.seconds) == (4, 0, 0.0)
@@ -148,7 +147,7 @@ def test_answers_found_through_equal_plans_take_no_time(study: Study, store: Sto
 
 def test_a_trial_under_way_and_quarantined_questions_are_left_out(study: Study, store: Store) -> None:
     run(study, store, trials=2)
-    propose(store, study, 2, Configuration.from_method(AdaTP(p=0.11)))
+    propose(store, 2, Configuration.from_method(AdaTP(p=0.11)))
     question = study.questions_of("tune")[0]
     store.quarantine(question.id, "killed its worker")
     found = told(study, store)
