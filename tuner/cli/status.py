@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tuner.reporting.from_records import SearchStatus, Status
-    from tuner.reporting.recorded import open_study
 
 
 def status(
@@ -28,6 +27,7 @@ def status(
     from tuner.records.database import default_database
     from tuner.records.lock import holder
     from tuner.reporting.from_records import load_status
+    from tuner.reporting.recorded import open_study
 
     loaded = open_study(study, database, warn)
     found = load_status(loaded, database)

@@ -11,9 +11,9 @@ from tuner.records.database import default_database
 from tuner.records.definition import recorded_study
 from tuner.records.store import Store
 from tuner.records.values import StudyRecord
-from tuner.study import Study, load_study
+from tuner.study import Study
 from tuner.study.identity import describe_changes, study_identity
-from tuner.study.loading import find_study, study_name
+from tuner.study.loading import find_study, load_study, study_name
 
 
 def open_study(name_or_path: str, database: str | None, say: Callable[[str], None]) -> Study:
