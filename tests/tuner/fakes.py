@@ -97,25 +97,24 @@ def begin(store: Store, study: Study, *, archive: bool = False) -> None:
     if archive:
         store.archive(study.name)
     if store.find(study.name) is None:
-        store.begin(
-            StudyRecord(
-                name=study.name,
-                hash="hash",
-                parts=study_identity(
-                    study,
-                    model=study.model,
-                    encoding=BASE,
-                    content_hashes={video.name: video.name for video in study.videos},
-                ).parts,
-                setting={},
-                shape=asdict(SHAPE),
-                fingerprint_base=BASE,
-                text_encoder_identity="siglip",
-                skipped=(),
-                questions=stored_questions(study),
-                definition=definition(study),
-            )
-        )
+        store.begin(study_record(study))
+
+
+def study_record(study: Study) -> StudyRecord:
+    """The study as the records keep it; a video's name stands for its bytes."""
+    contents = {video.name: video.name for video in study.videos}
+    return StudyRecord(
+        name=study.name,
+        hash="hash",
+        parts=study_identity(study, model=study.model, encoding=BASE, content_hashes=contents).parts,
+        setting={},
+        shape=asdict(SHAPE),
+        fingerprint_base=BASE,
+        text_encoder_identity="siglip",
+        skipped=(),
+        questions=stored_questions(study),
+        definition=definition(study),
+    )
 
 
 def make_loop(

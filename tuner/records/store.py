@@ -64,6 +64,8 @@ class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Repo
         with self._transaction() as connection:
             self._write_counted(connection, self._study_id)
             self._write_answers(connection, answers)
+            if completed is not None or stopped is not None:
+                self._use(connection, "tune")
             if completed is not None:
                 connection.execute(self._completed(*completed))
             if stopped is not None:

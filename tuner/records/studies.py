@@ -169,6 +169,11 @@ class Studies(Connected):
             for table in (StudyQuestionRow, StudyVideoRow):
                 connection.execute(delete(table).where(table.study_id == here))
             self._write_questions(connection, here, study, known)
+            self._used.clear()
+            if any(one.outcome is not None for one in (trials or {}).values()):
+                self._use(connection, "tune")
+            if any(one is not None for one in (measured or {}).values()):
+                self._use(connection, "held_out")
             for number, derived in (trials or {}).items():
                 done = {} if derived.outcome is not None else {"completed": None}
                 connection.execute(

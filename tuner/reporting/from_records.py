@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -45,7 +45,6 @@ from tuner.statistics.guessing import against_guessing
 from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Measured, Verdict
 from tuner.study import Study, StudyQuestion
-from tuner.study.identity import describe_changes, study_identity
 from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, QuestionResult, Setting, Split
 
 
@@ -145,36 +144,9 @@ def setting_from(values: dict[str, Any]) -> Setting | None:
     return Setting(**{**values, "pruning_layers": tuple(values["pruning_layers"])}) if values else None
 
 
-def changes(study: Study, record: StudyRecord, content_hashes: dict[str, str] | None = None) -> list[str]:
-    """What differs between a study and its records, a sentence each, as far as shows without the model.
-
-    Without `content_hashes` the bytes of the videos are taken to be those of the records.
-    """
-    settings = record.parts["settings"]
-    known = record.parts["videos"] if content_hashes is None else content_hashes
-    # A video without a hash counts as itself, so that two new ones are not taken for the same bytes.
-    hashes = {video.name: known.get(video.name, video.name) for video in study.videos}
-    now = study_identity(study, model=settings["model"], encoding=settings["encoding"], content_hashes=hashes)
-    what = describe_changes(record.parts, now.parts)
-    setting = setting_from(record.setting)
-    if setting is not None and (pooling := study.pooling or setting.checkpoint_pooling) != setting.pooling:
-        what.append(f"pooling: {setting.pooling} before, {pooling} now")
-    return what
-
-
-def refuse_changes(study: Study, what: Sequence[str]) -> None:
-    """Errors: UserError with what changed and the way on, where something did."""
-    if what:
-        raise UserError(
-            [f"the study {study.name!r} is not the one its records belong to: {one}" for one in what],
-            "`tuner run --fresh` starts anew and keeps the old records in the database, archived; "
-            "or take the change back and go on",
-        )
-
-
 def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -> Choice | None:
     """What a search has come to, as far as the held-out part was asked; None where nothing fits."""
-    return _chosen(search, store, Results(study, store, planner))
+    return _chosen(search, store, Results(study, store, planner), store.trials())
 
 
 def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Choice]:
@@ -183,11 +155,14 @@ def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Cho
 
 
 def _choices(store: Store, results: Results) -> dict[int, Choice]:
-    found = {one.id: _chosen(one, store, results) for one in store.searches()}
+    trials = store.trials()
+    found = {one.id: _chosen(one, store, results, trials) for one in store.searches()}
     return {search: choice for search, choice in found.items() if choice is not None}
 
 
-def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | None:
+def _chosen(
+    search: SearchRecord, store: Store, results: Results, trials: Sequence[TrialRecord]
+) -> Choice | None:
     measured = store.measured()
 
     def held_out_of(configuration: Configuration | None) -> list[QuestionResult] | None:
@@ -196,7 +171,7 @@ def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | No
         return results.of(configuration, "held_out")
 
     return choose(
-        eligible(store.trials(), results.study.search),
+        eligible(trials, results.study.search),
         search.goal,
         search.budget,
         MaxDrop.parse(search.max_drop),
@@ -223,7 +198,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     infeasible = [one for one in store.infeasible() if one.search == search.id]
     measured = store.measured()
     baseline = {split: _accuracy(results.of(None, split)) for split in _parts(study)}
-    choice = _chosen(search, store, results)
+    choice = _chosen(search, store, results, recorded)
     best = None if choice is None else choice.trial
     wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
@@ -313,7 +288,7 @@ def load_summary(
 ) -> RunSummary:
     """The summary of the study's latest search, or of the latest with this budget and seed.
 
-    Errors: UserError when the study was never run, has no such search, or changed since.
+    Errors: UserError when the study was never run or has no such search.
     """
     return load_summaries(study, budget=budget, seed=seed, database=database, latest=True)[0]
 
@@ -321,7 +296,7 @@ def load_summary(
 def find_summary(study: Study, *, budget: float, database: str | None = None) -> RunSummary | None:
     """The summary of the study's latest search with this budget; None where there is none.
 
-    Errors: UserError when the study was never run, or changed since.
+    Errors: UserError when the study was never run.
     """
     with _recorded(study, database) as (store, record):
         searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
@@ -412,17 +387,6 @@ def load_status(study: Study, database: str | None = None) -> Status:
             trials_stopped=sum(trial.stopped is not None for trial in trials),
             quarantined=quarantined,
         )
-
-
-def without_skipped(study: Study, record: StudyRecord) -> Study:
-    """The study without the videos that its records left out because they could not be read."""
-    gone = {one["name"] for one in record.skipped} & {video.name for video in study.videos}
-    return replace(
-        study,
-        videos=tuple(video for video in study.videos if video.name not in gone),
-        questions=tuple(question for question in study.questions if question.video not in gone),
-        held_out=study.held_out - gone,
-    )
 
 
 def _parts(study: Study) -> tuple[Split, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 from tuner.errors import UserError
@@ -36,9 +37,10 @@ def open_study(name_or_path: str, database: str | None, say: Callable[[str], Non
             raise UserError(
                 f"the study {name!r} has no records in {store.url}; the studies there are {', '.join(others)}"
             )
-        record = store.require(name)
+        record = record or store.require(name)
+        tuned = store.videos_that_tuned(name, set(record.parts["videos"].values()))
     study = recorded_study(record)
-    if file is not None and (what := _differences(file, study, record)):
+    if file is not None and (what := _differences(file, study, record, tuned)):
         say(f"{file} differs from the records; this is as of the last `tuner run`: {'; '.join(what)}.")
     return study
 
@@ -52,8 +54,10 @@ def _has_records(name: str) -> bool:
     return Path(default_database(name).removeprefix("sqlite:///")).is_file()
 
 
-def _differences(file: Path, recorded: Study, record: StudyRecord) -> list[str]:
-    """What the study's files say otherwise, as far as they are here."""
+def _differences(file: Path, recorded: Study, record: StudyRecord, tuned: Collection[str]) -> list[str]:
+    """What the study's files say otherwise, as far as they are here. tuned: contents of videos that stay in
+    the tune split whatever the files say.
+    """
     try:
         here = load_study(file, skip_bad_videos=True)
     except UserError as error:
@@ -61,6 +65,9 @@ def _differences(file: Path, recorded: Study, record: StudyRecord) -> list[str]:
     # A video that is not on this host says nothing, and neither does one that the records leave out.
     missing = {one.name for one in here.skipped} | {one["name"] for one in record.skipped}
     contents, settings = record.parts["videos"], record.parts["settings"]
+    here = replace(
+        here, held_out=frozenset(name for name in here.held_out if contents.get(name) not in tuned)
+    )
     before, now = (
         study_identity(
             one,
