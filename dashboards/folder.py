@@ -46,14 +46,14 @@ def gather(
     from tuner.sensitivity.saved import load_sensitivity
 
     best = summary.best
-    sensitivity = load_sensitivity(summary.study, summary.budget, summary.study_hash)
+    sensitivity = load_sensitivity(summary.study, summary.budget, database)
     if sensitivity is not None and not _is_current(sensitivity, summary):
         sensitivity = None
     return Details(
         history=load_history(study, budget=summary.budget, seed=summary.seed, database=database),
         inspection=None
         if best is None
-        else load_inspection(summary.study, summary.study_hash, best.configuration),
+        else load_inspection(summary.study, best.configuration, database),
         comparison=comparison or load_comparison(study, summary.budget, database),
         sensitivity=sensitivity,
     )
@@ -108,17 +108,18 @@ def draw(
     database: str | None = None,
     *,
     comparison: Comparison | None = None,
+    folder: Path | None = None,
 ) -> tuple[Path, ...]:
     """Draws the study's figures and its report, and returns the files for MLflow, the report first.
 
-    comparison: used instead of the recorded one. Figures of an earlier drawing are removed, since some may
-    have no data any more.
+    comparison: used instead of the recorded one; folder: instead of .tuner/<study>/figures. Figures of an
+    earlier drawing are removed, since some may have no data any more.
     """
     from dashboards.picture.picture import write, write_library
 
     details = gather(study, summary, database, comparison=comparison)
     drawn = pictures(summary, details)
-    folder = _folder(summary.study)
+    folder = folder or _folder(summary.study)
     for name in _NAMES:
         for kind in ("html", "png", "csv"):
             for file in folder.glob(f"{name}.{kind}"):

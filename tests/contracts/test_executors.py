@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import NotFiniteError
-from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.evaluation.evaluator import Executor
 from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
@@ -147,7 +147,8 @@ def test_everything_is_answered_once(kind: str, ran: Callable[[str], Ran]) -> No
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
         wanted = {(question.id, "baseline") for question in study.questions}
         for trial in store.trials():
-            tune = zip(study.questions, trial.fingerprints, strict=True)
+            fingerprints = make_planner(study).fingerprints(trial.configuration.build())
+            tune = zip(study.questions, fingerprints, strict=True)
             wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.split_of(one) == "tune"}
         held_out = len(study.questions_of("held_out"))
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())

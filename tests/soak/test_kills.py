@@ -127,7 +127,8 @@ def recompute(folder: Path, *, exact: bool) -> int:
         expect(None, planner.fingerprints(None), "both", complete=True)
         for trial in store.trials():
             assert not trial.unfinished
-            expect(trial.configuration, trial.fingerprints, "tune", complete=trial.outcome is not None)
+            fingerprints = planner.fingerprints(trial.configuration.build())
+            expect(trial.configuration, fingerprints, "tune", complete=trial.outcome is not None)
         for configuration in store.measured():
             expect(configuration, planner.fingerprints(configuration.build()), "held_out", complete=True)
         stored = store.answers(wanted)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import AcceptWeakBaseline, Database, Study, TrackingUri, parse_budget
+from tuner.cli.options import AcceptWeakBaseline, Database, RecordedStudy, TrackingUri, parse_budget, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    study: Study,
+    study: RecordedStudy,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("best.json"),
     budget: Annotated[
         float | None,
@@ -48,10 +48,10 @@ def export(
 
     from tuner.export.best_file import export as write
     from tuner.reporting.from_records import load_summary
+    from tuner.reporting.recorded import open_study
     from tuner.reporting.summary import render
-    from tuner.study import load_study
 
-    loaded = load_study(study, skip_bad_videos=True)
+    loaded = open_study(study, database, warn)
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
     console = Console()
     recorded = _find(summary, tracking_uri, console)

@@ -21,10 +21,23 @@ def parse_budget(text: str) -> float:
         raise typer.BadParameter(f"a budget is a FLOPs ratio like 0.3 or 30%, but got {text!r}") from None
 
 
+def warn(text: str) -> None:
+    """One line that is no part of what was asked for."""
+    typer.echo(text, err=True)
+
+
 Study = Annotated[
     str,
     typer.Option(
         "--study", help="Name of a study in ./studies/ or of one that ships (demo), or a path to its folder."
+    ),
+]
+RecordedStudy = Annotated[
+    str,
+    typer.Option(
+        "--study",
+        help="Name of a study in the records, or a path to its folder. The records are all that is needed: "
+        "no videos, model or study.yaml.",
     ),
 ]
 Database = Annotated[

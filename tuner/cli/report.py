@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study, parse_budget
+from tuner.cli.options import Database, RecordedStudy, parse_budget, warn
 from tuner.errors import UserError
 
 
 def report(
-    study: Study,
+    study: RecordedStudy,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
     budget: Annotated[
         float | None,
@@ -38,14 +38,14 @@ def report(
     from dashboards import folder
     from tuner.export.best_file import write_whole
     from tuner.reporting.from_records import load_summary
-    from tuner.study import load_study
+    from tuner.reporting.recorded import open_study
 
     # Before the minutes that reading a large study may take.
     if output.is_dir():
         raise UserError(f"{output} is a folder; --output names a file.")
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} does not exist; --output writes into one that does.")
-    loaded = load_study(study, skip_bad_videos=True)
+    loaded = open_study(study, database, warn)
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
     details = folder.gather(loaded, summary, database)
     write_whole(output, folder.report(summary, details))

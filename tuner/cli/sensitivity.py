@@ -92,7 +92,7 @@ def sensitivity(
     quiet_libraries(downloads=not Path(loaded.model).is_dir())
     with RichProgress(console) as progress:
         found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
-    saved = save_sensitivity(found)
+    saved = save_sensitivity(found, database)
     files = draw_sensitivity(loaded, found, database)
     console.print(render(found))
     console.print(f"All numbers: {saved}", highlight=False, markup=False)

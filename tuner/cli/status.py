@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study
+from tuner.cli.options import Database, RecordedStudy, warn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def status(
-    study: Study,
+    study: RecordedStudy,
     database: Database = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -27,9 +27,9 @@ def status(
     from tuner.records.database import default_database
     from tuner.records.lock import holder
     from tuner.reporting.from_records import load_status
-    from tuner.study import load_study
+    from tuner.reporting.recorded import open_study
 
-    loaded = load_study(study, skip_bad_videos=True)
+    loaded = open_study(study, database, warn)
     found = load_status(loaded, database)
     running = holder(database or default_database(loaded.name), loaded.name)
     if as_json:
@@ -42,8 +42,6 @@ def status(
     console.print(f"Run by {running}." if running else "Nobody is running it.", highlight=False, markup=False)
     for question, reason in found.quarantined.items():
         console.print(f"Left out: question {question} ({reason}).", highlight=False, markup=False)
-    for one in found.changed:
-        console.print(f"The study changed since, so no trial is named: {one}.", highlight=False, markup=False)
     if found.searches:
         console.print(_searches(found))
 

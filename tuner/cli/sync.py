@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study, TrackingUri, parse_budget
+from tuner.cli.options import Database, RecordedStudy, TrackingUri, parse_budget, warn
 
 
 def sync(
-    study: Study,
+    study: RecordedStudy,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -33,17 +35,19 @@ def sync(
     from dashboards.folder import draw
     from tuner.cli.record import with_mlflow
     from tuner.reporting.from_records import load_summaries
-    from tuner.study import load_study
+    from tuner.reporting.recorded import open_study
 
-    loaded = load_study(study, skip_bad_videos=True)
+    loaded = open_study(study, database, warn)
     *earlier, latest = load_summaries(loaded, budget=budget, seed=seed, database=database)
-    files = draw(loaded, latest, database)
-    recorded = with_mlflow(
-        lambda mirror: mirror.record(latest, files, earlier=earlier),
-        tracking_uri,
-        Console(stderr=True),
-        "MLflow cannot be written",
-    )
+    # MLflow keeps copies: nothing else is left in this folder, which may be read-only.
+    with tempfile.TemporaryDirectory() as figures:
+        files = draw(loaded, latest, database, folder=Path(figures))
+        recorded = with_mlflow(
+            lambda mirror: mirror.record(latest, files, earlier=earlier),
+            tracking_uri,
+            Console(stderr=True),
+            "MLflow cannot be written",
+        )
     if recorded is None:
         raise typer.Exit(1)
     searches = f"{1 + len(earlier)} searches" if earlier else "1 search"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.options import Database, Study
+from tuner.cli.options import Database, RecordedStudy, warn
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -52,7 +52,7 @@ class Row:
 
 
 def trials(
-    study: Study,
+    study: RecordedStudy,
     database: Database = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
 ) -> None:
@@ -62,12 +62,12 @@ def trials(
     from tuner.records.database import default_database
     from tuner.records.store import Store
     from tuner.reporting.from_records import choices_of
+    from tuner.reporting.recorded import open_study
     from tuner.reporting.wording import searched_for
     from tuner.search.choices import worth_showing
     from tuner.search.selection import eligible
-    from tuner.study import load_study
 
-    loaded = load_study(study, skip_bad_videos=True)
+    loaded = open_study(study, database, warn)
     name = loaded.name
     with Store.open(database or default_database(name), create=False) as store:
         record = store.require(name)

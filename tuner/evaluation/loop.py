@@ -26,7 +26,7 @@ from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import judge, outcome, reference
 from tuner.evaluation.tasks import Evaluation, Kind, Task, VideoBatch
 from tuner.planning.planner import Planner
-from tuner.records.measurements import CacheUse
+from tuner.records.measurements import CacheUse, ModelUse
 from tuner.records.store import Store
 from tuner.records.values import Pair, Pruned, RecordedAnswer, TrialRecord
 from tuner.search import pruner
@@ -149,6 +149,10 @@ class Loop(ABC):
             )
         if cache_use is not None:
             self._store.count_cache_use(cache_use)
+        took = ModelUse(len(answers), sum(one.seconds for one in answers))
+        self._store.count_model_use(
+            evaluation.kind, evaluation.number if evaluation.kind == "trial" else None, took
+        )
         # A question may have been quarantined while it was being asked.
         answers = [answer for answer in answers if answer.question in evaluation.fingerprints]
         evaluation.answers.update((answer.question, answer) for answer in answers)
@@ -353,8 +357,7 @@ class Loop(ABC):
         return dict(zip(ids, self._planner.fingerprints(method), strict=True))
 
     def _trial_evaluation(self, trial: TrialRecord) -> Evaluation:
-        ids = (question.id for question in self._planner.questions)
-        fingerprints = dict(zip(ids, trial.fingerprints, strict=True))
+        fingerprints = self._fingerprints(trial.configuration)
         tune = {question: fingerprints[question] for question in self._questions["tune"]}
         return self._evaluation("trial", trial.configuration, trial.number, tune)
 

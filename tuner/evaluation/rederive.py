@@ -59,10 +59,8 @@ def rederive(study: Study, store: Store, planner: Planner) -> Rederived:
 
     trials = {}
     for trial in store.trials():
-        method = trial.configuration.build()
         trials[trial.number] = Derived(
-            planner.fingerprints(method),
-            planner.binding_ratio(method),
+            planner.binding_ratio(trial.configuration.build()),
             None if trial.stopped is not None else derived(trial.configuration, "tune"),
         )
     measured = {configuration: derived(configuration, "held_out") for configuration in store.measured()}

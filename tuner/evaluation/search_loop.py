@@ -421,11 +421,8 @@ class SearchLoop(Loop):
     def _accept(
         self, number: int, configuration: Configuration, binding_ratio: float, purpose: Purpose = "search"
     ) -> TrialRecord:
-        fingerprints = self._planner.fingerprints(configuration.build())
-        self._store.propose(self._search, number, configuration, fingerprints, binding_ratio, purpose)
-        trial = TrialRecord(
-            number, self._search.id, configuration, fingerprints, binding_ratio, None, purpose
-        )
+        self._store.propose(self._search, number, configuration, binding_ratio, purpose)
+        trial = TrialRecord(number, self._search.id, configuration, binding_ratio, None, purpose)
         self._trials[number] = trial
         return trial
 

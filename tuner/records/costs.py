@@ -69,7 +69,7 @@ class Costs(Connected):
         query = select(ModelUseRow.__table__).where(ModelUseRow.study_id == self._study_id)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
-        return {(row.kind, row.trial): ModelUse(row.answers, row.seconds, row.flops) for row in rows}
+        return {(row.kind, row.trial): ModelUse(row.answers, row.seconds) for row in rows}
 
     def cache_use(self) -> CacheUse | None:
         """The study's sums; None where nothing was counted."""

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from pipeline.methods import KNOBS
-from tuner.records.schema import FINGERPRINT_DIGITS
 from tuner.study.values import Configuration, Outcome, Split
-
-
-def joined(fingerprints: Sequence[str]) -> bytes:
-    """Fingerprints as one column."""
-    return bytes.fromhex("".join(fingerprints))
-
-
-def separated(fingerprints: bytes) -> tuple[str, ...]:
-    """The reverse of `joined`."""
-    text = fingerprints.hex()
-    return tuple(
-        text[start : start + FINGERPRINT_DIGITS] for start in range(0, len(text), FINGERPRINT_DIGITS)
-    )
 
 
 def knob_columns(configuration: Configuration) -> dict[str, Any]:

@@ -18,7 +18,7 @@ quarantine      a question that is left out because it kills its workers
 What was tried:
 
 search      a budget, a seed, a search space and how many trials were asked for
-trial       a row of knobs; its answers are found through its fingerprints, one per question
+trial       a row of knobs; its answers are found through the fingerprints of its plans
 infeasible  a proposal over the budget: it cost no model time and is no trial
 selection   the trial a search chose on the tune split
 look        what held-out videos said of a search's candidates
@@ -298,8 +298,6 @@ class TrialRow(KnobColumns, OutcomeColumns, Base):
     study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
     search_id: Mapped[int] = mapped_column(ForeignKey("adatp_search.id"))
     number: Mapped[int]
-    # One fingerprint per question of the study, in order of position, 16 bytes each.
-    fingerprints: Mapped[bytes] = mapped_column(LargeBinary)
     # The larger of the tune and the held-out split's FLOPs ratio: what the budget binds.
     binding_ratio: Mapped[float]
     # Why it was asked for: "search", or "above" for a configuration beyond the budget that the front shows.
@@ -461,8 +459,6 @@ class ModelUseRow(Base):
     trial: Mapped[int]
     answers: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float]
-    # Multiply-adds; NULL where an older version answered.
-    flops: Mapped[float | None]
 
 
 class InspectionRow(Base):

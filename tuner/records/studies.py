@@ -13,7 +13,7 @@ from pipeline.layout import Layout
 from tuner.errors import UserError
 from tuner.records.connected import Connected, inserted
 from tuner.records.database import shown
-from tuner.records.rows import digest, joined, outcome_columns
+from tuner.records.rows import digest, outcome_columns
 from tuner.records.schema import (
     EncodingRow,
     MeasuredRow,
@@ -155,7 +155,7 @@ class Studies(Connected):
     ) -> None:
         """Another definition in the place of the open study's, with all that follows from it.
 
-        trials: fingerprints, FLOPs ratio and outcome of each by number; whether it was pruned is then to be
+        trials: FLOPs ratio and outcome of each by number; whether it was pruned is then to be
         found anew. measured: outcomes of the configurations on the held-out split. Left out: they stay.
         """
         with self._transaction() as connection:
@@ -180,7 +180,6 @@ class Studies(Connected):
                     update(TrialRow)
                     .where(TrialRow.study_id == here, TrialRow.number == number)
                     .values(
-                        fingerprints=joined(derived.fingerprints),
                         binding_ratio=derived.binding_ratio,
                         pruned_by=None,
                         pruned_videos=None,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sqlalchemy import Update, func, insert, select, update
 
 from tuner.records.connected import Connected
 from tuner.records.rows import (
     configuration_of,
-    joined,
     knob_columns,
     outcome_columns,
     outcome_of,
-    separated,
 )
 from tuner.records.schema import TrialRow
 from tuner.records.values import Pruned, Purpose, SearchRecord, TrialRecord
@@ -28,7 +24,6 @@ class Trials(Connected):
         search: SearchRecord,
         number: int,
         configuration: Configuration,
-        fingerprints: Sequence[str],
         binding_ratio: float,
         purpose: Purpose = "search",
     ) -> None:
@@ -40,7 +35,6 @@ class Trials(Connected):
                     study_id=self._study_id,
                     search_id=search.id,
                     number=number,
-                    fingerprints=joined(fingerprints),
                     binding_ratio=binding_ratio,
                     purpose=purpose,
                     **knob_columns(configuration),
@@ -59,7 +53,6 @@ class Trials(Connected):
                 number=row.number,
                 search=row.search_id,
                 configuration=configuration_of(row),
-                fingerprints=separated(row.fingerprints),
                 binding_ratio=row.binding_ratio,
                 outcome=outcome_of(row, "tune"),
                 purpose=row.purpose,

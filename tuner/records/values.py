@@ -132,7 +132,6 @@ class TrialRecord:
     number: int
     search: int
     configuration: Configuration
-    fingerprints: tuple[str, ...]
     binding_ratio: float
     outcome: Outcome | None
     purpose: Purpose = "search"
@@ -160,7 +159,6 @@ class InfeasibleRecord:
 class Derived:
     """What a definition of the study makes of a trial."""
 
-    fingerprints: tuple[str, ...]
     binding_ratio: float
     # None where answers are missing.
     outcome: Outcome | None

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -16,10 +16,10 @@ from pipeline.flops import ModelShape, VisionShape
 from pipeline.methods import AdaTP
 from tuner.errors import UserError
 from tuner.evaluation.scoring import answer_cost, divergence, judge
-from tuner.planning.planner import Planner
+from tuner.planning.planner import SPLITS, Planner
 from tuner.planning.study_cost import study_cost
 from tuner.records.database import default_database
-from tuner.records.measurements import ServingCost
+from tuner.records.measurements import ModelUse, ServingCost
 from tuner.records.store import Store
 from tuner.records.values import (
     Goal,
@@ -45,7 +45,6 @@ from tuner.statistics.guessing import against_guessing
 from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Measured, Verdict
 from tuner.study import Study, StudyQuestion
-from tuner.study.identity import describe_changes, study_identity
 from tuner.study.values import AnswerCost, Binding, Configuration, Outcome, QuestionResult, Setting, Split
 
 
@@ -59,8 +58,7 @@ class SearchStatus:
     trials_asked: int
     trials_completed: int
     refused: int
-    # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits, or the
-    # study changed since.
+    # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits.
     best: Trial | None
     # Its outcome on the held-out part; None until it is there.
     held_out: Outcome | None
@@ -89,24 +87,25 @@ class Status:
     trials_stopped: int = 0
     # Questions that are left out: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
-    # What differs between the study and its records, a sentence each: then no trial is named the best.
-    changed: tuple[str, ...] = ()
 
 
 class Results:
-    """The judged answers of one study, by configuration."""
+    """The judged answers of one study, by configuration; each is read once, when it is first asked for."""
 
     def __init__(self, study: Study, store: Store, planner: Planner) -> None:
         self._study = study.without(store.quarantined())
         self._store = store
         self._planner = planner
-        self._baseline = self._answers(None)
+        self._answers_of: dict[tuple[Configuration | None, Split], dict[str, RecordedAnswer]] = {}
+        self._results_of: dict[tuple[Configuration | None, Split], list[QuestionResult]] = {}
 
-    def _answers(self, configuration: Configuration | None) -> dict[str, RecordedAnswer]:
-        method = None if configuration is None else configuration.build()
-        ids = [question.id for question in self._planner.questions]
-        found = self._store.answers(zip(ids, self._planner.fingerprints(method), strict=True))
-        return {question: answer for (question, _), answer in found.items()}
+    def _answers(self, configuration: Configuration | None, split: Split) -> dict[str, RecordedAnswer]:
+        if (configuration, split) not in self._answers_of:
+            method = None if configuration is None else configuration.build()
+            ids = [question.id for question in self._study.questions_of(split)]
+            found = self._store.answers(zip(ids, self._planner.fingerprints(method, ids), strict=True))
+            self._answers_of[configuration, split] = {name: answer for (name, _), answer in found.items()}
+        return self._answers_of[configuration, split]
 
     @property
     def study(self) -> Study:
@@ -115,16 +114,18 @@ class Results:
 
     def answered(self) -> int:
         """Questions with a baseline answer."""
-        return len(self._baseline)
+        return sum(len(self._answers(None, split)) for split in SPLITS)
 
     def of(self, configuration: Configuration | None, split: Split) -> list[QuestionResult]:
         """Judged answers in the study's order; None is the baseline. Unanswered questions are left out."""
-        answers = self._baseline if configuration is None else self._answers(configuration)
-        return [
-            judge(question, split, answers[question.id], self._baseline[question.id])
-            for question in self._study.questions_of(split)
-            if question.id in answers and question.id in self._baseline
-        ]
+        if (configuration, split) not in self._results_of:
+            answers, baseline = self._answers(configuration, split), self._answers(None, split)
+            self._results_of[configuration, split] = [
+                judge(question, split, answers[question.id], baseline[question.id])
+                for question in self._study.questions_of(split)
+                if question.id in answers and question.id in baseline
+            ]
+        return self._results_of[configuration, split]
 
 
 def make_planner(record: StudyRecord) -> Planner:
@@ -143,52 +144,25 @@ def setting_from(values: dict[str, Any]) -> Setting | None:
     return Setting(**{**values, "pruning_layers": tuple(values["pruning_layers"])}) if values else None
 
 
-def changes(study: Study, record: StudyRecord, content_hashes: dict[str, str] | None = None) -> list[str]:
-    """What differs between a study and its records, a sentence each, as far as shows without the model.
-
-    Without `content_hashes` the bytes of the videos are taken to be those of the records.
-    """
-    settings = record.parts["settings"]
-    known = record.parts["videos"] if content_hashes is None else content_hashes
-    # A video without a hash counts as itself, so that two new ones are not taken for the same bytes.
-    hashes = {video.name: known.get(video.name, video.name) for video in study.videos}
-    now = study_identity(study, model=settings["model"], encoding=settings["encoding"], content_hashes=hashes)
-    what = describe_changes(record.parts, now.parts)
-    setting = setting_from(record.setting)
-    if setting is not None and (pooling := study.pooling or setting.checkpoint_pooling) != setting.pooling:
-        what.append(f"pooling: {setting.pooling} before, {pooling} now")
-    return what
-
-
-def refuse_changes(study: Study, what: Sequence[str]) -> None:
-    """Errors: UserError with what changed and the way on, where something did."""
-    if what:
-        raise UserError(
-            [f"the study {study.name!r} is not the one its records belong to: {one}" for one in what],
-            "`tuner run` takes the change over and uses every answer again that still fits; "
-            "or take the change back",
-        )
-
-
 def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -> Choice | None:
     """What a search has come to, as far as the held-out part was asked; None where nothing fits."""
-    return _chosen(search, store, Results(study, store, planner))
+    return _chosen(search, store, Results(study, store, planner), store.trials())
 
 
 def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Choice]:
-    """What each search has come to, by the search's id; those where nothing fits are left out.
+    """What each search has come to, by the search's id; those where nothing fits are left out."""
+    return _choices(store, Results(study, store, make_planner(record)))
 
-    None is told of a study that changed since: its labels may be others.
-    """
-    study = without_skipped(study, record)
-    if changes(study, record):
-        return {}
-    results = Results(study, store, make_planner(record))
-    found = {one.id: _chosen(one, store, results) for one in store.searches()}
+
+def _choices(store: Store, results: Results) -> dict[int, Choice]:
+    trials = store.trials()
+    found = {one.id: _chosen(one, store, results, trials) for one in store.searches()}
     return {search: choice for search, choice in found.items() if choice is not None}
 
 
-def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | None:
+def _chosen(
+    search: SearchRecord, store: Store, results: Results, trials: Sequence[TrialRecord]
+) -> Choice | None:
     measured = store.measured()
 
     def held_out_of(configuration: Configuration | None) -> list[QuestionResult] | None:
@@ -197,7 +171,7 @@ def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | No
         return results.of(configuration, "held_out")
 
     return choose(
-        eligible(store.trials(), results.study.search),
+        eligible(trials, results.study.search),
         search.goal,
         search.budget,
         MaxDrop.parse(search.max_drop),
@@ -224,15 +198,15 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     infeasible = [one for one in store.infeasible() if one.search == search.id]
     measured = store.measured()
     baseline = {split: _accuracy(results.of(None, split)) for split in _parts(study)}
-    choice = _chosen(search, store, results)
+    choice = _chosen(search, store, results, recorded)
     best = None if choice is None else choice.trial
     wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
     looks = store.looks()
     own_looks = [one for of_search, one in looks if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
-    answers, seconds = store.answer_totals()
-    shared = _shared([*completed, *outside], planner, quarantined)
+    asked = sum((took for kind, took in store.model_use().items() if kind != "noise"), ModelUse())
+    shared = _shared([*completed, *outside], store.trial_use())
     noise, cache_use = store.noise(), store.cache_use()
     return RunSummary(
         study=study.name,
@@ -254,7 +228,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         else None,
         refused=len(infeasible),
         shared_answers=shared,
-        evaluated_answers=answers,
+        evaluated_answers=asked.answers,
         skipped_videos=tuple(one["name"] for one in record.skipped),
         quarantined=quarantined,
         smallest_reachable=smallest_reachable(planner, study.search),
@@ -283,11 +257,11 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
             planner,
             recorded,
             measured,
-            answers=answers,
+            answers=asked.answers,
             shared=shared,
             prefixes=None if cache_use is None else cache_use.prefixes_built,
             noise=noise,
-            seconds=seconds,
+            seconds=asked.seconds,
         ),
         videos=len({one.video for one in record.questions}),
         cache_use=cache_use,
@@ -314,7 +288,7 @@ def load_summary(
 ) -> RunSummary:
     """The summary of the study's latest search, or of the latest with this budget and seed.
 
-    Errors: UserError when the study was never run, has no such search, or changed since.
+    Errors: UserError when the study was never run or has no such search.
     """
     return load_summaries(study, budget=budget, seed=seed, database=database, latest=True)[0]
 
@@ -322,9 +296,9 @@ def load_summary(
 def find_summary(study: Study, *, budget: float, database: str | None = None) -> RunSummary | None:
     """The summary of the study's latest search with this budget; None where there is none.
 
-    Errors: UserError when the study was never run, or changed since.
+    Errors: UserError when the study was never run.
     """
-    with _recorded(study, database) as (study, store, record):
+    with _recorded(study, database) as (store, record):
         searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
         return summarise(study, store, record, searches[-1]) if searches else None
 
@@ -341,7 +315,7 @@ def load_summaries(
 
     latest: of that one alone. Errors: as `load_summary`.
     """
-    with _recorded(study, database) as (study, store, record):
+    with _recorded(study, database) as (store, record):
         searches = [
             one
             for one in store.searches()
@@ -359,13 +333,9 @@ def load_summaries(
 
 
 @contextmanager
-def _recorded(study: Study, database: str | None) -> Iterator[tuple[Study, Store, StudyRecord]]:
-    """The study as its records know it. Errors: UserError when it was never run, or changed since."""
+def _recorded(study: Study, database: str | None) -> Iterator[tuple[Store, StudyRecord]]:
     with Store.open(database or default_database(study.name), create=False) as store:
-        record = store.require(study.name)
-        study = without_skipped(study, record)
-        refuse_changes(study, changes(study, record))
-        yield study, store, record
+        yield store, store.require(study.name)
 
 
 def load_status(study: Study, database: str | None = None) -> Status:
@@ -375,14 +345,11 @@ def load_status(study: Study, database: str | None = None) -> Status:
     """
     with Store.open(database or default_database(study.name), create=False) as store:
         record = store.require(study.name)
-        choices = choices_of(study, store, record)
-        planner = make_planner(record)
+        results = Results(study, store, make_planner(record))
+        choices = _choices(store, results)
         trials, infeasible, measured = store.trials(), store.infeasible(), store.measured()
         completed = [trial for trial in trials if trial.outcome is not None]
         quarantined = store.quarantined()
-        unpruned = zip(record.questions, planner.fingerprints(None), strict=True)
-        wanted = [(one.id, fingerprint) for one, fingerprint in unpruned if one.id not in quarantined]
-        baseline = store.answers(wanted)
         searches = []
         for search in store.searches():
             choice = choices.get(search.id)
@@ -411,27 +378,15 @@ def load_status(study: Study, database: str | None = None) -> Status:
             study=record.name,
             study_hash=record.hash,
             database=store.url,
-            baseline_questions=len(wanted),
-            baseline_answered=len(baseline),
+            baseline_questions=sum(one.id not in quarantined for one in record.questions),
+            baseline_answered=results.answered(),
             trials_completed=sum(trial.purpose == "search" for trial in completed),
             trials_unfinished=sum(trial.unfinished for trial in trials),
             answers=store.count_answers(),
             searches=tuple(searches),
             trials_stopped=sum(trial.stopped is not None for trial in trials),
             quarantined=quarantined,
-            changed=tuple(changes(without_skipped(study, record), record)),
         )
-
-
-def without_skipped(study: Study, record: StudyRecord) -> Study:
-    """The study without the videos that its records left out because they could not be read."""
-    gone = {one["name"] for one in record.skipped} & {video.name for video in study.videos}
-    return replace(
-        study,
-        videos=tuple(video for video in study.videos if video.name not in gone),
-        questions=tuple(question for question in study.questions if question.video not in gone),
-        held_out=study.held_out - gone,
-    )
 
 
 def _parts(study: Study) -> tuple[Split, ...]:
@@ -590,13 +545,8 @@ def _closest(
     return min(tried, key=lambda one: one.flops_ratio, default=None)
 
 
-def _shared(trials: Sequence[TrialRecord], planner: Planner, left_out: Collection[str]) -> int:
-    """Answers that trials found instead of asking for them, through plans they share."""
-    tune = [
-        index for index, one in enumerate(planner.questions) if one.split == "tune" and one.id not in left_out
-    ]
-    seen = {(index, fingerprint) for index, fingerprint in enumerate(planner.fingerprints(None))}
-    baseline = len(seen)
-    for trial in trials:
-        seen.update((index, trial.fingerprints[index]) for index in tune)
-    return len(trials) * len(tune) - (len(seen) - baseline)
+def _shared(completed: Sequence[TrialRecord], use: Mapping[int, ModelUse]) -> int:
+    """Answers that completed trials found in the records instead of asking for them."""
+    judged = sum(one.outcome.questions for one in completed if one.outcome is not None)
+    asked = sum(use.get(one.number, ModelUse()).answers for one in completed)
+    return max(0, judged - asked)

@@ -1,5 +1,5 @@
-"""What pruning does to videos, written down once with the model at hand: regressions and gains, frame by
-frame, and where attention and the kept tokens lie. Figures are drawn from the file, without a model.
+"""What pruning does to videos, recorded once with the model at hand: regressions and gains, frame by frame,
+and where attention and the kept tokens lie. Figures are drawn from the records, without a model.
 
 Answers are those of the records. Which tokens stayed is found by asking again, and held against the counts
 that were recorded with the answers.
@@ -7,15 +7,10 @@ that were recorded with the answers.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +25,7 @@ from pipeline.video import read_frames
 from tuner.evaluation.evaluator import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.planning.planner import Planner
+from tuner.records.database import default_database
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
 from tuner.reporting.from_records import Results, flips
@@ -53,8 +49,8 @@ JPEG_QUALITY = 60
 TOP_SHARE = 0.1
 LAST_SHARE = 1 / 8
 
-# Raise it when the file's content changes: older files then count as missing.
-_VERSION = 2
+# Raise it when the content changes: what an older version recorded then counts as missing.
+_VERSION = 3
 
 Kind = Literal["regression", "gain"]
 
@@ -164,13 +160,6 @@ class Inspection:
     def left_out(self, kind: Kind) -> int:
         """Questions of this kind without a card."""
         return (self.regressions if kind == "regression" else self.gains) - len(self.shown(kind))
-
-
-def inspection_path(study: str, study_hash: str, configuration: Configuration) -> Path:
-    """Where the inspection of a study's configuration lies, whether or not it is there."""
-    values = json.dumps([_VERSION, study_hash, configuration.as_dict()], sort_keys=True)
-    digest = hashlib.sha256(values.encode()).hexdigest()[:16]
-    return Path(".tuner") / study / f"inspection-{digest}.npz"
 
 
 def inspect(
@@ -414,14 +403,13 @@ def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-# The file: numbers as arrays, everything else as JSON that names them.
+# As bytes: numbers as arrays, everything else as JSON that names them.
 
 _ARRAY = "__array__"
 
 
-def save_inspection(inspection: Inspection) -> Path:
-    """Writes it to its place, all of it or nothing, and returns the place. Errors: OSError."""
-    path = inspection_path(inspection.study, inspection.study_hash, inspection.configuration)
+def pack(inspection: Inspection) -> bytes:
+    """An inspection as the records keep it."""
     arrays: dict[str, Any] = {}
 
     def named(value: Any) -> dict[str, str]:
@@ -429,27 +417,33 @@ def save_inspection(inspection: Inspection) -> Path:
         arrays[name] = np.frombuffer(value, dtype=np.uint8) if isinstance(value, bytes) else value
         return {_ARRAY: name}
 
-    text = json.dumps(asdict(inspection), default=named)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        unfinished = Path(folder) / path.name
-        np.savez_compressed(unfinished, inspection=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
-        unfinished.replace(path)
-    return path
+    text = json.dumps({"version": _VERSION, **asdict(inspection)}, default=named)
+    file = io.BytesIO()
+    np.savez_compressed(file, inspection=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
+    return file.getvalue()
 
 
-def load_inspection(study: str, study_hash: str, configuration: Configuration) -> Inspection | None:
-    """The inspection of this configuration; None where there is none, or the file is damaged."""
-    path = inspection_path(study, study_hash, configuration)
-    try:
-        # Opened here: numpy leaves a damaged file open.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+def load_inspection(
+    study: str, configuration: Configuration, database: str | None = None
+) -> Inspection | None:
+    """The inspection of this configuration of the study as it is now defined; None where there is none, or
+    another version made it.
+    """
+    with Store.open(database or default_database(study), create=False) as store:
+        store.require(study)
+        content = store.inspection(configuration)
+    return None if content is None else unpack(content)
 
-            def array(values: dict[str, Any]) -> Any:
-                return file[values[_ARRAY]] if set(values) == {_ARRAY} else values
 
-            values = json.loads(file["inspection"].tobytes(), object_hook=array)
-    except (FileNotFoundError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError):
+def unpack(content: bytes) -> Inspection | None:
+    """The reverse of `pack`; None for what another version packed."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+
+        def array(values: dict[str, Any]) -> Any:
+            return file[values[_ARRAY]] if set(values) == {_ARRAY} else values
+
+        values = json.loads(file["inspection"].tobytes(), object_hook=array)
+    if values.pop("version", None) != _VERSION:
         return None
     return Inspection(
         **values

@@ -36,12 +36,9 @@ from tuner.records.store import Store
 from tuner.records.values import StudyRecord
 from tuner.reporting.from_records import (
     Results,
-    changes,
     chosen,
     held_out,
     make_planner,
-    refuse_changes,
-    without_skipped,
 )
 from tuner.reporting.values import Compared, Comparison
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared
@@ -171,12 +168,10 @@ def load_comparison(study: Study, budget: float, database: str | None = None) ->
     """What `compare` measured at this budget, from the records alone; None where it never ran to its end.
 
     What hangs on a configuration that was tuned since is left out. Errors: UserError when the study was never
-    run, or changed since.
+    run.
     """
     with Store.open(database or default_database(study.name), create=False) as store:
         record = store.require(study.name)
-        study = without_skipped(study, record)
-        refuse_changes(study, changes(study, record))
         planner = make_planner(record)
         lineup = line_up(planner, study.search, budget, _tuned(study, store, planner, budget))
         measured = store.measured()

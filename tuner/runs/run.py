@@ -38,7 +38,7 @@ from tuner.records.measurements import CacheUse
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StudyRecord
 from tuner.reporting.from_records import chosen, make_planner, setting_from, summarise
-from tuner.reporting.inspection import inspect, load_inspection, save_inspection
+from tuner.reporting.inspection import inspect, pack, unpack
 from tuner.reporting.values import RunSummary
 from tuner.reporting.wording import pooled
 from tuner.runs.study_record import Model, define, revise
@@ -278,21 +278,21 @@ class Session:
         if choice is None or not self.study.questions_of("held_out"):
             return
         best = choice.trial.configuration
-        if load_inspection(self.study.name, self.record.hash, best) is not None:
+        there = self.store.inspection(best)
+        if there is not None and unpack(there) is not None:
             return
         try:
-            save_inspection(
-                inspect(
-                    self.model.evaluator(),
-                    self.study,
-                    self.record.hash,
-                    self.store,
-                    self.planner,
-                    best,
-                    progress=self.progress,
-                )
+            found = inspect(
+                self.model.evaluator(),
+                self.study,
+                self.record.hash,
+                self.store,
+                self.planner,
+                best,
+                progress=self.progress,
             )
-        except (PipelineError, UserError, OSError) as error:
+            self.store.record_inspection(best, pack(found))
+        except (PipelineError, UserError) as error:
             self.progress.message(f"What pruning does to the videos could not be looked at: {error}")
         except KeyboardInterrupt:
             raise InterruptedRunError(

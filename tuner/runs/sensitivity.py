@@ -24,7 +24,7 @@ from tuner.planning.planner import Planner
 from tuner.records.database import default_database
 from tuner.records.store import Store
 from tuner.records.values import Pair, StudyRecord
-from tuner.reporting.from_records import chosen, make_planner, setting_from, without_skipped
+from tuner.reporting.from_records import chosen, make_planner, setting_from
 from tuner.runs.run import RunOptions, ask
 from tuner.search.space import Range, SearchSpace, knob_ranges
 from tuner.sensitivity import failures
@@ -125,7 +125,6 @@ class _Plan:
     @classmethod
     def of(cls, study: Study, store: Store, budget: float, runs: int, max_drop: str | None) -> _Plan:
         record = store.require(study.name)
-        study = without_skipped(study, record)
         planner = make_planner(record)
         searches = [one for one in store.searches() if one.budget == budget and one.goal == "budget"]
         choice = chosen(study, store, planner, searches[-1]) if searches else None

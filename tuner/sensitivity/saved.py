@@ -1,4 +1,4 @@
-"""A sensitivity study as a file beside the records, for figures and reports."""
+"""A sensitivity study in the records, for figures and reports, and as a file of all its numbers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from tuner.records.database import default_database
+from tuner.records.store import Store
 from tuner.sensitivity.results import Sensitivity
 
 
-def sensitivity_file(study: str, budget: float) -> Path:
-    """Where it is kept, from the working directory."""
-    return Path(".tuner") / study / f"sensitivity-{budget:g}.json"
-
-
-def save_sensitivity(found: Sensitivity) -> Path:
-    """Writes it whole or not at all, and returns where."""
-    path = sensitivity_file(found.study, found.budget)
+def save_sensitivity(found: Sensitivity, database: str | None = None) -> Path:
+    """Records it, and writes a file of its numbers whole or not at all; returns where."""
+    text = json.dumps(asdict(found))
+    with Store.open(database or default_database(found.study)) as store:
+        store.require(found.study)
+        store.record_sensitivity(found.budget, text)
+    path = Path(".tuner") / found.study / f"sensitivity-{found.budget:g}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -30,15 +31,16 @@ def save_sensitivity(found: Sensitivity) -> Path:
     return path
 
 
-def load_sensitivity(study: str, budget: float, study_hash: str | None = None) -> Sensitivity | None:
-    """The study's last sensitivity study at this budget; None where there is none, or none that this version
-    reads, or it belongs to a study with another hash.
+def load_sensitivity(study: str, budget: float, database: str | None = None) -> Sensitivity | None:
+    """The last sensitivity study at this budget of the study as it is now defined; None where there is none,
+    or none that this version reads.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    with Store.open(database or default_database(study), create=False) as store:
+        store.require(study)
+        text = store.sensitivity(budget)
     try:
-        text = sensitivity_file(study, budget).read_text(encoding="utf-8")
-        found = TypeAdapter(Sensitivity).validate_json(text)
-    except (OSError, UnicodeDecodeError, ValidationError):
+        return None if text is None else TypeAdapter(Sensitivity).validate_json(text)
+    except ValidationError:
         return None
-    return found if study_hash in (None, found.study_hash) else None

@@ -75,6 +75,12 @@ def find_study(name_or_path: str | Path) -> Path:
     )
 
 
+def study_name(file: Path) -> str:
+    """The name of the study that this study.yaml defines, whatever else may be wrong with it."""
+    written = parse_study(file, Mistakes()).written.get("name")
+    return written if isinstance(written, str) and written else file.parent.absolute().resolve().name
+
+
 def known_studies() -> tuple[str, ...]:
     """Names that `load_study` knows here: the folders of ./studies/ and those that ship with the package."""
     names = {

@@ -24,6 +24,7 @@ from tests.tuner import fakes
 from tuner.cli.progress import RichProgress
 from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
+from tuner.records.definition import definition
 from tuner.records.lock import held
 from tuner.records.store import Store
 from tuner.records.values import Pruned
@@ -190,13 +191,13 @@ def test_a_study_that_was_never_run_says_what_makes_its_records(call, tiny, monk
 
 @pytest.mark.quick
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    import tuner.study
+    import tuner.reporting.recorded
     from tuner.cli.main import main
 
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(tuner.study, "load_study", broken)
+    monkeypatch.setattr(tuner.reporting.recorded, "open_study", broken)
     monkeypatch.setattr(sys, "argv", ["tuner", "status", "--study", "demo"])
     with pytest.raises(ZeroDivisionError):
         main()
@@ -296,12 +297,12 @@ def test_a_full_disk_is_one_message_and_exit_code_one(call, monkeypatch, error):
 
 @pytest.mark.quick
 def test_other_errors_of_the_system_are_our_mistakes(call, monkeypatch):
-    import tuner.study
+    import tuner.reporting.recorded
 
     def broken(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
 
-    monkeypatch.setattr(tuner.study, "load_study", broken)
+    monkeypatch.setattr(tuner.reporting.recorded, "open_study", broken)
     with pytest.raises(PermissionError):
         call("status", "--study", "demo")
 
@@ -322,10 +323,8 @@ def test_a_second_driver_is_told_who_holds_the_study_and_readers_are_not_refused
 
 
 @pytest.fixture
-def fake_study(tmp_path, monkeypatch):
-    """A run of a study without a model, with a trial that the race stopped and one that was killed."""
-    import tuner.study
-
+def fake_study(tmp_path):
+    """A run of a study without a model, with a pruned trial and one that was killed."""
     study = fakes.make_study()
     with fakes.open_store(tmp_path / "fake.db", study) as store:
         InProcessExecutor(fakes.FakeEvaluator(study, hungry="v03.mp4-q0")).run(fakes.make_loop(study, store))
@@ -336,13 +335,18 @@ def fake_study(tmp_path, monkeypatch):
                 search,
                 number,
                 Configuration.from_method(method),
-                fakes.make_planner(study).fingerprints(method),
                 0.4,
                 "above",
             )
         store.record({}, stopped=(6, Pruned(by=2, videos=3)))
-    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: study)
     return f"sqlite:///{tmp_path}/fake.db"
+
+
+def redefine(url: str, search: Search) -> None:
+    """As if study.yaml had got another search section, and the study was run since."""
+    with Store.open(url) as store:
+        record = store.require("fake")
+        store.revise(replace(record, definition=definition(replace(fakes.make_study(), search=search))))
 
 
 @pytest.mark.quick
@@ -387,14 +391,11 @@ def test_trials_lists_every_trial(call, fake_study):
 
 
 @pytest.mark.quick
-def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study, monkeypatch):
-    import tuner.study
-
+def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study):
     with Store.open(fake_study) as store:
         store.find("fake")
         low, *_, high = sorted(float(one.configuration.get("tau_t")) for one in store.trials()[:6])
-    bounded = replace(fakes.make_study(), search=Search(bounds=(("tau_t", (low + 1e-6, high)),)))
-    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: bounded)
+    redefine(fake_study, Search(bounds=(("tau_t", (low + 1e-6, high)),)))
     shown = call("trials", "--study", "fake", "--database", fake_study)
     (line,) = [one for one in shown.out.splitlines() if "not allowed by study.yaml" in one]
     rows = json.loads(call("trials", "--study", "fake", "--database", fake_study, "--json").out)
@@ -405,20 +406,16 @@ def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study, m
 
 
 @pytest.mark.quick
-def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study, monkeypatch):
-    import tuner.study
-
-    listed = replace(fakes.make_study(), search=Search(choices=(("deduplicate", ("demote", "drop")),)))
-    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: listed)
+def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study):
+    redefine(fake_study, Search(choices=(("deduplicate", ("demote", "drop")),)))
     shown = call("trials", "--study", "fake", "--database", fake_study)
     assert sum(" demote " in line for line in shown.out.splitlines()) == 8
 
-    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: fakes.make_study())
+    redefine(fake_study, Search())
     method = AdaTP(p=0.4, score_query="mean")
     with Store.open(fake_study) as store:
         store.find("fake")
-        prints = fakes.make_planner(fakes.make_study()).fingerprints(method)
-        store.propose(store.searches()[0], 8, Configuration.from_method(method), prints, 0.3)
+        store.propose(store.searches()[0], 8, Configuration.from_method(method), 0.3)
     shown = call("trials", "--study", "fake", "--database", fake_study)
     assert sum(" last " in line for line in shown.out.splitlines()) == 8
     assert sum(" mean " in line for line in shown.out.splitlines()) == 1
@@ -487,7 +484,7 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
 @pytest.mark.quick
 def test_status_shows_each_search(call, monkeypatch):
     import tuner.reporting.from_records
-    import tuner.study
+    import tuner.reporting.recorded
     from tuner.reporting.from_records import SearchStatus, Status
 
     summary = make_summary()
@@ -496,7 +493,7 @@ def test_status_shows_each_search(call, monkeypatch):
         SearchStatus(1.0, 0, "budget", 40, 0, 9, None, None, goal="max_drop", max_drop="1%"),
     )
     status = Status("demo", "5f2c9d7be1a0", "sqlite:///x.db", 1200, 1200, 24, 1, 9000, searches)
-    monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: type("Study", (), {"name": "demo"}))
+    monkeypatch.setattr(tuner.reporting.recorded, "open_study", lambda *_: SimpleNamespace(name="demo"))
     monkeypatch.setattr(tuner.reporting.from_records, "load_status", lambda *_: status)
     shown = call("status", "--study", "demo").out
     for text in (

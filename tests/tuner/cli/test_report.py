@@ -38,7 +38,7 @@ def finished(monkeypatch):
         asked.update(arguments, study=study.name)
         return make_summary()
 
-    monkeypatch.setattr("tuner.study.load_study", lambda name, **_: SimpleNamespace(name=name))
+    monkeypatch.setattr("tuner.reporting.recorded.open_study", lambda name, *_: SimpleNamespace(name=name))
     monkeypatch.setattr("tuner.reporting.from_records.load_summary", load_summary)
     monkeypatch.setattr("dashboards.folder.gather", lambda *_, **__: Details())
     return asked

@@ -150,14 +150,13 @@ def test_answers_that_were_shared_cost_nothing_and_do_not_change_the_naive_study
 @quick
 def test_a_pruned_trial_costs_its_share_of_the_videos_and_naively_all_of_them(tmp_path: Path) -> None:
     one = Configuration.from_method(AdaTP(p=0.6))
-    fingerprints = PLANNER.fingerprints(one.build())
     with open_store(tmp_path / "t.db", STUDY) as store:
         evaluator = FakeEvaluator(STUDY)
         answer(store, evaluator, None, range(len(PLANNER.questions)))
         baseline = cost(store)
         search = store.search(0.5, 0, "budget", 3)
         ratio = PLANNER.cost(one.build()).compute["tune"].flops_ratio
-        store.propose(search, 0, one, fingerprints, ratio)
+        store.propose(search, 0, one, ratio)
         answer(store, evaluator, one, TUNE[:6])
         unfinished = cost(store)
         store.record({}, stopped=(0, Pruned(by=9, videos=2)))

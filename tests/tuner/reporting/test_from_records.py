@@ -186,9 +186,7 @@ def test_stopped_trials_and_those_above_the_budget_are_no_trials_of_the_search(
     def propose(number: int, p: float, purpose: Any) -> None:
         other = replace(method, p=p)
         ratio = planner.cost(other).compute["tune"].flops_ratio
-        store.propose(
-            search, number, Configuration.from_method(other), planner.fingerprints(other), ratio, purpose
-        )
+        store.propose(search, number, Configuration.from_method(other), ratio, purpose)
 
     done = store.trials()[0].outcome
     assert done is not None

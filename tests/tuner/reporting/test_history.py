@@ -1,4 +1,4 @@
-"""The history is told from the records alone: when each trial ended, and what it cost."""
+"""The history is told from the records alone: what each trial added, and what it took."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.methods import AdaTP
 from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
+from tuner.records.measurements import ModelUse
 from tuner.records.store import Store
 from tuner.records.values import Pruned
 from tuner.reporting.history import History, history, load_history
@@ -44,6 +46,10 @@ def told(study: Study, store: Store) -> History:
     return history(store, replace(record, shape=asdict(SHAPE)), store.searches()[-1], study.search)
 
 
+def propose(store: Store, number: int, configuration: Configuration) -> None:
+    store.propose(store.searches()[-1], number, configuration, 0.25)
+
+
 def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
     """A trial answered on the first so many tune videos and stopped there."""
     planner = make_planner(study)
@@ -52,7 +58,7 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
     changed = replace(method, p=method.p - 0.05)
     fingerprints = planner.fingerprints(changed)
     configuration = Configuration.from_method(changed)
-    store.propose(store.searches()[-1], number, configuration, fingerprints, 0.25)
+    propose(store, number, configuration)
     known = store.answers(zip([one.id for one in planner.questions], planner.fingerprints(None), strict=True))
     wanted = sorted({one.video for one in study.questions_of("tune")})[:videos]
     answers = {
@@ -62,6 +68,8 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
         )
         if question.split == "tune" and question.video in wanted
     }
+    asked = len(answers) - len(store.answers(answers))
+    store.count_model_use("trial", number, ModelUse(asked, 0.5 * asked))
     store.record(answers, stopped=(number, Pruned(by, videos)))
 
 
@@ -77,12 +85,24 @@ def test_every_trial_has_its_row_and_the_clock_runs_forward(study: Study, store:
 
 def test_seconds_are_those_of_the_answers_and_each_counts_once(study: Study, store: Store) -> None:
     found = run(study, store, trials=4)
+    assert [row.answers for row in found.rows] == [24] * 4
     assert sum(row.seconds for row in found.rows) == pytest.approx(found.model_time.trials)
     assert found.rows[-1].seconds_so_far == pytest.approx(found.model_time.trials)
-    assert found.model_time.total == pytest.approx(sum(one.seconds for one in store.stored_answers()))
-    assert found.model_time.baseline > 0
+    noise = store.noise()
+    assert noise is not None
+    assert found.model_time.other == pytest.approx(0.001 * noise.questions)
+    assert found.model_time.total == pytest.approx(0.001 * (store.count_answers() + noise.questions))
+    assert found.model_time.baseline == pytest.approx(0.001 * 48)
     assert found.model_time.held_out > 0
-    assert found.model_time.other == 0
+
+
+def test_a_run_that_goes_on_adds_to_what_was_taken(study: Study, store: Store) -> None:
+    before = run(study, store, trials=2)
+    assert told(study, store) == before
+    after = run(study, store, trials=4)
+    assert after.rows[:2] == before.rows
+    assert after.model_time.baseline == before.model_time.baseline
+    assert after.model_time.trials > before.model_time.trials
 
 
 def test_the_hypervolume_is_that_of_the_trials_so_far(study: Study, store: Store) -> None:
@@ -107,36 +127,27 @@ def test_a_stopped_trial_ends_with_its_last_video_and_adds_nothing(study: Study,
     assert after.stopped == (row,)
 
 
-def test_what_is_asked_later_with_the_same_plans_does_not_move_a_stopped_trials_end(
-    study: Study, store: Store
-) -> None:
+def test_answers_found_through_equal_plans_take_no_time(study: Study, store: Store) -> None:
     run(study, store, trials=2)
     stop(study, store, 2, videos=3, by=1)
     first = told(study, store).rows[-1]
-    # Another trial with the same knobs goes on where that one was stopped.
+    # Another trial with the same knobs goes on where that one was pruned.
     stop(study, store, 3, videos=8, by=1)
-    rows = {row.number: row for row in told(study, store).rows}
+    rows = told(study, store).rows
     assert rows[2] == first
     assert rows[3].videos == 8
     assert rows[3].answers == pytest.approx(24 - 9, abs=9)
-    assert rows[3].seconds_so_far > rows[2].seconds_so_far
-
-
-def test_a_trial_that_finds_all_its_answers_does_not_end_before_it_began(study: Study, store: Store) -> None:
-    run(study, store, trials=3)
-    first = store.trials()[0]
-    store.propose(store.searches()[-1], 3, first.configuration, first.fingerprints, first.binding_ratio)
-    store.record({}, completed=(3, first.outcome))  # type: ignore[arg-type]
-    rows = {row.number: row for row in told(study, store).rows}
-    assert rows[3].answers == 0
-    assert rows[3].seconds == 0
-    assert rows[3].seconds_so_far > rows[1].seconds_so_far
+    done = store.trials()[0]
+    propose(store, 4, done.configuration)
+    store.record({}, completed=(4, done.outcome))  # type: ignore[arg-type]
+    last = told(study, store).rows[-1]
+    assert (last.number, last.answers, last.seconds) == (4, 0, 0.0)
+    assert last.seconds_so_far == rows[3].seconds_so_far
 
 
 def test_a_trial_under_way_and_quarantined_questions_are_left_out(study: Study, store: Store) -> None:
     run(study, store, trials=2)
-    first = store.trials()[0]
-    store.propose(store.searches()[-1], 2, first.configuration, ("f" * 32,) * 48, 0.2)
+    propose(store, 2, Configuration.from_method(AdaTP(p=0.11)))
     question = study.questions_of("tune")[0]
     store.quarantine(question.id, "killed its worker")
     found = told(study, store)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import delete, update
 
 from pipeline.errors import VideoError
 from tests.checkpoints import scenes, write_checkpoints
@@ -17,16 +18,17 @@ from tests.tuner.runs.test_run import COLORS, OPTIONS, Recorder, make_study
 from tests.videos import write_video
 from tuner.evaluation.evaluator import PipelineEvaluator
 from tuner.records.database import default_database
+from tuner.records.schema import InspectionRow
 from tuner.records.store import Store
 from tuner.reporting import inspection as module
 from tuner.reporting.from_records import Results, flips, make_planner
 from tuner.reporting.inspection import (
     Inspection,
-    inspection_path,
     last_frames,
     load_inspection,
+    pack,
     relative,
-    save_inspection,
+    unpack,
 )
 from tuner.reporting.values import RunSummary
 from tuner.runs.run import InterruptedRunError, run
@@ -76,14 +78,14 @@ def decided(study: Study, answer: Callable[..., list[dict[str, Any]]]) -> Callab
 def study(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """In place: the study's model is found by its absolute path. What a test leaves is taken away."""
     monkeypatch.chdir(finished)
-    for file in finished.glob(".tuner/tiny/inspection-*"):
-        file.unlink()
+    with Store.open(default_database("tiny")) as store, store._engine.begin() as connection:
+        connection.execute(delete(InspectionRow))
     return make_study(finished)
 
 
 def load(summary: RunSummary) -> Inspection | None:
     assert summary.best is not None
-    return load_inspection(summary.study, summary.study_hash, summary.best.configuration)
+    return load_inspection(summary.study, summary.best.configuration)
 
 
 def test_a_run_leaves_what_its_summary_finds_and_the_same_again_loads_no_model(
@@ -201,7 +203,7 @@ def test_a_look_that_fails_ends_no_run(
     summary = run(study, LOOKING, progress)
     assert summary.best is not None
     assert reason in told[-1]
-    assert not list(Path(".tuner/tiny").glob("inspection-*"))
+    assert load(summary) is None
 
 
 def test_ctrl_c_while_looking_loses_nothing_else(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,15 +240,12 @@ def test_an_unreadable_video_is_left_out_with_a_message(
 
 
 @pytest.mark.quick
-def test_it_reads_back_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_it_reads_back_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
     written = make_inspection(frames=20, cards=2, unreadable={"w.mp4": "is gone"})
     written = replace(
         written, cards=(*written.cards, make_card(9, 20, tags={"array": "array0"}, kind="gain"))
     )
-    path = save_inspection(written)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    read = load_inspection(written.study, written.study_hash, written.configuration)
+    read = unpack(pack(written))
     assert read is not None
     assert read.configuration == written.configuration
     assert read.unreadable == written.unreadable
@@ -259,25 +258,26 @@ def test_it_reads_back_as_it_was_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert read.films["v.mp4"].strips == written.films["v.mp4"].strips
     assert read.bias is not None
     assert (read.bias.attention == make_bias(20).attention).all()
-    assert load_inspection(written.study, "another", written.configuration) is None
-    data = path.read_bytes()
-    for damaged in (data[: len(data) // 2], b"", data[:200] + b"\0" * 400 + data[600:]):
-        path.write_bytes(damaged)
-        assert load_inspection(written.study, written.study_hash, written.configuration) is None
+    monkeypatch.setattr(module, "_VERSION", 0)
+    assert unpack(pack(make_inspection())) is not None
+    older = pack(written)
+    monkeypatch.undo()
+    assert unpack(older) is None
 
 
-@pytest.mark.quick
-def test_the_place_depends_on_study_and_configuration() -> None:
+def test_it_is_of_one_configuration_of_the_study_as_it_is_defined(study: Study) -> None:
     from pipeline.methods import AdaTP
 
-    one, other = (Configuration.from_method(AdaTP(p=p)) for p in (0.5, 0.6))
-    assert (
-        len(
-            {inspection_path("s", "h", one), inspection_path("s", "h", other), inspection_path("s", "i", one)}
-        )
-        == 3
-    )
-    assert inspection_path("s", "h", one).parent == Path(".tuner/s")
+    written = make_inspection(frames=20, cards=2)
+    other = Configuration.from_method(AdaTP(p=0.123))
+    with Store.open(default_database(study.name)) as store:
+        store.require(study.name)
+        store.record_inspection(other, pack(written))
+    assert load_inspection(study.name, other) is not None
+    assert load_inspection(study.name, Configuration.from_method(AdaTP(p=0.124))) is None
+    with Store.open(default_database(study.name)) as store, store._engine.begin() as connection:
+        connection.execute(update(InspectionRow).values(study_hash="another"))
+    assert load_inspection(study.name, other) is None
 
 
 @pytest.mark.quick

@@ -78,6 +78,7 @@ class _Move:
         self._answers()
         self._quarantine()
         self._looks()
+        self._model_use()
         self.old.drop_all(self.connection)
         if self.connection.dialect.name == "postgresql":
             for name in (one.name for one in self.new.tables.values() if "id" in one.c):
@@ -216,6 +217,47 @@ class _Move:
             self.connection.execute(
                 sa.insert(self.new.tables["adatp_look"]).values(**row._mapping, candidates=[row.trial])
             )
+
+    def _model_use(self) -> None:
+        """Version 2 did not count what a trial took: an answer was asked by the first trial that needs it."""
+        question, answer, trial = (self.old.tables[name] for name in ("question", "answer", "trial"))
+        for study in self._rows(sa.select(self.old.tables["study"].c.id)):
+            asked = self._rows(
+                sa.select(question.c.id, question.c.part)
+                .where(question.c.study_id == study.id)
+                .order_by(question.c.position)
+            )
+            parts = {one.id: one.part for one in asked}
+            left = {
+                (one.question_id, one.fingerprint): one
+                for one in self._rows(
+                    sa.select(answer.c.question_id, answer.c.fingerprint, answer.c.seconds, answer.c.kept)
+                    .join(question, question.c.id == answer.c.question_id)
+                    .where(question.c.study_id == study.id)
+                )
+            }
+            used: dict[tuple[str, int], list[float]] = {}
+            for key in [key for key, one in left.items() if not one.kept]:  # the unpruned model
+                used.setdefault(("baseline", -1), []).append(left.pop(key).seconds)
+            for one in self._rows(
+                sa.select(trial.c.number, trial.c.fingerprints)
+                .where(trial.c.study_id == study.id)
+                .order_by(trial.c.number)
+            ):
+                digits = one.fingerprints.hex()
+                for place, (identifier, part) in enumerate(parts.items()):
+                    key = identifier, digits[32 * place : 32 * place + 32]
+                    if part == "tune" and key in left:
+                        used.setdefault(("trial", one.number), []).append(left.pop(key).seconds)
+            for (identifier, _), one in left.items():
+                kind = "held_out" if parts[identifier] == "held_out" else "asked"
+                used.setdefault((kind, -1), []).append(one.seconds)
+            for (kind, number), seconds in used.items():
+                self.connection.execute(
+                    sa.insert(self.new.tables["adatp_model_use"]).values(
+                        study_id=study.id, kind=kind, trial=number, answers=len(seconds), seconds=sum(seconds)
+                    )
+                )
 
 
 def _make_tables() -> None:
@@ -398,7 +440,6 @@ def _make_tables() -> None:
         sa.Column("trial", sa.Integer(), nullable=False),
         sa.Column("answers", sa.BigInteger(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
-        sa.Column("flops", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(
             ["study_id"],
             ["adatp_study.id"],
@@ -626,7 +667,6 @@ def _make_tables() -> None:
         sa.Column("study_id", sa.Integer(), nullable=False),
         sa.Column("search_id", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("fingerprints", sa.LargeBinary(), nullable=False),
         sa.Column("binding_ratio", sa.Double(), nullable=False),
         sa.Column("purpose", sa.String(length=16), nullable=False),
         sa.Column("pruned_by", sa.Integer(), nullable=True),
