@@ -259,11 +259,11 @@ def _said(row: HealthRow) -> str:
 
 _CSS = f"""
 .health table {{ border-collapse: collapse; table-layout: fixed; width: 100%; max-width: 64rem;
-  margin: 0 0 1.6rem; }}
+  margin: 0 0 1.6rem; font-size: clamp(.8rem, 2.4vw + .2rem, 1rem); }}
 .health caption {{ text-align: left; font-weight: 600; padding: 0 0 .4rem; }}
 .health th, .health td {{ text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
   border-top: 1px solid rgb(128 128 128 / .3); font-weight: 400; overflow-wrap: break-word; hyphens: auto; }}
-.health th {{ width: 30%; }}
+.health th {{ width: 32%; }}
 .health td.value {{ width: 26%; font-variant-numeric: tabular-nums; }}
 .health .bar {{ display: block; height: .4rem; margin-top: .25rem; background: rgb(128 128 128 / .2); }}
 .health .bar span {{ display: block; height: 100%; background: {BLUE};

@@ -256,7 +256,7 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
             assert page.locator(".scatterlayer .point").count() > 40
         assert [title.split(",")[0] for title in titles] == [
             "LLM prefill FLOPs",
-            "end-to-end FLOPs with the vision tower",
+            "end-to-end FLOPs including the vision tower",
         ]
         # Nothing in it offers to send the figure somewhere.
         assert page.locator(".modebar-btn").count() > 0
