@@ -287,3 +287,17 @@ def test_status_names_the_trial_that_the_run_and_the_export_name(study: Study, s
     changed = load_status(other, store.url)
     assert [one.best for one in changed.searches] == [None, None]
     assert "1 question changed" in changed.changed[0]
+
+
+def test_a_search_recorded_with_a_sampler_and_space_of_before_stays_readable(
+    study: Study, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = store.search(0.35, 0, "knobs", 3, sampler="nsga2")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "search", lambda *_, **__: old)
+        summary = run(study, store, trials=3, unsolved=True)
+    assert (summary.sampler, len(summary.trials)) == ("nsga2", 3)
+    (status,) = load_status(study, store.url).searches
+    assert (status.coordinates, status.trials_completed, status.best) == ("knobs", 3, summary.best)
+    # A search of today learns from its trials.
+    assert len(make_loop(study, store, seed=1)._observations()) == 3
