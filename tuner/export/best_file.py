@@ -381,7 +381,10 @@ def describe(
         max_drop=summary.max_drop or None,
         margin=summary.margin,
         tested=[TestedNumbers(**dataclasses.asdict(one)) for one in summary.tested],
-        looks=[LookNumbers(**dataclasses.asdict(one)) for one in summary.looks],
+        looks=[
+            LookNumbers(**{field.name: getattr(one, field.name) for field in dataclasses.fields(LookNumbers)})
+            for one in summary.looks
+        ],
         noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),
         accepted_regressions=summary.verdict != "shown",
         guessing=None if guessing is None else GuessingNumbers(**dataclasses.asdict(guessing)),
