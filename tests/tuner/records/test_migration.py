@@ -17,7 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, create_engine, inspect
+from sqlalchemy import DateTime, MetaData, create_engine, inspect
 
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tests.tuner.records.servers import postgresql
@@ -146,6 +146,11 @@ def test_they_are_the_same_on_postgresql(server: str, old: Path, expected: dict[
     tables = MetaData()
     with source.connect() as here, target.begin() as there:
         tables.reflect(here)
+        for column in (one for table in tables.sorted_tables for one in table.columns):
+            # What SQLite calls otherwise.
+            column.type = column.type.as_generic()
+            if isinstance(column.type, DateTime):
+                column.type = DateTime(timezone=True)
         tables.create_all(there)
         for table in tables.sorted_tables:
             if rows := [dict(row._mapping) for row in here.execute(table.select())]:

@@ -7,12 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, OneShot
-from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_planner, make_study, open_store
+from tests.tuner.fakes import (
+    FakeEvaluator,
+    begin,
+    make_loop,
+    make_planner,
+    make_study,
+    open_store,
+    study_record,
+)
 from tuner.errors import DiskFullError, UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
@@ -369,3 +377,74 @@ def test_times_side_by_side_are_those_measured_last_on_a_machine(tmp_path: Path)
         assert store.timed([one, other], "b") == {other: second}
         assert store.timed([one, other]) == {one: second, other: second}
         assert store.timed([one]) == {one: second}
+
+
+def test_looks_are_added_and_none_is_changed(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        search = store.search(0.3, 0, "budget", 40)
+        store.record_look(search, 5, 2, "shown", level=0.05, candidates=(2, 4))
+        # A run that is repeated looks at nothing new.
+        store.record_look(search, 5, 2, "shown", level=0.05, candidates=(2, 4))
+        store.record_look(search, 9, 7, "untested", level=0.0125)
+        store.record_look(search, 5, 2, "shown", level=0.05, candidates=(2, 4))
+        looks = [one for _, one in store.looks()]
+        assert [(one.trials, one.level, one.candidates) for one in looks] == [
+            (5, 0.05, (2, 4)),
+            (9, 0.0125, ()),
+            (5, 0.05, (2, 4)),
+        ]
+        begin(store, make_study(), archive=True)
+        assert [one for _, one in store.looks()] == looks
+    with open_store(tmp_path / "t.db", replace(make_study(), name="other")) as store:
+        assert store.looks() == ()
+
+
+def test_the_same_question_asked_twice_is_one_prompt(tmp_path: Path) -> None:
+    study = make_study()
+    twice = replace(study, questions=(*study.questions, replace(study.questions[0], id="again")))
+    with open_store(tmp_path / "t.db", twice) as store:
+        one = ("v00.mp4-q0", "a" * 32)
+        store.record({one: answer("v00.mp4-q0")})
+        found = store.answers([one, ("again", "a" * 32)])
+        assert found == {one: answer("v00.mp4-q0"), ("again", "a" * 32): answer("again")}
+        assert store.count_answers() == 1
+
+
+def test_a_lease_ends_by_itself_and_its_token_grows(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/t.db") as store:
+        first = store.acquire("fake", "one", "here", 60)
+        assert first is not None
+        assert store.acquire("fake", "two", "there", 60) is None
+        assert store.acquire("another", "two", "there", 60) is not None
+        assert store.renew("fake", first, -1)
+        second = store.acquire("fake", "two", "there", 60)
+        assert second is not None
+        assert second > first
+        assert not store.renew("fake", first, 60)
+        assert not store.release("fake", first)
+        assert store.release("fake", second)
+        third = store.acquire("fake", "one", "here", 60)
+        assert third is not None
+        assert third > second
+
+
+def test_what_reports_need_belongs_to_one_definition(tmp_path: Path) -> None:
+    study, configuration = make_study(), Configuration.from_method(KNOBS)
+    with open_store(tmp_path / "t.db", study) as store:
+        store.record_inspection(configuration, b"first")
+        store.record_inspection(configuration, b"second")
+        store.record_sensitivity(0.3, "{}")
+        assert (store.inspection(configuration), store.sensitivity(0.3)) == (b"second", "{}")
+        assert store.sensitivity(0.4) is store.inspection(Configuration.from_method(OneShot(0.1))) is None
+        store.revise(replace(study_record(study), hash="another"))
+        assert store.inspection(configuration) is store.sensitivity(0.3) is None
+
+
+def test_looking_answers_up_does_not_scan_them(tmp_path: Path) -> None:
+    with open_store(tmp_path / "t.db", make_study()) as store, store._transaction() as connection:
+        plan = connection.execute(
+            text(f"EXPLAIN QUERY PLAN {store._query('answer.*').text}"), {"pairs": "[]"}
+        ).all()
+    steps = [row[3] for row in plan]
+    assert any("SEARCH answer USING INDEX" in one and "fingerprint=?" in one for one in steps)
+    assert not any("SCAN answer" in one for one in steps)
