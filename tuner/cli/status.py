@@ -26,12 +26,12 @@ def status(
 
     from tuner.records.database import default_database
     from tuner.records.lock import holder
-    from tuner.reporting.from_records import load_status
-    from tuner.reporting.recorded import open_study
+    from tuner.reporting.from_records import status_of
+    from tuner.reporting.recorded import opened
 
-    loaded = open_study(study, database, warn)
-    found = load_status(loaded, database)
-    running = holder(database or default_database(loaded.name), loaded.name)
+    with opened(study, database, warn) as records:
+        found = status_of(*records)
+    running = holder(database or default_database(found.study), found.study)
     if as_json:
         by = None if running is None else dataclasses.asdict(running)
         typer.echo(json.dumps(dataclasses.asdict(found) | {"running": by}, indent=2))

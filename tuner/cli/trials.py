@@ -13,8 +13,6 @@ from tuner.cli.options import Database, RecordedStudy, warn
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from rich.table import Table
-
     from tuner.records.values import SearchRecord, TrialRecord
 
 
@@ -57,20 +55,13 @@ def trials(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
 ) -> None:
     """List all trials with their knobs and what they reach on tune videos; also while a run goes on."""
-    from rich.console import Console
-
-    from tuner.records.database import default_database
-    from tuner.records.store import Store
     from tuner.reporting.from_records import choices_of
-    from tuner.reporting.recorded import open_study
+    from tuner.reporting.recorded import opened
     from tuner.reporting.wording import searched_for
     from tuner.search.choices import worth_showing
     from tuner.search.selection import eligible
 
-    loaded = open_study(study, database, warn)
-    name = loaded.name
-    with Store.open(database or default_database(name), create=False) as store:
-        record = store.require(name)
+    with opened(study, database, warn) as (loaded, store, record):
         recorded, searches = store.trials(), {one.id: one for one in store.searches()}
         best_of: dict[int, list[str]] = {}
         for search, choice in choices_of(loaded, store, record).items():
@@ -83,10 +74,8 @@ def trials(
         typer.echo(json.dumps([asdict(row) for row in found], indent=2))
     else:
         listed = [choice for choice, _ in loaded.search.choices]
-        table = _table(found, worth_showing(listed, (one.configuration for one in recorded)))
         # As wide as it needs to be: a number cut short is none.
-        width = Console(width=1000).measure(table).maximum
-        Console(width=max(width, Console().width)).print(table)
+        typer.echo(_table(found, worth_showing(listed, (one.configuration for one in recorded))))
 
 
 def rows(
@@ -130,28 +119,21 @@ def rows(
     return result
 
 
-def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _table(found: list[Row], choices: tuple[str, ...]) -> str:
+    """By hand: rich takes seconds for a thousand rows."""
     from pipeline.methods import KNOBS
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    numbers = ("accuracy", "log-\nprob.", "FLOPs", "end to\nend", "lost", "gained", "budget")
-    for name in ("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS)):
-        table.add_column(name, justify="right")
-    for name in choices:
-        table.add_column(name.replace("_", "_\n"))
-    for name in numbers:
-        table.add_column(name, justify="right")
-    table.add_column("front")
-    table.add_column("best of")
-    table.add_column("state")
-    for row in found:
-        table.add_row(
+    right = [
+        *("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS)),
+        *("accuracy", "log-\nprob.", "FLOPs", "end to\nend", "lost", "gained", "budget"),
+    ]
+    left = [*(name.replace("_", "_\n") for name in choices), "front", "best of", "state"]
+    titles = [["", *name.split("\n")][-2:] for name in (*right, *left)]
+    lines = [list(one) for one in zip(*titles, strict=True)]
+    lines += [
+        [
             str(row.number),
             *(_number(row.parameters.get(knob), ".4g") for knob in KNOBS),
-            *(row.parameters.get(name, "-") for name in choices),
             _number(None if row.accuracy is None else 100 * row.accuracy, ".1f"),
             _number(row.logprob_change, "+.4f"),
             _number(row.flops_ratio, ".4f"),
@@ -159,11 +141,22 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> Table:
             _number(row.regressions, "d"),
             _number(row.gained, "d"),
             f"{row.budget:g}" if row.within_budget else f"> {row.budget:g}",
+            *(str(row.parameters.get(name, "-")) for name in choices),
             "yes" if row.on_front else "",
             "; ".join(row.best_of),
             _state(row),
-        )
-    return table
+        ]
+        for row in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    written = [
+        " ".join(
+            cell.rjust(width) if place < len(right) else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*written[:2], "-" * max(map(len, written)), *written[2:]])
 
 
 def _state(row: Row) -> str:

@@ -209,7 +209,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         looks.setdefault((of_search, one.max_drop), one)
     own_looks = [one for (of_search, _), one in looks.items() if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
-    asked = sum((took for kind, took in store.model_use().items() if kind != "noise"), ModelUse())
+    asked = _asked(store)
     shared = _shared([*completed, *outside], store.trial_use())
     noise, cache_use = store.noise(), store.cache_use()
     return RunSummary(
@@ -347,50 +347,54 @@ def load_status(study: Study, database: str | None = None) -> Status:
 
     Errors: UserError when it was never run.
     """
-    with Store.open(database or default_database(study.name), create=False) as store:
-        record = store.require(study.name)
-        results = Results(study, store, make_planner(record))
-        choices = _choices(store, results)
-        trials, infeasible, measured = store.trials(), store.infeasible(), store.measured()
-        completed = [trial for trial in trials if trial.outcome is not None]
-        quarantined = store.quarantined()
-        searches = []
-        for search in store.searches():
-            choice = choices.get(search.id)
-            best = None if choice is None else choice.trial
-            searches.append(
-                SearchStatus(
-                    budget=search.budget,
-                    seed=search.seed,
-                    coordinates=search.coordinates,
-                    trials_asked=search.trials,
-                    trials_completed=sum(
-                        trial.search == search.id and trial.purpose == "search" for trial in completed
-                    ),
-                    refused=sum(one.search == search.id for one in infeasible),
-                    best=None if best is None else _trial(best, search.budget),
-                    held_out=None if best is None else measured.get(best.configuration),
-                    trials_stopped=sum(
-                        trial.search == search.id and trial.stopped is not None for trial in trials
-                    ),
-                    goal=search.goal,
-                    max_drop=search.max_drop,
-                    verdict="untested" if choice is None else choice.verdict,
-                )
+    with _recorded(study, database) as (store, record):
+        return status_of(study, store, record)
+
+
+def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
+    """How far a study has come. `store` has found `record`."""
+    results = Results(study, store, make_planner(record))
+    choices = _choices(store, results)
+    trials, infeasible, measured = store.trials(), store.infeasible(), store.measured()
+    completed = [trial for trial in trials if trial.outcome is not None]
+    quarantined = store.quarantined()
+    searches = []
+    for search in store.searches():
+        choice = choices.get(search.id)
+        best = None if choice is None else choice.trial
+        searches.append(
+            SearchStatus(
+                budget=search.budget,
+                seed=search.seed,
+                coordinates=search.coordinates,
+                trials_asked=search.trials,
+                trials_completed=sum(
+                    trial.search == search.id and trial.purpose == "search" for trial in completed
+                ),
+                refused=sum(one.search == search.id for one in infeasible),
+                best=None if best is None else _trial(best, search.budget),
+                held_out=None if best is None else measured.get(best.configuration),
+                trials_stopped=sum(
+                    trial.search == search.id and trial.stopped is not None for trial in trials
+                ),
+                goal=search.goal,
+                max_drop=search.max_drop,
+                verdict="untested" if choice is None else choice.verdict,
             )
-        return Status(
-            study=record.name,
-            study_hash=record.hash,
-            database=store.url,
-            baseline_questions=sum(one.id not in quarantined for one in record.questions),
-            baseline_answered=results.answered(),
-            trials_completed=sum(trial.purpose == "search" for trial in completed),
-            trials_unfinished=sum(trial.unfinished for trial in trials),
-            answers=store.count_answers(),
-            searches=tuple(searches),
-            trials_stopped=sum(trial.stopped is not None for trial in trials),
-            quarantined=quarantined,
         )
+    return Status(
+        study=record.name,
+        study_hash=record.hash,
+        database=store.url,
+        baseline_questions=sum(one.id not in quarantined for one in record.questions),
+        baseline_answered=results.answered(),
+        trials_completed=sum(trial.purpose == "search" for trial in completed),
+        trials_unfinished=sum(trial.unfinished for trial in trials),
+        answers=_asked(store).answers,
+        searches=tuple(searches),
+        trials_stopped=sum(trial.stopped is not None for trial in trials),
+        quarantined=quarantined,
+    )
 
 
 def _parts(study: Study) -> tuple[Split, ...]:
@@ -547,6 +551,11 @@ def _closest(
     tried = [InfeasibleProposal(one.configuration, one.binding_ratio) for one in trials]
     tried += [InfeasibleProposal(one.configuration, one.binding_ratio) for one in infeasible]
     return min(tried, key=lambda one: one.flops_ratio, default=None)
+
+
+def _asked(store: Store) -> ModelUse:
+    """Of the study's answers; the noise floor's are kept nowhere."""
+    return sum((took for kind, took in store.model_use().items() if kind != "noise"), ModelUse())
 
 
 def _shared(completed: Sequence[TrialRecord], use: Mapping[int, ModelUse]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,17 @@ from tuner.study.loading import find_study, load_study, study_name
 
 
 def open_study(name_or_path: str, database: str | None, say: Callable[[str], None]) -> Study:
-    """The study as it was last run: the one that this folder defines, or the one of this name where there is
-    no such folder.
+    """The study that `opened` finds, the records closed again."""
+    with opened(name_or_path, database, say) as (study, _, _):
+        return study
+
+
+@contextmanager
+def opened(
+    name_or_path: str, database: str | None, say: Callable[[str], None]
+) -> Iterator[tuple[Study, Store, StudyRecord]]:
+    """The study as it was last run, and its records: the one that this folder defines, or the one of this
+    name where there is no such folder.
 
     say: is told in one line where the folder's files differ from what is recorded.
     Errors: UserError when no such study is recorded, or the records cannot be read.
@@ -38,11 +48,13 @@ def open_study(name_or_path: str, database: str | None, say: Callable[[str], Non
                 f"the study {name!r} has no records in {store.url}; the studies there are {', '.join(others)}"
             )
         record = record or store.require(name)
-        tuned = store.videos_that_tuned(name, set(record.parts["videos"].values()))
-    study = recorded_study(record)
-    if file is not None and (what := _differences(file, study, record, tuned)):
-        say(f"{file} differs from the records; this is as of the last `tuner run`: {'; '.join(what)}.")
-    return study
+        study = recorded_study(record)
+        if file is not None:
+            tuned = store.videos_that_tuned(name, set(record.parts["videos"].values()))
+            if what := _differences(file, study, record, tuned):
+                told = "; ".join(what)
+                say(f"{file} differs from the records; this is as of the last `tuner run`: {told}.")
+        yield study, store, record
 
 
 def _is_name(text: str) -> bool:

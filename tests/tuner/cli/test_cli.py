@@ -10,6 +10,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,7 +198,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(tuner.reporting.recorded, "open_study", broken)
+    monkeypatch.setattr(tuner.reporting.recorded, "opened", broken)
     monkeypatch.setattr(sys, "argv", ["tuner", "status", "--study", "demo"])
     with pytest.raises(ZeroDivisionError):
         main()
@@ -302,7 +303,7 @@ def test_other_errors_of_the_system_are_our_mistakes(call, monkeypatch):
     def broken(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
 
-    monkeypatch.setattr(tuner.reporting.recorded, "open_study", broken)
+    monkeypatch.setattr(tuner.reporting.recorded, "opened", broken)
     with pytest.raises(PermissionError):
         call("status", "--study", "demo")
 
@@ -493,8 +494,8 @@ def test_status_shows_each_search(call, monkeypatch):
         SearchStatus(1.0, 0, "budget", 40, 0, 9, None, None, goal="max_drop", max_drop="1%"),
     )
     status = Status("demo", "5f2c9d7be1a0", "sqlite:///x.db", 1200, 1200, 24, 1, 9000, searches)
-    monkeypatch.setattr(tuner.reporting.recorded, "open_study", lambda *_: SimpleNamespace(name="demo"))
-    monkeypatch.setattr(tuner.reporting.from_records, "load_status", lambda *_: status)
+    monkeypatch.setattr(tuner.reporting.recorded, "opened", lambda *_: nullcontext(()))
+    monkeypatch.setattr(tuner.reporting.from_records, "status_of", lambda *_: status)
     shown = call("status", "--study", "demo").out
     for text in (
         "1200 of 1200",

@@ -77,8 +77,8 @@ def question_flops(layout: Layout, kept: tuple[int, ...]) -> int:
 
 
 def cost(store: Store, planner: Planner = WITH_TEXT, **other: Any) -> StudyCost:
-    answers, seconds = store.answer_totals()
-    given: dict[str, Any] = {"answers": answers, "seconds": seconds, "shared": 0} | other
+    seconds = [one.seconds for one in store.stored_answers()]
+    given: dict[str, Any] = {"answers": len(seconds), "seconds": sum(seconds), "shared": 0} | other
     return study_cost(planner, store.trials(), store.measured(), **given)
 
 

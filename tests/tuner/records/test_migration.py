@@ -59,6 +59,7 @@ def server() -> Iterator[str]:
 def read(url: str) -> dict[str, Any]:
     """What the records hold, in the form of `expected`."""
     study = make_study()
+    planner = make_planner(study)
     with Store.open(url, create=False) as store:
         record = store.require("fake")
         trials = [
@@ -66,7 +67,8 @@ def read(url: str) -> dict[str, Any]:
                 "number": one.number,
                 "search": one.search,
                 "configuration": one.configuration.as_dict(),
-                "fingerprints": list(one.fingerprints),
+                # Version 2 kept them; they follow from the configuration.
+                "fingerprints": list(planner.fingerprints(one.configuration.build())),
                 "binding_ratio": one.binding_ratio,
                 "purpose": one.purpose,
                 "pruned": one.stopped and [one.stopped.by, one.stopped.videos],
@@ -74,7 +76,6 @@ def read(url: str) -> dict[str, Any]:
             }
             for one in store.trials()
         ]
-        planner = make_planner(study)
         ids = [one.id for one in planner.questions]
         baseline = store.answers(zip(ids, planner.fingerprints(None), strict=True))
         measured = list(store.measured())
@@ -139,6 +140,21 @@ def test_records_of_version_2_are_the_same_after_their_migration(old: Path, expe
         assert all(name.startswith("adatp_") for name in names)
         assert "adatp_schema" not in names
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_what_answering_took_is_counted_for_them(old: Path) -> None:
+    with Store.open(f"sqlite:///{old}") as store:
+        store.require("fake")
+        use, stored = store.model_use(), store.stored_answers()
+        assert sum(one.answers for one in use.values()) == len(stored)
+        assert sum(one.seconds for one in use.values()) == pytest.approx(sum(one.seconds for one in stored))
+        assert use["baseline"].answers == sum(not one.kept for one in stored)
+        assert use["held_out"].answers > 0
+        by_trial = store.trial_use()
+        assert sum(one.answers for one in by_trial.values()) == use["trial"].answers
+        complete = {one.number: one.outcome.questions for one in store.trials() if one.outcome is not None}
+        assert all(one.answers <= complete.get(number, one.answers) for number, one in by_trial.items())
+        assert by_trial[0].answers == complete[0]
 
 
 def test_they_are_the_same_on_postgresql(server: str, old: Path, expected: dict[str, Any]) -> None:

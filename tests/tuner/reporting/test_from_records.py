@@ -281,12 +281,6 @@ def test_status_names_the_trial_that_the_run_and_the_export_name(study: Study, s
     assert best is not None
     assert cheapest is not None
     assert cheapest.number != best.number
-    # Of a study whose labels are others now nothing is judged.
-    first, *rest = study.questions
-    other = replace(study, questions=(replace(first, answer="none of these"), *rest))
-    changed = load_status(other, store.url)
-    assert [one.best for one in changed.searches] == [None, None]
-    assert "1 question changed" in changed.changed[0]
 
 
 def test_a_search_recorded_with_a_sampler_and_space_of_before_stays_readable(
