@@ -86,7 +86,7 @@ def run(
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
     accept_weak_baseline: AcceptWeakBaseline = False,
-    fresh: Annotated[bool, typer.Option("--fresh", hidden=True)] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", hidden=True, help="Gone: see `tuner archive`.")] = False,
     sampler: Annotated[
         SamplerChoice,
         typer.Option(

@@ -86,13 +86,7 @@ def test_what_fits_is_used_again_and_outcomes_are_those_of_the_new_definition(
         search, planner = store.search(0.35, 0, "budget", TRIALS, max_drop="0.02"), make_planner(after)
         for one in old:
             method = one.configuration.build()
-            store.propose(
-                search,
-                one.number,
-                one.configuration,
-                planner.fingerprints(method),
-                planner.binding_ratio(method),
-            )
+            store.propose(search, one.number, one.configuration, planner.binding_ratio(method))
         run(after, store)
         assert store.trials() == trials
         shared = store.measured().keys() & measured.keys()
@@ -136,7 +130,7 @@ def test_a_pruned_trial_is_looked_at_again(tmp_path: Path) -> None:
         method = make_loop(study, store).best()
         assert method is not None
         search = store.searches()[0]
-        store.propose(search, 9, method.configuration, method.fingerprints, method.binding_ratio)
+        store.propose(search, 9, method.configuration, method.binding_ratio)
         store.record({}, stopped=(9, Pruned(0, 2)))
         change(relabelled(study), store)
         assert store.trials()[-1].unfinished

@@ -45,7 +45,7 @@ def trial(number: int, ratio: float, accuracy: float | None, graded: float = 0.0
             graded=graded,
             **values,
         )
-    return TrialRecord(number, 1, configuration, (), ratio, outcome)
+    return TrialRecord(number, 1, configuration, ratio, outcome)
 
 
 def results(wrong: Sequence[int]) -> list[QuestionResult]:
