@@ -200,7 +200,9 @@ def test_with_two_workers_every_answer_is_there_once_and_right(tmp_path: Path) -
     drivers_killed = workers_killed = 0
     while drivers_killed + workers_killed < KILLS_TWO_WORKERS:
         # A study is over before all kills: then the next, from its beginning.
-        process = start(folder, *options, "--fresh")
+        for one in folder.glob(".tuner/*/tuner.db*"):
+            one.unlink()
+        process = start(folder, *options)
         while drivers_killed + workers_killed < KILLS_TWO_WORKERS:
             try:
                 # Ray and its workers need about so long to begin.

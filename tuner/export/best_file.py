@@ -382,7 +382,7 @@ def describe(
         margin=summary.margin,
         tested=[TestedNumbers(**dataclasses.asdict(one)) for one in summary.tested],
         looks=[
-            LookNumbers(**{field.name: getattr(one, field.name) for field in dataclasses.fields(LookNumbers)})
+            LookNumbers(one.goal, one.budget, one.seed, one.max_drop, one.trials, one.trial, one.verdict)
             for one in summary.looks
         ],
         noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),

@@ -39,13 +39,14 @@ class Answers(Connected):
         wanted: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
         for question, fingerprint in pairs:
             wanted[self._prompts[question], fingerprint].append(question)
-        keys = list(wanted)
+        # In the order of the index.
+        keys = sorted(wanted)
         query = self._query("answer.*").columns(*AnswerRow.__table__.columns)
         found: dict[Pair, RecordedAnswer] = {}
         with self._transaction() as connection:
             for start in range(0, len(keys), _PAIRS_PER_QUERY):
                 some = json.dumps(keys[start : start + _PAIRS_PER_QUERY])
-                for row in connection.execute(query, {"pairs": some}):
+                for row in connection.execute(query, {"pairs": some}).all():
                     for name in wanted[row.prompt_id, row.fingerprint]:
                         found[name, row.fingerprint] = RecordedAnswer(
                             question=name,

@@ -24,6 +24,7 @@ from tuner.records.store import Store
 from tuner.records.values import (
     Goal,
     InfeasibleRecord,
+    Look,
     RecordedAnswer,
     SearchRecord,
     StudyRecord,
@@ -202,8 +203,11 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     best = None if choice is None else choice.trial
     wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
-    looks = store.looks()
-    own_looks = [one for of_search, one in looks if of_search == search.id]
+    # What was said first at each margin.
+    looks: dict[tuple[int, str], Look] = {}
+    for of_search, one in store.looks():
+        looks.setdefault((of_search, one.max_drop), one)
+    own_looks = [one for (of_search, _), one in looks.items() if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
     asked = _asked(store)
     shared = _shared([*completed, *outside], store.trial_use())
@@ -240,7 +244,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         max_drop=search.max_drop,
         margin=None if choice is None else choice.margin,
         tested=() if choice is None else choice.tested,
-        looks=tuple(one for _, one in looks),
+        looks=tuple(looks.values()),
         earlier_looks=tuple(takewhile(lambda one: one.max_drop != search.max_drop, own_looks)),
         provable_drop=_provable_drop(study),
         noise=noise,

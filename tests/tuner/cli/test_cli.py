@@ -603,3 +603,26 @@ def test_the_command_offers_every_sampler_and_coordinate_there_is():
 
     assert [one.value for one in SamplerChoice] == list(SAMPLERS)
     assert [one.value for one in CoordinatesChoice] == list(COORDINATES)
+
+
+@pytest.mark.quick
+def test_archived_records_come_back_and_nothing_is_lost(call, fake_study):
+    asked = ("--study", "fake", "--database", fake_study)
+    nothing = call("restore", *asked)
+    assert (nothing.code, "nothing of the study 'fake' is archived" in nothing.err) == (2, True)
+    archived = call("archive", *asked)
+    assert (archived.code, archived.out.split()[-1]) == (0, "1")
+    assert "has no records" in call("archive", *asked).err
+    unknown = call("restore", *asked, "--id", "9")
+    assert (unknown.code, "no archived records 9; it has: 1 (8 trials, begun 20" in unknown.err) == (2, True)
+    assert call("restore", *asked).out.startswith("Restored 1 with 8 trials.")
+    with Store.open(fake_study, create=False) as store:
+        store.require("fake")
+        assert len(store.trials()) == 8
+
+
+@pytest.mark.quick
+def test_a_fresh_start_is_refused_with_the_way_on(call):
+    refused = call("run", "--study", "demo", "--budget", "0.3", "--fresh")
+    assert refused.code == 2
+    assert "`tuner archive --study demo`" in refused.err

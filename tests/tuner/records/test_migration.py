@@ -167,6 +167,8 @@ def test_they_are_the_same_on_postgresql(server: str, old: Path, expected: dict[
             column.type = column.type.as_generic()
             if isinstance(column.type, DateTime):
                 column.type = DateTime(timezone=True)
+        for table in tables.sorted_tables:
+            table.indexes.clear()  # of rows in use alone, which goes by another word there
         tables.create_all(there)
         for table in tables.sorted_tables:
             if rows := [dict(row._mapping) for row in here.execute(table.select())]:
