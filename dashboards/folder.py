@@ -71,9 +71,7 @@ def gather(
         sensitivity = None
     return Evidence(
         history=load_history(study, budget=summary.budget, seed=summary.seed, database=database),
-        inspection=None
-        if best is None
-        else load_inspection(summary.study, best.configuration, database),
+        inspection=None if best is None else load_inspection(summary.study, best.configuration, database),
         comparison=comparison or load_comparison(study, summary.budget, database),
         sensitivity=sensitivity,
     )
