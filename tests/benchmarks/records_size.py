@@ -28,7 +28,6 @@ import numpy as np
 from sqlalchemy import Connection, Table, select
 
 from pipeline.methods import AdaTP
-from tests.benchmarks.clock import verdict
 from tests.tuner.fakes import OPTIONS, begin, make_planner, make_study
 from tuner.records.measurements import ModelUse
 from tuner.records.schema import AnswerRow, EncodingRow, StudyQuestionRow
@@ -239,6 +238,9 @@ def command_seconds(url: str, *arguments: str) -> tuple[float, float]:
 
 def report(url: str) -> None:
     """A row for each figure of the database."""
+    # Here, for it loads torch, which the processes that are measured do without.
+    from tests.benchmarks.clock import verdict
+
     print(f"{url.partition(':')[0]}:", flush=True)
     print("| what | found |\n| --- | --- |")
     found = measure(url, "look-up")

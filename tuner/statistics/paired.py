@@ -284,6 +284,8 @@ def sign_flip_p_value(
         permutation_type="samples",
         vectorized=True,
         n_resamples=PERMUTATIONS,
+        # All at once they take 200 MiB for 500 videos; the p-value is the same.
+        batch=1000,
         alternative=alternative,
         rng=np.random.default_rng(seed),
     )
