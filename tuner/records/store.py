@@ -435,7 +435,9 @@ class Store:
                 connection.execute(self._incomplete(number).values(completed=func.now(), **values))
             if stopped is not None:
                 number, why = stopped
-                connection.execute(self._incomplete(number).values(stopped_by=why.by, stopped_videos=why.videos))
+                connection.execute(
+                    self._incomplete(number).values(stopped_by=why.by, stopped_videos=why.videos)
+                )
             if measured is not None:
                 configuration, outcome = measured
                 connection.execute(
