@@ -18,6 +18,7 @@ from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
 from tuner.evaluation.search_loop import SearchLoop
 from tuner.planning.planner import Planner
+from tuner.records.definition import definition
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
 from tuner.search.evidence import Sampler
@@ -66,7 +67,7 @@ def make_study(videos: int = 8, per_video: int = 3, *, labelled: bool = True) ->
 
 def stored_questions(study: Study) -> tuple[StoredQuestion, ...]:
     return tuple(
-        StoredQuestion(one.id, one.video, study.split_of(one), _layout(one.video, one.id))
+        StoredQuestion(one.id, one.video, study.split_of(one), _layout(one.video, one.id), one.tags)
         for one in study.questions
     )
 
@@ -93,26 +94,27 @@ def open_store(path: Path, study: Study) -> Store:
 
 def begin(store: Store, study: Study, *, archive: bool = False) -> None:
     """The study in the store, written if it is not there yet; archive: anew, whatever is there."""
-    if archive or store.find(study.name) is None:
-        store.begin(
-            StudyRecord(
-                name=study.name,
-                hash="hash",
-                parts=study_identity(
-                    study,
-                    model=study.model,
-                    encoding=BASE,
-                    content_hashes={video.name: video.name for video in study.videos},
-                ).parts,
-                setting={},
-                shape=asdict(SHAPE),
-                fingerprint_base=BASE,
-                text_encoder_identity="siglip",
-                skipped=(),
-                questions=stored_questions(study),
-            ),
-            archive=archive,
-        )
+    if archive:
+        store.archive(study.name)
+    if store.find(study.name) is None:
+        store.begin(study_record(study))
+
+
+def study_record(study: Study) -> StudyRecord:
+    """The study as the records keep it; a video's name stands for its bytes."""
+    contents = {video.name: video.name for video in study.videos}
+    return StudyRecord(
+        name=study.name,
+        hash="hash",
+        parts=study_identity(study, model=study.model, encoding=BASE, content_hashes=contents).parts,
+        setting={},
+        shape=asdict(SHAPE),
+        fingerprint_base=BASE,
+        text_encoder_identity="siglip",
+        skipped=(),
+        questions=stored_questions(study),
+        definition=definition(study),
+    )
 
 
 def make_loop(

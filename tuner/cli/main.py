@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import PipelineError
+from tuner.cli.archive import archive, restore
 from tuner.cli.compare import compare
 from tuner.cli.export import export
 from tuner.cli.report import report
@@ -37,6 +38,8 @@ app.command()(export)
 app.command()(report)
 app.command()(sync)
 app.command()(sensitivity)
+app.command()(archive)
+app.command()(restore)
 
 
 def _print_version(wanted: bool) -> None:

@@ -95,9 +95,7 @@ def run(
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
     accept_weak_baseline: AcceptWeakBaseline = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Archive what is recorded of this study and begin anew.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", hidden=True)] = False,
     coordinates: Annotated[
         CoordinatesChoice,
         typer.Option(help="Search with compute as an axis (budget), or over the five knobs (knobs)."),
@@ -122,6 +120,12 @@ def run(
     from tuner.runs.run import run as run_study
     from tuner.study import load_study
 
+    if fresh:
+        raise UserError(
+            "--fresh is no longer there, for a run throws no results away: a changed study is simply run "
+            f"again, and `tuner archive --study {study}` puts its records aside so that the next run begins "
+            "anew"
+        )
     if budget is None and max_drop is None:
         raise UserError(
             "name --budget (the best configuration within it), --max-drop (the cheapest that holds) or both"
@@ -143,7 +147,6 @@ def run(
         race=race,
         skip_bad_videos=skip_bad_videos,
         accept_weak_baseline=accept_weak_baseline,
-        fresh=fresh,
     )
     console = Console()
     loaded = load_study(study, skip_bad_videos=skip_bad_videos)

@@ -340,7 +340,7 @@ class Loop(ABC):
             raise UserError(
                 weak_baseline(found),
                 "Its answers are kept. --accept-weak-baseline goes on all the same; a study that was "
-                "corrected begins anew with `tuner run --fresh`.",
+                "corrected uses them again where they fit.",
             )
         if new:
             self._progress.message(weak_baseline(found))

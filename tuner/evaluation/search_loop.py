@@ -262,7 +262,7 @@ class SearchLoop(Loop):
             completed = sum(trial.outcome is not None for trial in self.trials)
             self._store.select(self._search, completed, choice.trial.number)
             if choice.verdict != "untested":
-                self._store.look(self._search, completed, choice.trial.number, choice.verdict)
+                self._store.record_look(self._search, completed, choice.trial.number, choice.verdict)
 
     def _held_out_results(self, configuration: Configuration | None) -> list[QuestionResult] | None:
         """See `selection.HeldOutResults`."""

@@ -8,24 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import (
-    URL,
-    Column,
-    Connection,
-    Engine,
-    create_engine,
-    event,
-    insert,
-    inspect,
-    make_url,
-    select,
-)
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.schema import CreateColumn
 
 from tuner.errors import DiskFullError, UserError, without_passwords
-from tuner.records.schema import SCHEMA_VERSION, Base, SchemaRow
+from tuner.records.schema import SCHEMA_REVISION
+
+# Alembic's, under a name of our own: MLflow and Optuna have theirs under its default one.
+VERSION_TABLE = "adatp_alembic_version"
+# What version 2 had in its place.
+_VERSION_TABLE_BEFORE = "adatp_schema"
+
+# Any number that nobody else locks.
+_MIGRATION_LOCK = 0x61646174700003
+# How long another process may migrate the database that this one waits for.
+_MIGRATION_SECONDS = 600
 
 # What SQLite says where there is no room: on a full disk; under a quota; for the file that readers share.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -39,48 +38,118 @@ def default_database(study: str, root: Path = Path(".tuner")) -> str:
 
 
 def open_engine(url: str, *, create: bool = True) -> Engine:
-    """The database at a `sqlite:///` or `postgresql://` URL; an empty one gets its tables.
+    """The database at a `sqlite:///` or `postgresql://` URL, for a writer: an empty one gets its tables, and
+    records of an earlier version are migrated.
 
-    Without `create` a database that is not there is a mistake.
+    Without `create`, for a reader: it changes nothing, and a file or folder that is read-only will do.
 
-    Errors: UserError for a URL that names no such database, one that cannot be reached, or tables that
-    another version wrote.
+    Errors: UserError for a URL that names no such database, for one that cannot be reached or holds another
+    program's tables or a later version's, and for a reader where nothing is recorded, or by an earlier
+    version. DiskFullError where there is no room for the tables.
     """
-    parsed = _parsed(url, create=create)
+    parsed = parse_url(url)
+    file = _file(parsed)
+    if not create:
+        if file is not None and not file.is_file():
+            raise UserError(f"there are no records at {file}; `tuner run` makes them")
+        engine, found = _examined(parsed, file, write=False)
+        if found != SCHEMA_REVISION:
+            engine.dispose()
+            raise UserError(_before_migration(engine, found))
+        return engine
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file() and file.stat().st_size:
+            # Opened for writing, another program's file would be changed by that alone.
+            _examined(parsed, file, write=False)[0].dispose()
+    engine, found = _examined(parsed, file, write=True)
+    if found != SCHEMA_REVISION:
+        with _told(engine), transaction(engine) as connection:
+            _migrate(connection)
+    return engine
+
+
+def _examined(url: URL, file: Path | None, *, write: bool) -> tuple[Engine, str | None]:
+    """A database and the revision of its tables; "2": tables older than revisions; None: it is empty.
+
+    Errors: UserError where its tables are not ours, or of a version that no migration begins or ends with.
+    """
     try:
-        engine = create_engine(parsed)
+        if file is None or write:
+            engine = create_engine(url)
+        else:
+            engine = create_engine(url, creator=lambda: _read_only(file))
     except ModuleNotFoundError as error:
         raise UserError(
-            f"The database {_shown(parsed)} needs the package {error.name}: "
-            "pip install 'adatp-tuner[cluster]'"
+            f"The database {_shown(url)} needs the package {error.name}: pip install 'adatp-tuner[cluster]'"
         ) from error
-    if engine.dialect.name == "sqlite":
+    if file is not None and write:
         _prepare_sqlite(engine)
+    with _told(engine), engine.connect() as connection:
+        found = _revision(connection)
+        tables = inspect(connection).get_table_names() if found is None else []
+        if tables:
+            some = ", ".join(sorted(tables)[:3])
+            raise UserError(
+                f"The database {shown(engine)} holds tables of another program ({some}): "
+                "name another one with --database."
+            )
+        if found not in (None, "2") and str(found) > SCHEMA_REVISION:
+            raise UserError(
+                f"The database {shown(engine)} has tables of version {found}, but this tuner reads up to "
+                f"{SCHEMA_REVISION}: use the tuner that wrote them, or name another one with --database."
+            )
+    return engine, found
+
+
+def _revision(connection: Connection) -> str | None:
+    for table, column in ((VERSION_TABLE, "version_num"), (_VERSION_TABLE_BEFORE, "version")):
+        if inspect(connection).has_table(table):
+            version = connection.exec_driver_sql(f"SELECT {column} FROM {table}").scalar_one_or_none()
+            return None if version is None else str(version)
+    return None
+
+
+def _before_migration(engine: Engine, found: str | None) -> str:
+    if found is None:
+        return f"there are no records in {shown(engine)}; `tuner run` makes them"
+    return (
+        f"The database {shown(engine)} has tables of version {found}, but this tuner reads "
+        f"{SCHEMA_REVISION}: `tuner run` migrates them."
+    )
+
+
+def _migrate(connection: Connection) -> None:
+    """All or nothing. Of several processes that come at once one migrates; the others wait for it."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={_MIGRATION_SECONDS * 1000}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    if _revision(connection) == SCHEMA_REVISION:
+        return
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    command.upgrade(config, "head")
+
+
+@contextmanager
+def _told(engine: Engine) -> Iterator[None]:
+    """What keeps a database from being opened, as one message; then it is closed."""
     try:
-        with engine.begin() as connection:
-            found = None
-            if inspect(connection).has_table(SchemaRow.__tablename__):
-                found = connection.execute(select(SchemaRow.version)).scalar_one_or_none()
-            if found is None:
-                # The version comes last. SQLite commits each table by itself: a killed process or a full
-                # disk may have left some, and then the others are made now.
-                Base.metadata.create_all(connection)
-                found = SCHEMA_VERSION
-                connection.execute(insert(SchemaRow).values(version=found))
-        if found == SCHEMA_VERSION:
-            _add_what_came_later(engine)
+        yield
     except DBAPIError as error:
         engine.dispose()
         if _is_full(error):
             raise DiskFullError.of(f"the database {shown(engine)}", error.orig) from error
         raise UserError(f"The database {shown(engine)} cannot be opened: {error.orig}") from error
-    if found != SCHEMA_VERSION:
+    except BaseException:
         engine.dispose()
-        raise UserError(
-            f"The database {shown(engine)} has tables of version {found}, but this tuner writes version "
-            f"{SCHEMA_VERSION}: name another one with --database."
-        )
-    return engine
+        raise
 
 
 @contextmanager
@@ -98,37 +167,6 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 def shown(engine: Engine) -> str:
     """Where a database is, without a password."""
     return _shown(engine.url)
-
-
-def _add_what_came_later(engine: Engine) -> None:
-    """Tables and columns that were added since the database was made; older answers leave them empty."""
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        missing = _missing_columns(connection)
-    for table, column in missing:
-        definition = CreateColumn(column).compile(dialect=engine.dialect)
-        try:
-            with engine.begin() as connection:
-                connection.exec_driver_sql(f'ALTER TABLE "{table}" ADD COLUMN {definition}')
-        except DBAPIError:
-            # Another process opened the same database and was faster.
-            with engine.begin() as connection:
-                still = [(name, one.name) for name, one in _missing_columns(connection)]
-            if (table, column.name) in still:
-                raise
-
-
-def _missing_columns(connection: Connection) -> list[tuple[str, Column[Any]]]:
-    inspector = inspect(connection)
-    found = {
-        table: {column["name"] for column in inspector.get_columns(table)} for table in Base.metadata.tables
-    }
-    return [
-        (name, column)
-        for name, table in Base.metadata.tables.items()
-        for column in table.columns
-        if column.name not in found[name]
-    ]
 
 
 def parse_url(url: str) -> URL:
@@ -156,14 +194,11 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
-def _parsed(url: str, *, create: bool) -> URL:
-    parsed = parse_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        file = Path(str(parsed.database))
-        if not create and not file.is_file():
-            raise UserError(f"there are no records at {file}; `tuner run` makes them")
-        file.parent.mkdir(parents=True, exist_ok=True)
-    return parsed
+def _file(url: URL) -> Path | None:
+    """Of an SQLite database; None for a server's, and for one in memory."""
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(url.database))
 
 
 def _is_full(error: DBAPIError) -> bool:
@@ -185,6 +220,22 @@ def _outline(url: str) -> str:
     scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
     _, at, address = rest.rpartition("@")
     return without_passwords(scheme + slashes + (f"***@{address}" if at else re.sub(":[^/]+", ":***", rest)))
+
+
+def _read_only(file: Path) -> sqlite3.Connection:
+    address = f"file:{quote(str(file.absolute()))}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=10)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema")
+    except sqlite3.OperationalError:
+        # A database in WAL mode wants a file beside it that readers share. In a folder that may not be
+        # written there is none, and no writer who would need it; unless one left its log there.
+        connection.close()
+        log = file.with_name(f"{file.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise
+        connection = sqlite3.connect(f"{address}&immutable=1", uri=True, check_same_thread=False)
+    return connection
 
 
 def _prepare_sqlite(engine: Engine) -> None:

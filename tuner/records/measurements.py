@@ -118,6 +118,22 @@ class CacheUse:
 
 
 @dataclass(frozen=True)
+class ModelUse:
+    """What answering took: how many answers, their seconds, and the language model's multiply-adds as they
+    were computed (`tuner.planning.study_cost`).
+    """
+
+    answers: int = 0
+    seconds: float = 0.0
+    # A sum of a large study does not fit into 64 bits. None: an older version answered and did not count.
+    flops: float | None = 0.0
+
+    def __add__(self, other: ModelUse) -> ModelUse:
+        flops = None if self.flops is None or other.flops is None else self.flops + other.flops
+        return ModelUse(self.answers + other.answers, self.seconds + other.seconds, flops)
+
+
+@dataclass(frozen=True)
 class Timed:
     """Seconds of prefill and answer, nothing of the prompt kept from before; the vision tower is left out.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, NamedTuple, Self
 
 from pipeline.layout import Layout
@@ -13,6 +16,12 @@ from tuner.study.values import Configuration, Outcome, Split
 
 Pair = tuple[str, str]
 """(question id, fingerprint): what an answer is known by."""
+
+
+def prompt_hash(text: str, options: Sequence[str] | None) -> str:
+    """What a question is known by, whoever asks it; how it is rendered is part of every fingerprint."""
+    return hashlib.sha256(json.dumps([text, None if options is None else list(options)]).encode()).hexdigest()
+
 
 Goal = Literal["budget", "max_drop"]
 Purpose = Literal["search", "above"]
@@ -64,6 +73,7 @@ class StoredQuestion:
     video: str
     split: Split
     layout: Layout
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class StudyRecord:
     # Videos left out because they cannot be read: name, reason and content hash of each.
     skipped: tuple[dict[str, str], ...]
     questions: tuple[StoredQuestion, ...]
+    # What else study.yaml says (`tuner.records.definition`); empty where it was migrated and not run since.
+    definition: dict[str, Any] = field(default_factory=dict)
 
     @property
     def encoding(self) -> str:
@@ -104,7 +116,7 @@ class SearchRecord:
 
 @dataclass(frozen=True)
 class Pruned:
-    """Why the race ended a trial: completed ones beat it at its cost, seen after so many videos.
+    """Why a trial was pruned: completed ones beat it at its cost, seen after so many videos.
 
     `by`: the one with the largest share in the mixture it was compared with.
     """
@@ -115,7 +127,7 @@ class Pruned:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A row of knobs; `outcome` is None while answers are missing, and for ever where the race stopped it."""
+    """A row of knobs; `outcome` is None while answers are missing, and for a pruned trial."""
 
     number: int
     search: int
@@ -128,13 +140,13 @@ class TrialRecord:
 
     @property
     def unfinished(self) -> bool:
-        """Neither complete nor stopped: a run that goes on finishes it first."""
+        """Neither complete nor pruned: a run that goes on finishes it first."""
         return self.outcome is None and self.stopped is None
 
 
 @dataclass(frozen=True)
 class InfeasibleRecord:
-    """A proposal over the budget, with the coordinates the sampler proposed it by."""
+    """A proposal over the budget, with the search space parameters the sampler proposed it by."""
 
     search: int
     number: int
@@ -145,10 +157,20 @@ class InfeasibleRecord:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What held-out videos said of a search's choice when they were first asked at this margin.
+class Derived:
+    """What a definition of the study makes of a trial."""
 
-    Levels of the tests hold for one look at one margin; who sees the first can move the second.
+    fingerprints: tuple[str, ...]
+    binding_ratio: float
+    # None where answers are missing.
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What held-out videos said of a search's choice at a margin.
+
+    Levels of the tests hold for the looks that were planned: who sees one can move the next.
     """
 
     goal: Literal["budget", "max_drop"]
@@ -159,3 +181,7 @@ class Look:
     trials: int
     trial: int
     verdict: Verdict
+    # Significance level of the test, and trial numbers in the order they were tested; older looks lack them.
+    level: float | None = None
+    candidates: tuple[int, ...] = ()
+    created: datetime | None = field(default=None, compare=False)

@@ -165,8 +165,8 @@ def refuse_changes(study: Study, what: Sequence[str]) -> None:
     if what:
         raise UserError(
             [f"the study {study.name!r} is not the one its records belong to: {one}" for one in what],
-            "`tuner run --fresh` starts anew and keeps the old records in the database, archived; "
-            "or take the change back and go on",
+            "`tuner run` takes the change over and uses every answer again that still fits; "
+            "or take the change back",
         )
 
 

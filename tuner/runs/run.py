@@ -6,31 +6,24 @@ there returns without loading a model.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cache import FeatureCache
-from pipeline.checkpoint import find_checkpoint
-from pipeline.errors import ModelError, PipelineError, VideoError
-from pipeline.layout import Layout
+from pipeline.errors import ModelError, PipelineError
 from pipeline.meter import machine as machine_name
-from pipeline.plan import pruning_layers
-from pipeline.video import content_hash
 from tuner.errors import UserError, disk_may_be_full
 from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
 from tuner.evaluation.evaluator import (
     CACHE_BYTES,
     EvaluatorSpec,
     Executor,
-    PipelineEvaluator,
     refused_address,
 )
 from tuner.evaluation.loop import Loop
@@ -38,36 +31,28 @@ from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.search_loop import SearchLoop
 from tuner.evaluation.serving import measure_serving
 from tuner.executors.in_process import InProcessExecutor
-from tuner.planning.planner import Planner, fingerprint_base
+from tuner.planning.planner import Planner
 from tuner.records.database import default_database
 from tuner.records.lock import held
 from tuner.records.measurements import CacheUse
 from tuner.records.store import Store
-from tuner.records.values import Goal, SearchRecord, StoredQuestion, StudyRecord
-from tuner.reporting.from_records import (
-    changes,
-    chosen,
-    make_planner,
-    refuse_changes,
-    setting_from,
-    summarise,
-)
+from tuner.records.values import Goal, SearchRecord, StudyRecord
+from tuner.reporting.from_records import chosen, make_planner, setting_from, summarise
 from tuner.reporting.inspection import inspect, load_inspection, save_inspection
 from tuner.reporting.values import RunSummary
 from tuner.reporting.wording import pooled
+from tuner.runs.study_record import Model, define, revise
 from tuner.search.choices import in_words
 from tuner.search.evidence import SAMPLERS, SamplerName
 from tuner.search.space import COORDINATES, Coordinates, cheapest, make_space, smallest_reachable
 from tuner.statistics.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.statistics.paired import provable_drop
 from tuner.statistics.wording import provable
-from tuner.study import Study, StudyQuestion
-from tuner.study.identity import study_identity
-from tuner.study.values import Configuration, Setting
-from tuner.study.videos import leave_out
+from tuner.study import Study
+from tuner.study.values import Configuration
 
 if TYPE_CHECKING:
-    from pipeline.runtime import Runtime
+    pass
 
 
 @dataclass(frozen=True)
@@ -99,8 +84,6 @@ class RunOptions:
     skip_bad_videos: bool = False
     # Whether to go on where the unpruned model does no better than guessing.
     accept_weak_baseline: bool = False
-    # Archives the study's records, once its videos are encoded anew, and starts from there.
-    fresh: bool = False
     # Folder of the vision features; None is .tuner/<study>/features.
     cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
@@ -128,8 +111,8 @@ def run(
     """Encodes, answers, searches and measures what is not there yet, and says what came out.
 
     Errors: UserError for options, videos or a model that will not do, a budget nothing can reach, an unpruned
-    model that does no better than guessing, or a study that changed since its records began or that another
-    process runs. InterruptedRunError after Ctrl-C.
+    model that does no better than guessing, or a study whose model is asked in another way than when its
+    records began, or that another process runs. InterruptedRunError after Ctrl-C.
     EvaluationError when evaluations keep failing. DiskFullError when there is no room to write.
     """
     began = clock()
@@ -163,7 +146,7 @@ class Session:
     store: Store
     record: StudyRecord
     planner: Planner
-    model: _Model
+    model: Model
     progress: Progress
     accept_weak_baseline: bool = False
 
@@ -330,65 +313,39 @@ class Session:
         return summarise(self.study, self.store, self.record, self.search(options))
 
 
-class _Model:
-    """The study's model, loaded when it is first needed."""
-
-    def __init__(self, spec: EvaluatorSpec) -> None:
-        self.spec = spec
-        self._runtime: Runtime | None = None
-
-    @property
-    def runtime(self) -> Runtime:
-        if self._runtime is None:
-            try:
-                self._runtime = self.spec.load()
-            except ModelError as error:
-                raise UserError(str(error)) from error
-        return self._runtime
-
-    def evaluator(self) -> PipelineEvaluator:
-        return PipelineEvaluator(self.spec, self.runtime)
-
-    def release(self) -> None:
-        if self._runtime is not None:
-            self._runtime = None
-            gc.collect()
-            import torch
-
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-
 @contextmanager
 def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[Session]:
-    """The study with its records, made where there are none, and the budget checked."""
+    """The study with its records, made where there are none and brought up to date where the study changed,
+    and the budget checked.
+    """
     _check(options)
     database = options.database or default_database(study.name)
     folder = options.cache or Path(".tuner") / study.name / "features"
     with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
-        record = None if options.fresh else store.find(study.name)
-        if record is None:
-            model = _Model(_spec(study, options, folder))
-            try:
-                study, record = _encode(study, options, model, folder, progress)
-            except KeyboardInterrupt:
-                raise InterruptedRunError(
-                    "Interrupted while encoding. What was encoded is kept: the same command goes on."
-                ) from None
+        before = store.find(study.name)
+        model = Model(_spec(study, options, folder))
+        try:
+            study, record = define(
+                study, before, store, model, progress, skip_bad_videos=options.skip_bad_videos
+            )
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "Interrupted while encoding. What was encoded is kept: the same command goes on."
+            ) from None
+        if model.loaded:
             store.count_cache_use(CacheUse(**model.runtime.cache_counts))
-            if options.fresh:
-                # Nothing is archived for what cannot begin.
-                _check_budget(study, make_planner(record), _budget(options))
-            store.begin(record, archive=options.fresh)
-            # Without the videos that turned out to be unreadable.
-            model.spec = _recorded_spec(study, options, folder, record)
-        else:
-            study = _recorded(study, record, options)
-            model = _Model(_recorded_spec(study, options, folder, record))
-            setting = setting_from(record.setting)
-            if setting is not None and setting.pooling is not None:
-                cells = record.questions[0].layout.cells
-                progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
+        if before is None:
+            store.begin(record)
+            if there := store.count_answers():
+                progress.message(f"{there:,} answers to its questions are there already.")
+        elif record != before:
+            revise(study, before, record, store, progress)
+        setting = setting_from(record.setting)
+        if not model.loaded and setting is not None and setting.pooling is not None:
+            cells = record.questions[0].layout.cells
+            progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
+        # Without the videos that turned out to be unreadable.
+        model.spec = _recorded_spec(study, options, folder, record)
         planner = make_planner(record)
         _check_budget(study, planner, _budget(options))
         yield Session(study, store, record, planner, model, progress, options.accept_weak_baseline)
@@ -472,107 +429,6 @@ def _check_budget(study: Study, planner: Planner, budget: float) -> None:
             f"no configuration of this study fits the budget {budget:g}: the closest needs "
             f"{smallest:.4f}, the smallest budget that can be reached here ({knobs})"
         )
-
-
-def _encode(
-    study: Study, options: RunOptions, model: _Model, folder: Path, progress: Progress
-) -> tuple[Study, StudyRecord]:
-    """Every video through the vision tower once, and the study as the records keep it."""
-    runtime = model.runtime
-    family = runtime.family
-    if family.pooling is not None:
-        progress.message(pooled(family.pooling, family.checkpoint_pooling, family.cells))
-    asked: dict[str, list[StudyQuestion]] = {video.name: [] for video in study.videos}
-    for question in study.questions:
-        asked[question.video].append(question)
-    layouts: dict[str, Layout] = {}
-    hashes, bad = {}, {}
-    progress.started("encoding", len(study.videos))
-    for video in study.videos:
-        try:
-            clip = runtime.encode(video.path)
-        except VideoError as error:
-            bad[video.name] = str(error)
-        else:
-            hashes[video.name] = clip.content_hash
-            layouts |= {question.id: runtime.layout(clip, question) for question in asked[video.name]}
-        progress.advanced()
-    held = FeatureCache(folder, options.cache_bytes).size_bytes / 2**20
-    progress.message(
-        f"Vision features: {held:.0f} MiB in {folder}, at most {options.cache_bytes / 2**30:.3g} GiB."
-    )
-    study = leave_out(study, bad, skip=options.skip_bad_videos)
-    identity = study_identity(study, model=runtime.identity, encoding=runtime.encoding, content_hashes=hashes)
-    setting = Setting(
-        model=study.model,
-        model_revision=study.revision,
-        model_identity=runtime.identity,
-        text_encoder=study.text_encoder,
-        text_encoder_revision=None,
-        frames=study.frames,
-        scoring=study.scoring,
-        max_new_tokens=study.max_new_tokens,
-        pruning_layers=tuple(pruning_layers(runtime.shape.layers)),
-        layers=runtime.shape.layers,
-        text_encoder_identity=runtime.encoder_identity,
-        labelled=study.labelled,
-        encoding=runtime.encoding,
-        dtype=runtime.dtype,
-        attention=family.attention,
-        device=family.device.type,
-        pooling=family.pooling,
-        checkpoint_pooling=family.checkpoint_pooling,
-    )
-    record = StudyRecord(
-        name=study.name,
-        hash=identity.hash,
-        parts=identity.parts,
-        setting=asdict(setting),
-        shape=asdict(runtime.shape),
-        fingerprint_base=fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens),
-        text_encoder_identity=runtime.encoder_identity,
-        skipped=tuple(
-            {"name": one.name, "reason": one.reason, "content": _hash_or_nothing(one.path)}
-            for one in study.skipped
-        ),
-        questions=tuple(
-            StoredQuestion(one.id, one.video, study.split_of(one), layouts[one.id]) for one in study.questions
-        ),
-    )
-    return study, record
-
-
-def _recorded(study: Study, record: StudyRecord, options: RunOptions) -> Study:
-    """The study as its records know it: the same unreadable videos left out.
-
-    Errors: UserError when it changed since.
-    """
-    hashes = {video.name: _hash_or_nothing(video.path) for video in study.videos}
-    still_bad = {
-        one["name"]: one["reason"] for one in record.skipped if hashes.get(one["name"]) == one["content"]
-    }
-    study = leave_out(study, still_bad, skip=options.skip_bad_videos)
-    what = changes(study, record, hashes)
-    if _identity(study, study.model, study.revision) != record.parts["settings"]["model"]:
-        what.append("the model is another one")
-    if _identity(study, study.text_encoder, None) != record.text_encoder_identity:
-        what.append("the text encoder is another one")
-    refuse_changes(study, what)
-    return study
-
-
-def _identity(study: Study, checkpoint: str, revision: str | None) -> str:
-    try:
-        return find_checkpoint(checkpoint, revision, allow_pickle=study.allow_pickle).identity
-    except ModelError as error:
-        raise UserError(str(error)) from error
-
-
-def _hash_or_nothing(path: Path) -> str:
-    try:
-        return content_hash(path)
-    except VideoError:
-        return ""
 
 
 @contextmanager

@@ -461,7 +461,7 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
         *"run --study here --budget 25% --max-drop 3% --accept-weak-baseline".split(),
         *"--trials 60 --seed 3 --timeout 90 --workers 2".split(),
         *"--gpus-per-worker 0.5".split(),
-        *"--address auto --database sqlite:///x.db --skip-bad-videos --fresh --coordinates knobs".split(),
+        *"--address auto --database sqlite:///x.db --skip-bad-videos --coordinates knobs".split(),
     )
     assert finished.code == 0
     (study, options), *more = seen
@@ -480,7 +480,6 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
         database="sqlite:///x.db",
         coordinates="knobs",
         skip_bad_videos=True,
-        fresh=True,
     )
     assert "held-out accuracy" in finished.out
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
+from tests.tuner.records.servers import postgresql
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.database import open_engine
@@ -25,28 +23,7 @@ from tuner.records.store import Store
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """URL of an empty database; skipped where PostgreSQL or its driver is not installed."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `cluster`)")
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
-    # PostgreSQL refuses to run as root.
-    user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if user:
-            shutil.chown(folder, "postgres")
-
-        def call(*command: str) -> None:
-            subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
-
-        data = str(folder / "data")
-        call("initdb", "--no-sync", "--auth=trust", "--username=tuner", "-D", data)
-        # No port: a socket in the folder cannot collide with anything.
-        call("pg_ctl", "-w", "-D", data, "-l", data + ".log", "-o", f"-h '' -k {folder} -F", "start")
-        try:
-            yield f"postgresql://tuner@/postgres?host={folder}"
-        finally:
-            call("pg_ctl", "-w", "-D", data, "-m", "immediate", "stop")
+    yield from postgresql()
 
 
 def table(store: Store) -> list[Any]:

@@ -18,7 +18,6 @@ from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
 from tuner.records.database import default_database
 from tuner.records.measurements import CacheUse, MeasuredServing, Profiled, Timed
-from tuner.records.schema import AnswerRow
 from tuner.records.store import Store
 from tuner.records.values import InfeasibleRecord, RecordedAnswer
 from tuner.statistics.values import Noise
@@ -165,7 +164,7 @@ def test_an_archived_study_leaves_its_name_and_keeps_its_records(tmp_path: Path)
         propose(store, 0)
     with open_store(tmp_path / "t.db", make_study()) as store:
         assert len(store.trials()) == 1
-    rows = sqlite3.connect(tmp_path / "t.db").execute("SELECT count(*) FROM trial").fetchone()
+    rows = sqlite3.connect(tmp_path / "t.db").execute("SELECT count(*) FROM adatp_trial").fetchone()
     assert rows == (2,)
 
 
@@ -181,7 +180,7 @@ def test_a_reader_does_not_wait_for_the_writer(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store:
         writer = sqlite3.connect(tmp_path / "t.db")
         writer.execute("BEGIN IMMEDIATE")
-        writer.execute("DELETE FROM question")
+        writer.execute("DELETE FROM adatp_study_question")
         assert store.find("fake") is not None
         writer.close()
 
@@ -202,16 +201,6 @@ def test_a_url_that_will_not_do_is_the_users_mistake(url: str, message: str) -> 
 def test_a_file_that_is_no_database_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "t.db").write_text("this is no database, whatever its name says" * 100)
     with pytest.raises(UserError, match=r"t\.db cannot be opened: file is not a database"):
-        Store.open(f"sqlite:///{tmp_path}/t.db")
-
-
-def test_tables_of_another_version_are_not_touched(tmp_path: Path) -> None:
-    open_store(tmp_path / "t.db", make_study()).close()
-    connection = sqlite3.connect(tmp_path / "t.db")
-    connection.execute("UPDATE adatp_schema SET version = 99")
-    connection.commit()
-    connection.close()
-    with pytest.raises(UserError, match="tables of version 99"):
         Store.open(f"sqlite:///{tmp_path}/t.db")
 
 
@@ -256,30 +245,6 @@ def test_what_a_server_pays_comes_back_by_configuration_and_machine(tmp_path: Pa
         assert store.serving(configuration) == elsewhere
 
 
-def test_a_database_made_before_memory_was_recorded_is_brought_up_to_date(tmp_path: Path) -> None:
-    file = tmp_path / "old.db"
-    study = make_study()
-    one, two = (question.id for question in study.questions[:2])
-    with open_store(file, study) as store:
-        store.record({(one, "0" * 32): answer(one)})
-    with sqlite3.connect(file) as old:
-        old.execute("DROP TABLE serving")
-        for table, column in (
-            ("answer", "peak_bytes"),
-            *((table, f"peak_bytes_{what}") for table in ("trial", "measured") for what in ("mean", "max")),
-        ):
-            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    with open_store(file, study) as store:
-        store.record({(two, "0" * 32): replace(answer(two), peak_bytes=2**40)})
-        found = store.answers([(one, "0" * 32), (two, "0" * 32)])
-        assert found[one, "0" * 32] == answer(one)
-        assert found[two, "0" * 32].peak_bytes == 2**40
-        number = propose(store, 0)
-        store.record({}, completed=(0, replace(OUTCOME, peak_bytes_mean=1.5, peak_bytes_max=2**40)))
-        assert store.trials()[0].outcome == replace(OUTCOME, peak_bytes_mean=1.5, peak_bytes_max=2**40)
-        assert store.serving(number) is None
-
-
 def test_what_the_caches_did_is_written_with_the_answers_and_adds_up(tmp_path: Path) -> None:
     file, study = tmp_path / "t.db", make_study()
     one, two = (question.id for question in study.questions[:2])
@@ -305,35 +270,6 @@ def test_what_encoding_took_is_written_with_the_study(tmp_path: Path) -> None:
         store.count_cache_use(CacheUse(features_computed=8))
         begin(store, make_study())
         assert store.cache_use() == CacheUse(features_computed=8)
-
-
-def test_a_study_older_than_the_counts_is_counted_from_then_on(tmp_path: Path) -> None:
-    file, study = tmp_path / "old.db", make_study()
-    with open_store(file, study) as store:
-        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=1))
-        before = store.count_answers()
-    with sqlite3.connect(file) as old:
-        old.execute("DROP TABLE cache_use")
-    with open_store(file, study) as store:
-        assert store.cache_use() is None
-        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=3))
-        use = store.cache_use()
-        assert use is not None
-        assert use.prefixes == store.count_answers() - before > 0
-
-
-def test_two_processes_may_bring_a_database_up_to_date_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "old.db"
-    with open_store(file, make_study()):
-        pass
-    missing = records._missing_columns
-    late = [[("answer", AnswerRow.__table__.c.peak_bytes)]]
-    # What was missing when this process looked, another one has added since.
-    monkeypatch.setattr(records, "_missing_columns", lambda c: late.pop() if late else missing(c))
-    with open_store(file, make_study()) as store:
-        assert store.find("fake") is not None
 
 
 def test_a_quarantined_question_keeps_its_first_reason(tmp_path: Path) -> None:

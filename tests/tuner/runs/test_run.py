@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from tuner.records.store import Store
 from tuner.reporting.from_records import load_status, load_summary, make_planner, setting_from
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared, run
 from tuner.study import Search, Study, StudyQuestion, Video
+from tuner.study.definition import SplitSettings
 from tuner.study.values import Outcome, Setting
 
 # What is looked at afterwards has tests of its own: test_inspection.py.
@@ -110,6 +112,7 @@ def make_study(folder: Path) -> Study:
 class Recorder:
     def __init__(self) -> None:
         self.phases: list[tuple[str, int]] = []
+        self.messages: list[str] = []
         self.done = 0
 
     def started(self, phase: str, total: int) -> None:
@@ -119,7 +122,7 @@ class Recorder:
         self.done += count
 
     def message(self, text: str) -> None:
-        pass
+        self.messages.append(text)
 
 
 def unmeasured(outcome: Outcome) -> Outcome:
@@ -188,8 +191,8 @@ def test_what_the_caches_did_is_recorded_from_the_encoding_on(study_run: Study) 
     assert more.cache_use.features_computed == 4
     assert more.cache_use.prefixes == more.evaluated_answers + noise.questions > use.prefixes
     # Features outlive the records.
-    fresh = run(study_run, replace(OPTIONS, fresh=True))
-    assert fresh.cache_use == replace(use, features_computed=0, features_read=8)
+    anew = run(study_run, replace(OPTIONS, database="sqlite:///anew.db"))
+    assert anew.cache_use == replace(use, features_computed=0, features_read=8)
 
 
 def test_what_answers_and_a_server_cost_is_recorded(study_run: Study) -> None:
@@ -334,21 +337,44 @@ def test_options_that_will_not_do_are_the_users_mistake(
         run(study, replace(OPTIONS, **changed))
 
 
-def test_a_changed_study_is_refused_with_what_changed_and_the_way_on(study: Study) -> None:
-    run(study, replace(OPTIONS, trials=1))
-    first, *rest = study.questions
-    changed = replace(study, questions=(replace(first, answer="green"), *rest))
-    with pytest.raises(UserError, match=r"1 question changed \(v0.mp4-top\): answer\n.*--fresh"):
-        run(changed, OPTIONS)
-    write_video(study.videos[0].path, scenes(16, seed=9))
-    with pytest.raises(UserError, match=r"1 video changed \(v0.mp4\)"):
-        run(study, OPTIONS)
-    config = Path(study.model, "config.json")
+def test_a_corrected_label_uses_every_answer_again(study_run: Study) -> None:
+    before, recorder = load_summary(study_run), Recorder()
+    first, *rest = study_run.questions
+    changed = replace(study_run, questions=(replace(first, answer="green", tags={"place": "x"}), *rest))
+    summary = run(changed, OPTIONS, recorder)
+    assert any(
+        "1 question changed (v0.mp4-top): answer. " in text and re.search(r"(\d+) of the \1 answers", text)
+        for text in recorder.messages
+    )
+    # Another trial may be the best now: then it is measured.
+    assert {phase for phase, _ in recorder.phases} <= {"held-out", "costs"}
+    assert summary.study_hash != before.study_hash
+    assert [one.configuration for one in summary.trials] == [one.configuration for one in before.trials]
+
+
+def test_a_video_that_tuned_is_never_held_out_again(study_run: Study) -> None:
+    recorder = Recorder()
+    swapped = replace(study_run, held_out=frozenset({"v0.mp4", "v3.mp4"}))
+    run(swapped, OPTIONS, recorder)
+    assert any(text.startswith("Kept in the tune split: v0.mp4, for") for text in recorder.messages)
+    with Store.open(default_database("tiny")) as store:
+        record = store.require("tiny")
+        assert {one.video for one in record.questions if one.split == "held_out"} == {"v3.mp4"}
+        store.archive("tiny")
+    named = replace(swapped, split=SplitSettings(held_out_videos=("v0.mp4", "v3.mp4")))
+    with pytest.raises(UserError, match=r"held_out_videos names v0\.mp4, but a video that has tuned"):
+        run(named, OPTIONS)
+    with pytest.raises(UserError, match="no video is left to hold out"):
+        run(replace(study_run, held_out=frozenset({"v0.mp4", "v1.mp4"})), OPTIONS)
+
+
+def test_a_model_that_is_asked_in_another_way_is_refused_with_the_way_on(study_run: Study) -> None:
+    with pytest.raises(UserError, match=r"scoring: words before, letter now\n.*tuner archive --study tiny"):
+        run(replace(study_run, scoring="letter"), OPTIONS)
+    config = Path(study_run.model, "config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"note": 1}))
     with pytest.raises(UserError, match="the model is another one"):
-        run(study, OPTIONS)
-    fresh = run(study, replace(OPTIONS, trials=1, fresh=True))
-    assert len(fresh.trials) == 1
+        run(study_run, OPTIONS)
 
 
 def test_a_video_that_does_not_decode_is_named_or_skipped(study: Study) -> None:
@@ -363,22 +389,6 @@ def test_a_video_that_does_not_decode_is_named_or_skipped(study: Study) -> None:
     assert comparable(load_summary(study)) == comparable(summary)
     with pytest.raises(UserError, match="--skip-bad-videos"):
         run(study, replace(OPTIONS, trials=1))
-
-
-def test_a_fresh_start_that_fails_archives_nothing(study_run: Study) -> None:
-    before = load_summary(study_run)
-    fresh = replace(OPTIONS, fresh=True)
-    with pytest.raises(UserError, match="the smallest budget"):
-        run(study_run, replace(fresh, budget=0.01))
-    assert load_summary(study_run) == before
-    video = study_run.videos[0].path
-    whole = video.read_bytes()
-    video.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"v0\.mp4"):
-        run(study_run, fresh)
-    video.write_bytes(whole)
-    assert load_summary(study_run) == before
-    assert len(run(study_run, replace(fresh, trials=1)).trials) == 1
 
 
 def test_a_model_that_is_no_llava_onevision_is_the_users_mistake(study: Study) -> None:
@@ -540,7 +550,6 @@ def test_answers_that_are_not_numbers_end_the_run_and_are_not_recorded(
 class Listener(Recorder):
     def __init__(self) -> None:
         super().__init__()
-        self.messages: list[str] = []
 
     def message(self, text: str) -> None:
         self.messages.append(text)

@@ -1,0 +1,108 @@
+"""Answers: what the model said, kept by what it was asked, so that studies that ask the same share it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from sqlalchemy import ColumnElement, Connection, TextClause, func, select, text
+
+from tuner.records.connected import Connected
+from tuner.records.schema import AnswerRow, StudyQuestionRow
+from tuner.records.values import Pair, RecordedAnswer, StoredAnswer
+
+# Pairs as one JSON array: a list of values in the statement is compiled anew each time, and SQLite goes
+# through all answers for each condition on a row of values.
+_WANTED = {
+    "sqlite": (
+        "json_each(:pairs) AS wanted CROSS JOIN adatp_answer AS answer "
+        "ON answer.prompt_id = json_extract(wanted.value, '$[0]') "
+        "AND answer.fingerprint = json_extract(wanted.value, '$[1]')"
+    ),
+    "postgresql": (
+        "json_array_elements(CAST(:pairs AS json)) AS wanted JOIN adatp_answer AS answer "
+        "ON answer.prompt_id = CAST(wanted ->> 0 AS integer) AND answer.fingerprint = wanted ->> 1"
+    ),
+}
+
+# So many are looked for at once: each answer that is found lies in memory as a row, too.
+_PAIRS_PER_QUERY = 20_000
+
+
+class Answers(Connected):
+    """Answers to the questions of a study."""
+
+    def answers(self, pairs: Iterable[Pair]) -> dict[Pair, RecordedAnswer]:
+        """The stored answers among those asked for."""
+        # Two questions of a study may be the same prompt.
+        wanted: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+        for question, fingerprint in pairs:
+            wanted[self._prompts[question], fingerprint].append(question)
+        keys = list(wanted)
+        query = self._query("answer.*").columns(*AnswerRow.__table__.columns)
+        found: dict[Pair, RecordedAnswer] = {}
+        with self._transaction() as connection:
+            for start in range(0, len(keys), _PAIRS_PER_QUERY):
+                some = json.dumps(keys[start : start + _PAIRS_PER_QUERY])
+                for row in connection.execute(query, {"pairs": some}):
+                    for name in wanted[row.prompt_id, row.fingerprint]:
+                        found[name, row.fingerprint] = RecordedAnswer(
+                            question=name,
+                            text=row.text,
+                            option=row.option,
+                            option_logprobs=None
+                            if row.option_logprobs is None
+                            else tuple(row.option_logprobs),
+                            logprob=row.logprob,
+                            kept=tuple(row.kept),
+                            seconds=row.seconds,
+                            peak_bytes=row.peak_bytes,
+                        )
+        return found
+
+    def _query(self, what: str) -> TextClause:
+        return text(f"SELECT {what} FROM {_WANTED[self._engine.dialect.name]}")
+
+    def _write_answers(self, connection: Connection, answers: Mapping[Pair, RecordedAnswer]) -> None:
+        """The first answer to a (prompt, fingerprint) stays."""
+        rows = [
+            {
+                "prompt_id": self._prompts[question],
+                "fingerprint": fingerprint,
+                "encoding_id": self._encoding,
+                "text": answer.text,
+                "option": answer.option,
+                "option_logprobs": None if answer.option_logprobs is None else list(answer.option_logprobs),
+                "logprob": answer.logprob,
+                "kept": list(answer.kept),
+                "seconds": answer.seconds,
+                "peak_bytes": answer.peak_bytes,
+            }
+            for (question, fingerprint), answer in answers.items()
+        ]
+        if rows:
+            connection.execute(self._insert(AnswerRow).on_conflict_do_nothing(), rows)
+
+    def stored_answers(self) -> tuple[StoredAnswer, ...]:
+        """All answers to the study's questions in the order they were written, without what they say."""
+        names = {prompt: name for name, prompt in reversed(self._prompts.items())}
+        query = (
+            select(AnswerRow.prompt_id, AnswerRow.fingerprint, AnswerRow.kept, AnswerRow.seconds)
+            .where(*self._of_study)
+            .order_by(AnswerRow.id)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query)
+            return tuple(StoredAnswer(names[row[0]], row[1], tuple(row[2]), row[3]) for row in rows)
+
+    def count_answers(self) -> int:
+        """Stored answers to the study's questions."""
+        query = select(func.count()).select_from(AnswerRow).where(*self._of_study)
+        with self._transaction() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    @property
+    def _of_study(self) -> tuple[ColumnElement[bool], ...]:
+        prompts = select(StudyQuestionRow.prompt_id).where(StudyQuestionRow.study_id == self._study_id)
+        return AnswerRow.encoding_id == self._encoding, AnswerRow.prompt_id.in_(prompts)

@@ -1,0 +1,120 @@
+"""The held-out split: what was measured on it, and every look that was taken at it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, insert, select
+
+from tuner.records.connected import Connected
+from tuner.records.rows import configuration_of, digest, knob_columns, outcome_columns, outcome_of
+from tuner.records.schema import LookRow, MeasuredRow, StudyRow
+from tuner.records.values import Look, SearchRecord
+from tuner.statistics.values import Verdict
+from tuner.study.values import Configuration, Outcome
+
+
+class HeldOut(Connected):
+    """What held-out videos said of a study's configurations."""
+
+    def measured(self) -> dict[Configuration, Outcome]:
+        """The configurations measured on the held-out split."""
+        query = (
+            select(MeasuredRow.__table__)
+            .where(MeasuredRow.study_id == self._study_id)
+            .order_by(MeasuredRow.id)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        outcomes = {configuration_of(row): outcome_of(row, "held_out") for row in rows}
+        return {configuration: outcome for configuration, outcome in outcomes.items() if outcome is not None}
+
+    def _write_measured(self, connection: Connection, configuration: Configuration, outcome: Outcome) -> None:
+        """The first outcome stays; one that was emptied, because the study changed, is filled."""
+        self._use(connection, "held_out")
+        values = outcome_columns(outcome)
+        connection.execute(
+            self._insert(MeasuredRow)
+            .values(
+                study_id=self._study_id,
+                configuration=digest(configuration),
+                **knob_columns(configuration),
+                **values,
+            )
+            .on_conflict_do_update(
+                index_elements=["study_id", "configuration"],
+                set_=values,
+                where=MeasuredRow.accuracy.is_(None),
+            )
+        )
+
+    def record_look(
+        self,
+        search: SearchRecord,
+        trials: int,
+        trial: int,
+        verdict: Verdict,
+        *,
+        level: float | None = None,
+        candidates: Sequence[int] = (),
+    ) -> None:
+        """Adds a look: what held-out videos say of `trial`, which the search chose at its margin when the
+        study had so many completed trials. The same look again, as of a run that is repeated, adds nothing.
+
+        level: the test's significance level; candidates: trial numbers in the order they were tested.
+        """
+        values = {
+            "study_id": self._study_id,
+            "search_id": search.id,
+            "study_hash": self._hash,
+            "goal": search.goal,
+            "budget": search.budget,
+            "seed": search.seed,
+            "max_drop": search.max_drop,
+            "level": level,
+            "candidates": list(candidates),
+            "trials": trials,
+            "trial": trial,
+            "verdict": verdict,
+        }
+        last = (
+            select(LookRow.__table__)
+            .where(LookRow.search_id == search.id, LookRow.max_drop == search.max_drop)
+            .order_by(LookRow.id.desc())
+        )
+        with self._transaction() as connection:
+            self._use(connection, "held_out")
+            before = connection.execute(last).first()
+            if before is None or any(getattr(before, name) != value for name, value in values.items()):
+                connection.execute(insert(LookRow).values(**values))
+
+    def looks(self) -> tuple[tuple[int, Look], ...]:
+        """All looks at the held-out split, in the order they were taken, each with its search's id; those of
+        archived studies of this name are among them: the videos were seen.
+        """
+        query = (
+            select(LookRow.__table__)
+            .join(StudyRow, StudyRow.id == LookRow.study_id)
+            .where(StudyRow.name == self._name)
+            .order_by(LookRow.id)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return tuple(
+            (
+                row.search_id,
+                Look(
+                    goal=row.goal,
+                    budget=row.budget,
+                    seed=row.seed,
+                    max_drop=row.max_drop,
+                    trials=row.trials,
+                    trial=row.trial,
+                    verdict=row.verdict,
+                    level=row.level,
+                    candidates=tuple(row.candidates),
+                    created=row.created,
+                ),
+            )
+            for row in rows
+        )

@@ -1,0 +1,1 @@
+"""What brings a database to the tables of `tuner.records.schema`: Alembic's folder, run by writers alone."""

@@ -1,0 +1,70 @@
+"""Questions that are left out, because asking them kills the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import select, update
+
+from tuner.records.connected import Connected
+from tuner.records.rows import digest, outcome_columns
+from tuner.records.schema import MeasuredRow, QuarantineRow, TrialRow
+from tuner.study.values import Configuration, Outcome
+
+
+class Quarantine(Connected):
+    """The questions that a study leaves out."""
+
+    def quarantine(
+        self,
+        question: str,
+        reason: str,
+        trials: Mapping[int, Outcome] | None = None,
+        measured: Mapping[Configuration, Outcome] | None = None,
+    ) -> None:
+        """Leaves a question out from now on; the first reason stays.
+
+        `trials` (by number) and `measured`: the outcomes there are already, computed anew without it. All of
+        it is one transaction, so that no two outcomes are ever about different questions.
+        """
+        with self._transaction() as connection:
+            connection.execute(
+                self._insert(QuarantineRow)
+                .values(study_id=self._study_id, prompt_id=self._prompts[question], reason=reason)
+                .on_conflict_do_nothing()
+            )
+            for number, outcome in (trials or {}).items():
+                connection.execute(
+                    update(TrialRow)
+                    .where(
+                        TrialRow.study_id == self._study_id,
+                        TrialRow.number == number,
+                        TrialRow.completed.is_not(None),
+                    )
+                    .values(**outcome_columns(outcome))
+                )
+            for configuration, outcome in (measured or {}).items():
+                connection.execute(
+                    update(MeasuredRow)
+                    .where(
+                        MeasuredRow.study_id == self._study_id,
+                        MeasuredRow.configuration == digest(configuration),
+                    )
+                    .values(**outcome_columns(outcome))
+                )
+
+    def quarantined(self) -> dict[str, str]:
+        """Why each question that is left out is: reasons by question id, in the order they were found."""
+        query = (
+            select(QuarantineRow.prompt_id, QuarantineRow.reason)
+            .where(QuarantineRow.study_id == self._study_id)
+            .order_by(QuarantineRow.id)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return {
+            name: row.reason
+            for row in rows
+            for name, prompt in self._prompts.items()
+            if prompt == row.prompt_id
+        }

@@ -1,0 +1,65 @@
+"""Between rows and values: what several files of this room write into columns and read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from pipeline.methods import KNOBS
+from tuner.records.schema import FINGERPRINT_DIGITS
+from tuner.study.values import Configuration, Outcome, Split
+
+
+def joined(fingerprints: Sequence[str]) -> bytes:
+    """Fingerprints as one column."""
+    return bytes.fromhex("".join(fingerprints))
+
+
+def separated(fingerprints: bytes) -> tuple[str, ...]:
+    """The reverse of `joined`."""
+    text = fingerprints.hex()
+    return tuple(
+        text[start : start + FINGERPRINT_DIGITS] for start in range(0, len(text), FINGERPRINT_DIGITS)
+    )
+
+
+def knob_columns(configuration: Configuration) -> dict[str, Any]:
+    """A configuration as the columns of `KnobColumns`."""
+    parameters = dict(configuration.parameters)
+    knobs = {name: parameters.pop(name, None) for name in KNOBS}
+    return {"method": configuration.method, "options": parameters, **knobs}
+
+
+def configuration_of(row: Any) -> Configuration:
+    """The reverse of `knob_columns`."""
+    # The method's own order of fields, so that equal configurations compare equal however they were made.
+    knobs = {name: getattr(row, name) for name in KNOBS if getattr(row, name) is not None}
+    return Configuration.from_method(
+        Configuration.from_dict({"method": row.method, **knobs, **row.options}).build()
+    )
+
+
+def digest(configuration: Configuration) -> str:
+    """What rows about a configuration are found by: sha256 of its canonical JSON."""
+    return hashlib.sha256(json.dumps(configuration.as_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def outcome_columns(outcome: Outcome | None) -> dict[str, Any]:
+    """An outcome as the columns of `OutcomeColumns`; None empties them."""
+    if outcome is None:
+        return {one.name: None for one in fields(Outcome) if one.name != "split"}
+    values = asdict(outcome)
+    del values["split"]
+    return values
+
+
+def outcome_of(row: Any, split: Split) -> Outcome | None:
+    """The reverse of `outcome_columns`."""
+    if row.accuracy is None:
+        return None
+    return Outcome(
+        split=split, **{one.name: getattr(row, one.name) for one in fields(Outcome) if one.name != "split"}
+    )

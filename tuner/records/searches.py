@@ -1,0 +1,129 @@
+"""Searches: what was asked for, what the sampler proposed beyond the budget, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from tuner.records.connected import Connected, inserted
+from tuner.records.rows import configuration_of, knob_columns
+from tuner.records.schema import InfeasibleRow, SearchRow, SelectionRow, TrialRow
+from tuner.records.values import Goal, InfeasibleRecord, SearchRecord
+from tuner.statistics.margin import DEFAULT_MAX_DROP
+
+
+class Searches(Connected):
+    """The searches of a study."""
+
+    def search(
+        self,
+        budget: float,
+        seed: int,
+        coordinates: str,
+        trials: int,
+        *,
+        sampler: str = "tpe",
+        goal: Goal = "budget",
+        max_drop: str = DEFAULT_MAX_DROP,
+    ) -> SearchRecord:
+        """The search for these; asking for more trials raises its number, another margin replaces its own."""
+        key = {
+            "study_id": self._study_id,
+            "goal": goal,
+            "budget": budget,
+            "seed": seed,
+            "space": coordinates,
+            "sampler": sampler,
+        }
+        query = select(SearchRow.id, SearchRow.trials).filter_by(**key)
+        with self._transaction() as connection:
+            found = connection.execute(query).first()
+            if found is None:
+                identifier = inserted(connection, SearchRow, **key, max_drop=max_drop, trials=trials)
+            else:
+                identifier = found.id
+                connection.execute(
+                    update(SearchRow)
+                    .where(SearchRow.id == identifier)
+                    .values(trials=max(trials, found.trials), max_drop=max_drop, used=datetime.now(UTC))
+                )
+        return SearchRecord(identifier, budget, seed, coordinates, trials, sampler, goal, max_drop)
+
+    def searches(self) -> tuple[SearchRecord, ...]:
+        """All searches of the study, the one asked for last at the end."""
+        query = (
+            select(
+                SearchRow.id,
+                SearchRow.budget,
+                SearchRow.seed,
+                SearchRow.space,
+                SearchRow.trials,
+                SearchRow.sampler,
+                SearchRow.goal,
+                SearchRow.max_drop,
+            )
+            .where(SearchRow.study_id == self._study_id)
+            .order_by(SearchRow.used, SearchRow.id)
+        )
+        with self._transaction() as connection:
+            rows: Iterable[Any] = connection.execute(query)
+            return tuple(SearchRecord(*row) for row in rows)
+
+    def refuse(self, proposal: InfeasibleRecord) -> None:
+        """Writes an infeasible proposal: resumed runs tell the sampler of it again."""
+        with self._transaction() as connection:
+            connection.execute(
+                insert(InfeasibleRow).values(
+                    search_id=proposal.search,
+                    number=proposal.number,
+                    attempt=proposal.attempt,
+                    proposed=proposal.proposed,
+                    binding_ratio=proposal.binding_ratio,
+                    **knob_columns(proposal.configuration),
+                )
+            )
+
+    def infeasible(self) -> tuple[InfeasibleRecord, ...]:
+        """All infeasible proposals of the study, in the order of search, number and attempt."""
+        query = (
+            select(InfeasibleRow.__table__)
+            .join(SearchRow, SearchRow.id == InfeasibleRow.search_id)
+            .where(SearchRow.study_id == self._study_id)
+            .order_by(InfeasibleRow.search_id, InfeasibleRow.number, InfeasibleRow.attempt)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return tuple(
+            InfeasibleRecord(
+                row.search_id, row.number, row.attempt, configuration_of(row), row.proposed, row.binding_ratio
+            )
+            for row in rows
+        )
+
+    def select(self, search: SearchRecord, trials: int, number: int) -> None:
+        """Notes that the search chose trial `number` when the study had so many completed trials."""
+        trial = (
+            select(TrialRow.id)
+            .where(TrialRow.study_id == self._study_id, TrialRow.number == number)
+            .scalar_subquery()
+        )
+        with self._transaction() as connection:
+            connection.execute(
+                self._insert(SelectionRow)
+                .values(search_id=search.id, trials=trials, trial_id=trial)
+                .on_conflict_do_nothing()
+            )
+
+    def selections(self) -> tuple[tuple[int, int, int], ...]:
+        """(search id, completed trials then, chosen trial's number) in the order they were made."""
+        query = (
+            select(SelectionRow.search_id, SelectionRow.trials, TrialRow.number)
+            .join(TrialRow, TrialRow.id == SelectionRow.trial_id)
+            .where(TrialRow.study_id == self._study_id)
+            .order_by(SelectionRow.id)
+        )
+        with self._transaction() as connection:
+            return tuple((row[0], row[1], row[2]) for row in connection.execute(query))

@@ -1,0 +1,376 @@
+"""Studies: what their definitions say, which of a name is in use, and what each video has served for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from pipeline.layout import Layout
+from tuner.errors import UserError
+from tuner.records.connected import Connected, inserted
+from tuner.records.database import shown
+from tuner.records.rows import digest, joined, outcome_columns
+from tuner.records.schema import (
+    EncodingRow,
+    MeasuredRow,
+    PromptRow,
+    StudyQuestionRow,
+    StudyRow,
+    StudyVideoRow,
+    TrialRow,
+    VideoRow,
+    VideoUseRow,
+)
+from tuner.records.values import Derived, StoredQuestion, StudyRecord, prompt_hash
+from tuner.study.values import Configuration, Outcome
+
+T = TypeVar("T")
+
+# SQLite allows 32,766 variables in a statement.
+_MOST_VARIABLES = 5000
+
+
+class ArchivedStudy(NamedTuple):
+    """A study that was taken out of use: its database id, dates, and how many trials it has."""
+
+    id: int
+    created: datetime
+    archived: datetime
+    trials: int
+
+
+class _Known(NamedTuple):
+    """Ids of what a definition asks, which other definitions may ask, too."""
+
+    encoding: int
+    videos: dict[str, int]  # by name
+    prompts: dict[str, int]  # by question id
+
+
+class Studies(Connected):
+    """Definitions of studies. `begin`, `find` or `revise` one: then it is the one read and written."""
+
+    def study_names(self) -> tuple[str, ...]:
+        """Names of the studies in use in this database."""
+        query = select(StudyRow.name).where(StudyRow.archived.is_(None)).order_by(StudyRow.name)
+        with self._transaction() as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def find(self, name: str) -> StudyRecord | None:
+        """The study in use under this name, which then is the one this store writes to."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                select(StudyRow.__table__, EncodingRow.fingerprint_base)
+                .join(EncodingRow, EncodingRow.id == StudyRow.encoding_id)
+                .where(StudyRow.name == name, StudyRow.archived.is_(None))
+            ).first()
+            if row is None:
+                return None
+            questions = connection.execute(
+                select(
+                    StudyQuestionRow.__table__,
+                    PromptRow.text,
+                    PromptRow.options,
+                    StudyVideoRow.name.label("video"),
+                    StudyVideoRow.frames,
+                    StudyVideoRow.cells,
+                    StudyVideoRow.trailing,
+                    StudyVideoRow.frame_similarity,
+                )
+                .join(StudyVideoRow, StudyVideoRow.id == StudyQuestionRow.study_video_id)
+                .join(PromptRow, PromptRow.id == StudyQuestionRow.prompt_id)
+                .where(StudyQuestionRow.study_id == row.id)
+                .order_by(StudyQuestionRow.position)
+            ).all()
+        self._opened(row.id, row.name, row.hash)
+        self._encoding = row.encoding_id
+        self._prompts = {question.name: question.prompt_id for question in questions}
+        asked = [
+            {
+                "id": one.name,
+                "video": one.video,
+                "question": one.text,
+                "options": one.options,
+                "answer": one.answer,
+            }
+            for one in questions
+        ]
+        return StudyRecord(
+            name=row.name,
+            hash=row.hash,
+            parts={**row.parts, "questions": asked},
+            setting=row.setting,
+            shape=row.shape,
+            fingerprint_base=row.fingerprint_base,
+            text_encoder_identity=row.text_encoder_identity,
+            skipped=tuple(row.skipped),
+            questions=tuple(_stored_question(question) for question in questions),
+            definition=row.definition,
+        )
+
+    def require(self, name: str) -> StudyRecord:
+        """The study in use under this name.
+
+        Errors: UserError when there is none.
+        """
+        record = self.find(name)
+        if record is None:
+            raise UserError(
+                f"the study {name!r} has no records in {shown(self._engine)}; `tuner run` makes them"
+            )
+        return record
+
+    def _opened(self, study_id: int, name: str, study_hash: str) -> None:
+        self._study, self._name, self._hash = study_id, name, study_hash
+        self._used.clear()
+
+    def begin(self, study: StudyRecord) -> None:
+        """Writes a study that is not there yet and makes it the one this store writes to."""
+        with self._transaction() as connection:
+            known = self._know(connection, study)
+            study_id = inserted(
+                connection, StudyRow, name=study.name, **_study_columns(study), encoding_id=known.encoding
+            )
+            self._write_questions(connection, study_id, study, known)
+            self._write_counted(connection, study_id)
+        self.find(study.name)
+
+    def register(self, study: StudyRecord) -> None:
+        """Makes another definition of the open study known, so that answers to its questions are found: the
+        first half of `revise`. The study itself stays as it is.
+        """
+        with self._transaction() as connection:
+            known = self._know(connection, study)
+        self._encoding, self._prompts = known.encoding, known.prompts
+
+    def revise(
+        self,
+        study: StudyRecord,
+        trials: Mapping[int, Derived] | None = None,
+        measured: Mapping[Configuration, Outcome | None] | None = None,
+    ) -> None:
+        """Another definition in the place of the open study's, with all that follows from it.
+
+        trials: fingerprints, FLOPs ratio and outcome of each by number; whether it was pruned is then to be
+        found anew. measured: outcomes of the configurations on the held-out split. Left out: they stay.
+        """
+        with self._transaction() as connection:
+            known = self._know(connection, study)
+            here = self._study_id
+            connection.execute(
+                update(StudyRow)
+                .where(StudyRow.id == here)
+                .values(**_study_columns(study), encoding_id=known.encoding, revised=datetime.now(UTC))
+            )
+            for table in (StudyQuestionRow, StudyVideoRow):
+                connection.execute(delete(table).where(table.study_id == here))
+            self._write_questions(connection, here, study, known)
+            self._used.clear()
+            if any(one.outcome is not None for one in (trials or {}).values()):
+                self._use(connection, "tune")
+            if any(one is not None for one in (measured or {}).values()):
+                self._use(connection, "held_out")
+            for number, derived in (trials or {}).items():
+                done = {} if derived.outcome is not None else {"completed": None}
+                connection.execute(
+                    update(TrialRow)
+                    .where(TrialRow.study_id == here, TrialRow.number == number)
+                    .values(
+                        fingerprints=joined(derived.fingerprints),
+                        binding_ratio=derived.binding_ratio,
+                        pruned_by=None,
+                        pruned_videos=None,
+                        **outcome_columns(derived.outcome),
+                        **done,
+                    )
+                )
+            for configuration, outcome in (measured or {}).items():
+                connection.execute(
+                    update(MeasuredRow)
+                    .where(MeasuredRow.study_id == here, MeasuredRow.configuration == digest(configuration))
+                    .values(**outcome_columns(outcome))
+                )
+            self._write_counted(connection, here)
+        self.find(study.name)
+
+    def _know(self, connection: Connection, study: StudyRecord) -> _Known:
+        """Writes what is asked where nobody asked it before."""
+
+        def write(table: Any, rows: Sequence[dict[str, Any]]) -> None:
+            connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
+
+        write(EncodingRow, [{"fingerprint_base": study.fingerprint_base}])
+        encoding = connection.execute(
+            select(EncodingRow.id).where(EncodingRow.fingerprint_base == study.fingerprint_base)
+        ).scalar_one()
+        asked = {one["id"]: one for one in study.parts["questions"]}
+        contents = {one.video: study.parts["videos"][one.video] for one in study.questions}
+        write(VideoRow, [{"content": content} for content in sorted(set(contents.values()))])
+        by_content = {
+            row.content: row.id
+            for some in _chunks(sorted(set(contents.values())))
+            for row in connection.execute(select(VideoRow.__table__).where(VideoRow.content.in_(some)))
+        }
+        videos = {name: by_content[content] for name, content in contents.items()}
+        prompts = {
+            one.id: {
+                "video_id": videos[one.video],
+                "hash": prompt_hash(asked[one.id]["question"], asked[one.id]["options"]),
+                "text": asked[one.id]["question"],
+                "options": asked[one.id]["options"],
+            }
+            for one in study.questions
+        }
+        write(PromptRow, list(prompts.values()))
+        by_prompt = {
+            (row.video_id, row.hash): row.id
+            for some in _chunks(sorted(by_content.values()))
+            for row in connection.execute(
+                select(PromptRow.id, PromptRow.video_id, PromptRow.hash).where(PromptRow.video_id.in_(some))
+            )
+        }
+        return _Known(
+            encoding,
+            videos,
+            {question: by_prompt[one["video_id"], one["hash"]] for question, one in prompts.items()},
+        )
+
+    def _write_questions(
+        self, connection: Connection, study_id: int, study: StudyRecord, known: _Known
+    ) -> None:
+        layouts = {one.video: one.layout for one in study.questions}
+        connection.execute(
+            insert(StudyVideoRow),
+            [
+                {
+                    "study_id": study_id,
+                    "video_id": known.videos[name],
+                    "name": name,
+                    "frames": layout.frames,
+                    "cells": layout.cells,
+                    "trailing": layout.trailing,
+                    "frame_similarity": _floats(layout.frame_similarity),
+                }
+                for name, layout in layouts.items()
+            ],
+        )
+        rows = connection.execute(
+            select(StudyVideoRow.name, StudyVideoRow.id).where(StudyVideoRow.study_id == study_id)
+        )
+        places = {row.name: row.id for row in rows}
+        labels = {one["id"]: one["answer"] for one in study.parts["questions"]}
+        connection.execute(
+            insert(StudyQuestionRow),
+            [
+                {
+                    "study_id": study_id,
+                    "study_video_id": places[question.video],
+                    "prompt_id": known.prompts[question.id],
+                    "name": question.id,
+                    "position": position,
+                    "split": question.split,
+                    "answer": labels[question.id],
+                    "tags": dict(question.tags),
+                    "text_before": question.layout.text_before,
+                    "text_after": question.layout.text_after,
+                    "frame_relevance": _floats(question.layout.frame_relevance),
+                }
+                for position, question in enumerate(study.questions)
+            ],
+        )
+
+    # Out of use, and back
+
+    def archive(self, name: str) -> bool:
+        """Takes the study of this name out of use; its records stay. False: there is none."""
+        with self._transaction() as connection:
+            return self._archive(connection, name)
+
+    def _archive(self, connection: Connection, name: str) -> bool:
+        found = connection.execute(
+            update(StudyRow)
+            .where(StudyRow.name == name, StudyRow.archived.is_(None))
+            .values(archived=datetime.now(UTC))
+        )
+        return bool(found.rowcount)
+
+    def archived(self, name: str) -> tuple[ArchivedStudy, ...]:
+        """The archived studies of this name, the one archived last at the end."""
+        query = (
+            select(StudyRow.id, StudyRow.created, StudyRow.archived, func.count(TrialRow.id))
+            .outerjoin(TrialRow, TrialRow.study_id == StudyRow.id)
+            .where(StudyRow.name == name, StudyRow.archived.is_not(None))
+            .group_by(StudyRow.id)
+            .order_by(StudyRow.archived, StudyRow.id)
+        )
+        with self._transaction() as connection:
+            rows: Iterable[Any] = connection.execute(query)
+            return tuple(ArchivedStudy(*row) for row in rows)
+
+    def restore(self, name: str, study_id: int) -> bool:
+        """Puts an archived study of this name back into use; True: another one was archived for it."""
+        with self._transaction() as connection:
+            replaced = self._archive(connection, name)
+            connection.execute(
+                update(StudyRow).where(StudyRow.id == study_id, StudyRow.name == name).values(archived=None)
+            )
+        return replaced
+
+    # What videos have served for
+
+    def videos_that_tuned(self, name: str, contents: Collection[str]) -> set[str]:
+        """Of these videos (hashes of their bytes) those that ever tuned a study of this name, archived or
+        not.
+        """
+        with self._transaction() as connection:
+            return {
+                content
+                for some in _chunks(sorted(contents))
+                for content in connection.execute(
+                    select(VideoRow.content)
+                    .join(VideoUseRow, VideoUseRow.video_id == VideoRow.id)
+                    .where(
+                        VideoUseRow.study == name,
+                        VideoUseRow.tuned.is_not(None),
+                        VideoRow.content.in_(some),
+                    )
+                ).scalars()
+            }
+
+
+def _study_columns(study: StudyRecord) -> dict[str, Any]:
+    return {
+        "hash": study.hash,
+        "parts": {name: part for name, part in study.parts.items() if name != "questions"},
+        "definition": study.definition,
+        "setting": study.setting,
+        "shape": study.shape,
+        "text_encoder_identity": study.text_encoder_identity,
+        "skipped": list(study.skipped),
+    }
+
+
+def _stored_question(row: Any) -> StoredQuestion:
+    layout = Layout(
+        frames=row.frames,
+        cells=row.cells,
+        trailing=row.trailing,
+        text_before=row.text_before,
+        text_after=row.text_after,
+        frame_similarity=np.frombuffer(row.frame_similarity, dtype="<f8"),
+        frame_relevance=np.frombuffer(row.frame_relevance, dtype="<f8"),
+    )
+    return StoredQuestion(row.name, row.video, row.split, layout, row.tags)
+
+
+def _floats(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, dtype="<f8").tobytes()
+
+
+def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), _MOST_VARIABLES):
+        yield values[start : start + _MOST_VARIABLES]

@@ -1,0 +1,84 @@
+"""Trials: configurations on the tune split, from their proposal to their outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Update, func, insert, select, update
+
+from tuner.records.connected import Connected
+from tuner.records.rows import (
+    configuration_of,
+    joined,
+    knob_columns,
+    outcome_columns,
+    outcome_of,
+    separated,
+)
+from tuner.records.schema import TrialRow
+from tuner.records.values import Pruned, Purpose, SearchRecord, TrialRecord
+from tuner.study.values import Configuration, Outcome
+
+
+class Trials(Connected):
+    """The trials of a study, whichever of its searches asked for them."""
+
+    def propose(
+        self,
+        search: SearchRecord,
+        number: int,
+        configuration: Configuration,
+        fingerprints: Sequence[str],
+        binding_ratio: float,
+        purpose: Purpose = "search",
+    ) -> None:
+        """Writes a trial without its outcome: a run killed from here on finishes it first."""
+        with self._transaction() as connection:
+            self._use(connection, "tune")
+            connection.execute(
+                insert(TrialRow).values(
+                    study_id=self._study_id,
+                    search_id=search.id,
+                    number=number,
+                    fingerprints=joined(fingerprints),
+                    binding_ratio=binding_ratio,
+                    purpose=purpose,
+                    **knob_columns(configuration),
+                )
+            )
+
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """All trials of the study in order of number."""
+        query = (
+            select(TrialRow.__table__).where(TrialRow.study_id == self._study_id).order_by(TrialRow.number)
+        )
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return tuple(
+            TrialRecord(
+                number=row.number,
+                search=row.search_id,
+                configuration=configuration_of(row),
+                fingerprints=separated(row.fingerprints),
+                binding_ratio=row.binding_ratio,
+                outcome=outcome_of(row, "tune"),
+                purpose=row.purpose,
+                stopped=None if row.pruned_by is None else Pruned(row.pruned_by, row.pruned_videos),
+            )
+            for row in rows
+        )
+
+    def _completed(self, number: int, outcome: Outcome) -> Update:
+        """A trial that was pruned once may run to its end after all (`--no-race`)."""
+        return self._incomplete(number).values(
+            completed=func.now(), pruned_by=None, pruned_videos=None, **outcome_columns(outcome)
+        )
+
+    def _pruned(self, number: int, why: Pruned) -> Update:
+        return self._incomplete(number).values(pruned_by=why.by, pruned_videos=why.videos)
+
+    def _incomplete(self, number: int) -> Update:
+        """An update of this trial that does nothing once it is complete."""
+        return update(TrialRow).where(
+            TrialRow.study_id == self._study_id, TrialRow.number == number, TrialRow.completed.is_(None)
+        )
