@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from typing import Any
 
 from pipeline.flops import ModelShape, VisionShape
@@ -38,7 +37,7 @@ from tuner.reporting.values import (
     TagRow,
     Trial,
 )
-from tuner.search.selection import Choice, choose, eligible
+from tuner.search.selection import Choice, Looks, choose, eligible, level_of
 from tuner.search.space import TOLERANCE, allows, make_space, smallest_reachable
 from tuner.statistics import paired
 from tuner.statistics.guessing import against_guessing
@@ -189,7 +188,16 @@ def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Cho
 
 
 def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | None:
-    measured = store.measured()
+    """As far as looks were recorded: who reads results takes no look that `tuner run` did not take."""
+    found = _choice(search, store, results, taken=True)
+    if found is None or not found.tested or found.recorded:
+        return found
+    return _choice(search, store, results, taken=False)
+
+
+def _choice(search: SearchRecord, store: Store, results: Results, *, taken: bool) -> Choice | None:
+    """taken: with the held-out answers of configurations, not of the baseline alone."""
+    measured = store.measured() if taken else {}
 
     def held_out_of(configuration: Configuration | None) -> list[QuestionResult] | None:
         if configuration is not None and configuration not in measured:
@@ -203,6 +211,7 @@ def _chosen(search: SearchRecord, store: Store, results: Results) -> Choice | No
         MaxDrop.parse(search.max_drop),
         results.of(None, "tune"),
         held_out_of,
+        Looks.of(store.looks(), search),
     )
 
 
@@ -228,8 +237,6 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     best = None if choice is None else choice.trial
     wanted = make_space("budget", planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
-    looks = store.looks()
-    own_looks = [one for of_search, one in looks if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
     return RunSummary(
         study=study.name,
@@ -263,9 +270,15 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         max_drop=search.max_drop,
         margin=None if choice is None else choice.margin,
         tested=() if choice is None else choice.tested,
-        looks=tuple(one for _, one in looks),
-        earlier_looks=tuple(takewhile(lambda one: one.max_drop != search.max_drop, own_looks)),
-        provable_drop=_provable_drop(study),
+        looks=tuple(one for _, one in store.looks()),
+        look=1 if choice is None else choice.look,
+        provable_drop=_provable_drop(study, search.goal, 1 if choice is None else choice.look),
+        loss_correlation=_loss_correlation(best.configuration, results)
+        if best is not None and best_measured
+        else None,
+        over_defaults=None
+        if best is None or defaults is None
+        else _over(best.configuration, defaults.configuration, measured, results),
         noise=store.noise(),
         stopped=tuple(
             PrunedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
@@ -292,9 +305,30 @@ def _paired(
     return after, [before[one.question] for one in after]
 
 
-def _provable_drop(study: Study) -> float | None:
-    drop = paired.provable_drop([one.video for one in study.questions_of("held_out")])
-    return drop if math.isfinite(drop) else None
+def _provable_drop(study: Study, goal: Goal, look: int) -> float | None:
+    videos = [one.video for one in study.questions_of("held_out")]
+    return paired.provable_drop(videos, level=level_of(goal, look)) if videos else None
+
+
+def _loss_correlation(configuration: Configuration, results: Results) -> float | None:
+    after, before = _paired(configuration, results)
+    now, was = ([one.correct for one in split] for split in (after, before))
+    return paired.correlation(now, was, [one.video for one in after])
+
+
+def _over(
+    best: Configuration, defaults: Configuration, measured: Mapping[Configuration, Outcome], results: Results
+) -> Measured | None:
+    """Held-out accuracy of the best minus that of the defaults, paired; None where one was not measured."""
+    if best not in measured or defaults not in measured:
+        return None
+    before = {one.question: one.correct for one in results.of(defaults, "held_out")}
+    after = results.of(best, "held_out")
+    return paired.difference(
+        [one.correct for one in after],
+        [before[one.question] for one in after],
+        [one.video for one in after],
+    )
 
 
 def load_summary(

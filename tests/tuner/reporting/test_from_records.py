@@ -16,7 +16,7 @@ from tuner.reporting.from_records import Results, load_status, summarise
 from tuner.reporting.summary import headline, verdict
 from tuner.reporting.trial_table import pareto_points
 from tuner.reporting.values import RunSummary
-from tuner.search.selection import choose_best
+from tuner.search.selection import choose_best, level_of
 from tuner.statistics import paired
 from tuner.statistics.values import Noise
 from tuner.study import Search, Study
@@ -98,7 +98,7 @@ def test_what_can_be_proven_and_the_noise_floor_stand_in_the_summary(study: Stud
     summary = run(study, store, trials=1)
     assert summary.noise == noise
     videos = [one.video for one in study.questions_of("held_out")]
-    assert summary.provable_drop == paired.provable_drop(videos)
+    assert summary.provable_drop == paired.provable_drop(videos, level=level_of("budget", 1))
 
 
 def test_what_can_be_proven_is_of_the_questions_that_count(study: Study, store: Store) -> None:
@@ -108,7 +108,7 @@ def test_what_can_be_proven_is_of_the_questions_that_count(study: Study, store: 
         if one.video == gone:
             store.quarantine(one.id, "it kills its worker")
     videos = [one.video for one in study.questions_of("held_out") if one.video != gone]
-    assert summary_of(study, store).provable_drop == paired.provable_drop(videos)
+    assert summary_of(study, store).provable_drop == paired.provable_drop(videos, level=level_of("budget", 1))
 
 
 def test_the_unpruned_model_stands_beside_guessing(study: Study, store: Store) -> None:
@@ -251,17 +251,20 @@ def test_a_margin_that_was_moved_after_the_look_says_what_was_seen_before(study:
         return summarise(study, store, store.require("fake"), store.searches()[-1])
 
     first = again("0.02")
-    assert (first.verdict, first.earlier_looks) == ("not_shown", ())
-    assert "before" not in verdict(first)[0]
+    assert (first.verdict, first.look) == ("not_shown", 1)
+    assert "first look" in verdict(first)[1]
     moved = again("0.99")
     assert (moved.verdict, moved.best) == ("shown", first.best)
-    assert "at another margin before: --max-drop 0.02 not shown." in verdict(moved)[0]
-    # The first look stays the first one.
-    assert again("0.02").earlier_looks == ()
-    assert again("0.99").earlier_looks == moved.earlier_looks
-    # Another search is another choice; the study's looks are listed all the same.
+    assert moved.look == 2
+    assert moved.tested[0].level == pytest.approx(level_of("budget", 2))
+    said = " ".join(verdict(moved))
+    assert "This is look 2 at " in said
+    assert "1: budget 0.3, seed 0, --max-drop 0.02, trial " in said
+    # The same again are the same looks.
+    assert [again(one).look for one in ("0.02", "0.99", "0.02")] == [1, 2, 1]
+    # Another search is another choice, and so another look.
     other = again("0.99", seed=1)
-    assert other.earlier_looks == ()
+    assert other.look == 3
     told = [(one.seed, one.max_drop, one.verdict) for one in other.looks]
     assert told == [(0, "0.02", "not_shown"), (0, "0.99", "shown"), (1, "0.99", "shown")]
 
