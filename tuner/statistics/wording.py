@@ -41,8 +41,8 @@ def another_look(look: int, level: float) -> str:
         return f"This is the study's first look at its held-out videos (level {100 * level:.2g} %)."
     return (
         f"This is look {look} at the study's held-out videos: all its looks together err in at most 5 % of "
-        f"studies, and {100 * level:.2g} % are left for this one. That does not cover a trial that was chosen by "
-        "what a report showed of the held-out videos."
+        f"studies, and {100 * level:.2g} % are left for this one. That does not cover a trial that was "
+        "chosen by what a report showed of the held-out videos."
     )
 
 

