@@ -33,7 +33,7 @@ from tuner.records.values import (
 from tuner.search import pruner
 from tuner.search.front import trials_since_growth
 from tuner.search.sampler import Observation, Sampler
-from tuner.search.selection import Choice, choose, choose_best, eligible, ordered
+from tuner.search.selection import Choice, Looks, choose, choose_best, eligible, ordered
 from tuner.search.space import TOLERANCE, Bins, Point, SearchSpace
 from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Noise
@@ -126,6 +126,7 @@ class SearchLoop(Loop):
             MaxDrop.parse(self._search.max_drop),
             [self._baseline[question] for question in self._questions["tune"]],
             self._held_out_results,
+            Looks.of(self._store.looks(), self._search),
         )
 
     @property
@@ -261,8 +262,15 @@ class SearchLoop(Loop):
         if best is not None and choice is not None:
             completed = sum(trial.outcome is not None for trial in self.trials)
             self._store.select(self._search, completed, choice.trial.number)
-            if choice.verdict != "untested":
-                self._store.record_look(self._search, completed, choice.trial.number, choice.verdict)
+            if choice.verdict != "untested" and not choice.recorded:
+                self._store.record_look(
+                    self._search,
+                    completed,
+                    choice.trial.number,
+                    choice.verdict,
+                    level=choice.level,
+                    candidates=[one.trial for one in choice.tested],
+                )
 
     def _held_out_results(self, configuration: Configuration | None) -> list[QuestionResult] | None:
         """See `selection.HeldOutResults`."""

@@ -24,6 +24,7 @@ from pipeline.break_even import Serving, break_even
 from pipeline.export_format import READABLE, SCHEMA, why_unreadable
 from tuner.errors import UserError
 from tuner.records.measurements import ServingCost
+from tuner.records.values import Look
 from tuner.reporting.values import HeldOut, RunSummary, TagRow
 from tuner.statistics.values import Measured, Verdict
 from tuner.statistics.wording import weak_baseline
@@ -87,7 +88,11 @@ class TestedNumbers(_Strict):
 
 @dataclass(frozen=True)
 class LookNumbers(_Strict):
-    """The first result of a search's choice on the held-out videos at a margin."""
+    """A look at the study's held-out videos, in the order they were taken.
+
+    `level`: probability of error of its tests together; `candidates`: trials in the order they were tested.
+    Files and looks of older versions have neither.
+    """
 
     goal: str
     budget: float
@@ -96,6 +101,19 @@ class LookNumbers(_Strict):
     trials: int
     trial: int
     verdict: Verdict
+    level: float | None = None
+    candidates: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class WorthNumbers(_Strict):
+    """Held-out accuracy of the exported configuration minus that of AdaTP's defaults at the same budget, with
+    its 95 % interval; and what the study cost, in baseline passes.
+    """
+
+    difference: float
+    interval: Range | None
+    study_passes: float | None
 
 
 @dataclass(frozen=True)
@@ -265,7 +283,11 @@ class Best(_Strict):
     max_drop: str | None = None
     margin: float | None = None
     tested: list[TestedNumbers] = field(default_factory=list)
+    # `look`: which of the study's looks at its held-out videos the verdict is from, counted from 1.
     looks: list[LookNumbers] = field(default_factory=list)
+    look: int = 1
+    # Whether tuning was worth it; null where AdaTP's defaults do not fit the budget.
+    over_defaults: WorthNumbers | None = None
     noise_floor: NoiseNumbers | None = None
     accepted_regressions: bool = False
     # The unpruned model against guessing, and whether the file was written although it does no better.
@@ -380,10 +402,9 @@ def describe(
         max_drop=summary.max_drop or None,
         margin=summary.margin,
         tested=[TestedNumbers(**dataclasses.asdict(one)) for one in summary.tested],
-        looks=[
-            LookNumbers(one.goal, one.budget, one.seed, one.max_drop, one.trials, one.trial, one.verdict)
-            for one in summary.looks
-        ],
+        looks=[_look(one) for one in summary.looks],
+        look=summary.look,
+        over_defaults=_worth(summary),
         noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),
         accepted_regressions=summary.verdict != "shown",
         guessing=None if guessing is None else GuessingNumbers(**dataclasses.asdict(guessing)),
@@ -588,3 +609,17 @@ def _replace(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def _look(look: Look) -> LookNumbers:
+    values = dataclasses.asdict(look) | {"candidates": list(look.candidates)}
+    del values["created"]
+    return LookNumbers(**values)
+
+
+def _worth(summary: RunSummary) -> WorthNumbers | None:
+    found = summary.over_defaults
+    if found is None:
+        return None
+    interval = None if found.interval is None else (found.interval.low, found.interval.high)
+    return WorthNumbers(found.value, interval, None if summary.cost is None else summary.cost.passes)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 from pipeline.flops import ModelShape, VisionShape
@@ -24,7 +23,6 @@ from tuner.records.store import Store
 from tuner.records.values import (
     Goal,
     InfeasibleRecord,
-    Look,
     RecordedAnswer,
     SearchRecord,
     StudyRecord,
@@ -39,7 +37,7 @@ from tuner.reporting.values import (
     TagRow,
     Trial,
 )
-from tuner.search.selection import Choice, choose, eligible
+from tuner.search.selection import Choice, Looks, choose, eligible, level_of
 from tuner.search.space import TOLERANCE, SearchSpace, allows, smallest_reachable
 from tuner.statistics import paired
 from tuner.statistics.guessing import against_guessing
@@ -164,7 +162,18 @@ def _choices(store: Store, results: Results) -> dict[int, Choice]:
 def _chosen(
     search: SearchRecord, store: Store, results: Results, trials: Sequence[TrialRecord]
 ) -> Choice | None:
-    measured = store.measured()
+    """As far as looks were recorded: who reads results takes no look that `tuner run` did not take."""
+    found = _choice(search, store, results, trials, taken=True)
+    if found is None or not found.tested or found.recorded:
+        return found
+    return _choice(search, store, results, trials, taken=False)
+
+
+def _choice(
+    search: SearchRecord, store: Store, results: Results, trials: Sequence[TrialRecord], *, taken: bool
+) -> Choice | None:
+    """taken: with the held-out answers of configurations, not of the baseline alone."""
+    measured = store.measured() if taken else {}
 
     def held_out_of(configuration: Configuration | None) -> list[QuestionResult] | None:
         if configuration is not None and configuration not in measured:
@@ -178,6 +187,7 @@ def _chosen(
         MaxDrop.parse(search.max_drop),
         results.of(None, "tune"),
         held_out_of,
+        Looks.of(store.looks(), search),
     )
 
 
@@ -203,11 +213,6 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     best = None if choice is None else choice.trial
     wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
-    # What was said first at each margin.
-    looks: dict[tuple[int, str], Look] = {}
-    for of_search, one in store.looks():
-        looks.setdefault((of_search, one.max_drop), one)
-    own_looks = [one for (of_search, _), one in looks.items() if of_search == search.id]
     best_measured = best is not None and best.configuration in measured
     asked = _asked(store)
     shared = _shared([*completed, *outside], store.trial_use())
@@ -244,9 +249,15 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         max_drop=search.max_drop,
         margin=None if choice is None else choice.margin,
         tested=() if choice is None else choice.tested,
-        looks=tuple(looks.values()),
-        earlier_looks=tuple(takewhile(lambda one: one.max_drop != search.max_drop, own_looks)),
-        provable_drop=_provable_drop(study),
+        looks=tuple(one for _, one in store.looks()),
+        look=1 if choice is None else choice.look,
+        provable_drop=_provable_drop(study, search.goal, 1 if choice is None else choice.look),
+        loss_correlation=_loss_correlation(best.configuration, results)
+        if best is not None and best_measured
+        else None,
+        over_defaults=None
+        if best is None or defaults is None
+        else _over(best.configuration, defaults.configuration, measured, results),
         noise=noise,
         stopped=tuple(
             PrunedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
@@ -282,9 +293,30 @@ def _paired(
     return after, [before[one.question] for one in after]
 
 
-def _provable_drop(study: Study) -> float | None:
-    drop = paired.provable_drop([one.video for one in study.questions_of("held_out")])
-    return drop if math.isfinite(drop) else None
+def _provable_drop(study: Study, goal: Goal, look: int) -> float | None:
+    videos = [one.video for one in study.questions_of("held_out")]
+    return paired.provable_drop(videos, level=level_of(goal, look)) if videos else None
+
+
+def _loss_correlation(configuration: Configuration, results: Results) -> float | None:
+    after, before = _paired(configuration, results)
+    now, was = ([one.correct for one in split] for split in (after, before))
+    return paired.correlation(now, was, [one.video for one in after])
+
+
+def _over(
+    best: Configuration, defaults: Configuration, measured: Mapping[Configuration, Outcome], results: Results
+) -> Measured | None:
+    """Held-out accuracy of the best minus that of the defaults, paired; None where one was not measured."""
+    if best not in measured or defaults not in measured:
+        return None
+    before = {one.question: one.correct for one in results.of(defaults, "held_out")}
+    after = results.of(best, "held_out")
+    return paired.difference(
+        [one.correct for one in after],
+        [before[one.question] for one in after],
+        [one.video for one in after],
+    )
 
 
 def load_summary(

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.methods import AdaTP, choices, knobs
 from tuner.records.measurements import MeasuredServing, ServingCost
+from tuner.records.values import Look
 from tuner.reporting.values import HeldOut, Recorded, RunSummary, TagRow, Trial
 from tuner.search.choices import in_words, value_text, worth_showing
+from tuner.search.selection import level_of
 from tuner.statistics.values import Interval, Measured
-from tuner.statistics.wording import noise_floor, provable, weak_baseline
+from tuner.statistics.wording import another_look, noise_floor, provable, weak_baseline
 from tuner.study.values import AnswerCost
 
 if TYPE_CHECKING:
@@ -121,7 +123,8 @@ def remarks(
         lines += _changed(summary.best_held_out)
     lines += verdict(summary)
     if summary.provable_drop is not None and summary.best_held_out is not None:
-        lines.append(provable(summary.provable_drop, summary.best_held_out.outcome.videos))
+        videos = summary.best_held_out.outcome.videos
+        lines.append(provable(summary.provable_drop, videos, summary.margin, summary.loss_correlation))
     if summary.guessing is not None and not summary.guessing.shown_better:
         lines.append(weak_baseline(summary.guessing))
     if summary.noise is not None:
@@ -132,6 +135,7 @@ def remarks(
         lines.append(_BINDS[summary.binds])
     if summary.serving is not None:
         lines += _serving(summary.serving)
+    lines += worth(summary)
     if summary.cost is not None:
         lines.append(_study_cost(summary.cost))
     if summary.skipped_videos:
@@ -324,13 +328,32 @@ def verdict(summary: RunSummary) -> list[str]:
         others = [str(one.trial) for one in summary.tested if one is not chosen and one.shown is shown]
         if others:
             line += f" {said} for trials tested besides: {', '.join(others)}."
-    if summary.earlier_looks:
-        told = [f"{one.max_drop} {one.verdict.replace('_', ' ')}" for one in summary.earlier_looks]
-        line += (
-            f" The same videos were asked at another margin before: --max-drop {', '.join(told)}. A margin "
-            "that was chosen after that is no test."
-        )
-    return [line]
+    lines = [line, another_look(summary.look, level_of("max_drop", summary.look))]
+    if len(summary.looks) > 1:
+        told = [
+            f"{number}: {_asked(one)}, {one.verdict.replace('_', ' ')}"
+            for number, one in enumerate(summary.looks, start=1)
+        ]
+        lines.append(f"All looks: {'; '.join(told)}.")
+    return lines
+
+
+def _asked(look: Look) -> str:
+    goal = f"budget {look.budget:g}" if look.goal == "budget" else "the cheapest"
+    return f"{goal}, seed {look.seed}, --max-drop {look.max_drop}, trial {look.trial}"
+
+
+def worth(summary: RunSummary) -> list[str]:
+    """What tuning gained over AdaTP's defaults, in a sentence; nothing where that was not measured."""
+    gained = summary.over_defaults
+    if gained is None:
+        return []
+    if gained.interval is None or gained.interval.low <= 0 <= gained.interval.high:
+        answer = "these videos do not tell them apart"
+    else:
+        answer = "tuning helped" if gained.value > 0 else "the defaults are better"
+    what = f"points of held-out {accuracy_name(summary)}"
+    return [f"Tuned minus AdaTP's defaults at the same budget: {signed(gained)} {what}: {answer}."]
 
 
 def _count(held_out: HeldOut | None, name: str) -> str:

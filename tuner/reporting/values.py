@@ -169,10 +169,13 @@ class RunSummary:
     max_drop: str = ""
     margin: float | None = None
     tested: tuple[Tested, ...] = ()
-    # Of the whole study, in the order they were taken; and those of this search at other margins, before the
-    # first at this one.
+    # Of the whole study, in the order they were taken; `look`: the number of this one, taken or not.
     looks: tuple[Look, ...] = ()
-    earlier_looks: tuple[Look, ...] = ()
+    look: int = 1
+    # Of lost held-out answers within a video: `tuner.statistics.paired.correlation`.
+    loss_correlation: float | None = None
+    # Held-out accuracy of the best minus that of AdaTP's defaults at the same budget.
+    over_defaults: Measured | None = None
     # The smallest margin the held-out part can show: `tuner.statistics.paired.provable_drop`.
     provable_drop: float | None = None
     noise: Noise | None = None

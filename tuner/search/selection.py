@@ -1,20 +1,24 @@
-"""Which trial a search comes to: the tune part orders the candidates, the held-out part decides.
+"""Which trial a search comes to: the tune split orders the candidates, the held-out split decides.
 
-What is claimed of the chosen one, that it loses no more than the margin, is tested on held-out videos in a
-sequence fixed before any of them was seen. Within a budget the candidates are those that answer best on the
-tune part, and the first that passes is chosen; because going on after a failure is another chance to err,
-their levels add up to the level of the whole (`paired.FIXED_SEQUENCE`). For the cheapest that holds the
-sequence goes from the most expensive candidate down and ends at the first failure; then each test may use
-the whole level (fixed-sequence testing; Learn then Test, Angelopoulos et al. 2021, section 4).
+That the chosen one loses no more than the margin is tested on held-out videos, in a sequence that is fixed
+before any of them is seen. Within a budget the candidates are those that answer best on the tune split, and
+the first that passes is chosen; going on after a failure is another chance to err, so their levels add up to
+the level of the look (a fixed sequence with weights, Wiens 2003). For the cheapest that holds, the sequence
+goes from the most expensive candidate down and ends at the first failure; then each test may use the level of
+the look (fixed-sequence testing; Learn then Test, Angelopoulos et al. 2021, section 4).
+
+Each look at the held-out split is recorded. The levels of all looks of a study add up to `LEVEL` (alpha
+spending), so that whatever was asked before, a study errs in at most so many cases.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
-from tuner.records.values import Goal, TrialRecord
+from tuner.records.values import Goal, Look, SearchRecord, TrialRecord
 from tuner.search.space import TOLERANCE, allows
 from tuner.statistics import paired
 from tuner.statistics.margin import MaxDrop
@@ -26,14 +30,47 @@ from tuner.study.values import Configuration, QuestionResult
 MOST_CANDIDATES = 8
 
 LEVEL = 0.05
+"""Probability that a study shows what is not so, over all its looks at the held-out split."""
+
+FIRST_LOOK = 0.8
+"""Share of the level for a study's first look; the others have 1/2, 1/6, 1/12, ... of the rest."""
+
+CANDIDATES = (0.8, 0.1, 0.1)
+"""Shares of a look's level for the candidates within a budget, in the tune split's order."""
 
 HeldOutResults = Callable[[Configuration | None], Sequence[QuestionResult] | None]
 """The judged held-out answers of a configuration (None: the baseline); None while some are missing."""
 
 
+def level_of(goal: Goal, look: int, position: int = 0) -> float:
+    """The level of a look's candidate at that position (from 0); looks are counted from 1, over the study."""
+    share = FIRST_LOOK if look == 1 else (1 - FIRST_LOOK) / (look * (look - 1))
+    return LEVEL * share * (CANDIDATES[position] if goal == "budget" else 1.0)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Looks at the held-out split before: of the whole study, and of this search at this margin."""
+
+    taken: int = 0
+    # Trial numbers that were tested, by the look's number.
+    alike: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, looks: Iterable[tuple[int, Look]], search: SearchRecord) -> Self:
+        """From the study's looks in their order, each with its search's id."""
+        numbered = list(enumerate(looks, start=1))
+        alike = {
+            number: one.candidates or (one.trial,)
+            for number, (of_search, one) in numbered
+            if of_search == search.id and one.max_drop == search.max_drop
+        }
+        return cls(len(numbered), alike)
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What a search comes to, as far as the held-out part was asked."""
+    """What a search comes to, as far as the held-out split was asked."""
 
     trial: TrialRecord
     verdict: Verdict
@@ -42,6 +79,14 @@ class Choice:
     tested: tuple[Tested, ...] = ()
     # The candidate whose held-out answers the sequence needs next.
     pending: TrialRecord | None = None
+    # The number of the look over the whole study; `recorded`: it was taken before.
+    look: int = 1
+    recorded: bool = False
+
+    @property
+    def level(self) -> float:
+        """Of all its tests together."""
+        return level_of("max_drop", self.look)
 
 
 def eligible(trials: Iterable[TrialRecord], search: Search) -> list[TrialRecord]:
@@ -53,18 +98,18 @@ def eligible(trials: Iterable[TrialRecord], search: Search) -> list[TrialRecord]
 
 
 def choose_best(trials: Iterable[TrialRecord], budget: float) -> TrialRecord | None:
-    """The completed trial within the budget that answers best on the tune part; see `ordered`."""
+    """The completed trial within the budget that answers best on the tune split; see `ordered`."""
     return next(iter(ordered(trials, budget)), None)
 
 
 def candidates(
     trials: Iterable[TrialRecord], goal: Goal, budget: float, baseline: float, margin: float
 ) -> list[TrialRecord]:
-    """The trials to test, in order. baseline: its accuracy on the tune part; margin: absolute."""
+    """The trials to test, in order. baseline: its accuracy on the tune split; margin: absolute."""
     fitting = ordered(trials, budget)
     if goal == "budget":
-        # The best is tested whatever the tune part says of it; another one only where that gives it a chance.
-        first, others = fitting[:1], fitting[1 : len(paired.FIXED_SEQUENCE)]
+        # The best is tested whatever the tune split says of it; others only where it gives them a chance.
+        first, others = fitting[:1], fitting[1 : len(CANDIDATES)]
         return first + [one for one in others if _accuracy(one) >= baseline - margin]
     holding = [one for one in fitting if _accuracy(one) >= baseline - margin]
     if not holding:
@@ -88,15 +133,36 @@ def choose(
     max_drop: MaxDrop,
     tune_baseline: Sequence[QuestionResult],
     held_out: HeldOutResults,
+    looks: Looks | None = None,
 ) -> Choice | None:
-    """The trial chosen so far, and the candidate to measure next; None where no trial fits the budget."""
+    """The trial chosen so far, and the candidate to measure next; None where no trial fits the budget.
+
+    The same tests at the same margin again are the look that was taken; everything else is a new one.
+    """
+    looks = looks or Looks()
     trials = list(trials)
+    for number, tested in looks.alike.items():
+        found = _choose(trials, goal, budget, max_drop, tune_baseline, held_out, number)
+        if found is not None and tuple(one.trial for one in found.tested) == tested:
+            return replace(found, recorded=True)
+    return _choose(trials, goal, budget, max_drop, tune_baseline, held_out, looks.taken + 1)
+
+
+def _choose(
+    trials: Sequence[TrialRecord],
+    goal: Goal,
+    budget: float,
+    max_drop: MaxDrop,
+    tune_baseline: Sequence[QuestionResult],
+    held_out: HeldOutResults,
+    look: int,
+) -> Choice | None:
     best = choose_best(trials, budget)
     if best is None:
         return None
     before = {one.question: one.correct for one in held_out(None) or ()}
     if not before:
-        return Choice(best, "untested", None if max_drop.relative else max_drop.value)
+        return Choice(best, "untested", None if max_drop.relative else max_drop.value, look=look)
     margin = max_drop.absolute(sum(before.values()) / len(before))
     tune = sum(one.correct for one in tune_baseline) / max(1, len(tune_baseline))
     tested: list[Tested] = []
@@ -105,22 +171,21 @@ def choose(
     for position, trial in enumerate(sequence):
         after = held_out(trial.configuration)
         if after is None:
-            return Choice(shown or best, "untested", margin, tuple(tested), pending=trial)
-        level = paired.FIXED_SEQUENCE[position] if goal == "budget" else LEVEL
+            return Choice(shown or best, "untested", margin, tuple(tested), pending=trial, look=look)
         found = paired.non_inferiority(
             [one.correct for one in after],
             [before[one.question] for one in after],
             [one.video for one in after],
             margin,
-            level=level,
+            level=level_of(goal, look, position),
         )
         tested.append(Tested(trial.number, margin, found.difference, found.bound, found.level, found.shown))
         if found.shown:
             shown = trial
         if found.shown == (goal == "budget"):
             break
-    # Where nothing passes within a budget, the best on the tune part stands, marked as not shown.
-    return Choice(shown or sequence[0], "shown" if shown else "not_shown", margin, tuple(tested))
+    # Where nothing passes within a budget, the best on the tune split stands, marked as not shown.
+    return Choice(shown or sequence[0], "shown" if shown else "not_shown", margin, tuple(tested), look=look)
 
 
 def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
@@ -134,7 +199,7 @@ def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, f
 
 
 def ordered(trials: Iterable[TrialRecord], budget: float) -> list[TrialRecord]:
-    """The completed trials within the budget, those that answer best on the tune part first.
+    """The completed trials within the budget, those that answer best on the tune split first.
 
     By the graded signal, which on the demo's design picks the better one for other videos than accuracy does
     (docs/experiments.md); ties: accuracy, then fewer FLOPs.

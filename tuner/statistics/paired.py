@@ -1,55 +1,30 @@
 """Intervals and tests over videos: questions of one video answer alike, so the video is the unit.
 
-A share of questions is the ratio of two sums over videos (questions that are so, questions). Its interval
-comes from a bootstrap over videos on the logit scale; that of a difference is put together from those of
-the answers lost and gained. A difference is tested by flipping signs of whole videos; that a configuration
-loses no more than a margin is shown by a one-sided bound. Everything is seeded: the same answers give the
-same numbers. docs/statistics.md gives the reasons and the simulated coverage.
+A share of questions is the ratio of two sums over videos (questions that are so, questions); a difference is
+that of answers gained minus answers lost. Their intervals, and the bound by which a configuration is shown to
+lose no more than a margin, are Gaffke's: they hold however the questions of a video fail together, whole
+videos included. Whether anything changed at all is tested by flipping signs of whole videos. The same answers
+give the same numbers. docs/statistics.md gives the reasons and the simulated coverage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tuner.statistics.gaffke import upper_mean
 from tuner.statistics.values import Interval, Measured
 
 Floats = NDArray[np.float64]
 Alternative = Literal["two-sided", "less", "greater"]
 
 LEVEL = 0.95
-RESAMPLES = 4000
 PERMUTATIONS = 9999
-
-FIXED_SEQUENCE = (0.04, 0.005, 0.005)
-"""Error levels of the candidates that are tested on the held-out part, in the tune part's order.
-
-A fixed sequence with weights (Wiens 2003): whichever candidates are too bad, that any of them passes has at
-most the sum of their levels as its probability, so the search may go on after a failure.
-"""
-
-# Weight of each pseudo-video, as a share of the mean video's; see `_share_ends`. An interval describes and
-# should cover 95 times in 100, neither less nor more. A test promises that it errs no more often than its
-# level, on the skewed tail that matters to it, and so takes more.
-_INTERVAL_WEIGHT = 0.09
-_TEST_WEIGHT = 0.2
-# Resamples are drawn in blocks of at most this many counts, so that 10,000 videos do not fill the memory.
-_BLOCK = 4_000_000
-# Rows of `shares` and its like that are resampled at once, for the same reason.
-_ROWS = 64
-
-# `provable_drop`: studies that are simulated (fewer where there are many videos), resamples of each, and
-# the correlation between two questions of one video as to whether pruning changes their answers.
-_SIMULATED = 1000
-_SIMULATED_COUNTS = 4_000_000
-_SIMULATED_RESAMPLES = 500
-_SIMULATED_CORRELATION = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +35,7 @@ class VideoCounts:
     questions: Floats  # (V,)
 
     @classmethod
-    def of(cls, flags: Sequence[ArrayLike], videos: Sequence[str]) -> VideoCounts:
+    def of(cls, flags: ArrayLike, videos: Sequence[str]) -> VideoCounts:
         """Group K flags (0 or 1, one per question) by video; order and names of the videos do not matter.
 
         Errors: ValueError for no questions, a flag without a video, or values other than 0 and 1.
@@ -79,17 +54,24 @@ class VideoCounts:
             np.float64
         )
         questions = np.bincount(index, minlength=names.size).astype(np.float64)
-        # Sorted by content: renaming videos, which says nothing of the data, must not change an interval.
-        order = np.lexsort((questions, *counts))
-        return cls(counts[:, order], questions[order])
+        return cls(counts, questions)
 
     @classmethod
-    def of_flips(cls, after: ArrayLike, before: ArrayLike, videos: Sequence[str]) -> VideoCounts:
-        """Answers lost and gained, the two rows of `counts`."""
+    def of_changes(cls, after: ArrayLike, before: ArrayLike, videos: Sequence[str]) -> VideoCounts:
+        """Answers gained minus answers lost: `after` (K, Q) against `before` (Q,)."""
         now, was = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
-        if now.shape != was.shape:
-            raise ValueError(f"Answers are compared in pairs, but got {now.shape} and {was.shape}.")
-        return cls.of([was * (1 - now), now * (1 - was)], videos)
+        if now.shape[1:] != was.shape:
+            raise ValueError(f"Answers are compared in pairs, but got {now.shape[1:]} and {was.shape}.")
+        found = cls.of(np.concatenate([now, was[None]]), videos)
+        return cls(found.counts[:-1] - found.counts[-1], found.questions)
+
+    def measured(self, low: Floats, high: Floats) -> list[Measured]:
+        """Each row's mean over questions, with this interval."""
+        values = (self.counts.sum(axis=1) / self.questions.sum()).tolist()
+        if self.questions.size < 2:
+            return [Measured(value) for value in values]
+        ends = zip(values, low.tolist(), high.tolist(), strict=True)
+        return [Measured(value, Interval(min(bottom, value), max(top, value))) for value, bottom, top in ends]
 
 
 @dataclass(frozen=True)
@@ -107,138 +89,87 @@ class NonInferiority:
         return self.bound >= -self.margin
 
 
-def share(flags: ArrayLike, videos: Sequence[str], *, seed: int = 0, level: float = LEVEL) -> Measured:
+def share(flags: ArrayLike, videos: Sequence[str], *, level: float = LEVEL) -> Measured:
     """The share of questions that are so (accuracy, agreement, regressions), with its interval over videos.
 
     The interval is None for fewer than two videos, which say nothing of how videos differ.
     """
-    _check_level(level)
-    found = VideoCounts.of([flags], videos)
-    value = float(found.counts.sum() / found.questions.sum())
-    if found.questions.size < 2:
-        return Measured(value)
-    low, high = _share_ends(
-        found.counts[0], found.questions, (1 - level) / 2, RESAMPLES, seed, _INTERVAL_WEIGHT
-    )
-    return Measured(value, Interval(float(low), float(high)))
+    return shares(np.asarray(flags)[None], videos, level=level)[0]
 
 
 def difference(
-    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, seed: int = 0, level: float = LEVEL
+    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, level: float = LEVEL
 ) -> Measured:
     """Accuracy after minus accuracy before, paired on the same questions; interval as for `share`."""
-    _check_level(level)
-    found = VideoCounts.of_flips(after, before, videos)
-    if found.questions.size < 2:
-        return Measured(_change(found))
-    lost, gained = found.counts
-    low, high = _difference_ends(
-        lost, gained, found.questions, (1 - level) / 2, RESAMPLES, seed, _INTERVAL_WEIGHT
-    )
-    return Measured(_change(found), Interval(float(low), float(high)))
+    return differences(np.asarray(after)[None], before, videos, level=level)[0]
 
 
 def non_inferiority(
-    after: ArrayLike,
-    before: ArrayLike,
-    videos: Sequence[str],
-    margin: float,
-    *,
-    level: float = 0.05,
-    seed: int = 0,
+    after: ArrayLike, before: ArrayLike, videos: Sequence[str], margin: float, *, level: float = 0.05
 ) -> NonInferiority:
-    """Tests that accuracy falls by no more than `margin` (absolute), with this probability of error.
+    """Tests that accuracy falls by no more than `margin` (absolute), with this probability of error."""
+    found = difference(after, before, videos)
+    bound = lower_bounds(np.asarray(after)[None], before, videos, level=level)[0]
+    return NonInferiority(margin, found.value, float(bound), level)
 
-    The bound is made as the lower end of the two-sided interval at 1 - 2 level, but a little lower, so that
-    the error stays within the level with few videos too. One video shows nothing.
-    """
+
+def shares(flags: ArrayLike, videos: Sequence[str], *, level: float = LEVEL) -> list[Measured]:
+    """`share` of each row of `flags` (S, Q)."""
     _check_level(level)
-    found = VideoCounts.of_flips(after, before, videos)
-    bound = -1.0
-    if found.questions.size >= 2:
-        lost, gained = found.counts
-        low, _ = _difference_ends(lost, gained, found.questions, level, RESAMPLES, seed, _TEST_WEIGHT)
-        bound = float(low)
-    return NonInferiority(margin, _change(found), bound, level)
-
-
-def shares(flags: ArrayLike, videos: Sequence[str], *, seed: int = 0) -> list[Measured]:
-    """`share` of each row of `flags` (S, Q), all from the same draws: the same numbers, much faster."""
-    found: list[Measured] = []
-    for counts, questions in _stacked(np.asarray(flags, dtype=np.float64)[None], videos):
-        values = counts[0].sum(axis=-1) / questions.sum(axis=-1)
-        if questions.shape[-1] < 2:
-            found += [Measured(float(value)) for value in values]
-            continue
-        tail = (1 - LEVEL) / 2
-        low, high = _share_ends(counts[0], questions, tail, RESAMPLES, seed, _INTERVAL_WEIGHT)
-        found += _measured(values, low, high)
-    return found
+    found = VideoCounts.of(flags, videos)
+    tail = (1 - level) / 2
+    low = 1 - upper_mean(found.questions - found.counts, found.questions, tail)
+    high = upper_mean(found.counts, found.questions, tail)
+    return found.measured(low, high)
 
 
 def differences(
-    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, seed: int = 0, level: float = LEVEL
+    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, level: float = LEVEL
 ) -> list[Measured]:
-    """`difference` of each row of `after` (S, Q) from `before` (Q,); as `shares`."""
+    """`difference` of each row of `after` (S, Q) from `before` (Q,)."""
     _check_level(level)
-    found: list[Measured] = []
-    for (lost, gained), questions in _stacked(_flips(after, before), videos):
-        values = (gained - lost).sum(axis=-1) / questions.sum(axis=-1)
-        if questions.shape[-1] < 2:
-            found += [Measured(float(value)) for value in values]
-            continue
-        tail = (1 - level) / 2
-        low, high = _difference_ends(lost, gained, questions, tail, RESAMPLES, seed, _INTERVAL_WEIGHT)
-        found += _measured(values, low, high)
-    return found
+    found = VideoCounts.of_changes(after, before, videos)
+    tail = (1 - level) / 2
+    low = -upper_mean(-found.counts, found.questions, tail)
+    return found.measured(low, upper_mean(found.counts, found.questions, tail))
 
 
 def lower_bounds(
-    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, level: float = 0.05, seed: int = 0
+    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, level: float = 0.05
 ) -> Floats:
-    """(S,) the bound of `non_inferiority` for each row of `after` (S, Q); as `shares`."""
+    """(S,) the bound of `non_inferiority` for each row of `after` (S, Q)."""
     _check_level(level)
-    bounds: list[Floats] = []
-    for (lost, gained), questions in _stacked(_flips(after, before), videos):
-        if questions.shape[-1] < 2:
-            bounds.append(np.full(len(questions), -1.0))
-            continue
-        low, _ = _difference_ends(lost, gained, questions, level, RESAMPLES, seed, _TEST_WEIGHT)
-        bounds.append(low)
-    return np.concatenate(bounds) if bounds else np.zeros(0)
+    found = VideoCounts.of_changes(after, before, videos)
+    return -upper_mean(-found.counts, found.questions, level)
 
 
-def provable_drop(
-    videos: Sequence[str], *, flips: float = 0.05, power: float = 0.8, level: float = 0.04, seed: int = 0
-) -> float:
-    """The smallest margin that a configuration which loses nothing shows with this power; inf for one video.
+def provable_drop(videos: Sequence[str], *, level: float = 0.05) -> float:
+    """The smallest margin that can be shown: by a configuration that loses nothing. videos: per question."""
+    same = np.ones((1, len(videos)))
+    return float(-lower_bounds(same, same[0], videos, level=level)[0])
 
-    videos: of each question. Pruning is taken to change a share `flips` of the answers, as many gained as
-    lost, slightly alike within a video; `level` is that of the test. From simulated studies.
+
+def videos_needed(margin: float, *, level: float = 0.05) -> float:
+    """How many videos with equally many questions show this margin where nothing is lost; inf for none."""
+    return math.ceil(math.log(level) / math.log1p(-margin) - 1e-9) if margin > 0 else math.inf
+
+
+def correlation(after: ArrayLike, before: ArrayLike, videos: Sequence[str]) -> float | None:
+    """How alike the questions of a video lose their answers: 0 independently, 1 whole videos.
+
+    The intraclass correlation of the losses over all pairs of questions of a video. None where nothing is
+    lost, or no video has two questions: then it is not known.
     """
-    if not 0 < flips <= 1 or not 0 < power < 1:
-        raise ValueError(f"`0 < flips <= 1` and `0 < power < 1` must hold, but got {flips} and {power}.")
-    _check_level(level)
-    _, questions = np.unique(np.asarray(videos, dtype=object).astype(str), return_counts=True)
-    if questions.size < 2:
-        return math.inf
-    questions = np.sort(questions)
-    studies = min(_SIMULATED, max(100, _SIMULATED_COUNTS // questions.size))
-    rng = np.random.default_rng(seed)
-    # Dirichlet-multinomial counts of answers lost, gained and kept: alike within a video by the correlation.
-    shares = np.array([flips / 2, flips / 2, 1 - flips]) * (1 / _SIMULATED_CORRELATION - 1)
-    rates = rng.dirichlet(np.maximum(shares, 1e-9), (studies, questions.size))  # (studies, V, 3)
-    flipped = rng.multinomial(questions, rates).astype(np.float64)
-    bounds, _ = _difference_ends(
-        flipped[..., 0],
-        flipped[..., 1],
-        questions.astype(np.float64),
-        level,
-        _SIMULATED_RESAMPLES,
-        seed,
-        _TEST_WEIGHT,
-    )
-    return float(-np.quantile(bounds, 1 - power))
+    now, was = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    found = VideoCounts.of((was * (1 - now))[None], videos)
+    lost, questions = found.counts[0], found.questions
+    rate = lost.sum() / questions.sum()
+    pairs = (questions * (questions - 1)).sum()
+    if not 0 < rate < 1 or not pairs:
+        return None
+    # Of the two questions of a pair: both lost, less what chance alone gives.
+    together = (lost * (lost - 1)).sum() / pairs
+    return float(np.clip((together - rate**2) / (rate * (1 - rate)), 0.0, 1.0))
 
 
 def mcnemar_p_value(after: ArrayLike, before: ArrayLike) -> float:
@@ -267,8 +198,7 @@ def sign_flip_p_value(
     """
     from scipy.stats import permutation_test
 
-    lost, gained = VideoCounts.of_flips(after, before, videos).counts
-    change = gained - lost
+    change = VideoCounts.of_changes(np.asarray(after)[None], before, videos).counts[0]
     change = change[change != 0]  # a video without a difference is the same under either sign
     if not change.size:
         return 1.0
@@ -295,131 +225,3 @@ def sign_flip_p_value(
 def _check_level(level: float) -> None:
     if not 0.0 < level < 1.0:
         raise ValueError(f"The level must be between 0 and 1, but got {level}.")
-
-
-def _flips(after: ArrayLike, before: ArrayLike) -> Floats:
-    """(2, S, Q): lost, gained."""
-    now, was = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
-    return np.stack([was * (1 - now), now * (1 - was)])
-
-
-def _stacked(flags: Floats, videos: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
-    """`VideoCounts.of` for each of S rows of flags (K, S, Q), some rows at a time: (K, S', V), (S', V)."""
-    names, index = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
-    member = np.zeros((index.size, names.size))
-    member[np.arange(index.size), index] = 1.0
-    for start in range(0, flags.shape[1], _ROWS):
-        counts = flags[:, start : start + _ROWS] @ member
-        questions = np.broadcast_to(member.sum(axis=0), counts.shape[1:])
-        # By content, as there: `lexsort` sorts each row by itself.
-        order = np.lexsort((questions, *counts), axis=-1)
-        yield np.take_along_axis(counts, order[None], -1), np.take_along_axis(questions, order, -1)
-
-
-def _measured(values: Floats, low: Floats, high: Floats) -> list[Measured]:
-    return [
-        Measured(float(one), Interval(float(bottom), float(top)))
-        for one, bottom, top in zip(values, low, high, strict=True)
-    ]
-
-
-def _change(found: VideoCounts) -> float:
-    lost, gained = found.counts.sum(axis=1)
-    return float((gained - lost) / found.questions.sum())
-
-
-def _share_ends(
-    counts: Floats, questions: Floats, tail: float, resamples: int, seed: int, pseudo_weight: float
-) -> tuple[Floats, Floats]:
-    """Both ends of the interval of sum(counts) / sum(questions); each misses with probability `tail`.
-
-    counts: (..., V); questions: (..., V) or (V,); V >= 2. Leading axes are studies of their own, for
-    simulations. Returns two arrays (...).
-
-    A t interval with the bootstrap's standard error, on the logit scale: a share near 1 is skewed, and at 15
-    and 30 videos percentile, BCa and symmetric intervals are too short (86 to 93 % where 95 % is promised).
-    Two pseudo-videos, one all right and one all wrong, keep a part without any error from getting an interval
-    of width zero (the idea of Agresti and Coull's interval).
-    """
-    from scipy.special import expit, logit, stdtrit
-
-    questions = np.broadcast_to(questions, counts.shape)
-    weight = pseudo_weight * questions.mean(axis=-1, keepdims=True)
-    numerators = np.concatenate([counts, np.zeros_like(weight), weight], axis=-1)
-    denominators = np.concatenate([questions, weight, weight], axis=-1)
-    centre = numerators.sum(axis=-1) / denominators.sum(axis=-1)
-    error = _bootstrap_error(numerators, denominators, centre, resamples, seed)
-    reach = stdtrit(counts.shape[-1] - 1, 1 - tail) * error / (centre * (1 - centre))
-    estimate = counts.sum(axis=-1) / questions.sum(axis=-1)
-    # Where all answers agree the pseudo-videos pull the whole interval away from the estimate.
-    low = np.minimum(expit(logit(centre) - reach), estimate)
-    return low, np.maximum(expit(logit(centre) + reach), estimate)
-
-
-def _bootstrap_error(
-    numerators: Floats, denominators: Floats, centre: Floats, resamples: int, seed: int
-) -> Floats:
-    """Standard error of the ratio of sums over the last axis, by drawing from it with replacement."""
-    size = numerators.shape[-1]
-    first, second = np.zeros_like(centre), np.zeros_like(centre)
-    for block in _drawn(size, resamples, seed):
-        drawn = block.astype(np.float64)
-        deviations = (numerators @ drawn) / (denominators @ drawn) - centre[..., None]
-        first += deviations.sum(axis=-1)
-        second += (deviations * deviations).sum(axis=-1)
-    variance = second / resamples - (first / resamples) ** 2
-    return np.asarray(np.sqrt(size / (size - 1) * variance))
-
-
-@lru_cache(maxsize=8)
-def _drawn(size: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Blocks (V, B): how often each of V videos is drawn in each of B resamples. The same for every number of
-    a study, and drawing takes ten times as long as all else.
-    """
-    rng = np.random.default_rng(seed)
-    even = np.full(size, 1.0 / size)
-    smallest = np.uint8 if size < 256 else np.uint16
-    return tuple(rng.multinomial(size, even, block).T.astype(smallest) for block in _blocks(resamples, size))
-
-
-def _difference_ends(
-    lost: Floats,
-    gained: Floats,
-    questions: Floats,
-    tail: float,
-    resamples: int,
-    seed: int,
-    pseudo_weight: float,
-) -> tuple[Floats, Floats]:
-    """Both ends of the interval of (gained - lost) / questions; arguments and returns as of `_share_ends`.
-
-    From the intervals of the two shares, by the square-and-add method for correlated shares (Newcombe 1998;
-    Zou and Donner 2008): flips are rare and their shares skewed, which a symmetric interval of the
-    difference, or a bootstrap of resamples that hold hardly any flip, does not see.
-    """
-    total = np.broadcast_to(questions, lost.shape).sum(axis=-1)
-    losing, gaining = lost.sum(axis=-1) / total, gained.sum(axis=-1) / total
-    (lost_low, gained_low), (lost_high, gained_high) = _share_ends(
-        np.stack([lost, gained]), questions, tail, resamples, seed, pseudo_weight
-    )
-    correlation = _correlation(lost - losing[..., None] * questions, gained - gaining[..., None] * questions)
-    low = _root(gaining - gained_low, lost_high - losing, correlation)
-    high = _root(gained_high - gaining, losing - lost_low, correlation)
-    change = gaining - losing
-    return np.maximum(change - low, -1.0), np.minimum(change + high, 1.0)
-
-
-def _correlation(one: Floats, other: Floats) -> Floats:
-    """Over the last axis, of residuals; 0 where one of them is always 0."""
-    scale = np.sqrt((one * one).sum(axis=-1) * (other * other).sum(axis=-1))
-    return np.asarray((one * other).sum(axis=-1) / np.where(scale > 0, scale, 1.0))
-
-
-def _root(one: Floats, other: Floats, correlation: Floats) -> Floats:
-    """Length of the difference of two vectors with these lengths and this cosine."""
-    return np.sqrt(np.maximum(one * one + other * other - 2 * correlation * one * other, 0.0))
-
-
-def _blocks(resamples: int, videos: int) -> list[int]:
-    block = max(1, min(resamples, _BLOCK // videos))
-    return [block] * (resamples // block) + ([resamples % block] if resamples % block else [])

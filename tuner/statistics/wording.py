@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tuner.statistics.values import Guessing, Noise
 
 WHAT_TO_CHECK = (
@@ -10,9 +12,38 @@ WHAT_TO_CHECK = (
 )
 
 
-def provable(drop: float, videos: int) -> str:
-    """What so many held-out videos can show. drop: absolute."""
-    return f"{videos} held-out videos can prove a drop of about {100 * drop:.1f} points at best."
+def provable(drop: float, videos: int, margin: float | None = None, alike: float | None = None) -> str:
+    """What so many held-out videos can show, and how many the margin needs, where nothing is lost.
+
+    drop: the smallest margin they can show; margin: absolute, as is drop; alike: the correlation of lost
+    answers within a video, where it is known.
+    """
+    line = f"With {videos} held-out videos, losses below {100 * drop:.1f} points cannot be ruled out"
+    if margin is None:
+        line += "."
+    elif margin >= drop:
+        line += f"; you allow {100 * margin:.3g}."
+    elif margin <= 0:
+        line += ". You allow none: no number of videos shows that."
+    else:
+        needed = math.ceil(videos * math.log1p(-drop) / math.log1p(-margin) - 1e-6)
+        line += f". You allow {100 * margin:.3g}: about {needed} are needed, more where answers are lost."
+    if alike is not None:
+        line += (
+            f" Lost answers of one video have a correlation of {alike:.2f} (0: independent, 1: whole videos)."
+        )
+    return line
+
+
+def another_look(look: int, level: float) -> str:
+    """The price of having looked before. level: of all tests of this look together."""
+    if look == 1:
+        return f"This is the study's first look at its held-out videos (level {100 * level:.2g} %)."
+    return (
+        f"This is look {look} at the study's held-out videos: all its looks together err in at most 5 % of "
+        f"studies, and {100 * level:.2g} % are left for this one. That does not cover a trial that was "
+        "chosen by what a report showed of the held-out videos."
+    )
 
 
 def guesses(found: Guessing) -> str:

@@ -141,13 +141,13 @@ def test_the_first_screen_of_a_study_that_holds():
             {"verdict": "not_shown", "margin": 0.04, "provable_drop": 0.06, "goal": "max_drop"},
             "not_shown",
             "Not yet: these videos cannot exclude a loss above 4 points",
-            "The margin is smaller, so any configuration needs more videos",
+            "losses below 6.0 points cannot be ruled out. The margin is smaller: it takes more videos",
         ),
         (
             {"verdict": "not_shown", "margin": 0.04, "tested": (make_tested(4, -0.03, -0.05, 0.04),)},
             "not_shown",
             "Not yet: these videos cannot exclude a loss above 4 points",
-            "80 held-out videos can prove a drop of about 2.9 points at best.",
+            "With 80 held-out videos, losses below 2.9 points cannot be ruled out.",
         ),
         (
             {"verdict": "untested", "margin": None, "tested": ()},

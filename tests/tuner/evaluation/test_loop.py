@@ -501,7 +501,7 @@ def test_the_noise_floor_is_measured_once_and_no_answer_of_it_is_kept(tmp_path: 
 
 
 def test_without_a_budget_the_cheapest_that_holds_is_sought(tmp_path: Path) -> None:
-    study = make_study(videos=60)
+    study = make_study(videos=70)
 
     class Sturdy(FakeEvaluator):
         """Loses nothing above a third of the compute, everything below it."""

@@ -16,7 +16,7 @@ from tuner.reporting.from_records import Results, load_status, summarise
 from tuner.reporting.summary import headline, verdict
 from tuner.reporting.trial_table import pareto_points
 from tuner.reporting.values import RunSummary
-from tuner.search.selection import choose_best
+from tuner.search.selection import choose_best, level_of
 from tuner.statistics import paired
 from tuner.statistics.values import Noise
 from tuner.study import Search, Study
@@ -67,13 +67,14 @@ def test_the_verdict_is_the_test_of_the_held_out_part(study: Study, store: Store
     assert summary.best is not None
     assert summary.best_held_out is not None
     tested, *others = summary.tested
-    assert (tested.trial, tested.margin, tested.level) == (summary.best.number, 0.02, 0.04)
+    assert (tested.trial, tested.margin, tested.level) == (summary.best.number, 0.02, level_of("budget", 1))
     assert tested.difference == pytest.approx(summary.best_held_out.difference.value)
     assert tested.shown is (tested.bound >= -0.02)
     # The best on the tune part stands where none passes; the others do not hold there and are not tested.
     assert summary.verdict == "not_shown"
     assert others == []
-    assert summary_of(study, store, "0.99").verdict == "shown"
+    # Another margin is another look, which a run takes and a reader does not.
+    assert summary_of(study, store, "0.99").verdict == "untested"
     results = Results(study, store, make_planner(study))
     after, before = results.of(summary.best.configuration, "held_out"), results.of(None, "held_out")
     expected = paired.non_inferiority(
@@ -81,7 +82,7 @@ def test_the_verdict_is_the_test_of_the_held_out_part(study: Study, store: Store
         [one.correct for one in before],
         [one.video for one in after],
         0.02,
-        level=0.04,
+        level=level_of("budget", 1),
     )
     assert tested.bound == expected.bound
 
@@ -98,7 +99,7 @@ def test_what_can_be_proven_and_the_noise_floor_stand_in_the_summary(study: Stud
     summary = run(study, store, trials=1)
     assert summary.noise == noise
     videos = [one.video for one in study.questions_of("held_out")]
-    assert summary.provable_drop == paired.provable_drop(videos)
+    assert summary.provable_drop == paired.provable_drop(videos, level=level_of("budget", 1))
 
 
 def test_what_can_be_proven_is_of_the_questions_that_count(study: Study, store: Store) -> None:
@@ -108,7 +109,7 @@ def test_what_can_be_proven_is_of_the_questions_that_count(study: Study, store: 
         if one.video == gone:
             store.quarantine(one.id, "it kills its worker")
     videos = [one.video for one in study.questions_of("held_out") if one.video != gone]
-    assert summary_of(study, store).provable_drop == paired.provable_drop(videos)
+    assert summary_of(study, store).provable_drop == paired.provable_drop(videos, level=level_of("budget", 1))
 
 
 def test_the_unpruned_model_stands_beside_guessing(study: Study, store: Store) -> None:
@@ -249,17 +250,20 @@ def test_a_margin_that_was_moved_after_the_look_says_what_was_seen_before(study:
         return summarise(study, store, store.require("fake"), store.searches()[-1])
 
     first = again("0.02")
-    assert (first.verdict, first.earlier_looks) == ("not_shown", ())
-    assert "before" not in verdict(first)[0]
+    assert (first.verdict, first.look) == ("not_shown", 1)
+    assert "first look" in verdict(first)[1]
     moved = again("0.99")
     assert (moved.verdict, moved.best) == ("shown", first.best)
-    assert "at another margin before: --max-drop 0.02 not shown." in verdict(moved)[0]
-    # The first look stays the first one.
-    assert again("0.02").earlier_looks == ()
-    assert again("0.99").earlier_looks == moved.earlier_looks
-    # Another search is another choice; the study's looks are listed all the same.
+    assert moved.look == 2
+    assert moved.tested[0].level == pytest.approx(level_of("budget", 2))
+    said = " ".join(verdict(moved))
+    assert "This is look 2 at " in said
+    assert "1: budget 0.35, seed 0, --max-drop 0.02, trial " in said
+    # The same again are the same looks.
+    assert [again(one).look for one in ("0.02", "0.99", "0.02")] == [1, 2, 1]
+    # Another search is another choice, and so another look.
     other = again("0.99", seed=1)
-    assert other.earlier_looks == ()
+    assert other.look == 3
     told = [(one.seed, one.max_drop, one.verdict) for one in other.looks]
     assert told == [(0, "0.02", "not_shown"), (0, "0.99", "shown"), (1, "0.99", "shown")]
 

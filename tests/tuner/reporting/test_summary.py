@@ -133,7 +133,13 @@ def test_without_a_test_nothing_is_claimed():
 
 
 def test_what_can_be_proven_and_the_noise_floor_are_said():
-    assert provable(0.0209, 80) == "80 held-out videos can prove a drop of about 2.1 points at best."
+    cannot = "With 80 held-out videos, losses below 3.7 points cannot be ruled out"
+    assert provable(0.0368, 80) == f"{cannot}."
+    assert provable(0.0368, 80, 0.05) == f"{cannot}; you allow 5."
+    needed = provable(1 - 0.05 ** (1 / 80), 80, 0.02)
+    assert needed == f"{cannot}. You allow 2: about 149 are needed, more where answers are lost."
+    assert "no number of videos" in provable(0.0368, 80, 0.0)
+    assert "a correlation of 0.30 (0: independent" in provable(0.0368, 80, 0.05, 0.3)
     noise = Noise(questions=1000, videos=80, flips=3, logprob_mean=0.0, logprob_max=2.4e-5)
     labelled = noise_floor(noise, 0.02)
     assert "the unpruned model changes 3 of 1000 answers (0.3 points), " in labelled
@@ -145,7 +151,7 @@ def test_what_can_be_proven_and_the_noise_floor_are_said():
     for margin in (0.003, 0.001):
         assert "nothing can be shown" in noise_floor(noise, margin, labelled=False)
     both = remarks(make_summary())
-    assert provable(0.0285, 80) in both
+    assert provable(0.0285, 80, make_summary().margin) in both
     assert any(line.startswith("Noise floor: ") and "2 of 600" in line for line in both)
 
 

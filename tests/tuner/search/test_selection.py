@@ -8,8 +8,16 @@ import pytest
 
 from tuner.errors import UserError
 from tuner.records.values import TrialRecord
-from tuner.search.selection import MOST_CANDIDATES, candidates, choose, choose_best, hypervolume
-from tuner.statistics import paired
+from tuner.search.selection import (
+    CANDIDATES,
+    MOST_CANDIDATES,
+    Looks,
+    candidates,
+    choose,
+    choose_best,
+    hypervolume,
+    level_of,
+)
 from tuner.statistics.margin import MaxDrop
 from tuner.study.values import Configuration, Outcome, QuestionResult
 
@@ -89,30 +97,31 @@ class Asked:
 def test_the_first_candidate_that_passes_is_chosen_and_the_rest_are_not_asked() -> None:
     trials = [trial(0, 0.29, 0.80), trial(1, 0.3, 0.90), trial(2, 0.28, 0.85)]
     tune = results(lost(0.1))
-    before = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({}))
+    before = choose(trials, "budget", 0.3, MaxDrop(0.15), tune, Asked({}))
     assert before is not None
     assert before.verdict == "untested"
     assert before.pending is not None
     assert before.pending.number == 1
-    failed = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({1: lost(0.2)}))
+    failed = choose(trials, "budget", 0.3, MaxDrop(0.15), tune, Asked({1: lost(0.2)}))
     assert failed is not None
     assert failed.pending is not None
     assert failed.pending.number == 2
-    chosen = choose(trials, "budget", 0.3, MaxDrop(0.1), tune, Asked({1: lost(0.2), 2: []}))
+    chosen = choose(trials, "budget", 0.3, MaxDrop(0.15), tune, Asked({1: lost(0.2), 2: []}))
     assert chosen is not None
     assert (chosen.trial.number, chosen.verdict, chosen.pending) == (2, "shown", None)
     assert [(one.trial, one.shown) for one in chosen.tested] == [(1, False), (2, True)]
 
 
 def test_levels_within_a_budget_add_up_to_no_more_than_the_whole() -> None:
-    assert sum(paired.FIXED_SEQUENCE) <= 0.05 + 1e-12
+    assert sum(CANDIDATES) <= 1 + 1e-12
+    assert sum(level_of("max_drop", look) for look in range(1, 10_000)) <= 0.05
     trials = [trial(number, 0.3, 0.9 - number / 1000) for number in range(6)]
     asked = Asked({n: lost(0.3, n) for n in range(6)})
     chosen = choose(trials, "budget", 0.3, MaxDrop(0.02), results(lost(0.1)), asked)
     assert chosen is not None
     assert chosen.verdict == "not_shown"
     assert chosen.trial.number == 0
-    assert [one.level for one in chosen.tested] == list(paired.FIXED_SEQUENCE)
+    assert [one.level for one in chosen.tested] == [level_of("budget", 1, place) for place in range(3)]
 
 
 def test_another_candidate_is_asked_about_only_where_the_tune_part_gives_it_a_chance() -> None:
@@ -131,12 +140,12 @@ def test_what_is_over_the_budget_or_unfinished_is_no_candidate() -> None:
 def test_the_cheapest_that_holds_is_found_from_the_safe_side() -> None:
     trials = [trial(number, 0.9 - number / 10, 0.95 - number / 1000) for number in range(7)]
     asked = Asked({0: [], 1: [], 2: [], 3: lost(0.3), 4: [], 5: [], 6: []})
-    chosen = choose(trials, "max_drop", 1.0, MaxDrop(0.05), results(lost(0.05)), asked)
+    chosen = choose(trials, "max_drop", 1.0, MaxDrop(0.1), results(lost(0.05)), asked)
     assert chosen is not None
     # Trials 4 to 6 would pass too, but nothing below a failure is tested.
     assert (chosen.trial.number, chosen.verdict) == (2, "shown")
     assert [one.trial for one in chosen.tested] == [0, 1, 2, 3]
-    assert {one.level for one in chosen.tested} == {0.05}
+    assert {one.level for one in chosen.tested} == {level_of("max_drop", 1)}
 
 
 def test_candidates_for_the_cheapest_hold_on_the_tune_part_and_begin_at_the_safe_end() -> None:
@@ -169,6 +178,24 @@ def test_the_margin_of_the_choice_is_in_held_out_accuracy() -> None:
     )
     assert chosen is not None
     assert chosen.margin == pytest.approx(0.08)
+
+
+def test_the_same_tests_again_are_the_same_look_and_others_a_new_one() -> None:
+    trials = [trial(0, 0.3, 0.9), trial(1, 0.29, 0.89)]
+    asked = Asked({0: [], 1: []})
+
+    def look(looks: Looks, of: Sequence[TrialRecord] = trials) -> tuple[int, bool, float]:
+        found = choose(of, "budget", 0.3, MaxDrop(0.15), results(lost(0.1)), asked, looks)
+        assert found is not None
+        return found.look, found.recorded, found.tested[0].level
+
+    assert look(Looks()) == (1, False, level_of("budget", 1))
+    assert look(Looks(4, {2: (0,)})) == (2, True, level_of("budget", 2))
+    # Another trial is better on the tune split now.
+    better = [*trials, trial(1, 0.29, 0.95)]
+    assert look(Looks(4, {2: (0,)}), better[1:]) == (5, False, level_of("budget", 5))
+    # Looks of other searches or at other margins.
+    assert look(Looks(4)) == (5, False, level_of("budget", 5))
 
 
 def test_hypervolume() -> None:

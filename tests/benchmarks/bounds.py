@@ -1,0 +1,328 @@
+"""Bounds of the accuracy that is lost: how often they err and what they can show (docs/statistics.md).
+
+`python -m tests.benchmarks.bounds --output FILE` simulates 20,000 seeded studies a cell and appends one JSON
+line per cell; cells that are in the file already are not simulated again. `--table` prints the tables of a
+file instead. An error: the true loss is exactly the margin, and a 5 % bound excludes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit, stdtrit
+from scipy.stats import beta as beta_distribution
+
+from tuner.statistics import gaffke
+
+Floats = NDArray[np.float64]
+
+STUDIES = 20_000
+LEVEL = 0.05
+VIDEOS = (15, 30, 80, 160, 320)
+QUESTIONS = (1, 4, 8)
+DROPS = (0.02, 0.05, 0.2)
+MARGINS = (0.02, 0.03, 0.05)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Answers lost and gained (S, V), and the questions of each video (S, V)."""
+
+    lost: Floats
+    gained: Floats
+    questions: Floats
+
+
+Model = Callable[[np.random.Generator, tuple[int, int], int, float], Flips]
+
+
+def copies(correlation: float) -> Model:
+    """So many videos lose all questions or none together, the others each question by itself."""
+
+    def simulate(rng: np.random.Generator, shape: tuple[int, int], questions: int, drop: float) -> Flips:
+        together = rng.random(shape) < correlation
+        whole = questions * (rng.random(shape) < drop)
+        return _only_lost(np.where(together, whole, rng.binomial(questions, drop, shape)), questions)
+
+    return simulate
+
+
+def beta_binomial(correlation: float) -> Model:
+    """The share that a video loses is drawn from a beta distribution."""
+
+    def simulate(rng: np.random.Generator, shape: tuple[int, int], questions: int, drop: float) -> Flips:
+        size = 1 / correlation - 1
+        return _only_lost(rng.binomial(questions, rng.beta(drop * size, (1 - drop) * size, shape)), questions)
+
+    return simulate
+
+
+def whole_videos(apart: float) -> Model:
+    """Some videos lose all; the others lose this share of the answers, each question by itself."""
+
+    def simulate(rng: np.random.Generator, shape: tuple[int, int], questions: int, drop: float) -> Flips:
+        fails = rng.random(shape) < (drop - apart) / (1 - apart)
+        return _only_lost(np.where(fails, questions, rng.binomial(questions, apart, shape)), questions)
+
+    return simulate
+
+
+def with_gains(gained: float, correlation: float) -> Model:
+    """As many answers more are lost as are gained; the shares of a video are drawn from a Dirichlet
+    distribution. A correlation of 1: whole videos are lost or gained.
+    """
+
+    def simulate(rng: np.random.Generator, shape: tuple[int, int], questions: int, drop: float) -> Flips:
+        shares = np.array([drop + gained, gained, 1 - drop - 2 * gained])
+        if correlation == 1:
+            counts = questions * rng.multinomial(1, shares, shape)
+        else:
+            counts = rng.multinomial(questions, rng.dirichlet(shares * (1 / correlation - 1), shape))
+        counts = counts.astype(float)
+        return Flips(counts[..., 0], counts[..., 1], np.full(shape, float(questions)))
+
+    return simulate
+
+
+def unequal(rng: np.random.Generator, shape: tuple[int, int], questions: int, drop: float) -> Flips:
+    """1 to `questions` questions a video; the more a video has, the likelier it loses all."""
+    sizes = rng.integers(1, questions + 1, shape)
+    mean, square = (questions + 1) / 2, (questions + 1) * (2 * questions + 1) / 6
+    fails = rng.random(shape) < drop * sizes * mean / square
+    return Flips((fails * sizes).astype(float), np.zeros(shape), sizes.astype(float))
+
+
+MODELS: dict[str, Model] = {
+    "independent": copies(0),
+    "copies .2": copies(0.2),
+    "copies .5": copies(0.5),
+    "whole videos": copies(1),
+    "beta-binomial .2": beta_binomial(0.2),
+    "beta-binomial .5": beta_binomial(0.5),
+    "whole videos + .5 points": whole_videos(0.005),
+    "whole videos + 1 point": whole_videos(0.01),
+    "with gains of 3 points, .2": with_gains(0.03, 0.2),
+    "with gains of 3 points, 1": with_gains(0.03, 1),
+    "1 to 8 questions, whole videos": unequal,
+}
+# Where a video has one question, all models without gains are the same.
+ONE_QUESTION = ("independent", "with gains of 3 points, 1")
+
+
+# Bounds: (S,) whether a loss of `margin` or more is excluded.
+
+
+def gaffke_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
+    """The product's."""
+    totals, questions = (flips.lost - flips.gained).astype(np.int64), flips.questions.astype(np.int64)
+    most = int(questions.max())
+    # As `gaffke.with_worst`, without sorting: every pair of total and questions has its place.
+    places = (totals + most) * (most + 1) + questions
+    width = (2 * most + 1) * (most + 1)
+    studies = np.arange(len(totals))
+    counts = np.bincount((places + studies[:, None] * width).ravel(), minlength=len(totals) * width)
+    counts = counts.reshape(-1, width).astype(float)
+    largest = questions.max(axis=-1)
+    counts[studies, (largest + most) * (most + 1) + largest] += 1
+    used = np.flatnonzero(counts.any(axis=0))
+    kinds = np.stack([used // (most + 1) - most, used % (most + 1)], axis=-1).astype(float)
+    return np.asarray(gaffke.p_values(kinds, counts[:, used], margin) <= LEVEL)
+
+
+def bootstrap_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
+    """The product's until now: t intervals of lost and gained on the logit scale, put together."""
+    (lost_low, lost, lost_high), (gained_low, gained, _) = (
+        _logit_t(one, flips.questions) for one in (flips.lost, flips.gained)
+    )
+    residuals = [
+        counts - share[:, None] * flips.questions
+        for counts, share in ((flips.lost, lost), (flips.gained, gained))
+    ]
+    scale = np.sqrt((residuals[0] ** 2).sum(axis=-1) * (residuals[1] ** 2).sum(axis=-1))
+    correlation = (residuals[0] * residuals[1]).sum(axis=-1) / np.where(scale > 0, scale, 1)
+    one, other = gained - gained_low, lost_high - lost
+    reach = np.sqrt(np.maximum(one**2 + other**2 - 2 * correlation * one * other, 0))
+    del lost_low
+    return np.asarray(gained - lost - reach >= -margin)
+
+
+def _logit_t(counts: Floats, questions: Floats) -> tuple[Floats, Floats, Floats]:
+    weight = 0.2 * questions.mean(axis=-1, keepdims=True)
+    above = np.concatenate([counts, 0 * weight, weight], axis=-1)
+    below = np.concatenate([questions, weight, weight], axis=-1)
+    centre = above.sum(axis=-1) / below.sum(axis=-1)
+    videos = below.shape[-1]
+    # What the bootstrap's standard error comes to, without drawing.
+    spread = ((above - centre[:, None] * below) ** 2).sum(axis=-1) * videos / (videos - 1)
+    error = np.sqrt(spread) / below.sum(axis=-1)
+    reach = stdtrit(videos - 3, 1 - LEVEL) * error / (centre * (1 - centre))
+    share = counts.sum(axis=-1) / questions.sum(axis=-1)
+    low = np.minimum(expit(logit(centre) - reach), share)
+    return low, share, np.maximum(expit(logit(centre) + reach), share)
+
+
+def clopper_pearson_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
+    """Every video that loses more than it gains counts as lost altogether, by its share of the questions."""
+    losing, videos = (flips.lost > flips.gained).sum(axis=-1), flips.lost.shape[-1]
+    upper = beta_distribution.ppf(1 - LEVEL, losing + 1, np.maximum(videos - losing, 1))
+    return np.asarray(np.where(losing == videos, 1.0, upper) <= margin)
+
+
+def bernstein_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
+    """Maurer and Pontil's empirical Bernstein bound; changes lie between -1 and 1."""
+    changes, videos = _changes(flips), flips.lost.shape[-1]
+    logarithm = np.log(2 / LEVEL)
+    reach = np.sqrt(2 * changes.var(axis=-1, ddof=1) * logarithm / videos)
+    return np.asarray(changes.mean(axis=-1) + reach + 14 * logarithm / (3 * (videos - 1)) <= margin)
+
+
+def betting_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
+    """Waudby-Smith and Ramdas' capital with predictable plug-in bets, over the videos in their order."""
+    kept = 1 - _changes(flips)
+    studies, videos = kept.shape
+    capital, most = np.ones(studies), np.ones(studies)
+    total, square = np.full(studies, 0.5), np.full(studies, 0.25)
+    for index in range(videos):
+        bet = np.minimum(
+            np.sqrt(2 * np.log(1 / LEVEL) * (index + 1) / (videos * square)), 0.75 / (1 - margin)
+        )
+        capital *= 1 + bet * (kept[:, index] - (1 - margin))
+        most = np.maximum(most, capital)
+        total += kept[:, index]
+        square += (kept[:, index] - total / (index + 2)) ** 2
+    return np.asarray(most >= 1 / LEVEL)
+
+
+BOUNDS: dict[str, Callable[[Flips, float], NDArray[np.bool_]]] = {
+    "Gaffke": gaffke_shows,
+    "until now": bootstrap_shows,
+    "Clopper-Pearson": clopper_pearson_shows,
+    "Bernstein": bernstein_shows,
+    "betting": betting_shows,
+}
+
+
+def _changes(flips: Flips) -> Floats:
+    """What each video loses, in questions of the mean video."""
+    mean = flips.questions.mean(axis=-1, keepdims=True)
+    return np.asarray((flips.lost - flips.gained) / mean)
+
+
+def _only_lost(lost: NDArray[np.int64], questions: int) -> Flips:
+    lost = lost.astype(float)
+    return Flips(lost, np.zeros_like(lost), np.full_like(lost, questions))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of study. kind "error": the true loss is the margin; "power": it is less."""
+
+    kind: str
+    model: str
+    videos: int
+    questions: int
+    drop: float
+    margin: float
+
+
+def cells() -> Iterator[Cell]:
+    """All that are simulated, small studies first."""
+    for videos in VIDEOS:
+        for questions in QUESTIONS:
+            for model in MODELS:
+                if (questions == 1 and model not in ONE_QUESTION) or (
+                    model == "1 to 8 questions, whole videos" and questions != 8
+                ):
+                    continue
+                for drop in DROPS:
+                    yield Cell("error", model, videos, questions, drop, drop)
+    for videos in (80, 160, 320):
+        for questions in QUESTIONS:
+            for model, drop in (
+                ("independent", 0.0),
+                ("independent", 0.005),
+                ("copies .5", 0.005),
+                ("with gains of 3 points, .2", 0.0),
+            ):
+                for margin in MARGINS:
+                    yield Cell("power", model, videos, questions, drop, margin)
+
+
+def shown(cell: Cell, studies: int = STUDIES) -> dict[str, float]:
+    """How often each bound excludes a loss of the margin."""
+    seed = [20261129, cell.videos, cell.questions, round(1000 * cell.drop), list(MODELS).index(cell.model)]
+    rng = np.random.default_rng(seed)
+    flips = MODELS[cell.model](rng, (studies, cell.videos), cell.questions, cell.drop)
+    return {name: float(bound(flips, cell.margin).mean()) for name, bound in BOUNDS.items()}
+
+
+def tables(lines: list[dict[str, object]]) -> Iterator[str]:
+    """Markdown: the largest error by videos and model; power by videos, questions and margin."""
+    errors: dict[tuple[object, ...], list[dict[str, float]]] = defaultdict(list)
+    for line in lines:
+        if line["kind"] == "error":
+            errors[line["model"], line["videos"]].append(line["shown"])  # type: ignore[arg-type]
+    yield f"| losses | {' | '.join(f'{n} videos' for n in VIDEOS)} |"
+    yield "| --- |" + " --- |" * len(VIDEOS)
+    for model in MODELS:
+        row = [errors[model, videos] for videos in VIDEOS]
+        yield (
+            f"| {model} | "
+            + " | ".join(
+                " / ".join(f"{100 * max(one[name] for one in cell):.1f}" for name in BOUNDS) if cell else "-"
+                for cell in row
+            )
+            + " |"
+        )
+    yield ""
+    yield "| videos x questions | lost, model | " + " | ".join(f"margin {100 * m:g}" for m in MARGINS) + " |"
+    yield "| --- | --- |" + " --- |" * len(MARGINS)
+    power: dict[tuple[object, ...], dict[object, dict[str, float]]] = defaultdict(dict)
+    for line in lines:
+        if line["kind"] == "power":
+            key = (line["videos"], line["questions"], line["drop"], line["model"])
+            power[key][line["margin"]] = line["shown"]  # type: ignore[assignment]
+    for (videos, questions, drop, model), found in power.items():
+        yield (
+            f"| {videos} x {questions} | {100 * float(str(drop)):g}, {model} | "
+            + " | ".join(
+                " / ".join(f"{100 * found[m][name]:.0f}" for name in BOUNDS) if m in found else "-"
+                for m in MARGINS
+            )
+            + " |"
+        )
+
+
+def main() -> None:
+    """Simulates what is missing in a file, or prints its tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--kind", choices=("error", "power"), help="only these cells")
+    options = parser.parse_args()
+    text = options.output.read_text() if options.output.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    if options.table:
+        print("\n".join(tables(lines)))
+        return
+    done = [{name: line[name] for name in line if name != "shown"} for line in lines]
+    began = time.monotonic()
+    for cell in cells():
+        if asdict(cell) in done or options.kind not in (None, cell.kind):
+            continue
+        found = asdict(cell) | {"shown": shown(cell)}
+        with options.output.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        print(f"{time.monotonic() - began:.0f} s", found, flush=True)
+
+
+if __name__ == "__main__":
+    main()
