@@ -28,7 +28,6 @@ from tuner.sensitivity.design import Design
 from tuner.sensitivity.results import Alternative, Index, Output, Sensitivity
 from tuner.sensitivity.saved import load_sensitivity, save_sensitivity
 from tuner.sensitivity.sentences import sentences
-from tuner.statistics import paired
 from tuner.statistics.values import Interval, Measured
 from tuner.study import Search, Study
 from tuner.study.values import Configuration, Split
@@ -143,7 +142,6 @@ class Bench:
 def bench(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(study, tmp_path)
     monkeypatch.setattr(module, "ask", made.ask)
-    monkeypatch.setattr(paired, "RESAMPLES", 200)
     monkeypatch.chdir(tmp_path)
     return made
 
