@@ -229,7 +229,7 @@ def command_seconds(url: str, *arguments: str) -> tuple[float, float]:
             check=True,
             capture_output=True,
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
         )
         taken, after = perf_counter() - began, os.times()
     busy = after.children_user + after.children_system - before.children_user - before.children_system

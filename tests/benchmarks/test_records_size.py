@@ -18,9 +18,10 @@ def test_a_small_study_is_written_and_measured(tmp_path: Path) -> None:
     with Store.open(url, create=False) as store:
         store.require("fake")
         assert [one.number for one in store.trials() if one.outcome is not None] == [0, 1, 2, 3]
-        # Of each trial, the unpruned model's, and those of three configurations on held-out videos.
-        assert store.count_answers() == 4 * 30 + 60 + 3 * 30
-        assert sum(one.answers for one in store.model_use().values()) == store.count_answers()
+        assert store.model_use()["trial"].answers == 4 * 30
+        # The unpruned model's, too, and those of three configurations on held-out videos, some of which
+        # lose nothing to the pruning.
+        assert 4 * 30 + 60 < store.count_answers() <= 4 * 30 + 60 + 3 * 30
     assert records_size.look_up(url)["median, ms"] > 0
     found = records_size.summarised(url)
     assert found["seconds"] > 0

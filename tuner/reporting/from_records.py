@@ -150,11 +150,10 @@ def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -
 
 def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Choice]:
     """What each search has come to, by the search's id; those where nothing fits are left out."""
-    return _choices(store, Results(study, store, make_planner(record)))
+    return _choices(store, Results(study, store, make_planner(record)), store.trials())
 
 
-def _choices(store: Store, results: Results) -> dict[int, Choice]:
-    trials = store.trials()
+def _choices(store: Store, results: Results, trials: Sequence[TrialRecord]) -> dict[int, Choice]:
     found = {one.id: _chosen(one, store, results, trials) for one in store.searches()}
     return {search: choice for search, choice in found.items() if choice is not None}
 
@@ -386,8 +385,8 @@ def load_status(study: Study, database: str | None = None) -> Status:
 def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
     """How far a study has come. `store` has found `record`."""
     results = Results(study, store, make_planner(record))
-    choices = _choices(store, results)
     trials, infeasible, measured = store.trials(), store.infeasible(), store.measured()
+    choices = _choices(store, results, trials)
     completed = [trial for trial in trials if trial.outcome is not None]
     quarantined = store.quarantined()
     searches = []

@@ -297,7 +297,7 @@ class Session:
                 progress=self.progress,
             )
             self.store.record_inspection(best, pack(found))
-        except (PipelineError, UserError) as error:
+        except (PipelineError, UserError, OSError) as error:
             self.progress.message(f"What pruning does to the videos could not be looked at: {error}")
         except KeyboardInterrupt:
             raise InterruptedRunError(
