@@ -141,7 +141,7 @@ def test_the_first_screen_of_a_study_that_holds():
             {"verdict": "not_shown", "margin": 0.04, "provable_drop": 0.06, "goal": "max_drop"},
             "not_shown",
             "Not yet: these videos cannot exclude a loss above 4 points",
-            "losses below 6.0 points cannot be ruled out. The margin is smaller, so any configuration needs more videos",
+            "losses below 6.0 points cannot be ruled out. The margin is smaller, so any configuration needs",
         ),
         (
             {"verdict": "not_shown", "margin": 0.04, "tested": (make_tested(4, -0.03, -0.05, 0.04),)},
