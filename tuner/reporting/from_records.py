@@ -61,7 +61,7 @@ class SearchStatus:
     best: Trial | None
     # Its outcome on the held-out part; None until it is there.
     held_out: Outcome | None
-    # Trials that the race ended.
+    # Pruned trials.
     trials_stopped: int = 0
     goal: Goal = "budget"
     # The largest drop as asked for, and whether `best` is shown to stay within it.
@@ -82,7 +82,7 @@ class Status:
     trials_unfinished: int
     answers: int
     searches: tuple[SearchStatus, ...]
-    # Trials that the race ended.
+    # Pruned trials.
     trials_stopped: int = 0
     # Questions that are left out: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
@@ -92,7 +92,10 @@ class Results:
     """The judged answers of one study, by configuration; each is read once, when it is first asked for."""
 
     def __init__(self, study: Study, store: Store, planner: Planner) -> None:
-        self._study = study.without(store.quarantined())
+        # Of a question whose video could not be read nothing is recorded.
+        recorded = {one.id for one in planner.questions}
+        left_out = {one.id for one in study.questions if one.id not in recorded}
+        self._study = study.without(left_out | set(store.quarantined()))
         self._store = store
         self._planner = planner
         self._answers_of: dict[tuple[Configuration | None, Split], dict[str, RecordedAnswer]] = {}
