@@ -56,8 +56,10 @@ def still(points: Sequence[ParetoPoint], summary: RunSummary) -> MatplotlibFigur
         axes.axhline(level.at, color=BLACK, linewidth=1.1, linestyle=styles[level.dash])
         axes.annotate(
             level.text,
-            (limits.low_x, level.at),
-            xytext=(8, 5 if level.above else -14),
+            # Below a line on the left lie the cheapest trials.
+            (limits.low_x if level.above else limits.high_x, level.at),
+            xytext=(8, 5) if level.above else (-8, -14),
+            ha="left" if level.above else "right",
             textcoords="offset points",
             color=BLACK,
             fontsize=9.5,
