@@ -119,12 +119,10 @@ def _tried(summary: RunSummary) -> Iterator[HealthRow]:
     if summary.outside:
         note = "study.yaml no longer allows their values, so they cannot be chosen"
         yield HealthRow(section, "left out", len(summary.outside), "trials", note)
-    note = "no trial was stopped early"
+    note = "no trial was pruned"
     if pruned:
         videos = sum(one.videos for one in pruned) / len(pruned)
-        note = (
-            f"stopped early, on average after {videos:.0f} tune videos: others are better at no higher cost"
-        )
+        note = f"pruned, on average after {videos:.0f} tune videos: others are better at no higher cost"
     yield HealthRow(section, "pruned", len(pruned), "trials", note)
     note = "over the budget, which is known without running the model"
     yield HealthRow(section, "infeasible", summary.refused, "proposals", note)

@@ -27,7 +27,9 @@ def archive(study: Study, database: Database = None) -> None:
     with Store.open(url) as store, held(url, name):
         store.archive(name)
         identifier = store.archived(name)[-1].id
-    typer.echo(f"Archived. To bring it back: tuner restore --study {study} --id {identifier}")
+    # The address may hold a password.
+    there = "" if database is None else ", with the same --database"
+    typer.echo(f"Archived. To bring it back: tuner restore --study {study} --id {identifier}{there}")
 
 
 def restore(

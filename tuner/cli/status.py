@@ -54,7 +54,7 @@ def _counts(found: Status) -> str:
     if found.trials_unfinished:
         text += f", {found.trials_unfinished} begun"
     if found.trials_stopped:
-        text += f", {found.trials_stopped} stopped early"
+        text += f", {found.trials_stopped} pruned early"
     return f"{text}, {found.answers} answers"
 
 

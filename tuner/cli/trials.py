@@ -21,7 +21,7 @@ class Row:
     """One trial; what its answers tell is None until all are there. Ratios and accuracies are fractions."""
 
     number: int
-    # complete, stopped (the race ended it: `stopped_by` is the trial that beats it) or unfinished
+    # complete, stopped (pruned: `pruned_by` is the trial that beats it) or unfinished
     state: str
     pruned_by: int | None
     pruned_after: int | None

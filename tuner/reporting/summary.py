@@ -172,7 +172,7 @@ def _study_cost(cost: StudyCost) -> str:
     if cost.seconds is not None:
         text += f", {duration(cost.seconds)} of model time"
     return text + (
-        f"; {100 * cost.raced_share:.0f} % of the trials' questions were raced away, "
+        f"; {100 * cost.raced_share:.0f} % of the trials' questions were spared by pruning trials, "
         f"{100 * cost.shared_share:.0f} % shared. Done naively: {cost.naive_passes:.0f} passes."
     )
 
@@ -185,7 +185,7 @@ def headline(summary: RunSummary) -> str:
         asked = f"budget {summary.budget:g}"
     text = f"{summary.study}: {asked}, {len(summary.trials)} trials"
     if summary.stopped:
-        text += f" and {len(summary.stopped)} stopped early"
+        text += f" and {len(summary.stopped)} pruned early"
     if summary.above:
         text += f", {len(summary.above)} above the budget for the front"
     if summary.outside:

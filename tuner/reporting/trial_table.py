@@ -26,7 +26,7 @@ class ParetoPoint:
     split: Split
     # None for the baseline, for peers, for proposals that were never run, and for held-out rows of no trial.
     trial: int | None
-    # None for a trial that the race stopped, and for a proposal that was refused before it cost model time.
+    # None for a pruned trial, and for an infeasible proposal.
     accuracy: float | None
     accuracy_low: float | None
     accuracy_high: float | None

@@ -45,7 +45,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class PrunedTrial:
-    """A trial that the race ended early: after `videos` videos of the tune part others beat it at its cost.
+    """A pruned trial: after `videos` videos of the tune split others beat it at its cost.
 
     `by`: the one with the largest share in what it was compared with.
     """

@@ -77,7 +77,7 @@ class RunOptions:
     sampler: SamplerName = "tpe"
     # What held-out accuracy may lose against the unpruned model: "0.01" is one point, "1%" of the baseline's.
     max_drop: str = DEFAULT_MAX_DROP
-    # Whether trials that others confidently beat at the same cost are stopped early.
+    # Whether trials that others confidently beat at the same cost are pruned.
     race: bool = True
     # Trials in a row that add nothing to the front after which no further one begins.
     patience: int | None = None

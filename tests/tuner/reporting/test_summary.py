@@ -179,7 +179,7 @@ def test_trials_that_were_stopped_or_lie_above_the_budget_are_counted_apart():
         PrunedTrial(number, make_trial(number).configuration, 0.29, by=1, videos=10) for number in (30, 31)
     )
     summary = make_summary(stopped=stopped, above=(make_trial(32, ratio=0.5),))
-    assert "24 trials and 2 stopped early, 1 above the budget for the front" in headline(summary)
+    assert "24 trials and 2 pruned early, 1 above the budget for the front" in headline(summary)
     cheapest = headline(make_summary(goal="max_drop", budget=1.0, max_drop="1%"))
     assert cheapest.startswith("demo: the cheapest within 1% of the unpruned accuracy, 24 trials")
 

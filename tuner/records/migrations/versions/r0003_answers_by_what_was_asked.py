@@ -260,13 +260,51 @@ class _Move:
                 )
 
 
-def _make_tables() -> None:
+def _key() -> sa.Column[int]:
+    return sa.Column("id", sa.Integer(), primary_key=True)
 
+
+def _reference(table: str) -> sa.Column[int]:
+    return sa.Column(f"{table}_id", sa.Integer(), sa.ForeignKey(f"adatp_{table}.id"), nullable=False)
+
+
+def _knobs() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("method", sa.String(length=32), nullable=False),
+        sa.Column("tau_s", sa.Double(), nullable=True),
+        sa.Column("tau_t", sa.Double(), nullable=True),
+        sa.Column("alpha_boost", sa.Double(), nullable=True),
+        sa.Column("gamma_cap", sa.Double(), nullable=True),
+        sa.Column("p", sa.Double(), nullable=True),
+        sa.Column("options", sa.JSON(), nullable=False),
+    ]
+
+
+def _outcome() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("questions", sa.Integer(), nullable=True),
+        sa.Column("videos", sa.Integer(), nullable=True),
+        sa.Column("accuracy", sa.Double(), nullable=True),
+        sa.Column("flops_ratio", sa.Double(), nullable=True),
+        sa.Column("flops_ratio_end_to_end", sa.Double(), nullable=True),
+        sa.Column("flops_ratio_visual", sa.Double(), nullable=True),
+        sa.Column("flops_ratio_p95", sa.Double(), nullable=True),
+        sa.Column("flops_ratio_max", sa.Double(), nullable=True),
+        sa.Column("regressions", sa.Integer(), nullable=True),
+        sa.Column("gained", sa.Integer(), nullable=True),
+        sa.Column("logprob_change", sa.Double(), nullable=True),
+        sa.Column("seconds", sa.Double(), nullable=True),
+        sa.Column("peak_bytes_mean", sa.Double(), nullable=True),
+        sa.Column("peak_bytes_max", sa.BigInteger(), nullable=True),
+        sa.Column("graded", sa.Double(), nullable=True),
+    ]
+
+
+def _make_tables() -> None:
     op.create_table(
         "adatp_encoding",
-        sa.Column("id", sa.Integer(), nullable=False),
+        _key(),
         sa.Column("fingerprint_base", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("fingerprint_base"),
     )
     op.create_table(
@@ -280,45 +318,34 @@ def _make_tables() -> None:
     )
     op.create_table(
         "adatp_video",
-        sa.Column("id", sa.Integer(), nullable=False),
+        _key(),
         sa.Column("content", sa.String(length=64), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("content"),
     )
     op.create_table(
         "adatp_prompt",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("video_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("video"),
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
         sa.Column("options", sa.JSON(none_as_null=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["video_id"],
-            ["adatp_video.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("video_id", "hash"),
     )
     op.create_table(
         "adatp_study",
-        sa.Column("id", sa.Integer(), nullable=False),
+        _key(),
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.Column("parts", sa.JSON(), nullable=False),
         sa.Column("definition", sa.JSON(), nullable=False),
         sa.Column("setting", sa.JSON(), nullable=False),
         sa.Column("shape", sa.JSON(), nullable=False),
-        sa.Column("encoding_id", sa.Integer(), nullable=False),
+        _reference("encoding"),
         sa.Column("text_encoder_identity", sa.Text(), nullable=False),
         sa.Column("skipped", sa.JSON(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revised", sa.DateTime(timezone=True), nullable=True),
         sa.Column("archived", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["encoding_id"],
-            ["adatp_encoding.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(
         "adatp_study_in_use",
@@ -330,24 +357,19 @@ def _make_tables() -> None:
     )
     op.create_table(
         "adatp_video_use",
-        sa.Column("id", sa.Integer(), nullable=False),
+        _key(),
         sa.Column("study", sa.String(length=200), nullable=False),
-        sa.Column("video_id", sa.Integer(), nullable=False),
+        _reference("video"),
         sa.Column("tuned", sa.DateTime(timezone=True), nullable=True),
         sa.Column("held_out", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["video_id"],
-            ["adatp_video.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study", "video_id"),
     )
     op.create_table(
         "adatp_answer",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("prompt_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("prompt"),
         sa.Column("fingerprint", sa.String(length=32), nullable=False),
-        sa.Column("encoding_id", sa.Integer(), nullable=False),
+        _reference("encoding"),
         sa.Column("text", sa.Text(), nullable=False),
         sa.Column("option", sa.Integer(), nullable=True),
         sa.Column("option_logprobs", sa.JSON(none_as_null=True), nullable=True),
@@ -355,137 +377,74 @@ def _make_tables() -> None:
         sa.Column("kept", sa.JSON(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("peak_bytes", sa.BigInteger(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["encoding_id"],
-            ["adatp_encoding.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["prompt_id"],
-            ["adatp_prompt.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("prompt_id", "fingerprint"),
     )
     op.create_table(
         "adatp_cache_use",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("features_in_memory", sa.BigInteger(), nullable=False),
         sa.Column("features_read", sa.BigInteger(), nullable=False),
         sa.Column("features_computed", sa.BigInteger(), nullable=False),
         sa.Column("prefixes_reused", sa.BigInteger(), nullable=False),
         sa.Column("prefixes_built", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id"),
     )
     op.create_table(
         "adatp_inspection",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("configuration", sa.String(length=64), nullable=False),
         sa.Column("study_hash", sa.String(length=64), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "configuration"),
     )
     op.create_table(
         "adatp_measured",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("configuration", sa.String(length=64), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("method", sa.String(length=32), nullable=False),
-        sa.Column("tau_s", sa.Double(), nullable=True),
-        sa.Column("tau_t", sa.Double(), nullable=True),
-        sa.Column("alpha_boost", sa.Double(), nullable=True),
-        sa.Column("gamma_cap", sa.Double(), nullable=True),
-        sa.Column("p", sa.Double(), nullable=True),
-        sa.Column("options", sa.JSON(), nullable=False),
-        sa.Column("questions", sa.Integer(), nullable=True),
-        sa.Column("videos", sa.Integer(), nullable=True),
-        sa.Column("accuracy", sa.Double(), nullable=True),
-        sa.Column("flops_ratio", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_end_to_end", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_visual", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_p95", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_max", sa.Double(), nullable=True),
-        sa.Column("regressions", sa.Integer(), nullable=True),
-        sa.Column("gained", sa.Integer(), nullable=True),
-        sa.Column("logprob_change", sa.Double(), nullable=True),
-        sa.Column("seconds", sa.Double(), nullable=True),
-        sa.Column("peak_bytes_mean", sa.Double(), nullable=True),
-        sa.Column("peak_bytes_max", sa.BigInteger(), nullable=True),
-        sa.Column("graded", sa.Double(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
+        *_knobs(),
+        *_outcome(),
         sa.UniqueConstraint("study_id", "configuration"),
     )
     op.create_table(
         "adatp_model_use",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("trial", sa.Integer(), nullable=False),
         sa.Column("answers", sa.BigInteger(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "kind", "trial"),
     )
     op.create_table(
         "adatp_noise",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("questions", sa.Integer(), nullable=False),
         sa.Column("videos", sa.Integer(), nullable=False),
         sa.Column("flips", sa.Integer(), nullable=False),
         sa.Column("logprob_mean", sa.Double(), nullable=False),
         sa.Column("logprob_max", sa.Double(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id"),
     )
     op.create_table(
         "adatp_quarantine",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
-        sa.Column("prompt_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
+        _reference("prompt"),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["prompt_id"],
-            ["adatp_prompt.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "prompt_id"),
     )
     op.create_table(
         "adatp_search",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("goal", sa.String(length=16), nullable=False),
         sa.Column("budget", sa.Double(), nullable=False),
         sa.Column("seed", sa.Integer(), nullable=False),
@@ -495,32 +454,22 @@ def _make_tables() -> None:
         sa.Column("trials", sa.Integer(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
         sa.Column("used", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "goal", "budget", "seed", "space", "sampler"),
     )
     op.create_table(
         "adatp_sensitivity",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("budget", sa.Double(), nullable=False),
         sa.Column("study_hash", sa.String(length=64), nullable=False),
         sa.Column("found", sa.Text(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "budget"),
     )
     op.create_table(
         "adatp_serving",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("configuration", sa.String(length=64), nullable=False),
         sa.Column("machine", sa.String(length=200), nullable=False),
         sa.Column("device", sa.Text(), nullable=False),
@@ -530,38 +479,24 @@ def _make_tables() -> None:
         sa.Column("best", sa.JSON(), nullable=False),
         sa.Column("profiled", sa.JSON(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "configuration", "machine"),
     )
     op.create_table(
         "adatp_study_video",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
-        sa.Column("video_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
+        _reference("video"),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("frames", sa.Integer(), nullable=False),
         sa.Column("cells", sa.Integer(), nullable=False),
         sa.Column("trailing", sa.Integer(), nullable=False),
         sa.Column("frame_similarity", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["video_id"],
-            ["adatp_video.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "name"),
     )
     op.create_table(
         "adatp_timed",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
         sa.Column("configuration", sa.String(length=64), nullable=False),
         sa.Column("machine", sa.String(length=200), nullable=False),
         sa.Column("device", sa.Text(), nullable=False),
@@ -569,40 +504,24 @@ def _make_tables() -> None:
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("baseline_seconds", sa.Double(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "configuration", "machine"),
     )
     op.create_table(
         "adatp_infeasible",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("search_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("search"),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("proposed", sa.JSON(), nullable=False),
         sa.Column("binding_ratio", sa.Double(), nullable=False),
-        sa.Column("method", sa.String(length=32), nullable=False),
-        sa.Column("tau_s", sa.Double(), nullable=True),
-        sa.Column("tau_t", sa.Double(), nullable=True),
-        sa.Column("alpha_boost", sa.Double(), nullable=True),
-        sa.Column("gamma_cap", sa.Double(), nullable=True),
-        sa.Column("p", sa.Double(), nullable=True),
-        sa.Column("options", sa.JSON(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["search_id"],
-            ["adatp_search.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
+        *_knobs(),
         sa.UniqueConstraint("search_id", "number", "attempt"),
     )
     op.create_table(
         "adatp_look",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
-        sa.Column("search_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
+        _reference("search"),
         sa.Column("study_hash", sa.String(length=64), nullable=False),
         sa.Column("goal", sa.String(length=16), nullable=False),
         sa.Column("budget", sa.Double(), nullable=False),
@@ -614,23 +533,14 @@ def _make_tables() -> None:
         sa.Column("trial", sa.Integer(), nullable=False),
         sa.Column("verdict", sa.String(length=16), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["search_id"],
-            ["adatp_search.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(op.f("ix_adatp_look_study_id"), "adatp_look", ["study_id"], unique=False)
     op.create_table(
         "adatp_study_question",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
-        sa.Column("study_video_id", sa.Integer(), nullable=False),
-        sa.Column("prompt_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
+        _reference("study_video"),
+        _reference("prompt"),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("split", sa.String(length=8), nullable=False),
@@ -639,19 +549,6 @@ def _make_tables() -> None:
         sa.Column("text_before", sa.Integer(), nullable=False),
         sa.Column("text_after", sa.Integer(), nullable=False),
         sa.Column("frame_relevance", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["prompt_id"],
-            ["adatp_prompt.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["study_video_id"],
-            ["adatp_study_video.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "name"),
         sa.UniqueConstraint("study_id", "position"),
     )
@@ -663,9 +560,9 @@ def _make_tables() -> None:
     )
     op.create_table(
         "adatp_trial",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.Integer(), nullable=False),
-        sa.Column("search_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("study"),
+        _reference("search"),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("binding_ratio", sa.Double(), nullable=False),
         sa.Column("purpose", sa.String(length=16), nullable=False),
@@ -673,54 +570,16 @@ def _make_tables() -> None:
         sa.Column("pruned_videos", sa.Integer(), nullable=True),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
         sa.Column("completed", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("method", sa.String(length=32), nullable=False),
-        sa.Column("tau_s", sa.Double(), nullable=True),
-        sa.Column("tau_t", sa.Double(), nullable=True),
-        sa.Column("alpha_boost", sa.Double(), nullable=True),
-        sa.Column("gamma_cap", sa.Double(), nullable=True),
-        sa.Column("p", sa.Double(), nullable=True),
-        sa.Column("options", sa.JSON(), nullable=False),
-        sa.Column("questions", sa.Integer(), nullable=True),
-        sa.Column("videos", sa.Integer(), nullable=True),
-        sa.Column("accuracy", sa.Double(), nullable=True),
-        sa.Column("flops_ratio", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_end_to_end", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_visual", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_p95", sa.Double(), nullable=True),
-        sa.Column("flops_ratio_max", sa.Double(), nullable=True),
-        sa.Column("regressions", sa.Integer(), nullable=True),
-        sa.Column("gained", sa.Integer(), nullable=True),
-        sa.Column("logprob_change", sa.Double(), nullable=True),
-        sa.Column("seconds", sa.Double(), nullable=True),
-        sa.Column("peak_bytes_mean", sa.Double(), nullable=True),
-        sa.Column("peak_bytes_max", sa.BigInteger(), nullable=True),
-        sa.Column("graded", sa.Double(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["search_id"],
-            ["adatp_search.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["adatp_study.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
+        *_knobs(),
+        *_outcome(),
         sa.UniqueConstraint("study_id", "number"),
     )
     op.create_table(
         "adatp_selection",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("search_id", sa.Integer(), nullable=False),
+        _key(),
+        _reference("search"),
         sa.Column("trials", sa.Integer(), nullable=False),
-        sa.Column("trial_id", sa.Integer(), nullable=False),
+        _reference("trial"),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["search_id"],
-            ["adatp_search.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["trial_id"],
-            ["adatp_trial.id"],
-        ),
-        sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("search_id", "trials"),
     )
