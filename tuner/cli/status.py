@@ -68,7 +68,7 @@ def _searches(found: Status) -> Table:
         "search",
         "seed",
         "trials",
-        "refused",
+        "infeasible",
         "best",
         "tune",
         "held-out",
@@ -89,7 +89,7 @@ def _searches(found: Status) -> Table:
 
 
 def _trials(search: SearchStatus) -> str:
-    stopped = f" + {search.trials_stopped} stopped" if search.trials_stopped else ""
+    stopped = f" + {search.trials_stopped} pruned" if search.trials_stopped else ""
     return f"{search.trials_completed}{stopped} of {search.trials_asked}"
 
 

@@ -162,7 +162,7 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> str:
 def _state(row: Row) -> str:
     text = row.state
     if row.state == "stopped":
-        text += f" by {row.pruned_by} after {row.pruned_after} videos"
+        text = f"pruned by {row.pruned_by} after {row.pruned_after} videos"
     return text if row.allowed else f"{text}; not allowed by study.yaml"
 
 

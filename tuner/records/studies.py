@@ -119,8 +119,10 @@ class Studies(Connected):
         """
         record = self.find(name)
         if record is None:
+            way = "`tuner restore` brings the archived ones back" if self.archived(name) else ""
             raise UserError(
-                f"the study {name!r} has no records in {shown(self._engine)}; `tuner run` makes them"
+                f"the study {name!r} has no records in {shown(self._engine)}; "
+                + " and ".join(filter(None, ("`tuner run` makes them", way)))
             )
         return record
 

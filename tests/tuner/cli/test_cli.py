@@ -358,7 +358,7 @@ def test_trials_lists_every_trial(call, fake_study):
     for name in ("tau_s", "gamma_", "accuracy", "FLOPs", "end to", "front", "state"):
         assert name in shown.out
     assert sum(line.rstrip().endswith("complete") for line in lines) == 6
-    assert "stopped by 2 after 3 videos" in shown.out
+    assert "pruned by 2 after 3 videos" in shown.out
     assert sum("unfinished" in line for line in lines) == 1
     assert sum("> 0.35" in line for line in lines) == 2
 
@@ -610,7 +610,7 @@ def test_archived_records_come_back_and_nothing_is_lost(call, fake_study):
     assert (nothing.code, "nothing of the study 'fake' is archived" in nothing.err) == (2, True)
     archived = call("archive", *asked)
     assert (archived.code, archived.out.strip().endswith("--id 1, with the same --database")) == (0, True)
-    assert "has no records" in call("archive", *asked).err
+    assert "`tuner restore` brings the archived ones back" in call("archive", *asked).err
     unknown = call("restore", *asked, "--id", "9")
     assert (unknown.code, "no archived records 9; it has: 1 (8 trials, begun 20" in unknown.err) == (2, True)
     assert call("restore", *asked).out.startswith("Restored 1 with 8 trials.")
