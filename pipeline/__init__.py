@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from pipeline.answering import Answer
     from pipeline.clip import Clip
     from pipeline.errors import ModelError, PipelineError, UnsupportedError, VideoError
+    from pipeline.generation import Prefill
     from pipeline.layout import Layout
-    from pipeline.methods import METHODS, AdaTP, AdaTPOneShot, FewerFrames, OneShot, PyramidDrop, RandomTokens
+    from pipeline.methods import METHODS, AdaTP, AdaTPOneShot, FastV, FewerFrames, PyramidDrop, RandomTokens
     from pipeline.plan import Plan
     from pipeline.production import Deployed, load
-    from pipeline.pruning import pruned
     from pipeline.question import Question
     from pipeline.runtime import Runtime
 
@@ -28,18 +28,18 @@ _HOMES = {
     "PipelineError": "pipeline.errors",
     "UnsupportedError": "pipeline.errors",
     "VideoError": "pipeline.errors",
+    "Prefill": "pipeline.generation",
     "Layout": "pipeline.layout",
     "METHODS": "pipeline.methods",
     "AdaTP": "pipeline.methods",
     "AdaTPOneShot": "pipeline.methods",
     "FewerFrames": "pipeline.methods",
-    "OneShot": "pipeline.methods",
+    "FastV": "pipeline.methods",
     "PyramidDrop": "pipeline.methods",
     "RandomTokens": "pipeline.methods",
     "Plan": "pipeline.plan",
     "Deployed": "pipeline.production",
     "load": "pipeline.production",
-    "pruned": "pipeline.pruning",
     "Question": "pipeline.question",
     "Runtime": "pipeline.runtime",
 }
@@ -55,9 +55,10 @@ __all__ = [
     "Layout",
     "ModelError",
     "NotFiniteError",
-    "OneShot",
+    "FastV",
     "PipelineError",
     "Plan",
+    "Prefill",
     "PyramidDrop",
     "Question",
     "RandomTokens",
@@ -65,7 +66,6 @@ __all__ = [
     "UnsupportedError",
     "VideoError",
     "load",
-    "pruned",
 ]
 
 

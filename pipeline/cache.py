@@ -9,7 +9,6 @@ again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -24,9 +23,6 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:  # importing this module must stay cheap: torch takes seconds
     import torch
 
-# Part of every key: raise it when what is stored under a key changes its meaning.
-FORMAT = 1
-
 _SUFFIX = ".safetensors"
 _UNFINISHED = ".unfinished"
 _CHECKSUM = "crc32"
@@ -34,18 +30,6 @@ _CHECKSUM = "crc32"
 _ABANDONED_AFTER = 3600.0
 _LARGEST_HEADER = 100_000_000  # as safetensors itself
 _KEY = re.compile(r"[0-9A-Za-z_-]{1,200}")
-
-
-def cache_key(**parts: str | int | float | bool | None) -> str:
-    """SHA-256 over named parts, the same in every process and whatever their order.
-
-    For a video's features the parts are the content hash of the video, the identities of the model and of the
-    encoder, and the number of frames.
-    """
-    if not parts:
-        raise ValueError("a cache key needs at least one part")
-    text = json.dumps({"format": FORMAT, "parts": parts}, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class FeatureCache:
@@ -82,17 +66,6 @@ class FeatureCache:
             return None
         _touch(path)
         return tensors
-
-    def metadata(self, key: str) -> dict[str, str] | None:
-        """What `put` was given beside the tensors, or None when there is no such entry; reads the header
-        only.
-        """
-        try:
-            with self._path(key).open("rb") as file:
-                stored = _metadata(file)
-        except (FileNotFoundError, ValueError):
-            return None
-        return {name: value for name, value in stored.items() if name != _CHECKSUM}
 
     def put(
         self, key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None

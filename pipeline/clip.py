@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,24 @@ from pipeline.layout import FloatArray, Layout
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.prompt import Prompt
+
 
 @dataclass(frozen=True)
-class Sampling:
-    """When a video's frames were taken: all of a video that a prompt may tell. Hashable."""
+class ClipShape:
+    """All of an encoded video that a prompt depends on: when its frames were taken, and how many tokens they
+    are. Hashable.
+    """
 
     seconds: float  # length of the video
     times: tuple[float, ...]  # of the frames, seconds after the first frame of the video
+    cells: int  # visual tokens per frame
+    trailing: int  # newline tokens after the last frame
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens that may be pruned."""
+        return len(self.times) * self.cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +66,13 @@ class Clip:
     cells: int  # visual tokens per frame
     trailing: int  # newline tokens at the end
     seconds: float  # length of the video
+    # What a family's decoder reads of the video beside `features`, by the family's own names; none in LLaVA.
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
-    def sampling(self) -> Sampling:
-        """When the frames were taken."""
-        return Sampling(self.seconds, tuple(self.frame_times.tolist()))
+    def shape(self) -> ClipShape:
+        """What a prompt depends on."""
+        return ClipShape(self.seconds, tuple(self.frame_times.tolist()), self.cells, self.trailing)
 
     @property
     def frames(self) -> int:
@@ -78,15 +92,17 @@ class Clip:
         similarity: FloatArray = (self.unit_frames[:-1] * self.unit_frames[1:]).sum(axis=1)
         return similarity
 
-    def layout(self, text_embedding: NDArray[np.floating], text_before: int, text_after: int) -> Layout:
-        """The layout of a question with this embedding (E,) and these numbers of prompt tokens."""
+    def layout(self, text_embedding: NDArray[np.floating], prompt: Prompt) -> Layout:
+        """The layout of a question with this embedding (E,) and this prompt."""
         text = np.asarray(text_embedding, dtype=np.float64)
+        text_after = len(prompt.after)
         return Layout(
             frames=self.frames,
             cells=self.cells,
             trailing=self.trailing,
-            text_before=text_before,
+            text_before=len(prompt.ids) - len(prompt.visual) - self.trailing - text_after,
             text_after=text_after,
             frame_similarity=self.frame_similarity,
             frame_relevance=self.unit_frames @ (text / np.linalg.norm(text)),
+            question_tokens=prompt.question.stop - prompt.question.start,
         )

@@ -8,7 +8,7 @@ all earlier versions are still read.
 from __future__ import annotations
 
 _NAME = "adatp-tuner/best/"
-VERSION = 1
+VERSION = 2  # 2: score_query "mean" is over the question alone, before over all tokens after the video
 SCHEMA = f"{_NAME}{VERSION}"
 # What the key `schema` may hold.
 READABLE = tuple(f"{_NAME}{version}" for version in range(1, VERSION + 1))

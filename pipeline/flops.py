@@ -121,8 +121,8 @@ def encoder_layer_flops(tokens: int, width: int, mlp_width: int) -> int:
 
 
 def scoring_flops(shape: ModelShape, tokens: Number, rows: Number) -> Number:
-    """`rows` query rows recomputed and multiplied with the keys of `tokens` tokens."""
-    return rows * (shape.hidden * shape.hidden + tokens * shape.hidden)
+    """`rows` query rows multiplied with the keys of `tokens` tokens; both are there from the layer itself."""
+    return rows * tokens * shape.hidden
 
 
 def prefill_flops(shape: ModelShape, tokens_per_layer: Sequence[float] | NDArray[Any]) -> Number:
@@ -142,7 +142,7 @@ def unpruned_flops(layout: Layout, shape: ModelShape) -> int:
 def plan_flops(plan: Plan, layout: Layout, shape: ModelShape) -> int:
     """The pruned prefill of one question, text, newlines and the method's own scoring included."""
     tokens = plan.tokens_per_layer(shape.layers, layout)
-    rows = {"none": 0, "last": 1, "all": layout.text_after}[plan.score_rows]
+    rows = {"none": 0, "last": 1, "question": layout.question}[plan.score_rows]
     scoring = sum(
         scoring_flops(shape, tokens[layer - 1], rows)
         for j, layer in enumerate(plan.layers)
@@ -158,7 +158,7 @@ def _by_question(plans: StudyPlans, shape: ModelShape, text: IntArray, scored: b
     layers = np.diff(borders)[:, None]  # (J + 1, 1) decoder layers each stage lasts
     total: IntArray = (layers * layer_flops(shape, tokens)).sum(axis=0)
     if scored and plans.score_rows != "none" and plans.layers:
-        rows = 1 if plans.score_rows == "last" else plans.layouts.text_after
+        rows = 1 if plans.score_rows == "last" else plans.layouts.question
         dropped = tokens[1:] < tokens[:-1]
         total = total + (dropped * scoring_flops(shape, tokens[:-1], rows)).sum(axis=0)
     return total

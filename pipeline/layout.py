@@ -23,10 +23,12 @@ class Layout:
     frames: int
     cells: int  # visual tokens per frame
     trailing: int  # newline tokens after the last frame; never pruned
-    text_before: int  # tokens before the video (system prompt, user tag)
+    text_before: int  # other tokens before the end of the video (system prompt, user tag)
     text_after: int  # tokens after the video (question, assistant tag)
     frame_similarity: FloatArray  # (frames - 1,) cosine of neighbouring frames' global visual tokens
     frame_relevance: FloatArray  # (frames,) cosine of the question's text embedding and each frame's token
+    # Those of text_after that are the question itself; None: not recorded, all of them are taken for it.
+    question_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.cells < 1:
@@ -47,6 +49,11 @@ class Layout:
     def visual(self) -> int:
         """Tokens that may be pruned."""
         return self.frames * self.cells
+
+    @property
+    def question(self) -> int:
+        """Tokens of the question itself."""
+        return self.text_after if self.question_tokens is None else self.question_tokens
 
     @property
     def text(self) -> int:
@@ -107,6 +114,11 @@ class Layouts:
     def text_after(self) -> IntArray:
         """(L,) one value per layout."""
         return self._column("text_after")
+
+    @cached_property
+    def question(self) -> IntArray:
+        """(L,) tokens of each question itself."""
+        return np.array([layout.question for layout in self.items], dtype=np.int64)
 
     @cached_property
     def first_frame(self) -> IntArray:

@@ -6,7 +6,6 @@ with matrices of ones and zeros: scattered additions would round differently fro
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +13,6 @@ import torch
 
 if TYPE_CHECKING:
     from pipeline.clip import Saliency
-    from pipeline.methods.base import Method
-    from pipeline.ranking import Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,24 +28,6 @@ class Merged(NamedTuple):
 
     kept: torch.Tensor  # (total,) indices into the visual sequence, ascending
     hidden: torch.Tensor  # (total, D) the states that stand in their places
-
-
-def merge(
-    method: Method, stage: Stage, hidden: torch.Tensor, start: int, saliency: Saliency | None
-) -> Merged:
-    """`method.merge` on the visual tokens of a sequence (1, n, D) that begin at `start`."""
-    if saliency is None:
-        raise ValueError(f"{method.name} merges tokens and needs the clip's saliency.")
-    visual = hidden[0, start : start + stage.frames * stage.cells]
-    with without_autocast(hidden.device):
-        return method.merge(stage, VisualTokens(visual.view(stage.frames, stage.cells, -1), saliency))
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, products of float32 are float32, also where the caller lets torch compute in half precision."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def ranks(scores: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,10 @@
 
 Each question keeps its own plan, its own stored prefix and its own keys and values, whatever stands beside
 it: all layers work on the whole row, attention and pruning on each question's part of it. One question alone
-takes the same way.
+takes the same way, and so does the prefix itself: this is the only code that runs the decoder.
+
+One visual token's life: its index in the video's sequence never changes; `Pack.tokens` holds, after each
+pruning, the indices of those that are left. Text, newlines and what follows the video are never dropped.
 
 N is the number of tokens in the row, D the hidden width, H the number of key-value heads.
 """
@@ -16,51 +19,63 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.clip import Saliency
 from pipeline.errors import NotFiniteError, PipelineError, UnsupportedError
 from pipeline.families.base import Family
-from pipeline.layout import Layout
-from pipeline.merging import merge
+from pipeline.layout import IntArray, Layout
+from pipeline.merging import VisualTokens
 from pipeline.methods.base import Method
 from pipeline.plan import Plan
 from pipeline.prefix import Prefix
-from pipeline.pruning import BACKENDS, Finite, row_scores
+from pipeline.prompt import Prompt
 from pipeline.ranking import stages
+from pipeline.scores import FiniteCheck, row_scores, without_autocast
+
+# Attention backends of transformers that pruning works with.
+BACKENDS = ("eager", "sdpa", "flash_attention_2")
 
 # transformers finds an attention function by its name; this one divides the row among the backend's.
 PACKED = "adatp_packed"
 
 # Keys and values of one question, by layer: (1, H, tokens, head). Tensors in it are never written to.
-Held = dict[int, tuple[torch.Tensor, torch.Tensor]]
+KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
+Rotary = tuple[torch.Tensor, torch.Tensor]  # (cos, sin), each (..., tokens, head)
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class PackItem:
     """One question, ready for the decoder."""
 
+    prompt: Prompt
     layout: Layout
-    after: tuple[int, ...]  # prompt tokens after the video
-    prefix: Prefix  # up to the plan's first pruning layer, or through all layers for the unpruned model
+    # From 0 layers on up to the plan's first pruning layer, or through all for the unpruned model.
+    prefix: Prefix
     method: Method | None = None  # None: the unpruned model
     plan: Plan | None = None
     question: str = ""  # its id: methods that draw depend on it, errors name it
     saliency: Saliency | None = None  # of the clip, on the model's device; for methods that merge
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)  # of the clip, on the model's device
 
 
 @dataclass(eq=False)
-class _Run:
+class _Part:
     """Neighbouring tokens of the row that belong to one question."""
 
-    held: Held  # what they attend to beside themselves; grows by them where `grow` says so
-    pieces: tuple[int, ...]  # lengths; a piece sees what is held and itself, not the other pieces
+    cache: KeysValues  # what they attend to beside themselves; grows by them where `grow` says so
+    pieces: tuple[int, ...]  # lengths; a piece sees what is cached and itself, not the other pieces
     grow: bool
     owner: torch.Tensor | None = None  # (tokens,) a number for each piece, where there are several
     score_layer: int = -1  # the layer whose attention is wanted next, -1 for none
-    score_rows: int = 1
-    score_columns: slice = field(default_factory=lambda: slice(0, 0))
+    score_rows: slice = field(
+        default_factory=lambda: slice(-1, None)
+    )  # whose, counted from the end of the part
+    score_columns: torch.Tensor | None = None  # (visual,) to which of the tokens that they attend to
     scores: torch.Tensor | None = None
+    # The last mask made, with the numbers of rows and keys that it is for: most layers want the same again.
+    mask: tuple[int, int, torch.Tensor] | None = None
 
     @property
     def tokens(self) -> int:
@@ -70,105 +85,119 @@ class _Run:
 class _Sequence:
     """One question on its way through the layers."""
 
-    def __init__(self, asked: Asked, device: torch.device) -> None:
-        prefix, plan = asked.prefix, asked.plan
-        self.asked = asked
-        layers = zip(prefix.keys, prefix.values, strict=True)
-        self.run = _Run(dict(enumerate(layers)), (len(asked.after),), grow=True)
-        self.stages = () if plan is None else stages(plan, asked.layout, device)
+    def __init__(self, item: PackItem, device: torch.device, layers: int) -> None:
+        prefix, plan, prompt = item.prefix, item.plan, item.prompt
+        stored = zip(prefix.keys, prefix.values, strict=True)
+        self.item = item
+        self.part = _Part(dict(enumerate(stored)), (len(prompt.after),), grow=True)
+        self.stages = () if plan is None else stages(plan, item.layout, device)
         self.stage_at = {} if plan is None else {layer: j for j, layer in enumerate(plan.layers)}
+        self.joins_at = prefix.layers if prefix.layers < layers else -1
+        self.joined = False
         self.tokens: list[torch.Tensor] = []  # visual tokens left after each pruning
-        self.finite = Finite(asked.question)
-        self.compact = asked.method is not None and asked.method.positions == "compact"
-        self.first_position = prefix.tokens
-        if plan is not None and self.compact:
-            self.first_position -= asked.layout.visual - plan.total(0)
+        self.finite = FiniteCheck(item.question)
+        self.observed: torch.Tensor | None = None  # scores of the layer that somebody wants to see
+        self.compact = item.method is not None and item.method.positions == "compact"
+        end, ids = prompt.video_end, len(prompt.ids)
+        text = np.setdiff1d(np.arange(ids), prompt.visual, assume_unique=True)
+        places = torch.from_numpy(np.concatenate((prompt.visual, text))).to(device)
+        # Where visual tokens, and where all others, stand in the question's sequence.
+        self.visual, self.text = places[: len(prompt.visual)], places[len(prompt.visual) :]
+        shift = item.layout.visual - plan.total(0) if plan is not None and self.compact else 0
+        if shift and len(prompt.positions) > 1:
+            raise UnsupportedError(
+                "Methods that renumber positions need a model that counts them in one dimension."
+            )
+        self.positions: IntArray = prompt.positions[:, end:] - shift  # of the tokens after the video
+        self.next_position = prompt.next_position - shift
+        self._question = slice(prompt.question.start - ids, prompt.question.stop - ids or None)
 
-    @property
-    def next_position(self) -> int:
-        """Of the first token after the prompt."""
-        return self.first_position + len(self.asked.after)
+    def want_scores(self, layer: int, observed: int) -> None:
+        """Asks for the attention of `layer` where the next pruning ranks by it, or somebody observes it."""
+        plan, part, j = self.item.plan, self.part, self.stage_at.get(layer + 1)
+        part.score_layer = -1
+        rows = "none"
+        if plan is not None and j is not None and plan.total(j) < plan.total(j - 1):
+            rows = plan.score_rows
+        if rows != "none" or layer == observed:
+            part.score_layer = layer
+            part.score_rows = self._question if rows == "question" else slice(-1, None)
+            part.score_columns = self.visual
 
-    def want_scores(self, layer: int) -> None:
-        """Asks for the attention of `layer` where the pruning after it ranks by it."""
-        plan, j = self.asked.plan, self.stage_at.get(layer + 1)
-        self.run.score_layer = -1
-        if plan is None or j is None or plan.score_rows == "none" or plan.total(j) == plan.total(j - 1):
-            return
-        start = self.asked.layout.text_before
-        self.run.score_layer = layer
-        self.run.score_rows = 1 if plan.score_rows == "last" else len(self.asked.after)
-        visual = self.tokens[-1].shape[0] if self.tokens else self.asked.layout.visual
-        self.run.score_columns = slice(start, start + visual)
-
-    def prune(
-        self, j: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """This question's part of the row, (1, tokens, D), and its rotary embeddings after its j-th pruning.
-
-        At the first one the kept rows of the stored prefix come in front: from there on the question's
-        sequence is whole.
-        """
-        asked, stage, prefix, scores = self.asked, self.stages[j], self.asked.prefix, self.run.scores
-        assert asked.method is not None
-        assert asked.plan is not None
-        device, start = hidden.device, asked.layout.text_before
-        tokens = self.tokens[-1] if self.tokens else torch.arange(asked.layout.visual, device=device)
-        visual = tokens.shape[0]
-        merged = None
-        if stage.total >= visual:
-            chosen = torch.arange(visual, device=device)
-        elif asked.method.merges:
-            assert prefix.hidden is not None
-            chosen, merged = merge(asked.method, stage, prefix.hidden, start, asked.saliency)
-        else:
-            if scores is not None:
-                self.finite.note(asked.plan.layers[j] - 1, scores)
-            chosen = asked.method.select(stage, scores, tokens, asked.question)
-        self.run.scores = None
-        self.tokens.append(tokens[chosen])
-        length = prefix.tokens if j == 0 else hidden.shape[1]
-        every = torch.arange(length, device=device)
-        rows = torch.cat((every[:start], chosen + start, every[start + visual :]))
-        places = every[: rows.shape[0]] if self.compact else rows
-        if j > 0:
-            parts = hidden.index_select(1, rows), cos.index_select(1, places), sin.index_select(1, places)
-        else:
+    def before(self, layer: int, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, Rotary]:
+        """This question's part of the row before `layer`: the stored prefix joins it, or tokens leave."""
+        if layer == self.joins_at:
+            prefix = self.item.prefix
             assert prefix.hidden is not None
             assert prefix.cos is not None
             assert prefix.sin is not None
-            parts = (
-                torch.cat((prefix.hidden.index_select(1, rows), hidden), dim=1),
-                torch.cat((prefix.cos.index_select(1, places), cos), dim=1),
-                torch.cat((prefix.sin.index_select(1, places), sin), dim=1),
-            )
+            hidden = torch.cat((prefix.hidden, hidden), dim=1)
+            rotary = torch.cat((prefix.cos, rotary[0]), dim=-2), torch.cat((prefix.sin, rotary[1]), dim=-2)
+            self.joined = True
+        j = self.stage_at.get(layer)
+        if j is not None:
+            hidden, rotary = self._prune(j, hidden, rotary)
+        self.part.pieces = (hidden.shape[1],)
+        return hidden, rotary
+
+    def _prune(self, j: int, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, Rotary]:
+        """The j-th pruning: hidden (1, n, D) and its rotary embeddings without the dropped tokens."""
+        item, stage, scores = self.item, self.stages[j], self.part.scores
+        self.part.scores = None
+        assert item.method is not None
+        assert item.plan is not None
+        visual = self.visual.shape[0]
+        left = self.tokens[-1] if self.tokens else torch.arange(visual, device=hidden.device)
+        if stage.total >= visual:
+            self.tokens.append(left)
+            return hidden, rotary
+        merged = None
+        if item.method.merges:
+            if item.saliency is None:
+                raise ValueError(f"{item.method.name} merges tokens and needs the clip's saliency.")
+            states = hidden[0].index_select(0, self.visual).view(stage.frames, stage.cells, -1)
+            with without_autocast(hidden.device):
+                chosen, merged = item.method.merge(stage, VisualTokens(states, item.saliency))
+        else:
+            if scores is not None:
+                self.finite.note(item.plan.layers[j] - 1, scores)
+            chosen = item.method.select(stage, scores, left, item.question)
+        self.tokens.append(left[chosen])
+        kept = self.visual[chosen]
+        rows = torch.cat((self.text, kept)).sort().values
+        places = rows
+        if self.compact:  # positions count up through what is kept of the prefix
+            every, after = torch.arange(hidden.shape[1], device=hidden.device), len(item.prompt.after)
+            places = torch.cat((every[: rows.shape[0] - after], every[-after:]))
+        self.visual, self.text = torch.searchsorted(rows, kept), torch.searchsorted(rows, self.text)
+        hidden = hidden.index_select(1, rows)
         if merged is not None:
-            parts[0][0, start : start + stage.total] = merged
-        self.run.pieces = (parts[0].shape[1],)
-        return parts
+            hidden.index_copy_(1, self.visual, merged[None])
+        return hidden, (rotary[0].index_select(-2, places), rotary[1].index_select(-2, places))
 
 
 class Pack:
     """Questions after their prefill: what each kept, and the distribution of each one's next token.
 
     Reading answers changes nothing: scoring and decoding can be done in any order, any number of times.
+    observe: a layer whose attention from the last prompt token to the visual tokens is kept in `observed`.
     Errors: PipelineError when the tokens kept are not the tokens planned, which would make every FLOPs figure
-    wrong. UnsupportedError for an attention backend nobody tried. NotFiniteError, once answers or tokens are
-    read, where they are no numbers or follow from none.
+    wrong. UnsupportedError for an attention backend that pruning does not know. NotFiniteError, once answers
+    or tokens are read, where they are no numbers or follow from none.
     """
 
-    def __init__(self, family: Family, asked: Sequence[Asked]) -> None:
-        if not asked:
+    def __init__(self, family: Family, items: Sequence[PackItem], *, observe: int = -1) -> None:
+        if not items:
             raise ValueError("At least one question is needed.")
-        for one in asked:
-            end = one.plan.layers[0] if one.plan is not None else len(family.layers)
-            if one.prefix.layers != end:
+        for item in items:
+            end = item.plan.layers[0] if item.plan is not None else len(family.layers)
+            if item.prefix.layers > end:
                 raise ValueError(
-                    f"The prefix ends before layer {one.prefix.layers}, but the plan begins before {end}."
+                    f"The prefix ends before layer {item.prefix.layers}, but the plan begins before {end}."
                 )
         self._family = family
-        self._sequences = [_Sequence(one, family.device) for one in asked]
-        self._next = self._distribution(self._prefill())  # a row for each question
+        self._sequences = [_Sequence(item, family.device, len(family.layers)) for item in items]
+        self._next = self._distribution(self._prefill(observe))  # a row for each question
         for sequence in self._sequences:
             _check_kept(sequence, len(family.layers))
 
@@ -184,58 +213,80 @@ class Pack:
         self._sequences[index].finite.check()
         return self._sequences[index].tokens
 
+    def observed(self, index: int) -> torch.Tensor:
+        """(visual,) float32: the attention asked for by `observe`, as `row_scores` gives it.
+
+        Errors: NotFiniteError when it is not a number. ValueError when none was observed.
+        """
+        sequence = self._sequences[index]
+        if sequence.observed is None:
+            raise ValueError("No layer before the question's first pruning was observed.")
+        sequence.finite.check()
+        return sequence.observed
+
+    def cache(self, index: int) -> KeysValues:
+        """Keys and values of the whole prompt as it was pruned, by layer."""
+        return dict(self._sequences[index].part.cache)
+
+    def next_position(self, index: int) -> int:
+        """Position of the first token after the prompt."""
+        return self._sequences[index].next_position
+
+    def logits(self, index: int) -> torch.Tensor:
+        """(vocabulary,) of the first token after the prompt, as the model computes them."""
+        return self._next.logits[index]
+
     # -- forward ----------------------------------------------------------------------------------------
 
-    def _prefill(self) -> torch.Tensor:
+    def _prefill(self, observe: int) -> torch.Tensor:
         """(questions, D) last hidden state of every prompt."""
         family, sequences = self._family, self._sequences
-        ids = [token for one in sequences for token in one.asked.after]
-        positions = [one.first_position + i for one in sequences for i in range(len(one.asked.after))]
-        hidden, cos, sin = self._enter(ids, positions)
+        ids = [token for one in sequences for token in one.item.prompt.after]
+        positions = np.concatenate([one.positions for one in sequences], axis=1)
+        hidden, rotary = _enter(family, ids, positions)
         with packed_attention(family):
             for index, layer in enumerate(family.layers):
-                if any(index in one.stage_at for one in sequences):
-                    hidden, cos, sin = self._prune(index, hidden, cos, sin)
+                if any(index == one.joins_at or index in one.stage_at for one in sequences):
+                    hidden, rotary = self._rearrange(index, hidden, rotary)
                 for one in sequences:
-                    one.want_scores(index)
-                hidden = _layer(layer, hidden, (cos, sin), [one.run for one in sequences])
-        ends = torch.tensor([one.run.tokens for one in sequences]).cumsum(0) - 1
+                    one.want_scores(index, observe)
+                hidden = _layer(layer, hidden, rotary, [one.part for one in sequences])
+                if index in family.adds_after:
+                    hidden = self._add(index, hidden)
+                if index == observe:
+                    for one in sequences:
+                        _observe(one, index)
+        ends = torch.tensor([one.part.tokens for one in sequences]).cumsum(0) - 1
         last: torch.Tensor = family.language_model.norm(hidden[0, ends.to(hidden.device)])
         return last
 
-    def _prune(
-        self, layer: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The row before `layer`, each question's part pruned where its plan says so."""
+    def _rearrange(self, layer: int, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, Rotary]:
+        """The row before `layer`, where prefixes join it and tokens leave."""
         parts, begin = [], 0
         for one in self._sequences:
-            end = begin + one.run.tokens
-            part = hidden[:, begin:end], cos[:, begin:end], sin[:, begin:end]
-            j = one.stage_at.get(layer)
-            parts.append(part if j is None else one.prune(j, *part))
+            end = begin + one.part.tokens
+            here = slice(begin, end)
+            parts.append(
+                one.before(layer, hidden[:, here], (rotary[0][..., here, :], rotary[1][..., here, :]))
+            )
             begin = end
         if len(parts) == 1:
             return parts[0]
-        hidden, cos, sin = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-        return hidden, cos, sin
+        states, rotaries = zip(*parts, strict=True)
+        cos, sin = (torch.cat(column, dim=-2) for column in zip(*rotaries, strict=True))
+        return torch.cat(states, dim=1), (cos, sin)
 
-    def _enter(
-        self, ids: Sequence[int], positions: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings of a row of tokens, and the rotary embeddings of their positions."""
-        hidden = self._family.embed(ids)
-        places = torch.tensor([list(positions)], device=hidden.device)
-        cos, sin = self._family.language_model.rotary_emb(hidden, places)
-        return hidden, cos, sin
+    def _add(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The row after `layer`, with what the family's decoder adds to visual tokens."""
+        parts = list(torch.split(hidden, [one.part.tokens for one in self._sequences], dim=1))
+        for i, one in enumerate(self._sequences):
+            if one.joined:
+                tokens = one.tokens[-1] if one.tokens else torch.arange(len(one.visual), device=hidden.device)
+                parts[i] = self._family.after_layer(layer, parts[i], one.item.extra, tokens, one.visual)
+        return torch.cat(parts, dim=1)
 
-    def _forward(self, ids: Sequence[int], positions: Sequence[int], runs: Sequence[_Run]) -> torch.Tensor:
-        """(N, D) last hidden states of tokens that follow prompts."""
-        hidden, cos, sin = self._enter(ids, positions)
-        with packed_attention(self._family):
-            for layer in self._family.layers:
-                hidden = _layer(layer, hidden, (cos, sin), runs)
-        out: torch.Tensor = self._family.language_model.norm(hidden)[0]
-        return out
+    def _follow(self, ids: Sequence[int], positions: Sequence[int], parts: Sequence[_Part]) -> torch.Tensor:
+        return follow(self._family, ids, positions, parts)
 
     def _distribution(self, hidden: torch.Tensor) -> _Distribution:
         """hidden: (n, D)."""
@@ -291,7 +342,7 @@ class Pack:
         # (text, the tokens of which any counts) for each row of the forward, in its order
         scored = [(i, tokens) for i, _, ids, after in longer for tokens in after[: len(ids)]]
         if longer:
-            runs: list[_Run] = []
+            parts: list[_Part] = []
             inputs: list[int] = []
             positions: list[int] = []
             owner = torch.tensor([i for i, _ in scored], device=device)
@@ -303,8 +354,8 @@ class Pack:
                     inputs += ids
                     positions += [sequence.next_position + i for i in range(len(ids))]
                 pieces = tuple(len(ids) for ids in mine)
-                runs.append(_Run(sequence.run.held, pieces, grow=False, owner=owner[begin : len(inputs)]))
-            found = self._distribution(self._forward(inputs, positions, runs))
+                parts.append(_Part(sequence.part.cache, pieces, grow=False, owner=owner[begin : len(inputs)]))
+            found = self._distribution(self._follow(inputs, positions, parts))
             rows = torch.tensor([row for row, (_, few) in enumerate(scored) for _ in few], device=device)
             targets = torch.tensor([token for _, few in scored for token in few], device=device)
             logprobs = torch.cat((logprobs, self._logprobs(found, rows, targets)))
@@ -328,7 +379,7 @@ class Pack:
         said: dict[int, list[int]] = {index: [] for index in indices}
         total = dict.fromkeys(indices, 0.0)
         # Growing a copy leaves the prompt's own keys and values as they are.
-        runs = {index: _Run(dict(self._sequences[index].run.held), (1,), grow=True) for index in indices}
+        parts = {index: _Part(self.cache(index), (1,), grow=True) for index in indices}
         active, found = list(indices), self._next.at(list(indices))
         while active:
             best = found.logprobs.argmax(dim=-1)
@@ -348,7 +399,7 @@ class Pack:
                 positions = [self._sequences[index].next_position + len(said[index]) - 1 for index in active]
                 inputs = [said[index][-1] for index in active]
                 found = self._distribution(
-                    self._forward(inputs, positions, [runs[index] for index in active])
+                    self._follow(inputs, positions, [parts[index] for index in active])
                 )
         return {index: (tuple(said[index]), total[index]) for index in indices}
 
@@ -360,7 +411,7 @@ class Pack:
         sequence = self._sequences[index]
         sequence.finite.check()
         if not all(map(math.isfinite, values)):
-            raise NotFiniteError.of(f"The model's answer to question {sequence.asked.question!r}")
+            raise NotFiniteError.of(f"The model's answer to question {sequence.item.question!r}")
 
 
 def _log_of_sum(logprobs: Sequence[float]) -> float:
@@ -381,25 +432,86 @@ class _Distribution(NamedTuple):
         return _Distribution(*(part[rows] for part in self))
 
 
-def _layer(
-    layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], runs: Sequence[_Run]
-) -> torch.Tensor:
-    out: torch.Tensor = layer(
-        hidden, attention_mask=None, position_embeddings=rotary, use_cache=False, packed_runs=runs
-    )
-    return out
+def _observe(sequence: _Sequence, layer: int) -> None:
+    """Keeps the scores of `layer` for somebody to see."""
+    if not sequence.tokens and sequence.part.scores is not None:
+        sequence.observed = sequence.part.scores
+        sequence.finite.note(layer, sequence.part.scores)
 
 
 def _check_kept(sequence: _Sequence, layers: int) -> None:
     """Planned against what is really held, layer by layer."""
-    asked = sequence.asked
-    if asked.plan is None:
+    item = sequence.item
+    if item.plan is None:
         return
-    planned = asked.plan.tokens_per_layer(layers, asked.layout)
-    held = tuple(sequence.run.held[layer][0].shape[2] for layer in range(layers))
+    planned = item.plan.tokens_per_layer(layers, item.layout)
+    held = tuple(sequence.part.cache[layer][0].shape[2] for layer in range(layers))
     kept = tuple(tokens.shape[0] for tokens in sequence.tokens)
-    if held != planned or kept != tuple(asked.plan.total(j) for j in range(len(asked.plan.layers))):
+    if held != planned or kept != tuple(item.plan.total(j) for j in range(len(item.plan.layers))):
         raise PipelineError(f"The plan keeps {planned} tokens per layer, but the model kept {held}.")
+
+
+# -- the decoder ----------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def build_prefix(
+    family: Family, prompt: Prompt, features: torch.Tensor, extra: Mapping[str, torch.Tensor], layers: int
+) -> Prefix:
+    """Runs a prompt up to the end of its video through the first `layers` decoder layers.
+
+    features: (F, D) of the clip, and extra: both on the model's device.
+    """
+    end = prompt.video_end
+    hidden, rotary = _enter(family, prompt.ids[:end], prompt.positions[:, :end])
+    at, visual = (torch.from_numpy(rows).to(hidden.device) for rows in (prompt.features, prompt.visual))
+    hidden = hidden.index_copy(1, at, features.to(hidden.dtype)[None])
+    part = _Part({}, (end,), grow=True)
+    with packed_attention(family):
+        for index, layer in enumerate(family.layers[:layers]):
+            hidden = _layer(layer, hidden, rotary, [part])
+            if index in family.adds_after:
+                tokens = torch.arange(len(visual), device=hidden.device)
+                hidden = family.after_layer(index, hidden, extra, tokens, visual)
+    keys, values = zip(*(part.cache[i] for i in range(layers)), strict=True) if layers else ((), ())
+    if layers == len(family.layers):
+        return Prefix(layers, keys, values, None, None, None, end)
+    return Prefix(layers, keys, values, hidden, *rotary, end)
+
+
+def follow(
+    family: Family, ids: Sequence[int], positions: Sequence[int], parts: Sequence[_Part]
+) -> torch.Tensor:
+    """(N, D) last hidden states of tokens that follow what `parts` have cached, one position each."""
+    hidden, rotary = _enter(family, ids, np.array(positions)[None])
+    with packed_attention(family):
+        for layer in family.layers:
+            hidden = _layer(layer, hidden, rotary, parts)
+    out: torch.Tensor = family.language_model.norm(hidden)[0]
+    return out
+
+
+def extended(
+    family: Family, cache: KeysValues, ids: Sequence[int], first_position: int
+) -> tuple[KeysValues, torch.Tensor]:
+    """A prompt's keys and values with more tokens behind them, and (vocabulary,) logits of the next one."""
+    part = _Part(dict(cache), (len(ids),), grow=True)
+    hidden = follow(family, ids, range(first_position, first_position + len(ids)), [part])
+    logits: torch.Tensor = family.lm_head(hidden[-1])
+    return part.cache, logits
+
+
+def _enter(family: Family, ids: Sequence[int], positions: IntArray) -> tuple[torch.Tensor, Rotary]:
+    """Embeddings (1, N, D) of a row of tokens, and the rotary embeddings of their positions (k, N)."""
+    hidden = family.embed(ids)
+    return hidden, family.rotary(hidden, torch.from_numpy(positions).to(hidden.device))
+
+
+def _layer(layer: Any, hidden: torch.Tensor, rotary: Rotary, parts: Sequence[_Part]) -> torch.Tensor:
+    out: torch.Tensor = layer(
+        hidden, attention_mask=None, position_embeddings=rotary, use_cache=False, packed_parts=parts
+    )
+    return out
 
 
 # -- attention ------------------------------------------------------------------------------------------
@@ -438,7 +550,7 @@ class _Attention:
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         *,
-        packed_runs: Sequence[_Run],
+        packed_parts: Sequence[_Part],
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """query: (1, heads, N, head), rotated. Returns (1, N, heads, head)."""
@@ -447,10 +559,11 @@ class _Attention:
         # FlashAttention's function looks its package up by this name.
         config._attn_implementation = self._backend
         try:
-            for run in packed_runs:
-                end = begin + run.tokens
-                own = query[:, :, begin:end], key[:, :, begin:end], value[:, :, begin:end]
-                out.append(self._attend(module, *own, run, kwargs))
+            for part in packed_parts:
+                end = begin + part.tokens
+                here = slice(begin, end)
+                own = query[:, :, here], key[:, :, here], value[:, :, here]
+                out.append(self._attend(module, *own, part, kwargs))
                 begin = end
         finally:
             config._attn_implementation = named
@@ -462,25 +575,29 @@ class _Attention:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        run: _Run,
+        part: _Part,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
         layer = int(module.layer_idx)
-        past = run.held.get(layer)
-        if len(run.pieces) > 1 and self._splits:
-            q, k, v = (torch.split(tensor, list(run.pieces), dim=2) for tensor in (query, key, value))
+        past = part.cache.get(layer)
+        if len(part.pieces) > 1 and self._splits:
+            q, k, v = (torch.split(tensor, list(part.pieces), dim=2) for tensor in (query, key, value))
             outs = [
-                self._attend(module, q[i], k[i], v[i], _Run(run.held, (length,), grow=False), kwargs)
-                for i, length in enumerate(run.pieces)
+                self._attend(module, q[i], k[i], v[i], _Part(part.cache, (length,), grow=False), kwargs)
+                for i, length in enumerate(part.pieces)
             ]
             return torch.cat(outs, dim=1)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        if run.grow:
-            run.held[layer] = (key, value)
-        if run.score_layer == layer:
-            run.scores = row_scores(query[:, :, -run.score_rows :], key, module.scaling, run.score_columns)
-        mask = self._mask(run, query, key)
+        if part.grow:
+            part.cache[layer] = (key, value)
+        if part.score_layer == layer:
+            rows = part.score_rows
+            assert part.score_columns is not None
+            part.scores = row_scores(
+                query[:, :, rows], key, module.scaling, part.score_columns, -(rows.stop or 0)
+            )
+        mask = self._mask(part, query, key)
         out: torch.Tensor = self._function()(module, query, key, value, mask, **kwargs)[0]
         return out
 
@@ -490,24 +607,27 @@ class _Attention:
 
         return ALL_ATTENTION_FUNCTIONS.get_interface(self._backend, eager_attention_forward)
 
-    def _mask(self, run: _Run, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    def _mask(self, part: _Part, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
         """(1, 1, rows, keys): causal, and each piece blind to the others. None where the backend's own causal
         rule says the same.
         """
         rows, keys = query.shape[2], key.shape[2]
         if not self._takes_masks or rows == 1:
             return None
-        if self._backend == "sdpa" and len(run.pieces) == 1 and rows == keys:
+        if self._backend == "sdpa" and len(part.pieces) == 1 and rows == keys:
             return None
+        if part.mask is not None and part.mask[:2] == (rows, keys):
+            return part.mask[2]
         order = torch.arange(rows, device=query.device)
         seen = order[:, None] >= order  # (rows, rows)
-        if run.owner is not None:
-            seen &= run.owner[:, None] == run.owner
+        if part.owner is not None:
+            seen &= part.owner[:, None] == part.owner
         seen = torch.cat((seen.new_ones(rows, keys - rows), seen), dim=1)[None, None]
-        if self._backend == "sdpa":
-            return seen
-        lowest = torch.finfo(query.dtype).min
-        return torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, lowest)
+        if self._backend == "eager":
+            lowest = torch.finfo(query.dtype).min
+            seen = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, lowest)
+        part.mask = rows, keys, seen
+        return seen
 
 
 _ATTENTION = {backend: _Attention(backend) for backend in BACKENDS}

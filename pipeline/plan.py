@@ -7,16 +7,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.layout import IntArray, Layout, Layouts
 
-if TYPE_CHECKING:
-    from pipeline.methods.base import Method, Partition
+# Whose attention ranks visual tokens: nobody's, the last prompt token's, or that of the question's tokens.
+ScoreRows = Literal["none", "last", "question"]
 
-ScoreRows = Literal["none", "last", "all"]
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Groups of the visual sequences of L layouts, one after another (G of them); independent of the keep
+    ratio.
+    """
+
+    layout: IntArray  # (G,) the layout a group belongs to
+    first_group: IntArray  # (L,) where each layout's groups begin
+    size: IntArray  # (G,) tokens
+    boosted: NDArray[np.bool_]  # (G,)
+
+    @classmethod
+    def whole(cls, layouts: Layouts) -> Partition:
+        """One group per layout, for methods without segments."""
+        index = np.arange(len(layouts), dtype=np.int64)
+        return cls(index, index, layouts.visual, np.zeros(len(layouts), dtype=bool))
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Kept tokens for the groups of a Partition."""
+
+    layers: tuple[int, ...]  # (J,) pruning layers
+    kept: IntArray  # (J, G)
+    frames_encoded: IntArray | None = None  # (L,)
 
 
 def pruning_layers(num_layers: int) -> range:
@@ -39,7 +65,7 @@ class Plan:
     kept: tuple[tuple[int, ...], ...]  # kept[j][g]: tokens of group g that stay from layers[j] on
     boosted: tuple[bool, ...]  # groups that keep more because of their relevance to the question
     frames_encoded: int | None = None  # frames the vision tower has to see; None: all of the layout's
-    score_rows: ScoreRows = "none"  # query rows recomputed per pruning: none, the last, all question tokens
+    score_rows: ScoreRows = "none"
     aligned: bool = False  # whether frame and text embeddings were needed (end-to-end FLOPs)
 
     def total(self, j: int) -> int:
@@ -56,7 +82,7 @@ class Plan:
 
         Which groups were boosted is left out: only its effect, the counts, reaches the model.
         """
-        return _key(self.method, self.layers, [self.groups, *self.kept], self.frames_encoded)
+        return _key(self.method, self.layers, [self.groups, *self.kept], self.frames_encoded, self.score_rows)
 
     def tokens_per_layer(self, num_layers: int, layout: Layout) -> tuple[int, ...]:
         """All tokens (text, newlines, kept visual) that each decoder layer sees in a prefill."""
@@ -67,12 +93,19 @@ class Plan:
 
 
 def _key(
-    method: str, layers: Sequence[int], counts: Sequence[Sequence[int]], frames_encoded: int | None
+    method: str,
+    layers: Sequence[int],
+    counts: Sequence[Sequence[int]],
+    frames_encoded: int | None,
+    score_rows: ScoreRows,
 ) -> str:
-    """counts: the groups' tokens, and what is kept of them from each of `layers` on."""
+    """counts: the groups' tokens, and what is kept of them from each of `layers` on.
+
+    Scores over the question's rows are named, because those over all rows after the video once were not.
+    """
     groups, *kept = (",".join(map(str, row)) for row in counts)
     rows = ";".join(f"{layer}:{row}" for layer, row in zip(layers, kept, strict=True))
-    return f"{method}|{groups}|{rows}|{frames_encoded}"
+    return f"{method}|{groups}|{rows}|{frames_encoded}{'|question' if score_rows == 'question' else ''}"
 
 
 def unpruned_plan(layout: Layout) -> Plan:
@@ -94,24 +127,6 @@ class StudyPlans:
     frames_encoded: IntArray | None  # (L,)
     score_rows: ScoreRows
     aligned: bool
-
-    @classmethod
-    def of(
-        cls, method: Method, layouts: Layouts, num_layers: int, partition: Partition | None = None
-    ) -> StudyPlans:
-        """`partition` may be handed over where only the method's ratio changed since it was made."""
-        partition = method.partition(layouts) if partition is None else partition
-        counts = method.count(layouts, partition, num_layers)
-        return cls(
-            method.name,
-            layouts,
-            partition,
-            counts.layers,
-            counts.kept,
-            counts.frames_encoded,
-            method.score_rows,
-            method.aligned,
-        )
 
     def __len__(self) -> int:
         return len(self.layouts)
@@ -160,7 +175,9 @@ class StudyPlans:
             if same not in known:
                 counts = block.T.tolist()
                 whole = all(kept == counts[0] for kept in counts[1:])
-                known[same] = None if whole else _key(self.method, self.layers, counts, frames)
+                known[same] = (
+                    None if whole else _key(self.method, self.layers, counts, frames, self.score_rows)
+                )
             result.append(known[same])
         return tuple(result)
 

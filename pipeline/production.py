@@ -11,14 +11,16 @@ from typing import Any, Self
 
 from pipeline.answering import Answer
 from pipeline.clip import Clip
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError, PipelineError, UnsupportedError
 from pipeline.export_format import why_unreadable
+from pipeline.generation import Prefill
 from pipeline.methods import from_dict
 from pipeline.methods.base import Method
 from pipeline.question import Question
 from pipeline.runtime import USUAL_ATTENTION, Runtime
 
 ALWAYS_THERE = ("eager", "sdpa")  # attention backends that come with torch
+MEAN_OVER_ALL = "adatp-tuner/best/1"  # the format in which score_query "mean" meant something else
 CLIPS = 4  # encoded videos kept for further questions
 
 
@@ -89,6 +91,11 @@ class Deployed:
             **exported["parameters"],
             **exported.get("selection", {}),
         }
+        if exported["schema"] == MEAN_OVER_ALL and fields.get("score_query") == "mean":
+            raise PipelineError(
+                f"{file} was measured with scores that are the mean over all tokens after the video, which "
+                "this version takes over the question alone: run `tuner run` and `tuner export` again."
+            )
         try:
             method = from_dict(fields)
         except ValueError as error:
@@ -104,9 +111,19 @@ class Deployed:
         if isinstance(options, str):  # its letters would be taken for options
             raise ValueError(f"options is a list of texts, but got the text {options!r}.")
         asked = Question(question, question, tuple(options) if options is not None else None)
-        return self.runtime.answer(self._clip(Path(video)), asked, self.method)
+        return self.runtime.answer(self._clip(video), asked, self.method)
 
-    def _clip(self, video: Path) -> Clip:
+    def prefill(self, video: str | Path, question: str) -> Prefill:
+        """Reads a question about a video file, for `runtime.model.generate` to go on from: see `Prefill`.
+
+        Errors: VideoError when the video cannot be read.
+        """
+        return self.runtime.prefill(self._clip(video), Question(question, question), self.method)
+
+    def _clip(self, video: str | Path) -> Clip:
+        if not isinstance(video, str | Path):
+            raise UnsupportedError(f"A prompt holds one video, but got {video!r}: ask about each by itself.")
+        video = Path(video)
         status = video.stat() if video.is_file() else None
         key = (str(video), status.st_size if status else 0, status.st_mtime_ns if status else 0)
         if key not in self._clips:

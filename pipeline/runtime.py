@@ -20,13 +20,15 @@ from pipeline.clip import Clip, Saliency
 from pipeline.encoders import AlignedEncoder, load_encoder
 from pipeline.errors import NotFiniteError
 from pipeline.families import load_family
-from pipeline.families.base import Family, Prompt
+from pipeline.families.base import Family
 from pipeline.flops import ModelShape
+from pipeline.generation import Prefill, prefill
 from pipeline.layout import Layout
-from pipeline.meter import PeakMemory
 from pipeline.methods.base import Method
-from pipeline.packing import Asked, Pack
-from pipeline.prefix import Prefix, build_prefix
+from pipeline.packing import Pack, PackItem, build_prefix
+from pipeline.peak_memory import PeakMemory
+from pipeline.prefix import Prefix
+from pipeline.prompt import Prompt
 from pipeline.question import SCORING_VERSION, Question, Scoring, option_texts, prompt_text
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ USUAL_ATTENTION = "sdpa"  # of transformers' attention implementations
 STORED = frozenset(
     ("features", "frame_embeddings", "frame_times", "seconds", "pooling", "received", "keys"),
 )
+
+EXTRA = "extra."  # before the names of what a family stores beside them
 
 
 class Request(NamedTuple):
@@ -105,7 +109,7 @@ class Runtime:
         # prefix was reused or built: `features_read`, `features_computed`, `prefixes_reused`,
         # `prefixes_built`.
         self.cache_counts: Counter[str] = Counter()
-        self._made_prompt = lru_cache(maxsize=4096)(family.prompt)
+        self._made_prompt = lru_cache(maxsize=1024)(family.prompt)
         self._option_ids = lru_cache(maxsize=4096)(family.answer_ids)
         self._text_embedding = lru_cache(maxsize=4096)(self._make_text_embedding)
 
@@ -212,6 +216,7 @@ class Runtime:
             "keys": cells[..., 2:],
             "frame_times": torch.tensor(np.asarray(times, dtype=np.float64)),
             "seconds": torch.tensor(seconds, dtype=torch.float64),
+            **{f"{EXTRA}{name}": one.cpu() for name, one in encoded.extra.items()},
         }
         # NaN sorts and compares as if it were a number: later on nothing would say that these are none.
         if not all(part.isfinite().all() for part in stored.values()):
@@ -219,6 +224,7 @@ class Runtime:
         return stored
 
     def _clip(self, path: str, digest: str, tensors: dict[str, torch.Tensor]) -> Clip:
+        frames, cells = tensors["pooling"].shape
         return Clip(
             path=path,
             content_hash=digest,
@@ -226,9 +232,10 @@ class Runtime:
             features=tensors["features"],
             frame_embeddings=tensors["frame_embeddings"],
             saliency=Saliency(tensors["pooling"], tensors["received"], tensors["keys"]),
-            cells=self.family.cells,
-            trailing=self.family.trailing,
+            cells=cells,
+            trailing=len(tensors["features"]) - frames * cells,
             seconds=float(tensors["seconds"]),
+            extra={name.removeprefix(EXTRA): one for name, one in tensors.items() if name.startswith(EXTRA)},
         )
 
     def text_embedding(self, question: Question) -> NDArray[np.float32]:
@@ -252,16 +259,15 @@ class Runtime:
     # -- planning ---------------------------------------------------------------------------------------
 
     def _prompt(self, clip: Clip, question: Question) -> Prompt:
-        # Kept by all that a prompt depends on: two clips of one sampling may share it, two samplings never.
-        return self._made_prompt(prompt_text(question, self.scoring), clip.sampling)
+        # Kept by all that a prompt depends on: two clips of one shape may share it, two shapes never.
+        return self._made_prompt(prompt_text(question, self.scoring), clip.shape)
 
     def layout(self, clip: Clip, question: Question) -> Layout:
         """Where the question's tokens sit and how relevant each frame is to it."""
-        prompt = self._prompt(clip, question)
-        return clip.layout(self.text_embedding(question), len(prompt.before), len(prompt.after))
+        return clip.layout(self.text_embedding(question), self._prompt(clip, question))
 
     def inputs(self, clip: Clip, question: Question) -> dict[str, Any]:
-        """Keyword arguments to call `model` on the whole prompt in one pass."""
+        """Keyword arguments to call the untouched `model` on the whole prompt in one pass."""
         return self.family.video_inputs(self._prompt(clip, question), clip.features)
 
     def fingerprint(self, method: Method | None, layout: Layout) -> str:
@@ -293,6 +299,19 @@ class Runtime:
         return self.answer_many([Request(clip, question, method, reference)])[0]
 
     @torch.inference_mode()
+    def prefill(self, clip: Clip, question: Question, method: Method | None) -> Prefill:
+        """Reads the prompt as `answer` does, for transformers' own `generate` to go on from.
+
+        Errors: as `answer`.
+        """
+        return prefill(self.family, self._item(Request(clip, question, method)))
+
+    @torch.inference_mode()
+    def one_pass(self, clip: Clip, question: Question, method: Method | None) -> Pack:
+        """Reads the prompt from the first layer on, without a stored prefix: what FLOPs are counted of."""
+        return Pack(self.family, [self._item(Request(clip, question, method), stored=False)])
+
+    @torch.inference_mode()
     def answer_many(self, requests: Sequence[Request]) -> list[Answer]:
         """Asks several questions, of one or several videos, in one packed forward without padding.
 
@@ -304,7 +323,7 @@ class Runtime:
             return []
         begin = perf_counter()
         with PeakMemory(self.family.device) as peak:
-            pack = Pack(self.family, [self._asked(request) for request in requests])
+            pack = Pack(self.family, [self._item(request) for request in requests])
             chosen = {i: one.question for i, one in enumerate(requests) if one.question.options is not None}
             free = [i for i in range(len(requests)) if i not in chosen]
             texts = {
@@ -344,18 +363,26 @@ class Runtime:
                 answers.append(Answer(question.id, words[i], None, None, logprob, kept, seconds, peak_bytes))
         return answers
 
-    def _asked(self, request: Request) -> Asked:
+    def _item(self, request: Request, *, stored: bool = True) -> PackItem:
         clip, question, method, _ = request
-        layout = self.layout(clip, question)
+        device = self.family.device
+        layout, prompt = self.layout(clip, question), self._prompt(clip, question)
         plan = None if method is None else method.plan(layout, self.shape.layers)
         if plan is not None and plan.keeps_everything:
             plan = None
-        prefix = self._prefix(clip, self.shape.layers if plan is None else plan.layers[0])
-        after = self._prompt(clip, question).after
-        if method is None or plan is None:
-            return Asked(layout, after, prefix, question=question.id)
-        saliency = clip.saliency.to(self.family.device) if method.merges else None
-        return Asked(layout, after, prefix, method, plan, question.id, saliency)
+        layers = self.shape.layers if plan is None else plan.layers[0]
+        prefix = self._prefix(clip, layers) if stored else self._make_prefix(clip, 0)
+        merges = method is not None and plan is not None and method.merges
+        return PackItem(
+            prompt,
+            layout,
+            prefix,
+            None if plan is None else method,
+            plan,
+            question.id,
+            clip.saliency.to(device) if merges else None,
+            {name: tensor.to(device) for name, tensor in clip.extra.items()},
+        )
 
     def _reference_ids(self, reference: str | None, said: str) -> tuple[int, ...]:
         return self._option_ids(said if reference is None else reference)
@@ -365,14 +392,14 @@ class Runtime:
         return text.strip()
 
     def _prefix(self, clip: Clip, layers: int) -> Prefix:
-        def build() -> Prefix:
-            before = self.family.embed(self._prompt(clip, Question("", "")).before)
-            features = clip.features.to(before.device, before.dtype)
-            return build_prefix(self.family, torch.cat((before, features[None]), dim=1), layers)
-
         key = (clip.content_hash, layers)
         self.cache_counts["prefixes_reused" if key in self._prefixes else "prefixes_built"] += 1
-        return self._prefixes.get(key, build)
+        return self._prefixes.get(key, lambda: self._make_prefix(clip, layers))
+
+    def _make_prefix(self, clip: Clip, layers: int) -> Prefix:
+        prompt, device = self._prompt(clip, Question("", "")), self.family.device
+        extra = {name: tensor.to(device) for name, tensor in clip.extra.items()}
+        return build_prefix(self.family, prompt, clip.features.to(device), extra, layers)
 
     def forget_prefixes(self) -> None:
         """Frees the stored prefixes."""

@@ -95,45 +95,20 @@ class Trace:
 def trace(runtime: Runtime, clip: Clip, question: Question, method: Method) -> Trace:
     """The question's prefill once more, by the same way as `Runtime.answer`, with a look at it.
 
-    A method that prunes before that layer leaves tokens without attention: there it is the unpruned model's.
-    Errors: as `Runtime.answer`.
+    Where a method prunes before that layer, or ranks by the attention of others than the last token, the
+    attention is the unpruned model's. Errors: as `Runtime.answer`.
     """
     import torch
 
     from pipeline.packing import Pack
-    from pipeline.pruning import Finite, attention_scores
     from pipeline.runtime import Request
 
-    family = runtime.family
-    attention = family.layers[ATTENTION_LAYER].self_attn
-    seen: dict[str, Any] = {}
-
-    def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["hidden"] = args[0] if args else kwargs["hidden_states"]
-        seen["rotary"] = kwargs["position_embeddings"]
-
     with torch.inference_mode():
-        # Builds the prefix, which runs through this layer too: before the hook.
-        asked = runtime._asked(Request(clip, question, method))
-        early = asked.plan is not None and asked.plan.layers[0] <= ATTENTION_LAYER
-        whole = runtime._asked(Request(clip, question, None)) if early else asked
-        hook = attention.register_forward_pre_hook(look, with_kwargs=True)
-        try:
-            pack = Pack(family, [whole])
-        finally:
-            hook.remove()
-        start = asked.layout.text_before
-        scores = attention_scores(
-            attention,
-            seen["hidden"][:, -1:],
-            seen["rotary"],
-            pack._sequences[0].run.held[ATTENTION_LAYER][0],
-            slice(start, start + asked.layout.visual),
-        )
-        finite = Finite(question.id)
-        finite.note(ATTENTION_LAYER, scores)
-        finite.check()
-        if early:
-            pack = Pack(family, [asked])
+        item = runtime._item(Request(clip, question, method))
+        pack, plan = Pack(runtime.family, [item], observe=ATTENTION_LAYER), item.plan
         tokens = tuple(one.cpu().numpy().astype(np.int64) for one in pack.tokens(0))
-    return Trace(() if asked.plan is None else asked.plan.layers, tokens, scores.double().cpu().numpy())
+        if plan is not None and (plan.layers[0] <= ATTENTION_LAYER or plan.score_rows == "question"):
+            whole = runtime._item(Request(clip, question, None))
+            pack = Pack(runtime.family, [whole], observe=ATTENTION_LAYER)
+        attention = pack.observed(0).double().cpu().numpy()
+    return Trace(() if plan is None else plan.layers, tokens, attention)

@@ -12,7 +12,6 @@ import torch
 from pipeline.cache import FeatureCache
 from pipeline.clip import Clip
 from pipeline.methods import AdaTP
-from pipeline.pruning import pruned
 from pipeline.runtime import Answer, Request, Runtime
 from tests.videos import real_clip
 from tuner.study.definition import Study, StudyQuestion
@@ -116,14 +115,7 @@ def test_split_and_single_pass_prefill_agree(
     """Log-probabilities within 2e-3 in float32; an answer may change only where its gap is below that."""
     changed = []
     for question, clip in asked[::8]:
-        inputs = runtime.inputs(clip, question)
-        with torch.inference_mode():
-            if method is None:
-                logits = runtime.model(**inputs).logits
-            else:
-                with pruned(runtime, method, clip, question):
-                    logits = runtime.model(**inputs).logits
-        single = logits[0, -1].log_softmax(-1)
+        single = runtime.one_pass(clip, question, method).logits(0).log_softmax(-1)
         split = runtime.answer(clip, question, method)
         assert question.options is not None
         assert split.option_logprobs is not None

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clip import Sampling
+from pipeline.clip import ClipShape
 from pipeline.flops import ModelShape
-
-
-class Prompt(NamedTuple):
-    """A prompt's token ids before and after its video."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+from pipeline.prompt import Prompt
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedFrames:
     """What the vision part makes of a video's frames."""
 
-    features: torch.Tensor  # (frames * cells + trailing, hidden) as the language model reads them
+    features: torch.Tensor  # (frames * cells + newline tokens, hidden) as the language model reads them
     tower_features: torch.Tensor  # (frames, patches, width) what the tower handed to the projector
     # Of the tower's layer that made those, float32. LLaVA's towers have no class token to rank patches by.
     received: torch.Tensor  # (frames, patches) attention received, mean over heads and queries
     keys: torch.Tensor  # (frames, patches, head) mean over heads
+    # What the decoder reads beside the features: `Family.after_layer` is given it again.
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Family(Protocol):
     """A loaded video language model whose decoder follows transformers' Qwen2 conventions.
 
     The decoder layers are called one after another with the same keyword arguments (position_embeddings,
-    attention_mask, past_key_values), and each has a `self_attn` with `q_proj` and `scaling`.
+    attention_mask), and the attention of each goes through transformers' AttentionInterface.
     """
 
     model: Any  # the whole model, as transformers loads it
@@ -45,9 +41,8 @@ class Family(Protocol):
     lm_head: Any
     tokenizer: Any
     video_token_id: int  # stands for every visual token (newline tokens included) in input_ids
-    image_token_id: int | None  # stands for every token of a picture; None where there are none
-    cells: int  # visual tokens per frame, newline tokens between its rows included
-    trailing: int  # newline tokens after the last frame
+    # Layers after which the decoder adds something: `after_layer` is called there. Empty in LLaVA.
+    adds_after: Collection[int]
     shape: ModelShape  # the aligned encoder's parts not included
     attention: str  # the transformers attention implementation it was loaded with
     # How patches are pooled, and how the checkpoint says they are; None where a family has one way only.
@@ -69,11 +64,37 @@ class Family(Protocol):
         """Vision layers whose output the projector reads: the aligned encoder goes on from there."""
         ...
 
-    def prompt(self, text: str, sampling: Sampling) -> Prompt:
-        """The chat prompt with a video and this text.
+    def prompt(self, text: str, clip: ClipShape) -> Prompt:
+        """The chat prompt with a video of this shape and this text.
 
-        What stands before the video is the same whatever is asked about whichever video: it is stored with
-        the video. sampling: for families whose prompt says when the frames were taken.
+        Up to the end of the video it is the same whatever is asked about it: that part is stored with the
+        video. Errors: PipelineError where the text would be read as something else than text.
+        """
+        ...
+
+    def turn(self, text: str) -> tuple[int, ...]:
+        """Token ids of a further question in a conversation, from the end of the answer before it."""
+        ...
+
+    def rotary(self, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary embeddings (cos, sin), each (..., N, head), for the dtype of `hidden`.
+
+        positions: (k, N), or (1, N) where all k are equal, as those of text are.
+        """
+        ...
+
+    def after_layer(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        extra: Mapping[str, torch.Tensor],
+        tokens: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """What goes on after `layer`, one of `adds_after`: hidden (1, n, D) of one prompt, changed.
+
+        extra: of the clip, on the model's device. tokens: (v,) which of the clip's visual tokens are left,
+        rows: (v,) where they stand in `hidden`.
         """
         ...
 
@@ -97,7 +118,7 @@ class Family(Protocol):
         ...
 
     def video_inputs(self, prompt: Prompt, features: torch.Tensor) -> dict[str, Any]:
-        """Keyword arguments that call `model` on a whole prompt with encoded frames."""
+        """Keyword arguments that call the untouched `model` on a whole prompt with encoded frames."""
         ...
 
     @property

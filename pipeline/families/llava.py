@@ -5,7 +5,7 @@ No family by itself: families differ in how frames become visual tokens, and in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import UnsupportedError
-from pipeline.families.base import Prompt
 from pipeline.flops import ModelShape, VisionShape
+from pipeline.prompt import Prompt
 
 # Frames go through the tower in runs of this many: bounds memory, and never changes the result.
 FRAMES_PER_CALL = 8
@@ -38,7 +38,7 @@ class LlavaModel:
         self.lm_head = model.lm_head
         self.tokenizer = tokenizer
         self.video_token_id = int(config.video_token_id)
-        self.image_token_id: int | None = int(config.image_token_id)
+        self.adds_after: Collection[int] = ()
         self._processor = processor
         self._image_size = int(vision.image_size)
         self.grid = self._image_size // int(vision.patch_size)  # patches along each side of a frame
@@ -77,16 +77,31 @@ class LlavaModel:
         """Token ids of an answer as the model would write it."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def rotary(self, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin), each (1, N, head), of positions (1, N)."""
+        cos, sin = self.language_model.rotary_emb(hidden, positions)
+        return cos, sin
+
+    def after_layer(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        extra: Mapping[str, torch.Tensor],
+        tokens: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Nothing is added."""
+        return hidden
+
     def video_inputs(self, prompt: Prompt, features: torch.Tensor) -> dict[str, Any]:
-        """Keyword arguments that call `model` on a whole prompt with encoded frames."""
+        """Keyword arguments that call the untouched `model` on a whole prompt with encoded frames."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         if "mm_encoder_outputs" not in signature(self.model.forward).parameters:
             # Such a release would pass over the features in silence and answer about placeholders.
             raise UnsupportedError("Calling the model on encoded frames needs transformers 5.23 or newer.")
-        ids = [*prompt.before, *[self.video_token_id] * features.shape[0], *prompt.after]
         return {
-            "input_ids": torch.tensor([ids], device=self.device),
+            "input_ids": torch.tensor([prompt.ids], device=self.device),
             "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=features[None])},
         }
 
@@ -99,6 +114,11 @@ class LlavaModel:
         if ids is None:
             return ()
         return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+
+    def _tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Token ids, and the characters (begin, end) that each stands for."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(found["input_ids"]), found["offset_mapping"]
 
     @contextmanager
     def _watching_attention(self) -> Iterator[_TowerAttention]:
@@ -187,6 +207,20 @@ class _TowerAttention:
     def keys(self) -> torch.Tensor:
         """(frames, patches, head) float32."""
         return torch.cat(self._keys)
+
+
+def tokens_of(text: str, whole: str, where: Sequence[tuple[int, int]]) -> slice:
+    """The tokens in which the last occurrence of `text` in `whole` lies.
+
+    where: of each token the characters (begin, end) of `whole`. All tokens where the text is not found, as
+    when it is empty or a template changed it.
+    """
+    begin = whole.rfind(text) if text else -1
+    end = begin + len(text)
+    inside = (
+        [i for i, (first, last) in enumerate(where) if begin <= first < last <= end] if begin >= 0 else []
+    )
+    return slice(inside[0], inside[-1] + 1) if inside else slice(0, len(where))
 
 
 def _shape(config: Any, patches: int, applied_layers: int) -> ModelShape:

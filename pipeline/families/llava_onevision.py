@@ -15,10 +15,11 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from pipeline.checkpoint import Checkpoint, load_pretrained
-from pipeline.clip import Sampling
+from pipeline.clip import ClipShape
 from pipeline.errors import ModelError, PipelineError, UnsupportedError
-from pipeline.families.base import EncodedFrames, Family, Prompt
-from pipeline.families.llava import LlavaModel
+from pipeline.families.base import EncodedFrames, Family
+from pipeline.families.llava import LlavaModel, tokens_of
+from pipeline.prompt import Prompt
 
 
 class LlavaOnevision(LlavaModel):
@@ -26,38 +27,47 @@ class LlavaOnevision(LlavaModel):
 
     def __init__(self, checkpoint: Checkpoint, model: Any, tokenizer: Any) -> None:
         super().__init__(model, tokenizer, _video_processor(checkpoint))
-        self.cells = math.ceil(self.grid / 2) ** 2
-        self.trailing = 1
+        self._side = math.ceil(self.grid / 2)  # pooled rows, and columns, of a frame
         self._chat_template = _chat_template(checkpoint, tokenizer)
         self._video_token = tokenizer.convert_ids_to_tokens(self.video_token_id)
         self._check_template(checkpoint)
 
-    def prompt(self, text: str, sampling: Sampling) -> Prompt:
-        """The chat prompt with a video and this text, cut where the video stands. It does not tell times.
+    def prompt(self, text: str, clip: ClipShape) -> Prompt:
+        """The chat prompt with a video and this text. It does not tell when the frames were taken.
 
         Errors: PipelineError when the text itself holds the video token.
         """
-        ids = self._ids(text)
+        whole = self._chat(_user(text, video=True))
+        ids, where = self._tokens(whole)
         if ids.count(self.video_token_id) != 1:
             raise PipelineError(f"A question must not hold the token {self._video_token}, but got {text!r}.")
         place = ids.index(self.video_token_id)
-        return Prompt(tuple(ids[:place]), tuple(ids[place + 1 :]))
-
-    def _ids(self, text: str) -> list[int]:
-        content = [{"type": "video"}, {"type": "text", "text": text}]
-        prompt = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self._chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
+        return Prompt.around(
+            ids[:place],
+            ids[place + 1 :],
+            tokens_of(text, whole, where[place + 1 :]),
+            visual=clip.visual,
+            trailing=clip.trailing,
+            placeholder=self.video_token_id,
         )
-        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return ids
+
+    def turn(self, text: str) -> tuple[int, ...]:
+        """Token ids of a further question, from the end of the answer before it."""
+        said = "\N{OBJECT REPLACEMENT CHARACTER}"
+        answer = {"role": "assistant", "content": [{"type": "text", "text": said}]}
+        whole = self._chat(_user("", video=True), answer, _user(text))
+        return self._tokens(whole.partition(said)[2])[0]
+
+    def _chat(self, *messages: dict[str, Any]) -> str:
+        chat: str = self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+        )
+        return chat
 
     def _check_template(self, checkpoint: Checkpoint) -> None:
         """A language model's own template, which its tokenizer may hold, knows nothing of videos."""
         try:
-            videos = self._ids("").count(self.video_token_id)
+            videos = self._tokens(self._chat(_user("", video=True)))[0].count(self.video_token_id)
         except (TemplateError, TypeError):
             videos = 0  # it takes texts alone
         if videos != 1:
@@ -81,7 +91,7 @@ class LlavaOnevision(LlavaModel):
                 for pixels in self._runs(frames):
                     pooled = self.model.model.get_video_features(pixels[None]).pooler_output[0]
                     # Releases differ in adding the newline here.
-                    features.append(pooled[: len(pixels) * self.cells])
+                    features.append(pooled[: len(pixels) * self._side**2])
         finally:
             hook.remove()
         newline = self.model.model.image_newline.to(features[0])[None]
@@ -93,8 +103,14 @@ class LlavaOnevision(LlavaModel):
         """(frames, patches, C) to (frames, cells, C), float32: bilinear, as the features."""
         frames, _, width = patches.shape
         maps = patches.float().transpose(1, 2).reshape(frames, width, self.grid, self.grid)
-        side = math.ceil(self.grid / 2)
-        return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear").flatten(2).transpose(1, 2)
+        pooled = torch.nn.functional.interpolate(maps, (self._side, self._side), mode="bilinear")
+        return pooled.flatten(2).transpose(1, 2)
+
+
+def _user(text: str, *, video: bool = False) -> dict[str, Any]:
+    """A user's message as chat templates take it."""
+    content: list[dict[str, str]] = [{"type": "video"}] if video else []
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 
 
 def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> Family:

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.checkpoint import Checkpoint, load_pretrained
-from pipeline.clip import Sampling
+from pipeline.clip import ClipShape
 from pipeline.errors import ModelError, UnsupportedError
 from pipeline.families import POOLINGS
-from pipeline.families.base import EncodedFrames, Family, Prompt
-from pipeline.families.llava import LlavaModel
+from pipeline.families.base import EncodedFrames, Family
+from pipeline.families.llava import LlavaModel, tokens_of
+from pipeline.prompt import Prompt
 
 # Published names of weights -> those of transformers' LLaVA-OneVision, which has the same parts.
 RENAMED = {
@@ -77,6 +78,7 @@ PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3, "re
 # Conversation "qwen_1_5" of the published code, which does not use the tokenizer's chat template.
 BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 AFTER = "\n{text}<|im_end|>\n<|im_start|>assistant\n"
+TURN = "<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class LlavaVideo(LlavaModel):
@@ -100,17 +102,25 @@ class LlavaVideo(LlavaModel):
         self.checkpoint_pooling = checkpoint_pooling
         self._rows = math.ceil(self.grid / 2) if self.pooling == "bilinear" else self.grid // 2
         self._tells_times = tells_times
-        self.cells = self._rows * (self._rows + 1)
-        self.trailing = 0
 
-    def prompt(self, text: str, sampling: Sampling) -> Prompt:
+    def prompt(self, text: str, clip: ClipShape) -> Prompt:
         """The chat prompt with a video, the time instruction and this text."""
-        asked = f"{time_instruction(sampling)}\n{text}" if self._tells_times else text
+        asked = f"{time_instruction(clip)}\n{text}" if self._tells_times else text
         # Cut first and tokenized then, as the published code does.
-        return Prompt(self._ids(BEFORE), self._ids(AFTER.format(text=asked)))
+        behind = AFTER.format(text=asked)
+        before, (after, where) = self._tokens(BEFORE)[0], self._tokens(behind)
+        return Prompt.around(
+            before,
+            after,
+            tokens_of(text, behind, where),
+            visual=clip.visual,
+            trailing=clip.trailing,
+            placeholder=self.video_token_id,
+        )
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def turn(self, text: str) -> tuple[int, ...]:
+        """Token ids of a further question, from the end of the answer before it."""
+        return self._tokens(TURN.format(text=text))[0]
 
     @torch.inference_mode()
     def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:
@@ -158,11 +168,11 @@ class LlavaVideo(LlavaModel):
         return pooled.permute(0, 2, 3, 1)
 
 
-def time_instruction(sampling: Sampling) -> str:
+def time_instruction(clip: ClipShape) -> str:
     """What the model is told of the video's length and its frames' times, in the words of its training."""
-    times = ",".join(f"{time:.2f}s" for time in sampling.times)
+    times = ",".join(f"{time:.2f}s" for time in clip.times)
     return (
-        f"The video lasts for {sampling.seconds:.2f} seconds, and {len(sampling.times)} frames are uniformly "
+        f"The video lasts for {clip.seconds:.2f} seconds, and {len(clip.times)} frames are uniformly "
         f"sampled from it. These frames are located at {times}.Please answer the following questions related "
         "to this video."
     )

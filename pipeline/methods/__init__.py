@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline.methods.adatp import KNOBS, AdaTP
 from pipeline.methods.adatp_one_shot import AdaTPOneShot
-from pipeline.methods.base import Choice, Knob, Method, Partition, choices, json_schema, knobs
+from pipeline.methods.base import Choice, Knob, Method, choices, json_schema, knobs
 from pipeline.methods.fast_vid import FastVid
+from pipeline.methods.fastv import FastV
 from pipeline.methods.fewer_frames import FewerFrames
-from pipeline.methods.one_shot import OneShot
 from pipeline.methods.pyramid_drop import PyramidDrop
 from pipeline.methods.random_tokens import RandomTokens
 from pipeline.methods.vision_zip import VisionZip
@@ -21,7 +21,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         AdaTP,
         AdaTPOneShot,
-        OneShot,
+        FastV,
         PyramidDrop,
         RandomTokens,
         FewerFrames,
@@ -64,8 +64,7 @@ __all__ = [
     "FewerFrames",
     "Knob",
     "Method",
-    "OneShot",
-    "Partition",
+    "FastV",
     "PyramidDrop",
     "RandomTokens",
     "VisionZip",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from pipeline.layout import FloatArray, IntArray, Layouts
-from pipeline.methods.base import Counts, Method, Partition, choice, keep_count, knob
-from pipeline.plan import ScoreRows, pruning_layers
+from pipeline.methods.base import Method, choice, keep_count, knob
+from pipeline.plan import Counts, Partition, ScoreRows, pruning_layers
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class AdaTP(Method):
     score_query: Literal["last", "mean"] = choice(
         "last",
         ("last", "mean"),
-        "whose attention scores a token: the last prompt token's, or the mean of all after the video",
+        "whose attention scores a token: the last prompt token's, or the mean over the question's tokens",
         "our choice",
     )
 
@@ -89,8 +89,8 @@ class AdaTP(Method):
 
     @property
     def score_rows(self) -> ScoreRows:
-        """The last prompt token's, or all question tokens'."""
-        return "last" if self.score_query == "last" else "all"
+        """The last prompt token's, or that of the question's tokens."""
+        return "last" if self.score_query == "last" else "question"
 
     @property
     def boosted_ratio(self) -> float:

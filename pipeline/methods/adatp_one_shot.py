@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pipeline.layout import Layouts
 from pipeline.methods.adatp import AdaTP
-from pipeline.methods.base import Counts, Partition
+from pipeline.plan import Counts, Partition
 
 
 @dataclass(frozen=True)

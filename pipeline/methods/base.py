@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from pipeline.layout import IntArray, Layout, Layouts
-from pipeline.plan import Plan, ScoreRows, StudyPlans
+from pipeline.plan import Counts, Partition, Plan, ScoreRows, StudyPlans
 
 if TYPE_CHECKING:
     import torch
@@ -53,33 +53,6 @@ def choice(default: str | int, values: tuple[str | int, ...], meaning: str, sour
     return field(default=default, metadata={"choice": Choice(values, default, meaning, source)})
 
 
-@dataclass(frozen=True, eq=False)
-class Partition:
-    """Groups of the visual sequences of L layouts, one after another (G of them); independent of the keep
-    ratio.
-    """
-
-    layout: IntArray  # (G,) the layout a group belongs to
-    first_group: IntArray  # (L,) where each layout's groups begin
-    size: IntArray  # (G,) tokens
-    boosted: NDArray[np.bool_]  # (G,)
-
-    @classmethod
-    def whole(cls, layouts: Layouts) -> Partition:
-        """One group per layout, for methods without segments."""
-        index = np.arange(len(layouts), dtype=np.int64)
-        return cls(index, index, layouts.visual, np.zeros(len(layouts), dtype=bool))
-
-
-@dataclass(frozen=True, eq=False)
-class Counts:
-    """Kept tokens for the groups of a Partition."""
-
-    layers: tuple[int, ...]  # (J,) pruning layers
-    kept: IntArray  # (J, G)
-    frames_encoded: IntArray | None = None  # (L,)
-
-
 def keep_count(tokens: NDArray[Any], ratio: NDArray[Any] | float) -> IntArray:
     """ceil(ratio * tokens), at least one, guarded against the noise of floating point."""
     return np.maximum(np.ceil(ratio * tokens - ROUNDING_GUARD), 1).astype(np.int64)
@@ -93,14 +66,14 @@ class Method:
     """
 
     name: ClassVar[str]
-    ratio_field: ClassVar[str]  # the one field in which every kept count is monotone; solve_p moves it
+    ratio_field: ClassVar[str]  # every kept count is monotone in this field; solve_keep_ratio moves it
     positions: ClassVar[Literal["original", "compact"]] = "original"  # position ids of what is kept
     aligned: ClassVar[bool] = False  # whether planning needs frame and text embeddings
     merges: ClassVar[bool] = False  # whether `merge` takes the place of `select`
 
     @property
     def score_rows(self) -> ScoreRows:
-        """Which attention rows `select` wants: none, the last prompt token's, or all question tokens'."""
+        """Whose attention `select` ranks by: nobody's, the last prompt token's, or the question's tokens'."""
         return "none"
 
     def partition(self, layouts: Layouts) -> Partition:
@@ -113,7 +86,25 @@ class Method:
 
     def plan(self, layout: Layout, num_layers: int) -> Plan:
         """The plan of one question in a model of `num_layers` decoder layers."""
-        return StudyPlans.of(self, Layouts((layout,)), num_layers).plan(0)
+        return self.plans(Layouts((layout,)), num_layers).plan(0)
+
+    def plans(self, layouts: Layouts, num_layers: int, partition: Partition | None = None) -> StudyPlans:
+        """The plans of many questions at once.
+
+        partition: as `partition` returned it, where only the ratio changed since.
+        """
+        partition = self.partition(layouts) if partition is None else partition
+        counts = self.count(layouts, partition, num_layers)
+        return StudyPlans(
+            self.name,
+            layouts,
+            partition,
+            counts.layers,
+            counts.kept,
+            counts.frames_encoded,
+            self.score_rows,
+            self.aligned,
+        )
 
     def select(
         self, stage: Stage, scores: torch.Tensor | None, tokens: torch.Tensor, seed: str
@@ -122,9 +113,13 @@ class Method:
 
         tokens: (n,) their indices in the original visual sequence, ascending. scores: (n,) float32 where the
         method asked for rows, else None. seed: the question's id, for methods that draw. Returns
-        (stage.total,) indices into `tokens`, ascending, without synchronising with the device.
+        (stage.total,) indices into `tokens`, ascending, without synchronising with the device. Unless a
+        method says otherwise: the best-scored tokens of each group.
         """
-        raise NotImplementedError
+        from pipeline.ranking import best_in_groups
+
+        assert scores is not None
+        return best_in_groups(stage, scores, tokens, debias=False)
 
     def merge(self, stage: Stage, visual: VisualTokens) -> Merged:
         """Which visual tokens stay, and the states that they go on with, made of others' too.

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from pipeline.layout import Layouts
-from pipeline.methods.base import Counts, Method, Partition, choice, keep_count, knob
+from pipeline.methods.base import Method, choice, keep_count, knob
+from pipeline.plan import Counts, Partition
 
 if TYPE_CHECKING:
     import torch

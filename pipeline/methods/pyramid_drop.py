@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from pipeline.layout import Layouts
-from pipeline.methods.base import Counts, Method, Partition, keep_count, knob
-from pipeline.plan import ScoreRows
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.ranking import Stage
+from pipeline.methods.base import Method, keep_count, knob
+from pipeline.plan import Counts, Partition, ScoreRows
 
 STAGES = 4
 
@@ -42,15 +37,6 @@ class PyramidDrop(Method):
         layers = stage_borders(num_layers)
         ratios = np.power(self.keep_ratio, np.arange(1, len(layers) + 1))[:, None]  # (J, 1)
         return Counts(layers, keep_count(partition.size, ratios))
-
-    def select(
-        self, stage: Stage, scores: torch.Tensor | None, tokens: torch.Tensor, seed: str
-    ) -> torch.Tensor:
-        """The best-scored tokens of the whole video."""
-        from pipeline.ranking import best_in_groups
-
-        assert scores is not None
-        return best_in_groups(stage, scores, tokens, debias=False)
 
 
 def stage_borders(num_layers: int) -> tuple[int, ...]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.layout import Layouts
-from pipeline.methods.base import Counts, Method, Partition, choice, knob
-from pipeline.methods.one_shot import one_pruning
+from pipeline.methods.base import Method, choice, knob
+from pipeline.methods.fastv import one_pruning
+from pipeline.plan import Counts, Partition
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from pipeline.layout import Layouts
-from pipeline.methods.base import Counts, Method, Partition, keep_count, knob
+from pipeline.methods.base import Method, keep_count, knob
+from pipeline.plan import Counts, Partition
 
 if TYPE_CHECKING:
     import torch

@@ -35,17 +35,16 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.clip import Clip
-from pipeline.methods import AdaTP, OneShot
-from pipeline.packing import Pack
-from pipeline.pruning import BACKENDS
+from pipeline.keep_ratio import Unreachable, solve_keep_ratio
+from pipeline.methods import AdaTP, FastV
+from pipeline.packing import BACKENDS, Pack
 from pipeline.question import Question
 from pipeline.ranking import Stage
 from pipeline.runtime import Request, Runtime
-from pipeline.solve import Unreachable, solve_p
 from tests.benchmarks.demo import Demo
 from tests.benchmarks.shapes import SIZES, set_up
 
-Ranked = AdaTP | OneShot  # the methods that rank by attention
+Ranked = AdaTP | FastV  # the methods that rank by attention
 
 
 class Choice(NamedTuple):
@@ -107,7 +106,7 @@ def choices(
     runtime: Runtime, clip: Clip, question: Question, method: Ranked, forced: Sequence[Choice] | None = None
 ) -> list[Choice]:
     """The prunings of one question; with `forced`, each among the tokens that those choices left."""
-    asked = runtime._asked(Request(clip, question, method))
+    asked = runtime._item(Request(clip, question, method))
     recorder: Any = Recorder(method, forced)
     Pack(runtime.family, [replace(asked, method=recorder)])
     noted: list[Choice] = recorder.choices
@@ -219,7 +218,7 @@ def demo_questions(
     asked = demo.questions("held_out")
     chosen = np.linspace(0, len(asked) - 1, min(options.questions, len(asked)), dtype=int)
     pairs: list[tuple[Question, Clip]] = [asked[i] for i in chosen]
-    solved = solve_p(AdaTP(), demo.layouts(asked), demo.runtime.shape, options.budget)
+    solved = solve_keep_ratio(AdaTP(), demo.layouts(asked), demo.runtime.shape, options.budget)
     if isinstance(solved, Unreachable):
         raise SystemExit(f"{options.budget} is out of reach; {solved.smallest:.4f} is the smallest.")
     return demo.runtime, pairs, solved

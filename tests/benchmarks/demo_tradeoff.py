@@ -16,9 +16,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from pipeline.flops import flops_ratio
+from pipeline.keep_ratio import Unreachable, solve_keep_ratio
 from pipeline.methods import KNOBS, AdaTP, RandomTokens
-from pipeline.plan import StudyPlans
-from pipeline.solve import Unreachable, solve_p
 from tests.benchmarks.demo import Demo
 
 COLUMNS = (*KNOBS, "flops_ratio", "accuracy")
@@ -53,7 +52,7 @@ def main() -> None:
     asked = demo.questions("tune")
     layouts = demo.layouts(asked)
     similarities = np.concatenate([layout.frame_similarity for layout in layouts.items])
-    flat = solve_p(AdaTP(tau_s=-1.0, alpha_boost=1.0), layouts, shape, arguments.budget)
+    flat = solve_keep_ratio(AdaTP(tau_s=-1.0, alpha_boost=1.0), layouts, shape, arguments.budget)
     assert not isinstance(flat, Unreachable)
     rng = np.random.default_rng(arguments.seed)
     rows: list[dict[str, float]] = []
@@ -62,13 +61,13 @@ def main() -> None:
             rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
     drawn = 0
     while len(rows) < arguments.configurations or drawn < len(rows):
-        method = solve_p(draw(rng, similarities, flat.ratio), layouts, shape, arguments.budget)
+        method = solve_keep_ratio(draw(rng, similarities, flat.ratio), layouts, shape, arguments.budget)
         if isinstance(method, Unreachable):
             continue
         drawn += 1
         if drawn <= len(rows):
             continue
-        ratio = flops_ratio(StudyPlans.of(method, layouts, shape.layers), layouts, shape)
+        ratio = flops_ratio(method.plans(layouts, shape.layers), layouts, shape)
         right = demo.correct(asked, method, f"configuration {drawn}")
         values = [getattr(method, name) for name in KNOBS]
         rows.append(dict(zip(COLUMNS, [*values, ratio, float(right.mean())], strict=True)))
@@ -80,7 +79,7 @@ def main() -> None:
             writer.writerow(rows[-1])
     accuracy = np.array([row["accuracy"] for row in rows])
     baseline = demo.correct(asked, None, "unpruned").mean()
-    random = solve_p(RandomTokens(), layouts, shape, arguments.budget)
+    random = solve_keep_ratio(RandomTokens(), layouts, shape, arguments.budget)
     assert not isinstance(random, Unreachable)
     print(f"{len(rows)} configurations at FLOPs ratio {arguments.budget}, {len(asked)} tune questions")
     print(f"unpruned {baseline:.3f}, random pruning {demo.correct(asked, random, 'random').mean():.3f}")

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.prefill --shape 7b --frames 32 --device cuda
     python -m tests.benchmarks.prefill --shape 7b --frames 32 --device cuda --batch 8 --profile
 
-Two ways to prefill, each against the unpruned model the same way: the whole prompt in one pass, as calling
-the model oneself under `pipeline.pruned` does; and split where the video ends, as answering does, the stored
+Two ways to prefill, each against the unpruned model the same way: the whole prompt in one pass (unpruned,
+that is transformers' own call of the model); and split where the video ends, as answering does, the stored
 prefix built anew each time. AdaTP's own work inside the split prefill is timed where it happens: sending the
 plan to the device, scores, ranking, gathers. The encoders are not in these figures; their times stand beside.
 The visual tokens lie on the device before, as they do after encoding: their way there is no prefill.
@@ -28,7 +28,6 @@ from pipeline.clip import Clip
 from pipeline.flops import plan_flops, unpruned_flops
 from pipeline.methods import AdaTP, Method
 from pipeline.packing import Pack
-from pipeline.pruning import pruned
 from pipeline.question import Question
 from pipeline.runtime import Request, Runtime
 from pipeline.video import read_frames
@@ -43,24 +42,24 @@ TARGET_SHAPE = ("7b", "cuda")  # where the two targets are set
 OWN = {
     "plan to the device": (packing, "stages"),
     "scores": (packing, "row_scores"),
-    "ranking and gathers": (Pack, "_prune"),
+    "ranking and gathers": (Pack, "_rearrange"),
 }
 
 
 @torch.inference_mode()
 def one_pass(runtime: Runtime, clip: Clip, question: Question, method: Method | None) -> None:
     """The whole prompt at once."""
-    with ExitStack() as stack:
-        if method is not None:
-            stack.enter_context(pruned(runtime, method, clip, question))
+    if method is None:
         runtime.model(**runtime.inputs(clip, question), logits_to_keep=1)
+    else:
+        runtime.one_pass(clip, question, method)
 
 
 @torch.inference_mode()
 def split(runtime: Runtime, clip: Clip, question: Question, method: Method | None) -> None:
     """System prompt and video, then the question, as `Runtime.answer` does; planning included."""
     runtime.forget_prefixes()
-    Pack(runtime.family, [runtime._asked(Request(clip, question, method))])
+    Pack(runtime.family, [runtime._item(Request(clip, question, method))])
 
 
 def variants(

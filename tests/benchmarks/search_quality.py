@@ -26,7 +26,6 @@ import numpy as np
 from pipeline.flops import chunk_flops, layer_flops, pruned_by_question, unpruned_by_question
 from pipeline.layout import Layouts
 from pipeline.methods import AdaTP, from_dict
-from pipeline.plan import StudyPlans
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tests.benchmarks.tabulated import Tabulated, TabulatedEvaluator
 from tuner.evaluation.search_loop import SearchLoop
@@ -76,7 +75,7 @@ class _Costs:
     def of(self, method: AdaTP) -> np.ndarray:
         """(Q,) the question through the stored layers, then the pruned rest."""
         if method not in self._made:
-            plans = StudyPlans.of(method, self.layouts, self.shape.layers)
+            plans = method.plans(self.layouts, self.shape.layers)
             after = self.layouts.text_after
             before = self.layouts.visual + self.layouts.text - after
             stored = plans.layers[0]

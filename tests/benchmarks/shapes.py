@@ -24,11 +24,11 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.clip import Clip
 from pipeline.encoders import AlignedEncoder
 from pipeline.families.llava_onevision import LlavaOnevision
-from pipeline.meter import device_name
+from pipeline.keep_ratio import Unreachable, solve_keep_ratio
+from pipeline.measure import device_name
 from pipeline.methods import AdaTP
 from pipeline.question import Question
 from pipeline.runtime import Runtime
-from pipeline.solve import Unreachable, solve_p
 from tests.checkpoints import WORDS, Size, build_model, build_siglip, build_tokenizer, scenes, write_processor
 from tests.videos import write_video
 
@@ -80,7 +80,7 @@ class Setup:
         if flops_ratio is None:
             return AdaTP(tau_s=tau_s, tau_t=2.0, p=p)
         layouts = [self.runtime.layout(clip, question) for question in self.questions]
-        solved = solve_p(AdaTP(tau_s=tau_s), layouts, self.runtime.shape, flops_ratio)
+        solved = solve_keep_ratio(AdaTP(tau_s=tau_s), layouts, self.runtime.shape, flops_ratio)
         if isinstance(solved, Unreachable):
             raise SystemExit(
                 f"A FLOPs ratio of {flops_ratio} is out of reach; {solved.smallest:.4f} is the smallest."

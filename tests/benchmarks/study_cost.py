@@ -26,10 +26,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.flops import LLAVA_ONEVISION_7B
+from pipeline.keep_ratio import Unreachable
 from pipeline.layout import Layout, Layouts
 from pipeline.methods import knobs
-from pipeline.plan import StudyPlans
-from pipeline.solve import Unreachable
 from tests.benchmarks.clock import verdict
 from tuner.evaluation.search_loop import SearchLoop
 from tuner.evaluation.tasks import Task
@@ -184,7 +183,7 @@ class Instant:
         """One list per batch."""
         kept: list[tuple[int, ...]] = [()] * len(self._place)
         if task.configuration is not None:
-            plans = StudyPlans.of(task.configuration.build(), self._layouts, self._shape.layers)
+            plans = task.configuration.build().plans(self._layouts, self._shape.layers)
             kept = list(map(tuple, plans.visual_by_stage[1:].T.tolist()))
         return [
             [self._one(question, kept[self._place[question]]) for question in batch] for batch in task.batches

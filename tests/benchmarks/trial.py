@@ -22,7 +22,6 @@ import torch
 from pipeline.clip import Clip
 from pipeline.flops import chunk_flops, layer_flops, plan_flops
 from pipeline.methods import AdaTP
-from pipeline.pruning import pruned
 from pipeline.question import Question, option_texts
 from pipeline.video import read_frames
 from tests.benchmarks.clock import Clock, medians, verdict, warm_up
@@ -57,10 +56,10 @@ def naive(setup: Setup, question: Question, method: AdaTP, clock: Clock) -> Said
     with clock.part(TEXT):
         runtime.text_embedding(question)
     with clock.part(SINGLE_PASS):
-        with pruned(runtime, method, clip, question) as pruning:
-            logits = runtime.model(**runtime.inputs(clip, question), logits_to_keep=1).logits[0, -1]
+        pack = runtime.one_pass(clip, question, method)
+        logits = pack.logits(0)
         letters = [runtime.family.answer_ids(text)[0] for text in option_texts(question, runtime.scoring)]
-        return Said(int(logits[letters].argmax()), pruning.kept)
+        return Said(int(logits[letters].argmax()), pack.kept(0))
 
 
 @torch.inference_mode()

@@ -12,7 +12,6 @@ from pipeline.checkpoint import find_checkpoint
 from pipeline.export_format import SCHEMA
 from pipeline.families import FAMILIES
 from pipeline.methods import METHODS, AdaTP, to_dict
-from pipeline.pruning import pruned
 from pipeline.question import Question
 from pipeline.runtime import Runtime
 from tests.checkpoints import Size, scenes, write_checkpoints, write_llava_video
@@ -70,20 +69,23 @@ def test_frames_become_cells_in_order_and_the_trailing_tokens_come_last(family):
     frames = scenes(FRAMES)
     encoded = family.encode_frames(frames)
     hidden, vision = family.shape.hidden, family.shape.vision
-    assert encoded.features.shape == (FRAMES * family.cells + family.trailing, hidden)
+    cells = family.pool(encoded.keys).shape[1]
+    assert encoded.features.shape[1] == hidden
+    assert 0 <= len(encoded.features) - FRAMES * cells <= 1
     assert encoded.tower_features.shape == (FRAMES, vision.patches, vision.width)
     for i in (0, 5):
         alone = family.encode_frames(frames[i : i + 1])
-        here = encoded.features[i * family.cells : (i + 1) * family.cells]
-        torch.testing.assert_close(here, alone.features[: family.cells])
+        here = encoded.features[i * cells : (i + 1) * cells]
+        torch.testing.assert_close(here, alone.features[:cells])
         torch.testing.assert_close(encoded.tower_features[i], alone.tower_features[0])
 
 
 def test_a_frames_cells_do_not_depend_on_its_neighbours(family):
     """The same frame gives the same cells wherever it stands in the video, and another frame others."""
     frames = scenes(2, scene_length=1)
-    encoded = family.encode_frames(frames[[0, 1, 0]]).features[: 3 * family.cells]
-    first, other, again = encoded.unflatten(0, (3, family.cells))
+    encoded = family.encode_frames(frames[[0, 1, 0]])
+    cells = family.pool(encoded.keys).shape[1]
+    first, other, again = encoded.features[: 3 * cells].unflatten(0, (3, cells))
     torch.testing.assert_close(first, again)
     assert not torch.allclose(first, other, atol=1e-2)
 
@@ -99,9 +101,24 @@ def test_what_stands_before_the_video_is_the_same_for_all_videos_and_questions(r
 
 
 def test_the_prompt_depends_on_nothing_but_text_and_sampling(family, clips):
-    first, second = (family.prompt("what?", clips[0].sampling) for _ in range(2))
-    assert first == second
-    assert hash(clips[0].sampling) != hash(clips[1].sampling)
+    first, second = (family.prompt("what?", clips[0].shape) for _ in range(2))
+    assert (first.ids, first.question) == (second.ids, second.question)
+    assert hash(clips[0].shape) != hash(clips[1].shape)
+
+
+def test_a_prompt_says_where_the_question_stands(family, clips):
+    prompt = family.prompt("what color is the ring?", clips[0].shape)
+    assert prompt.ids[prompt.question] == family.answer_ids("what color is the ring?")
+    assert prompt.question.start >= prompt.video_end
+    nothing = family.prompt("", clips[0].shape)
+    assert nothing.ids[nothing.question] == nothing.after
+
+
+def test_a_further_turn_is_what_the_chat_template_writes_after_an_answer(family, clips):
+    turn, prompt = family.turn("and before?"), family.prompt("and before?", clips[0].shape)
+    assert turn[0] in family.end_ids
+    rest = prompt.ids[prompt.question.start :]  # the question, its end, and where the model speaks
+    assert turn[-len(rest) :] == rest
 
 
 def test_one_placeholder_stands_for_each_visual_token_and_nothing_else(runtime, family, clips):
@@ -146,9 +163,8 @@ def test_what_is_kept_is_what_was_planned(runtime, clips, method):
 @every_method
 def test_keeping_everything_is_the_unpruned_model_bit_for_bit(runtime, clips, method):
     untouched = next_token(runtime, clips[0])
-    with pruned(runtime, method.with_ratio(1.0), clips[0], QUESTION) as pruning:
-        assert next_token(runtime, clips[0]).equal(untouched)
-    assert set(pruning.kept) == {FRAMES * clips[0].cells}
+    pack = runtime.one_pass(clips[0], QUESTION, method.with_ratio(1.0))
+    assert pack.logits(0).log_softmax(-1).equal(untouched)
     for question in (QUESTION, FREE):
         one, other = (runtime.answer(clips[0], question, m) for m in (None, method.with_ratio(1.0)))
         assert (one.text, one.option_logprobs, one.logprob) == (
@@ -162,28 +178,25 @@ def test_keeping_everything_is_the_unpruned_model_bit_for_bit(runtime, clips, me
 def test_a_prefill_split_where_the_video_ends_gives_what_one_pass_gives(runtime, family, clips, method):
     method = method.with_ratio(0.6)
     question = replace(QUESTION, options=("red", "yellow"))
-    with pruned(runtime, method, clips[1], question) as pruning:
-        one_pass = next_token(runtime, clips[1])
+    pack = runtime.one_pass(clips[1], question, method)
+    one_pass = pack.logits(0).log_softmax(-1)
     answer = runtime.answer(clips[1], question, method)
-    assert answer.kept == pruning.kept
+    assert answer.kept == pack.kept(0)
     for option, logprob in zip(question.options, answer.option_logprobs, strict=True):
         ids = family.answer_ids(option)
         if len(ids) == 1:
             assert logprob == pytest.approx(one_pass[ids[0]].item(), abs=1e-4)
 
 
-def test_generating_inside_a_pruned_block_goes_on_from_the_pruned_prompt(runtime, family, clips):
-    inputs = runtime.inputs(clips[1], FREE)
-    with pruned(runtime, AdaTP(p=0.6), clips[1], FREE) as pruning, torch.no_grad():
-        best = runtime.model(**inputs, logits_to_keep=1).logits[0, -1].clone()
-        # A model with random weights may choose any token, the placeholder too.
-        never = [family.video_token_id, *family.end_ids]
-        written = runtime.model.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=never)
-    best[never] = -torch.inf
-    start = inputs["input_ids"].shape[1]
-    assert written.shape[1] == start + 3
-    assert written[0, start] == best.argmax()
-    assert pruning.kept[-1] < len(clips[1].features)
+@every_method
+def test_generate_goes_on_from_the_pruned_prompt_as_an_answer_does(runtime, family, clips, method):
+    method = method.with_ratio(0.5)
+    first = runtime.prefill(clips[1], FREE, method)
+    written = runtime.model.generate(**first.inputs, max_new_tokens=4, do_sample=False)
+    said = written[0, len(first.ids) :].tolist()
+    assert said[0] == first.logits.argmax()
+    text = family.tokenizer.decode(said, skip_special_tokens=True).strip()
+    assert text == runtime.answer(clips[1], FREE, method).text
 
 
 # -- loading ------------------------------------------------------------------------------------------------

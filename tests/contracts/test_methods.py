@@ -12,8 +12,6 @@ from pipeline.flops import flops_ratio
 from pipeline.layout import Layout, Layouts
 from pipeline.merging import VisualTokens
 from pipeline.methods import METHODS, choices, from_dict, knobs, to_dict
-from pipeline.plan import StudyPlans
-from pipeline.pruning import pruned
 from pipeline.question import Question
 from pipeline.ranking import stages
 from pipeline.runtime import Runtime
@@ -111,7 +109,7 @@ def test_a_plan_is_made_of_whole_groups_and_never_grows(method):
 @every_option
 def test_a_larger_ratio_keeps_at_least_as_many_tokens_everywhere_and_costs_no_less(runtime, method):
     layouts = Layouts.of(random_layouts())
-    plans = [StudyPlans.of(method.with_ratio(ratio), layouts, LAYERS) for ratio in RATIOS]
+    plans = [method.with_ratio(ratio).plans(layouts, LAYERS) for ratio in RATIOS]
     for small, large in pairwise(plans):
         assert (small.kept <= large.kept).all()
     ratios = [flops_ratio(plan, layouts, runtime.shape) for plan in plans]
@@ -186,11 +184,10 @@ def test_the_model_is_as_before_afterwards(runtime, clips, method):
     question, clip = QUESTIONS[0], clips[1]
     with torch.no_grad():
         before = runtime.model(**runtime.inputs(clip, question)).logits
-        with pruned(runtime, method.with_ratio(0.4), clip, question) as pruning:
-            inside = runtime.model(**runtime.inputs(clip, question), logits_to_keep=1).logits
+        pack = runtime.one_pass(clip, question, method.with_ratio(0.4))
         after = runtime.model(**runtime.inputs(clip, question)).logits
-    assert pruning.kept
-    assert not inside.equal(before[:, -1:])
+    assert pack.kept(0)
+    assert not pack.logits(0).equal(before[0, -1])
     assert after.equal(before)
     decoder = runtime.family.language_model
     assert not any(

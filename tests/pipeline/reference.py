@@ -1,4 +1,4 @@
-"""The pruned prefill written out a second time, with nothing of pipeline.pruning or pipeline.ranking in it.
+"""The pruned prefill written out a second time, with nothing of pipeline.packing or pipeline.ranking in it.
 
 Whole prompt, no hooks, no cache, eager attention with its whole matrices, selection in plain loops.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.clip import Clip
-from pipeline.methods import AdaTP, FewerFrames, OneShot, PyramidDrop
+from pipeline.methods import AdaTP, FastV, FewerFrames, PyramidDrop
 from pipeline.methods.base import Method
 from pipeline.question import Question, prompt_text
 from pipeline.runtime import Runtime
@@ -59,27 +59,17 @@ def prefill(
     following: Sequence[int] = (),
     forced: Sequence[Sequence[int]] | None = None,
     states: torch.Tensor | None = None,
-    pictures: Sequence[torch.Tensor] = (torch.empty(0, 0), torch.empty(0, 0)),
 ) -> Reference:
     """The prompt, then `following` token ids. forced: the tokens to keep at each pruning, whatever the
-    scores. states: (kept, hidden) what stands in the places of those kept at the first one. pictures:
-    (tokens, hidden) features right before and right after the video.
+    scores. states: (kept, hidden) what stands in the places of those kept at the first one.
     """
     family, layout = runtime.family, runtime.layout(clip, question)
     decoder = family.language_model
-    prompt = family.prompt(prompt_text(question, runtime.scoring), clip.sampling)
-    width = clip.features.shape[1]
-    first, second = (picture.reshape(1, -1, width) for picture in pictures)
-    parts = (
-        family.embed(prompt.before),
-        first,
-        clip.features[None],
-        second,
-        family.embed([*prompt.after, *following]),
-    )
+    prompt = family.prompt(prompt_text(question, runtime.scoring), clip.shape)
+    parts = family.embed(prompt.before), clip.features[None], family.embed([*prompt.after, *following])
     hidden = torch.cat(parts, dim=1)
     plan = None if method is None else method.plan(layout, len(family.layers))
-    start, tokens, kept_tokens = layout.text_before + first.shape[1], list(range(layout.visual)), []
+    start, tokens, kept_tokens = layout.text_before, list(range(layout.visual)), []
     positions, weights = torch.arange(hidden.shape[1]), []
     for index, layer in enumerate(family.layers):
         if plan is not None and index in plan.layers:
@@ -90,9 +80,12 @@ def prefill(
                 frames = np.linspace(0, layout.frames - 1, plan.frames_encoded, dtype=int)
                 chosen = [frame * layout.cells + cell for frame in frames for cell in range(layout.cells)]
             else:
-                assert isinstance(method, AdaTP | OneShot | PyramidDrop)
-                rows = layout.text_after if plan.score_rows == "all" else 1
-                scores = weights[-1][:, -rows:, start : start + len(tokens)].mean(dim=(0, 1))
+                assert isinstance(method, AdaTP | FastV | PyramidDrop)
+                rows = slice(-1, None)
+                if plan.score_rows == "question":
+                    after = prompt.question.start - len(prompt.ids), prompt.question.stop - len(prompt.ids)
+                    rows = slice(hidden.shape[1] + after[0], hidden.shape[1] + after[1])
+                scores = weights[-1][:, rows, start : start + len(tokens)].mean(dim=(0, 1))
                 debias = isinstance(method, AdaTP) and method.deduplicate != "off"
                 chosen = choose(
                     scores.tolist(), tokens, plan.groups, plan.kept[j], layout.cells, debias=debias

@@ -7,15 +7,15 @@ import torch
 from pipeline import packing
 from pipeline.answering import matches, normalise
 from pipeline.errors import UnsupportedError
-from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
-from pipeline.pruning import Finite
+from pipeline.methods import AdaTP, FastV, FewerFrames, RandomTokens
 from pipeline.question import Question
+from pipeline.scores import FiniteCheck
 from tests.pipeline import reference
 
 METHODS = [
     None,
     AdaTP(p=0.6),
-    OneShot(keep_ratio=0.3),
+    FastV(keep_ratio=0.3),
     RandomTokens(keep_ratio=0.3),
     FewerFrames(keep_ratio=0.4),
 ]
@@ -29,11 +29,7 @@ def kept_tokens(runtime, clip, question, method):
     """What a pruned single pass keeps (random draws included)."""
     if method is None:
         return None
-    from pipeline.pruning import pruned
-
-    with torch.no_grad(), pruned(runtime, method, clip, question) as pruning:
-        runtime.model(**runtime.inputs(clip, question))
-    return [tokens.tolist() for tokens in pruning.tokens]
+    return [tokens.tolist() for tokens in runtime.one_pass(clip, question, method).tokens(0)]
 
 
 def from_scratch(eager, clip, question, method, ids, *, ended=False):
@@ -82,15 +78,17 @@ class ToldPack(packing.Pack):
 
     def __init__(self, ends):
         self._family = SimpleNamespace(end_ids=ends)
-        self._sequences = [SimpleNamespace(run=SimpleNamespace(held={}), next_position=0, finite=Finite("q"))]
+        self._sequences = [
+            SimpleNamespace(part=SimpleNamespace(cache={}), next_position=0, finite=FiniteCheck("q"))
+        ]
         self._next = self._distribution(self.table([FIRST]))
 
     @staticmethod
     def table(rows):
         return torch.tensor([[row.get(token, 0.0) for token in range(5)] for row in rows]).log()
 
-    def _forward(self, ids, positions, runs):
-        assert sum(length for run in runs for length in run.pieces) == len(ids) == len(positions)
+    def _follow(self, ids, positions, parts):
+        assert sum(length for part in parts for length in part.pieces) == len(ids) == len(positions)
         return self.table([AFTER[token] for token in ids])
 
     def _distribution(self, hidden):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.methods import AdaTP, OneShot
+from pipeline.methods import AdaTP, FastV
 from pipeline.plan import Plan
 from pipeline.question import Question
 from pipeline.ranking import best_in_groups, stages
@@ -22,7 +22,7 @@ METHODS = [
     AdaTP(p=0.7, tau_s=0.5, deduplicate="off"),
     AdaTP(p=0.5, deduplicate="drop"),
     AdaTP(p=0.6, score_query="mean"),
-    OneShot(keep_ratio=0.3),
+    FastV(keep_ratio=0.3),
 ]
 
 

@@ -20,7 +20,6 @@ from pipeline.flops import (
 )
 from pipeline.layout import Layout, Layouts
 from pipeline.methods import METHODS, AdaTP, FewerFrames
-from pipeline.plan import StudyPlans
 from pipeline.question import Question
 from tests.pipeline.test_flops import video_alone
 from tests.pipeline.test_plan import random_layout
@@ -29,7 +28,7 @@ SHAPE = LLAVA_ONEVISION_7B
 
 
 def plans_of(method, *layouts):
-    return StudyPlans.of(method, Layouts.of(layouts), SHAPE.layers)
+    return method.plans(Layouts.of(layouts), SHAPE.layers)
 
 
 def serving(per_video: float, per_question: float) -> Serving:
@@ -138,7 +137,7 @@ def counted(runtime, work):
 @pytest.mark.parametrize("method", [None, AdaTP(p=0.6), AdaTP(p=1.0)], ids=str)
 def test_what_a_runtime_keeps_and_computes_is_what_serving_counts(eager, clip, method):
     layout, shape = eager.layout(clip, ONE_TOKEN), eager.shape
-    plans = StudyPlans.of(method or AdaTP(), Layouts.of([layout]), shape.layers)
+    plans = (method or AdaTP()).plans(Layouts.of([layout]), shape.layers)
     planned = serving_flops(plans, shape)[method is not None]
     eager.forget_prefixes()
     both, head = counted(eager, lambda: eager.answer(clip, ONE_TOKEN, method))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.cache import FeatureCache, cache_key
+from pipeline.cache import FeatureCache
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,16 +73,8 @@ def test_tensors_that_share_memory_come_back(cache: FeatureCache) -> None:
 
 def test_what_was_never_put_is_absent(cache: FeatureCache) -> None:
     assert cache.get("one") is None
-    assert cache.metadata("one") is None
     assert "one" not in cache
     assert cache.size_bytes == 0
-
-
-def test_metadata_comes_back_without_the_tensors(cache: FeatureCache) -> None:
-    cache.put("one", tensors(), {"video": "a.mp4"})
-    assert cache.metadata("one") == {"video": "a.mp4"}
-    cache.put("two", tensors())
-    assert cache.metadata("two") == {}
 
 
 def test_putting_again_replaces(cache: FeatureCache) -> None:
@@ -233,29 +225,3 @@ def test_the_checksums_name_is_taken(cache: FeatureCache) -> None:
 def test_the_bound_is_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_bytes must be positive, but got 0"):
         FeatureCache(tmp_path, 0)
-
-
-def test_a_key_depends_on_every_part_and_on_no_order() -> None:
-    key = cache_key(video="abc", model="m", encoder="e", frames=16)
-    assert key == cache_key(frames=16, encoder="e", model="m", video="abc")
-    assert len(key) == 64
-    changed = [
-        cache_key(video="abd", model="m", encoder="e", frames=16),
-        cache_key(video="abc", model="m2", encoder="e", frames=16),
-        cache_key(video="abc", model="m", encoder=None, frames=16),
-        cache_key(video="abc", model="m", encoder="e", frames=32),
-        cache_key(video="abc", model="m", encoder="e", frames="16"),
-        cache_key(video="abc", model="m", encoder="e"),
-    ]
-    assert len({key, *changed}) == 7
-    with pytest.raises(ValueError, match="at least one part"):
-        cache_key()
-
-
-def test_the_key_is_the_same_in_every_process() -> None:
-    script = "from pipeline.cache import cache_key; import sys\nprint(cache_key(video='abc', frames=16))\n"
-    script += "assert 'torch' not in sys.modules\n"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == cache_key(video="abc", frames=16)

@@ -14,8 +14,7 @@ import pytest
 import torch
 from transformers import modeling_flash_attention_utils as lookup
 
-from pipeline.methods import METHODS, AdaTP, FewerFrames, OneShot
-from pipeline.pruning import pruned
+from pipeline.methods import METHODS, AdaTP, FastV, FewerFrames
 from pipeline.question import Question
 from pipeline.runtime import Request
 from tests.checkpoints import scenes
@@ -111,20 +110,17 @@ def test_answers_are_those_of_sdpa(flash, requests, expected):
                 assert answer.option_logprobs == pytest.approx(wanted.option_logprobs, abs=5e-5)
 
 
-@pytest.mark.parametrize("method", [AdaTP(p=0.6), OneShot(0.3), FewerFrames(0.4)], ids=lambda one: one.name)
-def test_a_whole_prompt_and_its_continuation_are_those_of_sdpa(flash, clips, method, monkeypatch):
-    question = QUESTIONS[0]
-    inputs = flash.inputs(clips[0], question)
+@pytest.mark.parametrize("method", [AdaTP(p=0.6), FastV(0.3), FewerFrames(0.4)], ids=lambda one: one.name)
+def test_a_prompt_its_continuation_and_a_follow_up_are_those_of_sdpa(flash, clips, method, monkeypatch):
     found = []
     for backend in (BACKEND, "sdpa"):
         monkeypatch.setattr(flash.family.language_model.config, "_attn_implementation", backend)
-        with torch.no_grad(), pruned(flash, method, clips[0], question) as pruning:
-            said = flash.model.generate(**inputs, max_new_tokens=4, do_sample=False)
-            first = flash.model(**inputs)
-            again = flash.model(input_ids=torch.tensor([[20, 21, 22]]), past_key_values=first.past_key_values)
-        found.append((said.tolist(), [one.tolist() for one in pruning.tokens], first.logits, again.logits))
+        first = flash.prefill(clips[0], QUESTIONS[2], method)
+        said = flash.model.generate(**first.inputs, max_new_tokens=4, do_sample=False)
+        second = first.follow_up(said, "is the red ball on sea?")
+        found.append((said.tolist(), [one.tolist() for one in first.tokens], first.logits, second.logits))
     monkeypatch.setattr(flash.family.language_model.config, "_attn_implementation", BACKEND)
-    (said, tokens, first, again), other = found
+    (said, tokens, first, second), other = found
     assert (said, tokens) == other[:2]
     torch.testing.assert_close(first, other[2], **SAME)
-    torch.testing.assert_close(again, other[3], **SAME)
+    torch.testing.assert_close(second, other[3], **SAME)

@@ -15,8 +15,7 @@ from pipeline.flops import (
     visual_only_ratio,
 )
 from pipeline.layout import Layout, Layouts
-from pipeline.methods import METHODS, AdaTP, FewerFrames, OneShot
-from pipeline.plan import StudyPlans
+from pipeline.methods import METHODS, AdaTP, FastV, FewerFrames
 from tests.pipeline.test_plan import random_layout
 
 pytestmark = pytest.mark.quick
@@ -45,7 +44,7 @@ def test_published_tflops_of_fastv(keep, tera):
 
 
 def test_one_shot_plans_what_fastv_was_counted_with():
-    plan = OneShot(keep_ratio=0.25).plan(video_alone(1), 28)
+    plan = FastV(keep_ratio=0.25).plan(video_alone(1), 28)
     tokens = plan.tokens_per_layer(28, video_alone(1))
     assert prefill_flops(LLAVA_ONEVISION_7B, tokens) / 1e12 == pytest.approx(13.45, abs=0.005)
 
@@ -79,7 +78,7 @@ def test_share_of_flops_with_whole_tokens(segments, percent):
 
 def test_end_to_end_27_percent_becomes_about_40():
     layouts = Layouts.of([video_alone(8)])
-    plans = StudyPlans.of(AdaTP(p=0.85), layouts, 28)
+    plans = AdaTP(p=0.85).plans(layouts, 28)
     assert compute(plans, LLAVA_ONEVISION_7B).flops_ratio_end_to_end == pytest.approx(0.40, abs=0.01)
 
 
@@ -88,7 +87,7 @@ def test_counting_a_study_equals_counting_its_questions(name):
     random = np.random.default_rng(3)
     layouts = [random_layout(random) for _ in range(30)]
     method = METHODS[name]().with_ratio(0.5)
-    plans = StudyPlans.of(method, Layouts.of(layouts), 28)
+    plans = method.plans(Layouts.of(layouts), 28)
     shape = LLAVA_ONEVISION_7B
     assert flops_ratio(plans, layouts, shape) == flops_ratio(plans.plans(), layouts, shape)
     assert visual_only_ratio(plans, layouts, shape) == visual_only_ratio(plans.plans(), layouts, shape)
@@ -115,12 +114,12 @@ def test_scoring_is_counted_where_something_is_dropped_and_nowhere_else():
 def test_fewer_frames_save_in_the_vision_tower_and_need_no_aligned_encoder():
     layouts = Layouts.of([video_alone(1)])
     shape = LLAVA_ONEVISION_7B
-    half = compute(StudyPlans.of(FewerFrames(keep_ratio=0.5), layouts, 28), shape)
-    same_tokens = compute(StudyPlans.of(OneShot(keep_ratio=0.5), layouts, 28), shape)
+    half = compute(FewerFrames(keep_ratio=0.5).plans(layouts, 28), shape)
+    same_tokens = compute(FastV(keep_ratio=0.5).plans(layouts, 28), shape)
     assert half.flops_ratio_end_to_end < same_tokens.flops_ratio_end_to_end
-    everything = compute(StudyPlans.of(FewerFrames(keep_ratio=1.0), layouts, 28), shape)
+    everything = compute(FewerFrames(keep_ratio=1.0).plans(layouts, 28), shape)
     assert everything.flops_ratio_end_to_end == 1.0
-    assert compute(StudyPlans.of(AdaTP(p=1.0), layouts, 28), shape).flops_ratio_end_to_end > 1.0
+    assert compute(AdaTP(p=1.0).plans(layouts, 28), shape).flops_ratio_end_to_end > 1.0
 
 
 def test_counting_needs_one_number_per_layer():

@@ -7,8 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.flops import plan_flops, unpruned_flops
-from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
-from pipeline.pruning import pruned
+from pipeline.methods import AdaTP, FastV, FewerFrames, RandomTokens
 from tests.checkpoints import scenes
 from tests.pipeline.conftest import FRAMES
 
@@ -16,33 +15,34 @@ METHODS = [
     AdaTP(p=0.6),
     AdaTP(p=0.3, tau_s=0.5, tau_t=0.0),  # the later prunings drop nothing, and so score nothing
     AdaTP(p=0.8, score_query="mean", deduplicate="drop"),
-    OneShot(keep_ratio=0.3),
+    FastV(keep_ratio=0.3),
     RandomTokens(keep_ratio=0.3),
     FewerFrames(keep_ratio=0.4),
 ]
 
 
-@torch.no_grad()
-def counted(runtime, clip, question):
+def counted(runtime, clip, question, method=None):
     """Multiply-adds of a single-pass prefill without lm_head."""
     with FlopCounterMode(display=False) as counter:
-        runtime.model(**runtime.inputs(clip, question))
-    counts = counter.get_flop_counts()
-    (head,) = (sum(of.values()) for name, of in counts.items() if name.endswith("lm_head"))
-    return (counter.get_total_flops() - head) / 2
+        runtime.one_pass(clip, question, method)
+    return counter.get_total_flops() / 2 - runtime.family.lm_head.weight.numel()
 
 
 def test_unpruned_prefill(eager, clip, question):
     assert counted(eager, clip, question) == unpruned_flops(eager.layout(clip, question), eager.shape)
+    inputs = eager.inputs(clip, question)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        eager.model(**inputs, logits_to_keep=1)
+    head = eager.family.lm_head.weight.numel()
+    assert counter.get_total_flops() / 2 - head == unpruned_flops(eager.layout(clip, question), eager.shape)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}-{m.ratio}")
 def test_pruned_prefill_with_its_own_scoring(eager, clip, question, method):
-    layout = eager.layout(clip, question)
-    with pruned(eager, method, clip, question):
-        got = counted(eager, clip, question)
+    layout, shape = eager.layout(clip, question), eager.shape
     # Exactly, where 0.1 % is what the project promises.
-    assert got == plan_flops(method.plan(layout, 12), layout, eager.shape)
+    planned = plan_flops(method.plan(layout, shape.layers), layout, shape)
+    assert counted(eager, clip, question, method) == planned
 
 
 def test_vision_tower_and_projector(eager):

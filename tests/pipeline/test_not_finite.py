@@ -53,8 +53,8 @@ def test_among_several_questions_the_one_to_blame_is_named(runtime, clip, monkey
     asked = [Request(clip, Question(name, "what color?", OPTIONS), None) for name in "abc"]
     prefill = Pack._prefill
 
-    def second_is_nan(self):
-        hidden = prefill(self)
+    def second_is_nan(self, observe):
+        hidden = prefill(self, observe)
         hidden[1, 0] = float("nan")
         return hidden
 
@@ -69,7 +69,7 @@ def test_an_option_whose_logit_overflows_is_not_merely_improbable(checkpoints, c
     clip = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
     question = Question("q", "what color?", ("red", "blue"))
     with torch.inference_mode():
-        hidden = Pack(runtime.family, [runtime._asked(Request(clip, question, None))])._next.hidden[0]
+        hidden = Pack(runtime.family, [runtime._item(Request(clip, question, None))])._next.hidden[0]
     (word,) = runtime.family.answer_ids("blue")
     runtime.family.lm_head.weight.data[word] = -60_000 * hidden.sign()
     with pytest.raises(NotFiniteError, match="answer to question 'q'"):

@@ -8,16 +8,14 @@ from pipeline.errors import UnsupportedError
 from pipeline.methods import (
     AdaTP,
     AdaTPOneShot,
+    FastV,
     FastVid,
     FewerFrames,
-    OneShot,
     PyramidDrop,
     RandomTokens,
     VisionZip,
 )
-from pipeline.packing import Asked, Pack
-from pipeline.prefix import build_prefix
-from pipeline.pruning import pruned
+from pipeline.packing import Pack, PackItem, build_prefix
 from pipeline.question import Question
 from pipeline.runtime import Request, Runtime
 from tests.checkpoints import scenes
@@ -30,7 +28,7 @@ METHODS = [
     AdaTP(p=0.75, tau_t=0.0, alpha_boost=1.3, deduplicate="drop"),
     AdaTP(p=0.6, score_query="mean"),
     AdaTPOneShot(p=0.8),
-    OneShot(keep_ratio=0.3),
+    FastV(keep_ratio=0.3),
     PyramidDrop(keep_ratio=0.5),
     RandomTokens(keep_ratio=0.3),
     FewerFrames(keep_ratio=0.4),
@@ -141,18 +139,16 @@ def test_the_row_holds_the_planned_tokens_and_no_padding(runtime, clips, questio
 def test_a_split_prefill_equals_a_single_pass_up_to_rounding(request, which, clips, questions, method):
     runtime = request.getfixturevalue(which)
     clip, question = clips[0], questions[0]
-    with torch.no_grad(), pruned(runtime, method, clip, question) as single:
-        whole = runtime.model(**runtime.inputs(clip, question)).logits[0, -1].log_softmax(-1)
-    with torch.inference_mode():
-        pack = Pack(runtime.family, [runtime._asked(Request(clip, question, method))])
-    assert [a.tolist() for a in pack.tokens(0)] == [b.tolist() for b in single.tokens]
-    torch.testing.assert_close(pack._next.logprobs[0], whole, rtol=0, atol=TOLERANCE)
+    single = runtime.one_pass(clip, question, method)
+    split = runtime.prefill(clip, question, method)
+    assert [a.tolist() for a in split.tokens] == [b.tolist() for b in single.tokens(0)]
+    torch.testing.assert_close(split.logits, single.logits(0), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("method", [None, AdaTP(p=0.6)], ids=name)
 def test_reading_an_answer_changes_nothing(runtime, clips, questions, method):
     with torch.inference_mode():
-        pack = Pack(runtime.family, [runtime._asked(Request(clips[0], one, method)) for one in questions])
+        pack = Pack(runtime.family, [runtime._item(Request(clips[0], one, method)) for one in questions])
         texts = {i: [(7, 8, 9), (10,)] for i in range(5)}
         first = pack.score(texts)
         said = pack.greedy([4, 0], 5, ())
@@ -187,26 +183,21 @@ def test_an_attention_backend_nobody_tried_is_refused(runtime, clips, questions,
         runtime.answer(clips[0], questions[0], AdaTP(p=0.5))
 
 
-def test_a_prefix_that_ends_elsewhere_is_refused(runtime, clips, questions):
+def test_a_prefix_that_ends_after_the_first_pruning_is_refused(runtime, clips, questions):
     clip, question, method = clips[0], questions[0], AdaTP(p=0.5)
     layout, prompt = runtime.layout(clip, question), runtime._prompt(clip, question)
-    embeddings = torch.cat((runtime.family.embed(prompt.before), clip.features[None]), dim=1)
-    with torch.no_grad():
-        prefix = build_prefix(runtime.family, embeddings, 3)
-    asked = Asked(layout, prompt.after, prefix, method, method.plan(layout, 12))
+    prefix = build_prefix(runtime.family, prompt, clip.features, {}, 3)
+    item = PackItem(prompt, layout, prefix, method, method.plan(layout, 12))
     with pytest.raises(ValueError, match="ends before layer 3, but the plan begins before 2"):
-        Pack(runtime.family, [asked])
+        Pack(runtime.family, [item])
     with pytest.raises(ValueError, match="At least one question"):
         Pack(runtime.family, [])
 
 
 @pytest.mark.parametrize("layers", [0, 2, 12])
 def test_a_prefix_computed_twice_is_the_same_bit_for_bit(runtime, clips, questions, layers):
-    before = runtime._prompt(clips[0], questions[0]).before
-    embeddings = torch.cat((runtime.family.embed(before), clips[0].features[None]), dim=1)
-    with torch.no_grad():
-        first, second = (build_prefix(runtime.family, embeddings, layers) for _ in range(2))
-    assert not any(layer._forward_pre_hooks for layer in runtime.family.layers)
+    prompt = runtime._prompt(clips[0], questions[0])
+    first, second = (build_prefix(runtime.family, prompt, clips[0].features, {}, layers) for _ in range(2))
     assert len(first.keys) == len(first.values) == layers
     assert all(
         a.equal(b) for a, b in zip(first.keys + first.values, second.keys + second.values, strict=True)

@@ -3,7 +3,7 @@ import pytest
 
 from pipeline.layout import Layout, Layouts
 from pipeline.methods import METHODS, AdaTP, FewerFrames
-from pipeline.plan import StudyPlans, pruning_layers, unpruned_plan
+from pipeline.plan import pruning_layers, unpruned_plan
 
 pytestmark = pytest.mark.quick
 
@@ -54,7 +54,7 @@ def test_unpruned_plan_keeps_everything():
 def test_the_keys_of_a_study_are_those_of_its_plans(name, ratio):
     random = np.random.default_rng(7)
     layouts = [random_layout(random, frames) for frames in (1, 8, 8, 16)] * 2
-    plans = StudyPlans.of(METHODS[name]().with_ratio(ratio), Layouts.of(layouts), 28)
+    plans = METHODS[name]().with_ratio(ratio).plans(Layouts.of(layouts), 28)
     expected = tuple(None if plan.keeps_everything else plan.key() for plan in plans.plans())
     assert plans.keys() == expected
     assert ratio < 1 or set(expected) == {None}
@@ -65,7 +65,7 @@ def test_planning_a_study_equals_planning_its_questions_one_by_one(name):
     random = np.random.default_rng(1)
     layouts = [random_layout(random) for _ in range(40)]
     method = METHODS[name]().with_ratio(0.6)
-    together = StudyPlans.of(method, Layouts.of(layouts), 12).plans()
+    together = method.plans(Layouts.of(layouts), 12).plans()
     assert together == tuple(method.plan(layout, 12) for layout in layouts)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import pipeline
 from pipeline import video
 from pipeline.checkpoint import find_checkpoint
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UnsupportedError
 from pipeline.export_format import SCHEMA, VERSION
 from pipeline.methods import AdaTP, from_dict
 from pipeline.question import Question
@@ -283,3 +283,25 @@ def test_whatever_changes_an_answer_is_taken_from_the_file(tmp_path, exported, m
         "pooling": "bilinear",
         "allow_pickle": False,
     }
+
+
+def test_several_videos_in_one_prompt_are_refused_by_name(exported, tmp_path):
+    deployed = pipeline.load(write(tmp_path, exported))
+    with pytest.raises(UnsupportedError, match="A prompt holds one video, but got"):
+        deployed.answer(["a.mp4", "b.mp4"], "what color?")
+
+
+def test_a_mean_over_other_tokens_than_the_question_is_not_passed_off_as_one(exported, tmp_path):
+    """Before format 2 the mean went over the chat template and the time instruction as well."""
+    exported["selection"] |= {"score_query": "mean"}
+    with pytest.raises(PipelineError, match="mean over all tokens after the video"):
+        pipeline.load(write(tmp_path, exported | {"schema": "adatp-tuner/best/1"}))
+    assert pipeline.load(write(tmp_path, exported)).method.score_query == "mean"
+
+
+def test_a_question_is_read_for_generate_to_go_on_from(exported, tmp_path, file):
+    deployed = pipeline.load(write(tmp_path, exported))
+    first = deployed.prefill(file[0], "what color is the ring?")
+    out = deployed.runtime.model.generate(**first.inputs, max_new_tokens=16, do_sample=False)
+    said = deployed.runtime.family.tokenizer.decode(out[0, len(first.ids) :], skip_special_tokens=True)
+    assert said.strip() == deployed.answer(file[0], "what color is the ring?").text

@@ -12,13 +12,13 @@ from pipeline import runtime as runtime_module
 from pipeline.cache import FeatureCache
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import PipelineError, VideoError
-from pipeline.methods import AdaTP, FewerFrames, OneShot, RandomTokens
+from pipeline.methods import AdaTP, FastV, FewerFrames, RandomTokens
 from pipeline.question import Question
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
 from tests.pipeline.conftest import FRAMES
 
-METHODS = [AdaTP(p=0.6), OneShot(keep_ratio=0.3), RandomTokens(keep_ratio=0.3), FewerFrames(keep_ratio=0.4)]
+METHODS = [AdaTP(p=0.6), FastV(keep_ratio=0.3), RandomTokens(keep_ratio=0.3), FewerFrames(keep_ratio=0.4)]
 
 
 def load(checkpoints, **kwargs) -> Runtime:
@@ -37,7 +37,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("which", ["runtime", "eager"])
-@pytest.mark.parametrize("method", [None, AdaTP(p=1.0), OneShot(keep_ratio=1.0), FewerFrames(keep_ratio=1.0)])
+@pytest.mark.parametrize("method", [None, AdaTP(p=1.0), FastV(keep_ratio=1.0), FewerFrames(keep_ratio=1.0)])
 def test_keeping_everything_is_the_untouched_model_called_twice_bit_for_bit(request, which, clip, method):
     runtime = request.getfixturevalue(which)
     question = Question("q", "what color is the ring?", ("red", "blue", "green"))
@@ -75,14 +75,14 @@ def test_a_stored_prefix_and_a_recomputed_one_give_the_same_bits(runtime, clip, 
 def test_prefixes_are_built_once_per_clip_and_depth_within_a_bound(checkpoints, monkeypatch):
     built = []
     build = runtime_module.build_prefix
-    monkeypatch.setattr(runtime_module, "build_prefix", lambda *args: built.append(args[2]) or build(*args))
+    monkeypatch.setattr(runtime_module, "build_prefix", lambda *args: built.append(args[4]) or build(*args))
     runtime = load(checkpoints)
     clips = [runtime.encode_frames(scenes(FRAMES, seed=seed), np.arange(FRAMES)) for seed in range(3)]
     question = Question("q", "what color?", ("red", "blue"))
     for _ in range(2):
         for clip in clips:
             runtime.answer(clip, question, AdaTP(p=0.5))
-            runtime.answer(clip, question, OneShot())
+            runtime.answer(clip, question, FastV())
     assert built == [2, 2, 2]  # both prune before layer 2
 
     built.clear()
@@ -199,7 +199,7 @@ def test_fingerprints_are_equal_where_the_same_is_asked_and_only_there(checkpoin
     layout = runtime.layout(clip, question)
     print_of = runtime.fingerprint
     unpruned = print_of(None, layout)
-    assert unpruned == print_of(AdaTP(p=1.0), layout) == print_of(OneShot(keep_ratio=1.0), layout)
+    assert unpruned == print_of(AdaTP(p=1.0), layout) == print_of(FastV(keep_ratio=1.0), layout)
     # Below every threshold nothing is cut, whatever tau_s is: one plan, one answer.
     assert print_of(AdaTP(tau_s=0.6, p=0.6), layout) == print_of(AdaTP(tau_s=0.6, p=0.6, tau_t=0.4), layout)
     different = [
@@ -235,14 +235,14 @@ def test_an_answer_says_what_was_really_kept(runtime, clip, question, method):
 
 
 def test_keeping_other_than_planned_is_an_error(runtime, clip, question, monkeypatch):
-    prune = packing._Sequence.prune
+    prune = packing._Sequence._prune
 
     def lose_one(self, j, *part):
         stage = self.stages[j]
         object.__setattr__(stage, "take", stage.take[:-1])
         return prune(self, j, *part)
 
-    monkeypatch.setattr(packing._Sequence, "prune", lose_one)
+    monkeypatch.setattr(packing._Sequence, "_prune", lose_one)
     with pytest.raises(PipelineError, match=r"The plan keeps .* but the model kept"):
         runtime.answer(clip, question, AdaTP(p=0.5))
 
@@ -348,7 +348,7 @@ def test_a_gpu_keeps_the_planned_tokens(checkpoints, dtype, method):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("method", [AdaTP(p=0.6), AdaTP(p=0.6, score_query="mean"), OneShot()], ids=repr)
+@pytest.mark.parametrize("method", [AdaTP(p=0.6), AdaTP(p=0.6, score_query="mean"), FastV()], ids=repr)
 def test_pruning_never_waits_for_the_gpu(checkpoints, monkeypatch, method):
     def without_waiting(function):
         def run(*args):

@@ -9,7 +9,7 @@ from transformers import SiglipModel
 
 from pipeline import video
 from pipeline.cache import FeatureCache
-from pipeline.methods import AdaTP, OneShot, VisionZip
+from pipeline.methods import AdaTP, FastV, VisionZip
 from pipeline.question import Question
 from pipeline.runtime import Runtime
 from tests.checkpoints import Size, scenes, write_llava_video
@@ -69,8 +69,9 @@ def test_the_pooling_heads_attention_is_that_to_the_towers_own_output(runtime, s
 def test_patches_are_pooled_as_the_features_are(request, which):
     family = request.getfixturevalue(which).family
     encoded = family.encode_frames(scenes(3))
-    features = encoded.features[: 3 * family.cells].view(3, family.cells, -1)
     pooled = family.pool(family.model.model.multi_modal_projector(encoded.tower_features))
+    cells = pooled.shape[1]
+    features = encoded.features[: 3 * cells].view(3, cells, -1)
     if which == "runtime":
         torch.testing.assert_close(pooled, features)
         return
@@ -82,11 +83,12 @@ def test_patches_are_pooled_as_the_features_are(request, which):
 @pytest.mark.parametrize("which", ["runtime", "llava_video"])
 def test_a_clip_holds_one_value_per_token_in_float32(request, which):
     runtime = request.getfixturevalue(which)
-    saliency = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES)).saliency
+    clip = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
+    saliency = clip.saliency
     head = runtime.family.shape.vision.width // 4
     for name, width in zip(PARTS, ((), (), (head,)), strict=True):
         part = getattr(saliency, name)
-        assert part.shape == (FRAMES, runtime.family.cells, *width)
+        assert part.shape == (FRAMES, clip.cells, *width)
         assert part.dtype == torch.float32
         assert part.isfinite().all()
 
@@ -138,7 +140,7 @@ def test_answers_recorded_before_clips_held_it_are_found_again(runtime, clip, qu
     assert runtime.fingerprint(None, layout) == digest(asked, "unpruned")
     for method, options in (
         (AdaTP(p=0.6), "deduplicate=demote,relevance_norm=minmax,score_query=last"),
-        (OneShot(), ""),
+        (FastV(), ""),
     ):
         key = method.plan(layout, 12).key()
         assert runtime.fingerprint(method, layout) == digest(asked, method.name, key, options)

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import packing, pruning
+from pipeline import packing, scores
 from pipeline.errors import NotFiniteError
-from pipeline.merging import merge
-from pipeline.methods import METHODS, AdaTP, FastVid, OneShot, PyramidDrop, VisionZip
+from pipeline.merging import VisualTokens
+from pipeline.methods import METHODS, AdaTP, FastV, FastVid, PyramidDrop, VisionZip
 from pipeline.packing import Pack
-from pipeline.pruning import pruned, row_scores
 from pipeline.question import Question
 from pipeline.ranking import stages
 from pipeline.runtime import Request, Runtime
+from pipeline.scores import row_scores, without_autocast
 from tests.checkpoints import scenes
 from tests.pipeline.conftest import FRAMES
 
@@ -28,8 +28,9 @@ from tests.pipeline.conftest import FRAMES
 NEAR_TIE = 5e-3
 
 
-def exact(query, keys, scaling, columns):
+def exact(query, keys, scaling, columns, after=0):
     """Written out in float64: (columns,) mean over heads and rows of causal softmax rows."""
+    keys = keys[:, :, : keys.shape[2] - after]
     heads, rows = query.shape[1:3]
     keys = keys[0].double().repeat_interleave(heads // keys.shape[1], dim=0)
     n = keys.shape[1]
@@ -41,8 +42,9 @@ def exact(query, keys, scaling, columns):
     return mean[columns]
 
 
-def as_before(query, keys, scaling, columns):
+def as_before(query, keys, scaling, columns, after=0):
     """Multiplied in the model's own format and scaled afterwards: the wrong values."""
+    keys = keys[:, :, : keys.shape[2] - after]
     rows, (kv_heads, n, head) = query.shape[2], keys.shape[1:]
     logits = query.reshape(kv_heads, -1, head) @ keys[0].transpose(1, 2) * scaling
     logits = logits.view(-1, rows, n)
@@ -76,11 +78,11 @@ def with_common_part(common, dtype, rows=1, n=1500):
 @pytest.mark.parametrize("common", [1e4, 6.4e4, 1e5])
 def test_tokens_are_those_of_exact_scores_however_large_the_products(common, dtype, rows):
     query, keys = with_common_part(common, dtype, rows)
-    columns = slice(10, 1490)
+    columns = torch.arange(10, 1490)
     wanted = exact(query, keys, 64**-0.5, columns)
-    scores = row_scores(query, keys, 64**-0.5, columns)
-    assert scores.dtype == torch.float32
-    assert differing(scores, wanted, 370) == set()
+    found = row_scores(query, keys, 64**-0.5, columns)
+    assert found.dtype == torch.float32
+    assert differing(found, wanted, 370) == set()
     assert differing(as_before(query, keys, 64**-0.5, columns), wanted, 370)
 
 
@@ -88,20 +90,20 @@ def test_tokens_are_those_of_exact_scores_however_large_the_products(common, dty
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_does_not_reach_the_scores(dtype):
     query, keys = with_common_part(1e5, torch.float32)
-    wanted = row_scores(query, keys, 0.125, slice(0, 1500))
+    wanted = row_scores(query, keys, 0.125, torch.arange(0, 1500))
     with torch.autocast("cpu", dtype):
-        assert row_scores(query, keys, 0.125, slice(0, 1500)).equal(wanted)
+        assert row_scores(query, keys, 0.125, torch.arange(0, 1500)).equal(wanted)
 
 
 @pytest.mark.parametrize("method", [VisionZip(keep_ratio=0.4), FastVid(keep_ratio=0.4, segments=2)], ids=str)
 def test_autocast_does_not_reach_what_is_merged(runtime, clip, question, method):
     kept = []
-    hidden = torch.randn(1, clip.frames * clip.cells, 64, generator=torch.Generator().manual_seed(0)) + 100
+    hidden = torch.randn(clip.frames, clip.cells, 64, generator=torch.Generator().manual_seed(0)) + 100
     layout = runtime.layout(clip, question)
     (stage,) = stages(method.plan(layout, 12), layout, hidden.device)
     for enabled in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            kept.append(merge(method, stage, hidden, 0, clip.saliency))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), without_autocast(hidden.device):
+            kept.append(method.merge(stage, VisualTokens(hidden, clip.saliency)))
     assert kept[0].kept.equal(kept[1].kept)
     assert kept[0].hidden.equal(kept[1].hidden)
 
@@ -109,10 +111,12 @@ def test_autocast_does_not_reach_what_is_merged(runtime, clip, question, method)
 @pytest.mark.quick
 @pytest.mark.parametrize("bytes_at_a_time", [1, 8 * 1500 * 4 * 2, 2**30])
 def test_scores_of_many_rows_are_the_same_run_by_run(bytes_at_a_time, monkeypatch):
-    monkeypatch.setattr(pruning, "SCORE_BYTES", bytes_at_a_time)
+    monkeypatch.setattr(scores, "SCORE_BYTES", bytes_at_a_time)
     query, keys = with_common_part(0.0, torch.float32, rows=7)
-    scores = row_scores(query, keys, 0.125, slice(100, 1500))
-    torch.testing.assert_close(scores, exact(query, keys, 0.125, slice(100, 1500)).float(), rtol=1e-4, atol=0)
+    found = row_scores(query, keys, 0.125, torch.arange(100, 1500))
+    torch.testing.assert_close(
+        found, exact(query, keys, 0.125, torch.arange(100, 1500)).float(), rtol=1e-4, atol=0
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -135,7 +139,7 @@ def test_memory_for_scores_does_not_grow_with_the_rows(rows):
     query = torch.empty(1, 28, rows, 128, dtype=torch.bfloat16, device="meta")
     keys = torch.empty(1, 4, 6272, 128, dtype=torch.bfloat16, device="meta")
     with Largest() as largest:
-        assert row_scores(query, keys, 0.1, slice(14, 6000)).shape == (5986,)
+        assert row_scores(query, keys, 0.1, torch.arange(14, 6000)).shape == (5986,)
     assert largest.bytes <= 16 * 2**20
 
 
@@ -146,13 +150,13 @@ def test_one_head_that_is_not_a_number_leaves_no_scores(wrong, where):
     """A product of minus infinity would have the weight 0, which looks like a number."""
     query, keys = with_common_part(0.0, torch.float32, rows=3)
     (query if where == "query" else keys)[0, 1, 2, 0] = wrong
-    assert row_scores(query, keys, 0.125, slice(10, 50)).isnan().all()
+    assert row_scores(query, keys, 0.125, torch.arange(10, 50)).isnan().all()
 
 
 # -- in the model -------------------------------------------------------------------------------------------
 
 WHOLE = {"tau_s": -1.0, "deduplicate": "off"}  # one segment: the best-scored tokens of the whole video
-RANKED = [OneShot(keep_ratio=0.25), AdaTP(p=0.6, **WHOLE), AdaTP(p=0.7, **WHOLE, score_query="mean")]
+RANKED = [FastV(keep_ratio=0.25), AdaTP(p=0.6, **WHOLE), AdaTP(p=0.7, **WHOLE, score_query="mean")]
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16"])
@@ -178,18 +182,16 @@ def biased_clip(biased):
     return biased.encode_frames(scenes(FRAMES), np.arange(FRAMES) / 2)
 
 
-def packed(runtime, clip, question, method):
+def split(runtime, clip, question, method):
     with torch.inference_mode():
-        return Pack(runtime.family, [runtime._asked(Request(clip, question, method))]).tokens(0)
+        return Pack(runtime.family, [runtime._item(Request(clip, question, method))]).tokens(0)
 
 
-def hooked(runtime, clip, question, method):
-    with torch.no_grad(), pruned(runtime, method, clip, question) as pruning:
-        runtime.model(**runtime.inputs(clip, question))
-    return pruning.tokens
+def whole(runtime, clip, question, method):
+    return runtime.one_pass(clip, question, method).tokens(0)
 
 
-@pytest.mark.parametrize("way", [packed, hooked], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("way", [split, whole], ids=lambda one: one.__name__)
 @pytest.mark.parametrize("method", RANKED, ids=["last once", "last", "mean"])
 def test_a_model_with_large_biases_keeps_what_its_own_queries_and_keys_say(
     biased, biased_clip, question, method, way, monkeypatch
@@ -201,7 +203,6 @@ def test_a_model_with_large_biases_keeps_what_its_own_queries_and_keys_say(
         return row_scores(*values)
 
     monkeypatch.setattr(packing, "row_scores", noting)
-    monkeypatch.setattr(pruning, "row_scores", noting)
     every = torch.arange(biased_clip.frames * biased_clip.cells)
     tokens = [every, *way(biased, biased_clip, question, method)]
     ranked = [pair for pair in pairwise(tokens) if len(pair[1]) < len(pair[0])]
@@ -215,31 +216,24 @@ def test_a_model_with_large_biases_keeps_what_its_own_queries_and_keys_say(
     assert np.isfinite(biased.answer(biased_clip, question, method).option_logprobs).all()
 
 
-def generated(runtime, clip, question, method):
-    with pruned(runtime, method, clip, question):
-        runtime.model.generate(**runtime.inputs(clip, question), max_new_tokens=4, do_sample=False)
-        pytest.fail("A second token was said.")
-
-
 @pytest.fixture
 def nan_in_the_second_pruning(monkeypatch):
     """Scores of the second pruning are no numbers; all that the model computes is."""
     calls = []
 
-    def scores(*values):
+    def noted(*values):
         calls.append(1)
         found = row_scores(*values)
         return found * float("nan") if len(calls) == 2 else found
 
-    monkeypatch.setattr(packing, "row_scores", scores)
-    monkeypatch.setattr(pruning, "row_scores", scores)
+    monkeypatch.setattr(packing, "row_scores", noted)
 
 
 @pytest.mark.usefixtures("nan_in_the_second_pruning")
 @pytest.mark.parametrize(
     ("way", "method"),
     [
-        *((way, AdaTP(p=0.6)) for way in ("answer", "free", "tokens", "pruned", "generate")),
+        *((way, AdaTP(p=0.6)) for way in ("answer", "free", "tokens", "prefill")),
         ("answer", AdaTP(p=0.6, deduplicate="off")),
         ("answer", PyramidDrop(keep_ratio=0.5)),
     ],
@@ -248,7 +242,7 @@ def nan_in_the_second_pruning(monkeypatch):
 def test_ranking_by_what_is_not_a_number_is_an_error(runtime, clip, question, way, method):
     layer = 5 if isinstance(method, PyramidDrop) else 2
     asked = Question("q1", question.text) if way == "free" else question
-    ask = {"tokens": packed, "pruned": hooked, "generate": generated}.get(way, Runtime.answer)
+    ask = {"tokens": whole, "prefill": Runtime.prefill}.get(way, Runtime.answer)
     message = rf"attention of layer {layer} \(counted from 0\) for question 'q1' is not a finite number"
     with pytest.raises(NotFiniteError, match=message):
         ask(runtime, clip, asked, method)
@@ -315,7 +309,7 @@ def test_pruning_and_options_of_several_words_never_wait_for_the_device(
     monkeypatch.setattr(runtime.family.language_model.config, "_attn_implementation", attention)
     question = Question("q", "what color?", ("red", "dark blue", "top left of the scene"))
     texts = [runtime.family.answer_ids(option) for option in question.options]
-    asked = [runtime._asked(Request(clip, question, method)) for _ in range(2)]
+    asked = [runtime._item(Request(clip, question, method)) for _ in range(2)]
     within, outside, layers = Border(), Border(), []
 
     def watching(function):
@@ -326,7 +320,7 @@ def test_pruning_and_options_of_several_words_never_wait_for_the_device(
 
         return run
 
-    for owner, name in ((packing._Sequence, "prune"), (packing._Attention, "_attend")):
+    for owner, name in ((packing._Sequence, "before"), (packing._Attention, "_attend")):
         monkeypatch.setattr(owner, name, watching(getattr(owner, name)))
     with torch.inference_mode():
         pack = Pack(runtime.family, asked)

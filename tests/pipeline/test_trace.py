@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import NotFiniteError
 from pipeline.layout import Layout
-from pipeline.methods import METHODS, AdaTP, OneShot
+from pipeline.methods import METHODS, AdaTP, FastV
 from pipeline.runtime import Runtime
 from pipeline.trace import ATTENTION_LAYER, Grid, segments, trace
 from tests.pipeline.conftest import FRAMES
@@ -40,7 +40,7 @@ def test_a_frames_tokens_have_rows_and_columns(cells, grid):
     ).all()
 
 
-@pytest.mark.parametrize("method", [AdaTP(p=0.7, tau_s=0.9), OneShot(0.3)])
+@pytest.mark.parametrize("method", [AdaTP(p=0.7, tau_s=0.9), FastV(0.3)])
 def test_it_keeps_what_the_answer_kept(runtime, clip, question, method):
     seen = trace(runtime, clip, question, method)
     assert seen.kept == runtime.answer(clip, question, method).kept
@@ -52,7 +52,7 @@ def test_it_keeps_what_the_answer_kept(runtime, clip, question, method):
         assert (np.diff(tokens) > 0).all()
         before = tokens
     best = np.sort(np.argsort(-seen.attention, kind="stable")[: seen.kept[0]])
-    if isinstance(method, OneShot):
+    if isinstance(method, FastV):
         assert seen.tokens[0].tolist() == best.tolist()
 
 
@@ -78,13 +78,13 @@ def test_attention_that_is_not_a_number_is_an_error(checkpoints, clip, question)
     runtime = Runtime.load(str(checkpoints.model), text_encoder=str(checkpoints.siglip), frames=FRAMES)
     runtime.family.layers[ATTENTION_LAYER].self_attn.k_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(NotFiniteError, match=r"attention of layer 1 .* for question 'q1'"):
-        trace(runtime, clip, question, OneShot(0.3))
+        trace(runtime, clip, question, FastV(0.3))
 
 
 def test_a_plan_that_keeps_everything_is_asked_unpruned(runtime, clip, question):
     seen = trace(runtime, clip, question, AdaTP(p=1.0))
     assert (seen.layers, seen.tokens, seen.kept) == ((), (), ())
-    assert seen.attention == pytest.approx(trace(runtime, clip, question, OneShot(0.3)).attention, rel=1e-4)
+    assert seen.attention == pytest.approx(trace(runtime, clip, question, FastV(0.3)).attention, rel=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["minmax", "raw", "zscore"])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from pipeline import meter
+from pipeline import measure
 from pipeline.break_even import Serving
 from pipeline.errors import PipelineError
 from pipeline.flops import plan_flops, unpruned_flops
@@ -49,7 +49,7 @@ def measure_serving(
         if not seconds or time.monotonic() - began < PATIENCE:
             clip, question = evaluator.asked(one.id)
             try:
-                seconds.append(meter.serving_seconds(evaluator.runtime, clip, question, method))
+                seconds.append(measure.serving_seconds(evaluator.runtime, clip, question, method))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -61,7 +61,7 @@ def measure_serving(
         progress.message("torch.profiler's count was left out: its pass does not fit into memory.")
     baseline, best = zip(*seconds, strict=True)
     return MeasuredServing(
-        device=meter.device_name(evaluator.runtime),
+        device=measure.device_name(evaluator.runtime),
         questions=len(seconds),
         value_bytes=evaluator.runtime.family.dtype.itemsize,
         baseline=Serving.mean(baseline),
@@ -75,8 +75,8 @@ def _profiled(runtime: Runtime, clip: Clip, question: Question, method: Method) 
     try:
         return Profiled(
             question=question.id,
-            counted_baseline=meter.profiled_flops(runtime, clip, question, None),
-            counted_best=meter.profiled_flops(runtime, clip, question, method),
+            counted_baseline=measure.profiled_flops(runtime, clip, question, None),
+            counted_best=measure.profiled_flops(runtime, clip, question, method),
             planned_baseline=unpruned_flops(layout, shape),
             planned_best=plan_flops(method.plan(layout, shape.layers), layout, shape),
         )

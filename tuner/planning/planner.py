@@ -19,11 +19,11 @@ from pipeline.flops import (
     pruned_by_question,
     unpruned_by_question,
 )
+from pipeline.keep_ratio import Unreachable, solve_keep_ratio
 from pipeline.layout import FloatArray, IntArray, Layout, Layouts
 from pipeline.methods import AdaTP, Method, knobs
 from pipeline.plan import Plan, StudyPlans
 from pipeline.question import SCORING_VERSION
-from pipeline.solve import Unreachable, solve_p
 from tuner.records.measurements import MeasuredServing, ServingCost
 from tuner.records.schema import FINGERPRINT_DIGITS
 from tuner.records.values import StoredQuestion
@@ -98,7 +98,7 @@ class Planner:
         """Exact ratios for each split."""
         return Cost(
             {
-                split: compute(StudyPlans.of(method, layouts, self.shape.layers), self.shape)
+                split: compute(method.plans(layouts, self.shape.layers), self.shape)
                 for split, layouts in self._layouts.items()
             }
         )
@@ -106,7 +106,7 @@ class Planner:
     def binding_ratio(self, method: Method) -> float:
         """`cost(method).binding`, which the budget is compared with, without the other ratios."""
         return max(
-            flops_ratio(StudyPlans.of(method, layouts, self.shape.layers), layouts, self.shape)
+            flops_ratio(method.plans(layouts, self.shape.layers), layouts, self.shape)
             for layouts in self._layouts.values()
         )
 
@@ -114,7 +114,7 @@ class Planner:
         """The method with the largest keep ratio whose FLOPs ratio is at most `target` on every split."""
         solved: list[Method] = []
         for layouts in self._layouts.values():
-            one = solve_p(method, layouts, self.shape, target)
+            one = solve_keep_ratio(method, layouts, self.shape, target)
             if isinstance(one, Unreachable):
                 return Unreachable(
                     self.binding_ratio(method.with_ratio(knobs(method)[method.ratio_field].low))
@@ -153,7 +153,7 @@ class Planner:
         return "held_out" if "held_out" in self._layouts else "tune"
 
     def _plans(self, method: Method) -> StudyPlans:
-        return StudyPlans.of(method, self._layouts[self._measured_split], self.shape.layers)
+        return method.plans(self._layouts[self._measured_split], self.shape.layers)
 
     def fingerprints(self, method: Method | None, questions: Sequence[str] | None = None) -> tuple[str, ...]:
         """A fingerprint for each question of the study, in its order, or for each of these question ids."""
@@ -163,7 +163,7 @@ class Planner:
         layouts = self._all
         if questions is not None:
             layouts = Layouts.of([self._by_id[question].layout for question in questions])
-        return _fingerprints(self._base, method, StudyPlans.of(method, layouts, self.shape.layers).keys())
+        return _fingerprints(self._base, method, method.plans(layouts, self.shape.layers).keys())
 
     def variants(
         self, method: AdaTP, questions: Sequence[str], tau_s: FloatArray, tau_t: FloatArray
@@ -174,7 +174,7 @@ class Planner:
         """
         layouts = Layouts.of([self._by_id[question].layout for question in questions])
         partition = method.segments(layouts, tau_s).boosted_from(tau_t)
-        plans = StudyPlans.of(method, layouts, self.shape.layers, partition)
+        plans = method.plans(layouts, self.shape.layers, partition)
         return Variants(
             _fingerprints(self._base, method, plans.keys()), pruned_by_question(plans, self.shape)
         )

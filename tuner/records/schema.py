@@ -50,7 +50,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The last migration in `migrations/versions`: the tables below are what it leaves.
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 
 # Hexadecimal digits of a fingerprint: 128 bits of the pipeline's sha256, plenty for millions of answers.
 FINGERPRINT_DIGITS = 32
@@ -206,6 +206,8 @@ class StudyQuestionRow(Base):
     tags: Mapped[dict[str, Any]]
     text_before: Mapped[int]
     text_after: Mapped[int]
+    # Those of text_after that are the question itself; None where that was not recorded yet.
+    question_tokens: Mapped[int | None]
     # float64 (frames,), little-endian
     frame_relevance: Mapped[bytes] = mapped_column(LargeBinary)
 
@@ -401,7 +403,7 @@ class ServingRow(Base):
     study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
     # As in MeasuredRow.
     configuration: Mapped[str] = mapped_column(String(64))
-    # By `pipeline.meter.machine`, which is told without loading a model; `device` is what the model ran on.
+    # By `pipeline.measure.machine`, which is told without loading a model; `device` is what the model ran on.
     machine: Mapped[str] = mapped_column(String(200))
     device: Mapped[str] = mapped_column(Text)
     questions: Mapped[int]

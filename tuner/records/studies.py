@@ -278,6 +278,7 @@ class Studies(Connected):
                     "tags": dict(question.tags),
                     "text_before": question.layout.text_before,
                     "text_after": question.layout.text_after,
+                    "question_tokens": question.layout.question_tokens,
                     "frame_relevance": _floats(question.layout.frame_relevance),
                 }
                 for position, question in enumerate(study.questions)
@@ -364,6 +365,7 @@ def _stored_question(row: Any) -> StoredQuestion:
         text_after=row.text_after,
         frame_similarity=np.frombuffer(row.frame_similarity, dtype="<f8"),
         frame_relevance=np.frombuffer(row.frame_relevance, dtype="<f8"),
+        question_tokens=row.question_tokens,
     )
     return StoredQuestion(row.name, row.video, row.split, layout, row.tags)
 

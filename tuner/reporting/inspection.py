@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, VideoError
+from pipeline.keep_ratio import Unreachable
 from pipeline.layout import FloatArray, IntArray
-from pipeline.methods import AdaTP, Method, OneShot
-from pipeline.solve import Unreachable
+from pipeline.methods import AdaTP, FastV, Method
 from pipeline.trace import Segment, Trace, segments, trace
 from pipeline.video import read_frames
 from tuner.evaluation.evaluator import is_out_of_memory
@@ -197,7 +197,7 @@ def inspect(
         if card is not None:
             cards.append(card)
         progress.advanced()
-    one_shot = planner.solve(OneShot(), planner.binding_ratio(asker.method))
+    one_shot = planner.solve(FastV(), planner.binding_ratio(asker.method))
     bias = _bias(averaged, None if isinstance(one_shot, Unreachable) else one_shot, asker, progress)
     return Inspection(
         study=study.name,

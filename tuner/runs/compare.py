@@ -11,20 +11,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline import meter
+from pipeline import measure
 from pipeline.errors import PipelineError
+from pipeline.keep_ratio import Unreachable
 from pipeline.methods import (
     AdaTP,
     AdaTPOneShot,
+    FastV,
     FastVid,
     FewerFrames,
     Method,
-    OneShot,
     PyramidDrop,
     RandomTokens,
     VisionZip,
 )
-from pipeline.solve import Unreachable
 from tuner.errors import UserError
 from tuner.evaluation.evaluator import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
@@ -66,7 +66,7 @@ class Way:
 
 
 PEERS = (
-    Way("FastV", OneShot(), "one pruning before layer 2, by the last prompt token's attention"),
+    Way("FastV", FastV(), "one pruning before layer 2, by the last prompt token's attention"),
     Way("PyramidDrop", PyramidDrop(), "a pruning after each quarter of the layers, by attention"),
     Way("VisionZip", VisionZip(), "before the model: what the vision tower attends to, the rest merged"),
     Way("FastVID", FastVid(), "before the model: segments, salient tokens, the rest merged into anchors"),
@@ -253,12 +253,12 @@ def _timed(
         if not seconds or time.monotonic() - began < PATIENCE:
             clip, question = evaluator.asked(one)
             try:
-                seconds.append(meter.answer_seconds(evaluator.runtime, clip, question, (None, *methods)))
+                seconds.append(measure.answer_seconds(evaluator.runtime, clip, question, (None, *methods)))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 raise PipelineError("memory does not suffice.") from error
         progress.advanced()
     baseline, *means = (sum(column) / len(seconds) for column in zip(*seconds, strict=True))
-    device = meter.device_name(evaluator.runtime)
+    device = measure.device_name(evaluator.runtime)
     return [Timed(device, len(seconds), mean, baseline) for mean in means]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError, PipelineError
-from pipeline.meter import machine as machine_name
+from pipeline.measure import machine as machine_name
 from tuner.errors import UserError, disk_may_be_full
 from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
 from tuner.evaluation.evaluator import (

@@ -189,8 +189,7 @@ def _encode(
         return {}
     runtime = model.runtime
     family = runtime.family
-    if family.pooling is not None:
-        progress.message(pooled(family.pooling, family.checkpoint_pooling, family.cells))
+    said = family.pooling is None
     bad = {}
     progress.started("encoding", len(new))
     for video in new:
@@ -199,6 +198,9 @@ def _encode(
         except VideoError as error:
             bad[video.name] = str(error)
         else:
+            if family.pooling is not None and not said:
+                progress.message(pooled(family.pooling, family.checkpoint_pooling, clip.cells))
+                said = True
             hashes[video.name] = clip.content_hash
             layouts |= {question.id: runtime.layout(clip, question) for question in asked[video.name]}
         progress.advanced()

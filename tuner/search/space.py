@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.keep_ratio import Unreachable
 from pipeline.layout import FloatArray
 from pipeline.methods import KNOBS, AdaTP, choices, knobs
-from pipeline.solve import Unreachable
 from tuner.errors import UserError
 from tuner.planning.planner import Planner
 from tuner.records.values import Goal

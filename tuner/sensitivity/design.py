@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from pipeline.keep_ratio import Unreachable
 from pipeline.methods import AdaTP
-from pipeline.solve import Unreachable
 from tuner.planning.planner import Planner
 from tuner.search.space import Range, default_choices, knob_ranges, smallest_reachable
 from tuner.sensitivity.results import OutputName

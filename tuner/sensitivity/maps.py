@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.keep_ratio import Unreachable
 from pipeline.methods import AdaTP
-from pipeline.solve import Unreachable
 from tuner.planning.planner import Planner
 from tuner.search.space import Range
 from tuner.sensitivity.design import DesignSpace, Plane

@@ -70,7 +70,7 @@ class QuestionResult:
     option: int | None
     option_logprobs: tuple[float, ...] | None
     seconds: float
-    # As `pipeline.meter.PeakMemory` measures it; None where it could not.
+    # As `pipeline.measure.PeakMemory` measures it; None where it could not.
     peak_bytes: int | None = None
 
 

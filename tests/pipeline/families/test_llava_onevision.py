@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import find_checkpoint
-from pipeline.clip import Sampling
+from pipeline.clip import ClipShape
 from pipeline.errors import ModelError
 from pipeline.families import load_family
 from pipeline.flops import ModelShape
@@ -19,7 +19,7 @@ from pipeline.runtime import Runtime
 from tests.checkpoints import Size, scenes, write_checkpoints
 from tests.pipeline.conftest import FRAMES
 
-SAMPLING = Sampling(2.0, (0.0, 1.0))
+SHAPE = ClipShape(2.0, (0.0, 1.0), 4, 1)
 
 
 def load(folder):
@@ -37,7 +37,7 @@ def change_json(path, **changes):
 
 def test_sizes_come_from_the_configuration(runtime):
     family = runtime.family
-    assert (family.cells, family.trailing, family.applied_vision_layers) == (4, 1, 2)
+    assert family.applied_vision_layers == 2
     shape = family.shape
     assert shape == ModelShape(layers=12, hidden=64, kv_width=32, mlp_width=96, heads=4, vision=shape.vision)
     assert (shape.vision.patches, shape.vision.patch_inputs, shape.vision.layers) == (16, 192, 2)
@@ -83,7 +83,7 @@ def test_pixels_equal_those_of_the_checkpoints_own_processor(runtime, checkpoint
 
 
 def test_the_prompt_is_the_chat_template_cut_at_the_video(runtime):
-    prompt = runtime.family.prompt("what color?", SAMPLING)
+    prompt = runtime.family.prompt("what color?", SHAPE)
     tokens = runtime.family.tokenizer.convert_ids_to_tokens
     assert tokens(list(prompt.before)) == ["<|im_start|>", "user"]
     assert tokens(list(prompt.after)) == ["what", "color", "?", "<|im_end|>", "<|im_start|>", "assistant"]
@@ -98,7 +98,7 @@ def test_the_chat_template_is_found_wherever_checkpoints_keep_it(copy, where, ru
         (copy / where).write_text(template)
     if where == "tokenizer":
         change_json(copy / "tokenizer_config.json", chat_template=template)
-    assert load(copy).prompt("what color?", SAMPLING) == runtime.family.prompt("what color?", SAMPLING)
+    assert load(copy).prompt("what color?", SHAPE).ids == runtime.family.prompt("what color?", SHAPE).ids
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_code_that_comes_with_a_checkpoint_is_neither_run_nor_asked_about(copy, 
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
     (copy / "mine.py").write_text("raise SystemExit('run')\n")
     change_json(copy / "config.json", auto_map={"AutoConfig": "mine.Config", "AutoModel": "mine.Model"})
-    assert load(copy).cells  # what is known here needs no other code
+    assert load(copy).layers  # what is known here needs no other code
     change_json(
         copy / "tokenizer_config.json",
         tokenizer_class="MyTokenizer",
@@ -200,8 +200,7 @@ def test_of_several_chat_templates_the_default_is_taken(copy, runtime):
     (copy / "chat_template.json").write_text(
         json.dumps({"chat_template": {"default": template, "tool_use": "{{ messages }}"}})
     )
-    sampling = Sampling(1.0, (0.0,))
-    assert load(copy).prompt("what?", sampling) == runtime.family.prompt("what?", sampling)
+    assert load(copy).prompt("what?", SHAPE).ids == runtime.family.prompt("what?", SHAPE).ids
 
 
 def test_pooling_is_refused_where_there_is_one_way_only(checkpoints):

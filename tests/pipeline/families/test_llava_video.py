@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from pipeline.cache import FeatureCache
 from pipeline.checkpoint import find_checkpoint
-from pipeline.clip import Sampling
+from pipeline.clip import ClipShape
 from pipeline.errors import ModelError, UnsupportedError
 from pipeline.families import load_family
 from pipeline.flops import ModelShape, unpruned_flops
@@ -29,7 +29,7 @@ from tests.pipeline.conftest import FRAMES
 from tests.videos import moving_frames, write_video
 
 QUESTION = Question("q", "What color is the ring?", ("red", "dark blue"))
-SAMPLING = Sampling(4.25, (0.0, 1.5, 4.2083))
+SHAPE = ClipShape(4.25, (0.0, 1.5, 4.2083), 12, 0)
 
 
 def load(folder):
@@ -168,7 +168,7 @@ def test_a_newline_token_ends_each_row_and_nothing_follows_the_last_frame(runtim
     is_newline = (clip.features == newline).all(dim=1).reshape(FRAMES, 3, 4)
     assert is_newline[..., 3].all()
     assert not is_newline[..., :3].any()
-    assert (runtime.family.cells, runtime.family.trailing) == (12, 0)
+    assert (clip.cells, clip.trailing) == (12, 0)
 
 
 def test_the_published_grid_gives_182_tokens_a_frame_or_210(tmp_path):
@@ -198,7 +198,7 @@ def test_bilinear_pooling_gives_the_references_tokens(bilinear, paths, frames):
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
     patches = reference_tower(weights, pixels, layers=2, heads=4, patch=8)
     clip = bilinear.encode_frames(frames, np.arange(FRAMES))
-    assert (bilinear.family.cells, clip.features.shape) == (20, (FRAMES * 20, 64))  # rows of 4 and a newline
+    assert (clip.cells, clip.features.shape) == (20, (FRAMES * 20, 64))  # rows of 4 and a newline
     expected = reference_tokens(weights, patches, 7, "bilinear")
     torch.testing.assert_close(clip.features, expected, rtol=1e-4, atol=1e-4)
     assert np.isfinite(bilinear.answer(clip, QUESTION, AdaTP(p=0.6)).option_logprobs).all()
@@ -230,7 +230,6 @@ def test_pooling_is_the_checkpoints_unless_another_is_asked_for_and_part_of_the_
     paths = Checkpoints(copy, copy.parent / "siglip")
     average = load_runtime(paths, pooling="average")
     assert (average.family.pooling, average.family.checkpoint_pooling) == ("average", "bilinear")
-    assert average.family.cells == runtime.family.cells == 12
     assert average.identity == bilinear.identity
     assert average.encoding != bilinear.encoding
     assert load_runtime(paths, pooling="bilinear").encoding == bilinear.encoding
@@ -298,7 +297,7 @@ PROMPT = (
 
 
 def test_the_prompt_is_the_published_conversation_with_the_time_instruction(runtime):
-    prompt = runtime.family.prompt(QUESTION.text, SAMPLING)
+    prompt = runtime.family.prompt(QUESTION.text, SHAPE)
     decode = runtime.family.tokenizer.decode
     assert decode(list(prompt.before)) + "<image>" + decode(list(prompt.after)) == PROMPT
 
@@ -323,7 +322,7 @@ def test_a_model_trained_without_the_time_instruction_is_asked_without_it(tmp_pa
         family = load(
             write_llava_video(tmp_path / str(value), settings={"add_time_instruction": value}).model
         )
-        after = family.tokenizer.decode(list(family.prompt("What?", SAMPLING).after))
+        after = family.tokenizer.decode(list(family.prompt("What?", SHAPE).after))
         assert after == "\nWhat?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -440,7 +439,7 @@ def test_all_settings_that_are_not_supported_are_named_together(copy):
 
 def test_settings_that_say_what_is_done_anyway_may_be_missing(tmp_path):
     settings = {"mm_spatial_pool_mode": None, "mm_spatial_pool_stride": None, "add_faster_video": None}
-    assert load(write_llava_video(tmp_path, settings=settings).model).cells == 12
+    assert load(write_llava_video(tmp_path, settings=settings).model).pooling == "average"
 
 
 def test_a_llava_of_transformers_own_format_is_refused(copy):
@@ -500,12 +499,12 @@ def test_a_tokenizer_that_leaves_no_row_unused_is_refused(copy):
 def test_a_vision_tower_is_found_beside_the_model_or_by_its_whole_path(copy, paths):
     change_settings(copy, mm_vision_tower=str(paths.siglip))
     shutil.rmtree(copy.parent / "siglip")
-    assert load(copy).cells == 12
+    assert load(copy).pooling == "average"
 
 
 def test_of_the_vision_tower_nothing_but_its_settings_is_read(copy):
     (copy.parent / "siglip" / "model.safetensors").unlink()
-    assert load(copy).cells == 12
+    assert load(copy).pooling == "average"
 
 
 def test_a_vision_tower_that_is_not_there_is_named(copy):

@@ -40,8 +40,8 @@ def of_clip(runtime: Runtime, method: Method, clip: Clip, question: Question) ->
 
 @torch.no_grad()
 def by_hand(runtime: Runtime, method: Method, clip: Clip, question: Question) -> torch.Tensor:
-    """Log-probabilities after a prompt whose video is replaced before the decoder sees it: no hook, no
-    cache, nothing of pipeline.pruning or pipeline.packing.
+    """Log-probabilities after a prompt whose video is replaced before the decoder sees it: no cache, nothing
+    of pipeline.packing.
     """
     family, prompt = runtime.family, runtime._prompt(clip, question)
     kept, states = of_clip(runtime, method, clip, question)

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.layout import Layout, Layouts
 from pipeline.methods import AdaTP, AdaTPOneShot, to_dict
-from pipeline.plan import StudyPlans, pruning_layers
+from pipeline.plan import pruning_layers
 
 pytestmark = pytest.mark.quick
 
@@ -35,5 +35,5 @@ def test_a_boost_weighs_as_much_as_in_adatp():
 def test_its_answers_are_never_taken_for_adatps():
     assert to_dict(AdaTPOneShot(**KNOBS)) == {**to_dict(AdaTP(**KNOBS)), "method": "adatp_one_shot"}
     layouts = Layouts.of([LAYOUT])
-    keys = [StudyPlans.of(method(**KNOBS), layouts, 12).keys() for method in (AdaTP, AdaTPOneShot)]
+    keys = [method(**KNOBS).plans(layouts, 12).keys() for method in (AdaTP, AdaTPOneShot)]
     assert keys[0] != keys[1]

@@ -9,7 +9,6 @@ import torch
 
 from pipeline.layout import Layouts
 from pipeline.methods import FastVid
-from pipeline.pruning import pruned
 from tests.pipeline.methods.merging import by_hand, layout, merged, tokens
 
 
@@ -134,12 +133,20 @@ def test_values_that_mean_nothing_are_refused(fields):
 def test_the_model_reads_the_merged_tokens_at_their_own_positions(runtime, clip, question):
     method = FastVid(keep_ratio=0.5)
     expected = by_hand(runtime, method, clip, question)
-    with pruned(runtime, method, clip, question):
-        output = runtime.model(**runtime.inputs(clip, question), use_cache=True)
-        one_pass = output.logits[0, -1].log_softmax(dim=-1)
-        # A token that follows stands behind the whole prompt, not behind what is left of it.
-        dark, blue = runtime.family.answer_ids("dark blue")
-        after = runtime.model(torch.tensor([[dark]]), past_key_values=output.past_key_values).logits[0, -1]
+    prefill = runtime.prefill(clip, question, method)
+    one_pass = prefill.logits.log_softmax(dim=-1)
+    # A token that follows stands behind the whole prompt, not behind what is left of it.
+    assert prefill.next_position == len(runtime._prompt(clip, question).ids)
+    dark, blue = runtime.family.answer_ids("dark blue")
+    generated = runtime.model.generate(
+        **prefill.inputs,
+        max_new_tokens=2,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        prefix_allowed_tokens_fn=lambda *_: [dark],
+    )
+    after = generated.logits[1][0]
     torch.testing.assert_close(one_pass, expected, rtol=0, atol=2e-5)
     (red, _), (dark_blue, _) = (
         runtime.answer(clip, replace(question, options=options), method).option_logprobs

@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from pipeline.flops import layer_flops
+from pipeline.keep_ratio import Unreachable, solve_keep_ratio
 from pipeline.layout import Layout, Layouts
 from pipeline.methods import PyramidDrop
 from pipeline.methods.pyramid_drop import stage_borders
-from pipeline.plan import StudyPlans
 from pipeline.ranking import stages
-from pipeline.solve import Unreachable, solve_p
 from tests.tuner.fakes import SHAPE
 
 pytestmark = pytest.mark.quick
@@ -62,12 +61,12 @@ def test_the_best_of_what_is_left_stays():
 
 def test_the_ratio_is_solved_for_a_budget_down_to_the_first_quarter():
     layouts = Layouts.of([layout(16, 16)])
-    solved = solve_p(PyramidDrop(), layouts, SHAPE, 0.45)
+    solved = solve_keep_ratio(PyramidDrop(), layouts, SHAPE, 0.45)
     assert isinstance(solved, PyramidDrop)
-    plans = StudyPlans.of(solved, layouts, SHAPE.layers)
+    plans = solved.plans(layouts, SHAPE.layers)
     kept = plans.visual_by_stage[:, 0]
     tokens = np.repeat(kept, 3) + layouts.text[0]
     assert sum(layer_flops(SHAPE, n) for n in tokens) <= 0.45 * 12 * layer_flops(SHAPE, 256 + 9)
-    found = solve_p(PyramidDrop(), layouts, SHAPE, 0.2)
+    found = solve_keep_ratio(PyramidDrop(), layouts, SHAPE, 0.2)
     assert isinstance(found, Unreachable)
     assert 0.25 < found.smallest < 0.3

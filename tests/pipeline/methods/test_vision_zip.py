@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from pipeline.methods import VisionZip
-from pipeline.pruning import pruned
 from tests.pipeline.methods.merging import by_hand, layout, merged, tokens
 
 
@@ -74,8 +73,7 @@ def test_a_share_that_is_none_is_refused(value):
 def test_the_model_reads_the_merged_tokens_renumbered(runtime, clip, question):
     method = VisionZip(keep_ratio=0.5, contextual=0.4)
     expected = by_hand(runtime, method, clip, question)
-    with pruned(runtime, method, clip, question):
-        one_pass = runtime.model(**runtime.inputs(clip, question)).logits[0, -1].log_softmax(dim=-1)
+    one_pass = runtime.one_pass(clip, question, method).logits(0).log_softmax(dim=-1)
     torch.testing.assert_close(one_pass, expected, rtol=0, atol=2e-5)
     (red,) = runtime.family.answer_ids("red")
     asked = replace(question, options=("red", "yellow"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.methods import AdaTP, OneShot
+from pipeline.methods import AdaTP, FastV
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
 from tuner.evaluation.loop import Loop
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.quick
 
 STUDY = make_study()
 PLANNER = make_planner(STUDY)
-PEER = Configuration.from_method(OneShot(keep_ratio=0.2))
+PEER = Configuration.from_method(FastV(keep_ratio=0.2))
 SEGMENTED = Configuration.from_method(AdaTP(tau_s=0.7, p=0.5))
 TUNE = [one.id for one in STUDY.questions_of("tune")]
 HELD_OUT = [one.id for one in STUDY.questions_of("held_out")]

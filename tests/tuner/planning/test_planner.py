@@ -10,7 +10,6 @@ import pytest
 from pipeline.flops import pruned_by_question
 from pipeline.layout import Layouts
 from pipeline.methods import AdaTP
-from pipeline.plan import StudyPlans
 from tests.tuner.fakes import SHAPE, make_planner, make_study
 
 pytestmark = pytest.mark.quick
@@ -23,7 +22,7 @@ def test_measured_questions_are_held_out_and_spread_over_their_flops_from_the_me
     planner = make_planner(make_study())
     held_out = [one for one in planner.questions if one.split == "held_out"]
     layouts = Layouts.of([one.layout for one in held_out])
-    flops = pruned_by_question(StudyPlans.of(METHOD, layouts, SHAPE.layers), SHAPE)
+    flops = pruned_by_question(METHOD.plans(layouts, SHAPE.layers), SHAPE)
     by_id = dict(zip([one.id for one in held_out], flops.tolist(), strict=True))
     chosen = [by_id[one.id] for one in planner.spread(METHOD, size)]
     assert chosen[0] == np.quantile(flops, 0.5, method="higher")

@@ -12,7 +12,7 @@ from sqlalchemy import delete
 
 from pipeline.flops import LLAVA_ONEVISION_7B, chunk_flops, layer_flops, plan_flops, unpruned_flops
 from pipeline.layout import Layout
-from pipeline.methods import AdaTP, FewerFrames, OneShot
+from pipeline.methods import AdaTP, FastV, FewerFrames
 from pipeline.plan import pruning_layers
 from tests.benchmarks.study_cost import at_7b, driver_time, planned, planned_cost, solved
 from tests.tuner.fakes import BASE, SHAPE, FakeEvaluator, make_loop, make_planner, make_study, open_store
@@ -213,7 +213,7 @@ def test_the_noise_floor_is_a_second_baseline_without_its_encoding(store: Store)
 
 @quick
 def test_a_method_measured_beside_is_counted_at_its_own_layers(tmp_path: Path) -> None:
-    for method in (OneShot(keep_ratio=0.5), FewerFrames(keep_ratio=0.5)):
+    for method in (FastV(keep_ratio=0.5), FewerFrames(keep_ratio=0.5)):
         with open_store(tmp_path / f"{method.name}.db", STUDY) as store:
             measured = [Configuration.from_method(method)]
             InProcessExecutor(FakeEvaluator(STUDY)).run(AdHocLoop(STUDY, store, PLANNER, measure=measured))

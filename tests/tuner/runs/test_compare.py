@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import meter
+from pipeline import measure
 from pipeline.errors import PipelineError
-from pipeline.methods import METHODS, AdaTP, AdaTPOneShot, Method, OneShot
+from pipeline.methods import METHODS, AdaTP, AdaTPOneShot, FastV, Method
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
 from tests.summaries import make_held_out
@@ -145,7 +145,7 @@ def made_up() -> Comparison:
         baseline_cost=AnswerCost(0.03),
         rows=(
             Compared("AdaTP, tuned", make_held_out(configuration(TUNED), 0.89), "about it", timed),
-            Compared("FastV", make_held_out(configuration(OneShot()), 0.8), "[FastV]"),
+            Compared("FastV", make_held_out(configuration(FastV()), 0.8), "[FastV]"),
         ),
         unreachable={"PyramidDrop": 0.3123},
     )
@@ -249,7 +249,7 @@ def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are made up: what is tested is something else."""
-    monkeypatch.setattr(meter, "answer_seconds", lambda *given: tuple(1.0 for _ in given[3]))
+    monkeypatch.setattr(measure, "answer_seconds", lambda *given: tuple(1.0 for _ in given[3]))
     monkeypatch.setattr(Session, "measure_serving", lambda *_: None)
 
 
@@ -305,7 +305,7 @@ def test_times_that_cannot_be_measured_end_nothing(
         raise PipelineError("memory does not suffice.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(meter, "answer_seconds", fail)
+        patch.setattr(measure, "answer_seconds", fail)
         found = compare(study, OPTIONS)
     assert all(one.timed is None for one in found.rows)
     # The same command measures them.

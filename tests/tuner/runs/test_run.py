@@ -235,7 +235,7 @@ def test_costs_that_cannot_be_measured_end_no_run(
     progress = Recorder()
     progress.message = told.append  # type: ignore[method-assign]
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.meter.serving_seconds", failure)
+        patch.setattr("pipeline.measure.serving_seconds", failure)
         summary = run(study, OPTIONS, progress)
     assert summary.best_held_out is not None
     assert summary.serving is not None
@@ -253,7 +253,7 @@ def test_ctrl_c_while_costs_are_measured_loses_nothing_else(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.meter.serving_seconds", stopped)
+        patch.setattr("pipeline.measure.serving_seconds", stopped)
         with pytest.raises(InterruptedRunError, match="the same command measures it"):
             run(study, OPTIONS)
     progress = Recorder()
@@ -264,7 +264,7 @@ def test_ctrl_c_while_costs_are_measured_loses_nothing_else(
 
 
 def test_a_profile_too_large_for_memory_is_left_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.meter.profiled_flops", out_of_memory)
+    monkeypatch.setattr("pipeline.measure.profiled_flops", out_of_memory)
     summary = run(study, replace(OPTIONS, trials=1))
     assert summary.serving is not None
     assert summary.serving.measured is not None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.methods import KNOBS, AdaTP, OneShot
+from pipeline.methods import KNOBS, AdaTP, FastV
 from tests.tuner.fakes import make_planner, make_study
 from tuner.errors import UserError
 from tuner.planning.planner import Planner
@@ -261,7 +261,7 @@ def test_more_compute_for_the_same_other_knobs(planner: Planner) -> None:
     capped = SearchSpace(planner, Search(bounds=(("p", (0.3, 0.6)),)), BUDGET)
     assert capped.above(best, 0.9).configuration.get("p") == 0.6
     with pytest.raises(TypeError, match="one_shot"):
-        space.above(Configuration.from_method(OneShot(0.1)), 0.5)
+        space.above(Configuration.from_method(FastV(0.1)), 0.5)
 
 
 def test_gamma_cap_is_never_below_p(planner: Planner) -> None:
@@ -306,7 +306,7 @@ def test_the_budget_holds_on_both_parts(planner: Planner) -> None:
 def test_what_lies_outside_of_a_space_has_no_point_in_it(planner: Planner) -> None:
     space = SearchSpace(planner, Search(), BUDGET)
     assert space.point(Configuration.from_method(AdaTP()), BUDGET + 0.1) is None
-    assert space.point(Configuration.from_method(OneShot(0.1)), BUDGET) is None
+    assert space.point(Configuration.from_method(FastV(0.1)), BUDGET) is None
     assert space.point(Configuration.from_method(AdaTP(deduplicate="off")), BUDGET) is None
 
 

@@ -1,18 +1,17 @@
-"""What answering takes, measured: memory, the matrix products torch counts, seconds of what a server does.
+"""What answering takes, measured: the matrix products torch counts, seconds of what a server does.
 
 Nothing here changes an answer. The analytic counterparts are `pipeline.flops` and `pipeline.break_even`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from pipeline.break_even import Serving
 
@@ -28,72 +27,9 @@ REPEATS = 5  # timed calls, of which the median counts
 TURNS = 3  # of methods that are timed side by side
 PATIENCE = 1.0  # seconds after which a call is not repeated any more
 
-_PROCESS = Path("/proc/self")
-_RESIDENT = re.compile(rb"^VmRSS:\s+(\d+) kB", re.MULTILINE)
-_HIGHEST = re.compile(rb"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
 # What torch.profiler counts and a decoder layer's cost consists of; a linear layer is one of them.
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
-
-
-class PeakMemory:
-    """Memory that the block added at its highest, over what was held when it began. Not to be nested.
-
-        with PeakMemory(device) as peak:
-            ...
-        peak.bytes  # None where neither measure is there
-
-    On CUDA these are bytes of live tensors (`max_memory_allocated` less `memory_allocated` before): exact.
-    On a CPU under Linux they are resident pages of the whole process, other threads included (the kernel's
-    highest resident set, reset at the beginning, less the resident set then). Allocators keep freed pages, so
-    work like that before it finds its pages resident and adds little or nothing: the CPU figure tells what
-    the process had to grow by, not what a fresh process would need, and single answers compare only roughly.
-    Resetting also lowers what other readers of the process's highest resident set see. 0.1 to 0.3 ms a block.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before: int | None = None
-        self.bytes: int | None = None
-
-    def __enter__(self) -> Self:
-        if self._device.type == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._before = torch.cuda.memory_allocated(self._device)
-        elif self._device.type == "cpu":
-            self._before = _reset_highest()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is None:
-            return
-        if self._device.type == "cuda":
-            import torch
-
-            highest: int | None = torch.cuda.max_memory_allocated(self._device)
-        else:
-            highest = _status(_HIGHEST)
-        self.bytes = None if highest is None else max(0, highest - self._before)
-
-
-def _reset_highest() -> int | None:
-    """The resident set now, from where the kernel counts its highest anew; None where it cannot."""
-    try:
-        (_PROCESS / "clear_refs").write_bytes(b"5")
-    except OSError:
-        return None
-    return _status(_RESIDENT)
-
-
-def _status(pattern: re.Pattern[bytes]) -> int | None:
-    """A size of this process in bytes; None where the system does not tell."""
-    try:
-        found = pattern.search((_PROCESS / "status").read_bytes())
-    except OSError:
-        return None
-    return None if found is None else 1024 * int(found[1])
 
 
 def machine(*, gpu: bool, threads: int) -> str:
@@ -126,10 +62,6 @@ def device_name(runtime: Runtime) -> str:
     return machine(gpu=False, threads=torch.get_num_threads()) if device.type == "cpu" else device.type
 
 
-class _BeforeHead(Exception):  # noqa: N818 -- a signal, not an error
-    """Raised before lm_head, which no count of ours includes."""
-
-
 def profiled_flops(runtime: Runtime, clip: Clip, question: Question, method: Method | None) -> int:
     """Multiply-adds of one prefill in a single pass as torch.profiler counts them, lm_head left out.
 
@@ -140,44 +72,22 @@ def profiled_flops(runtime: Runtime, clip: Clip, question: Question, method: Met
     """
     # Read when the profiler first starts: it would write two lines for every use of it.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.profiler import ProfilerActivity, profile
 
-    from pipeline.pruning import attached
-
-    family = runtime.family
-    inputs = runtime.inputs(clip, question)
-    config = family.language_model.config
+    config = runtime.family.language_model.config
     backend = config._attn_implementation
-
-    def stop(*_: Any) -> None:
-        raise _BeforeHead
-
-    def prefill() -> None:
-        with contextlib.suppress(_BeforeHead):
-            runtime.model(**inputs)
-
-    hook = family.lm_head.register_forward_pre_hook(stop)
     config._attn_implementation = "sdpa"
     try:
         with (
-            torch.inference_mode(),
             sdpa_kernel(SDPBackend.MATH),
             profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler,
         ):
-            if method is None:
-                prefill()
-            else:
-                saliency = clip.saliency if method.merges else None
-                layout = runtime.layout(clip, question)
-                with attached(family, method, layout, seed=question.id, saliency=saliency):
-                    prefill()
+            runtime.one_pass(clip, question, method)
     finally:
         config._attn_implementation = backend
-        hook.remove()
     counted = sum(int(one.flops or 0) for one in profiler.events() or () if one.name in _PRODUCTS)
-    return counted // 2
+    return counted // 2 - int(runtime.family.lm_head.weight.numel())  # read for the last token alone
 
 
 def serving_seconds(

@@ -6,24 +6,19 @@ In records it is "one_shot": the name its answers are known by.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from pipeline.layout import Layouts
-from pipeline.methods.base import Counts, Method, Partition, keep_count, knob
-from pipeline.plan import ScoreRows
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.ranking import Stage
+from pipeline.methods.base import Method, keep_count, knob
+from pipeline.plan import Counts, Partition, ScoreRows
 
 PRUNED_LAYER = 2  # FastV's K: scores from layer 1, counted from 0, drop tokens before layer 2
 
 
 @dataclass(frozen=True)
-class OneShot(Method):
+class FastV(Method):
     """Keeps a share of the visual tokens by the last prompt token's attention in layer 1 (mean over heads),
     once, before layer 2.
     """
@@ -41,15 +36,6 @@ class OneShot(Method):
     def count(self, layouts: Layouts, partition: Partition, num_layers: int) -> Counts:
         """ceil(keep_ratio n), once."""
         return one_pruning(partition, num_layers, self.keep_ratio)
-
-    def select(
-        self, stage: Stage, scores: torch.Tensor | None, tokens: torch.Tensor, seed: str
-    ) -> torch.Tensor:
-        """The best-scored tokens of the whole video."""
-        from pipeline.ranking import best_in_groups
-
-        assert scores is not None
-        return best_in_groups(stage, scores, tokens, debias=False)
 
 
 def one_pruning(partition: Partition, num_layers: int, ratio: float) -> Counts:

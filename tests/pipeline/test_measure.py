@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline import meter
+from pipeline import measure, peak_memory
 from pipeline.flops import plan_flops, unpruned_flops
-from pipeline.meter import PeakMemory, answer_seconds, machine, profiled_flops, serving_seconds
-from pipeline.methods import AdaTP, FewerFrames, OneShot
-from pipeline.pruning import BACKENDS
+from pipeline.measure import answer_seconds, machine, profiled_flops, serving_seconds
+from pipeline.methods import AdaTP, FastV, FewerFrames
+from pipeline.packing import BACKENDS
+from pipeline.peak_memory import PeakMemory
 from tests.checkpoints import scenes
 from tests.videos import write_video
 
@@ -22,7 +23,7 @@ MIB = 2**20
 
 
 def linux() -> bool:
-    return meter._reset_highest() is not None
+    return peak_memory._reset_highest() is not None
 
 
 @pytest.mark.skipif(not linux(), reason="this system does not tell a process's highest resident set")
@@ -49,7 +50,7 @@ def test_memory_held_before_does_not_count():
 
 @pytest.mark.quick
 def test_where_the_system_does_not_tell_there_is_no_figure(monkeypatch, tmp_path):
-    monkeypatch.setattr(meter, "_PROCESS", tmp_path / "nothing")
+    monkeypatch.setattr(peak_memory, "_PROCESS", tmp_path / "nothing")
     with PeakMemory(torch.device("cpu")) as peak:
         pass
     assert peak.bytes is None
@@ -76,7 +77,7 @@ def test_every_answer_says_what_memory_it_added(runtime, clip, question):
 
 @pytest.mark.parametrize(
     "method",
-    [None, AdaTP(p=0.6), AdaTP(p=0.8, score_query="mean", deduplicate="drop"), OneShot(0.3), AdaTP(p=1.0)],
+    [None, AdaTP(p=0.6), AdaTP(p=0.8, score_query="mean", deduplicate="drop"), FastV(0.3), AdaTP(p=1.0)],
     ids=str,
 )
 @pytest.mark.parametrize("which", ["runtime", "eager"])
@@ -115,8 +116,8 @@ def test_the_parts_a_server_pays_for_are_timed_apart(runtime, question, tmp_path
 
 def test_a_slow_call_is_timed_once_after_its_warming_up(monkeypatch):
     calls = []
-    monkeypatch.setattr(meter, "PATIENCE", 0.0)
-    meter._seconds(torch.device("cpu"), lambda: calls.append(1))
+    monkeypatch.setattr(measure, "PATIENCE", 0.0)
+    measure._seconds(torch.device("cpu"), lambda: calls.append(1))
     assert len(calls) == 2
 
 
@@ -148,7 +149,7 @@ def test_methods_timed_side_by_side_take_turns_and_start_from_nothing():
 @pytest.mark.quick
 def test_slow_methods_have_one_turn(monkeypatch):
     asked = Asked()
-    monkeypatch.setattr(meter, "PATIENCE", 0.0)
+    monkeypatch.setattr(measure, "PATIENCE", 0.0)
     answer_seconds(asked, None, None, (None, "one"))
     assert asked.calls[1::2] == [None, "one", None, "one"]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pipeline.flops import ModelShape, flops_ratio
 from pipeline.layout import Layout, Layouts
 from pipeline.methods.base import Method, knobs
-from pipeline.plan import StudyPlans
 
 STEPS = 25  # bisections: the ratio is known to 3e-8, finer than it is written
 DECIMALS = 6
@@ -22,7 +21,7 @@ class Unreachable:
     smallest: float
 
 
-def solve_p(
+def solve_keep_ratio(
     method: Method, layouts: Layouts | Sequence[Layout], shape: ModelShape, target: float
 ) -> Method | Unreachable:
     """The method with the largest ratio (its `ratio_field`) whose flops_ratio over all questions is <=
@@ -39,7 +38,7 @@ def solve_p(
     partition = method.partition(layouts)
 
     def ratio_at(value: float) -> float:
-        plans = StudyPlans.of(method.with_ratio(value), layouts, shape.layers, partition)
+        plans = method.with_ratio(value).plans(layouts, shape.layers, partition)
         return flops_ratio(plans, layouts, shape)
 
     searched = knobs(method)[method.ratio_field]
@@ -63,4 +62,4 @@ def smallest_ratio(method: Method, layouts: Layouts | Sequence[Layout], shape: M
     """The flops_ratio at the lower end of the method's searched range, its other fields as they are."""
     layouts = Layouts.of(layouts)
     least = method.with_ratio(knobs(method)[method.ratio_field].low)
-    return flops_ratio(StudyPlans.of(least, layouts, shape.layers), layouts, shape)
+    return flops_ratio(least.plans(layouts, shape.layers), layouts, shape)
