@@ -42,7 +42,6 @@ PACKED = "adatp_packed"
 
 # Keys and values of one question, by layer: (1, H, tokens, head). Tensors in it are never written to.
 KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
-Rotary = tuple[torch.Tensor, torch.Tensor]  # (cos, sin), each (..., tokens, head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +123,16 @@ class _Sequence:
             part.score_rows = self._question if rows == "question" else slice(-1, None)
             part.score_columns = self.visual
 
-    def before(self, layer: int, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, Rotary]:
+    def before(
+        self, layer: int, hidden: torch.Tensor, rotary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """This question's part of the row before `layer`: the stored prefix joins it, or tokens leave."""
         if layer == self.joins_at:
             prefix = self.item.prefix
             assert prefix.hidden is not None
-            assert prefix.cos is not None
-            assert prefix.sin is not None
+            assert prefix.rotary is not None
             hidden = torch.cat((prefix.hidden, hidden), dim=1)
-            rotary = torch.cat((prefix.cos, rotary[0]), dim=-2), torch.cat((prefix.sin, rotary[1]), dim=-2)
+            rotary = torch.cat((prefix.rotary, rotary), dim=-2)
             self.joined = True
         j = self.stage_at.get(layer)
         if j is not None:
@@ -140,7 +140,7 @@ class _Sequence:
         self.part.pieces = (hidden.shape[1],)
         return hidden, rotary
 
-    def _prune(self, j: int, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, Rotary]:
+    def _prune(self, j: int, hidden: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The j-th pruning: hidden (1, n, D) and its rotary embeddings without the dropped tokens."""
         item, stage, scores = self.item, self.stages[j], self.part.scores
         self.part.scores = None
@@ -164,16 +164,17 @@ class _Sequence:
             chosen = item.method.select(stage, scores, left, item.question)
         self.tokens.append(left[chosen])
         kept = self.visual[chosen]
-        rows = torch.cat((self.text, kept)).sort().values
+        rows, order = torch.cat((self.text, kept)).sort()
         places = rows
         if self.compact:  # positions count up through what is kept of the prefix
             every, after = torch.arange(hidden.shape[1], device=hidden.device), len(item.prompt.after)
             places = torch.cat((every[: rows.shape[0] - after], every[-after:]))
-        self.visual, self.text = torch.searchsorted(rows, kept), torch.searchsorted(rows, self.text)
+        moved, text = order.argsort(), self.text.shape[0]  # where each of them stands from now on
+        self.text, self.visual = moved[:text], moved[text:]
         hidden = hidden.index_select(1, rows)
         if merged is not None:
             hidden.index_copy_(1, self.visual, merged[None])
-        return hidden, (rotary[0].index_select(-2, places), rotary[1].index_select(-2, places))
+        return hidden, rotary.index_select(-2, places)
 
 
 class Pack:
@@ -260,21 +261,19 @@ class Pack:
         last: torch.Tensor = family.language_model.norm(hidden[0, ends.to(hidden.device)])
         return last
 
-    def _rearrange(self, layer: int, hidden: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, Rotary]:
+    def _rearrange(
+        self, layer: int, hidden: torch.Tensor, rotary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The row before `layer`, where prefixes join it and tokens leave."""
         parts, begin = [], 0
         for one in self._sequences:
             end = begin + one.part.tokens
-            here = slice(begin, end)
-            parts.append(
-                one.before(layer, hidden[:, here], (rotary[0][..., here, :], rotary[1][..., here, :]))
-            )
+            parts.append(one.before(layer, hidden[:, begin:end], rotary[..., begin:end, :]))
             begin = end
         if len(parts) == 1:
             return parts[0]
         states, rotaries = zip(*parts, strict=True)
-        cos, sin = (torch.cat(column, dim=-2) for column in zip(*rotaries, strict=True))
-        return torch.cat(states, dim=1), (cos, sin)
+        return torch.cat(states, dim=1), torch.cat(rotaries, dim=-2)
 
     def _add(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """The row after `layer`, with what the family's decoder adds to visual tokens."""
@@ -475,8 +474,8 @@ def build_prefix(
                 hidden = family.after_layer(index, hidden, extra, tokens, visual)
     keys, values = zip(*(part.cache[i] for i in range(layers)), strict=True) if layers else ((), ())
     if layers == len(family.layers):
-        return Prefix(layers, keys, values, None, None, None, end)
-    return Prefix(layers, keys, values, hidden, *rotary, end)
+        return Prefix(layers, keys, values, None, None, end)
+    return Prefix(layers, keys, values, hidden, rotary, end)
 
 
 def follow(
@@ -501,15 +500,19 @@ def extended(
     return part.cache, logits
 
 
-def _enter(family: Family, ids: Sequence[int], positions: IntArray) -> tuple[torch.Tensor, Rotary]:
-    """Embeddings (1, N, D) of a row of tokens, and the rotary embeddings of their positions (k, N)."""
+def _enter(family: Family, ids: Sequence[int], positions: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (1, N, D) of a row of tokens, and rotary ones (2, ..., N, head) of positions (k, N)."""
     hidden = family.embed(ids)
-    return hidden, family.rotary(hidden, torch.from_numpy(positions).to(hidden.device))
+    return hidden, torch.stack(family.rotary(hidden, torch.from_numpy(positions).to(hidden.device)))
 
 
-def _layer(layer: Any, hidden: torch.Tensor, rotary: Rotary, parts: Sequence[_Part]) -> torch.Tensor:
+def _layer(layer: Any, hidden: torch.Tensor, rotary: torch.Tensor, parts: Sequence[_Part]) -> torch.Tensor:
     out: torch.Tensor = layer(
-        hidden, attention_mask=None, position_embeddings=rotary, use_cache=False, packed_parts=parts
+        hidden,
+        attention_mask=None,
+        position_embeddings=(rotary[0], rotary[1]),
+        use_cache=False,
+        packed_parts=parts,
     )
     return out
 

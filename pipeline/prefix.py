@@ -20,12 +20,11 @@ class Prefix:
     keys: tuple[torch.Tensor, ...]  # per layer (1, H, m, head)
     values: tuple[torch.Tensor, ...]
     hidden: torch.Tensor | None  # (1, m, D) before layer `layers`; None where no layer is left
-    cos: torch.Tensor | None  # (..., m, head) rotary embeddings of the positions
-    sin: torch.Tensor | None
+    rotary: torch.Tensor | None  # (2, ..., m, head) cosines and sines of the positions
     tokens: int  # m
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        tensors = [*self.keys, *self.values, self.hidden, self.cos, self.sin]
+        tensors = [*self.keys, *self.values, self.hidden, self.rotary]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -39,7 +39,7 @@ def row_scores(
         # Heads that share keys lie side by side: (H, heads / H, R, head).
         scaled = (query.float() * scaling).view(kv_heads, -1, rows, head)
         turned = keys[0].float().transpose(1, 2)
-        total = torch.zeros(columns.shape[0], dtype=torch.float32, device=keys.device)
+        parts = []
         for first in range(0, rows, step):
             some = scaled[:, :, first : first + step]
             logits = (some.reshape(kv_heads, -1, head) @ turned).view(heads, -1, n)
@@ -47,11 +47,11 @@ def row_scores(
             if rows > 1 or after > 0:
                 later = torch.ones(logits.shape[1:], dtype=torch.bool, device=logits.device)
                 logits.masked_fill_(later.triu_(n - after - rows + first + 1), float("-inf"))
-            # -inf would be a weight of 0, which looks like a number.
-            finite = (high - low).isfinite()
             weights = logits.softmax(dim=-1).sum(dim=(0, 1))[columns]
-            total = total + weights.where(finite, float("nan"))
-        return total / (heads * rows)
+            # -inf would be a weight of 0, which looks like a number: 0 times what is not finite is NaN.
+            weights = weights + (high - low) * 0
+            parts.append(weights)
+        return sum(parts[1:], start=parts[0]) / (heads * rows)
 
 
 class FiniteCheck:
@@ -65,14 +65,14 @@ class FiniteCheck:
         self._noted: list[tuple[int, torch.Tensor]] = []
 
     def note(self, layer: int, scores: torch.Tensor) -> None:
-        """Scores that rank tokens, of attention in `layer`."""
-        self._noted.append((layer, scores.isfinite().all()))
+        """Scores that rank tokens, of attention in `layer`, as `row_scores` gives them: all NaN, or none."""
+        self._noted.append((layer, scores[0]))
 
     def check(self) -> None:
         """Waits for the device where anything was noted since. Errors: NotFiniteError."""
         if not self._noted:
             return
-        finite = torch.stack([noted for _, noted in self._noted]).tolist()
+        finite = torch.stack([noted for _, noted in self._noted]).isfinite().tolist()
         for (layer, _), fine in zip(self._noted, finite, strict=True):
             if not fine:
                 raise NotFiniteError.of(
