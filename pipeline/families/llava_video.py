@@ -191,6 +191,7 @@ def load(
         config=_config(checkpoint, settings),
         key_mapping=RENAMED,
         dtype=dtype,
+        device=device,
         attn_implementation=attention,
     )
     if max(tokenizer.get_vocab().values()) >= model.config.video_token_id:
@@ -199,7 +200,7 @@ def load(
             "but one unused row is needed to stand for visual tokens."
         )
     return LlavaVideo(
-        model.to(device),
+        model,
         tokenizer,
         tells_times=bool(settings.get("add_time_instruction")),
         # Where the key is not there the published evaluations, which set it, are the only ones that run.
