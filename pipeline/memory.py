@@ -23,6 +23,15 @@ _WHOLE = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
 # blocks of an allocator. Our choice.
 RESERVED_BYTES = 2 * 2**30
 
+# What a container may use and uses, by the two versions of Linux's control groups.
+_CONTAINER = tuple(
+    (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / usage)
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+)
+
 _LARGEST_HEADER = 100_000_000  # as safetensors itself
 
 
@@ -78,16 +87,27 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that nothing holds on a GPU or, for a CPU, on the machine; None where it cannot be asked for."""
+    """Memory that nothing holds on a GPU or, for a CPU, on its host; None where it cannot be asked for."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu":
-        import psutil  # type: ignore[import-untyped]
+    return host_bytes() if device.type == "cpu" else None
 
-        return int(psutil.virtual_memory().available)
-    return None
+
+def host_bytes() -> int:
+    """Memory of this machine, or of the container around this process, that is free."""
+    import psutil  # type: ignore[import-untyped]
+
+    free = int(psutil.virtual_memory().available)
+    for limit, usage in _CONTAINER:
+        try:
+            most, used = limit.read_text().strip(), int(usage.read_text())
+        except (OSError, ValueError):
+            continue
+        if most.isdigit():
+            free = min(free, max(0, int(most) - used))
+    return free
 
 
 def refuse_too_large(
@@ -116,16 +136,15 @@ def gib(count: float) -> str:
 class WorkerMemory:
     """What a worker takes of its device at most, in bytes."""
 
-    weights: int  # of the model
-    encoder: int  # weights of the aligned encoder
+    weights: int  # of the model and the aligned encoder
     kept: int  # prefixes, and features of videos, up to their limits
-    working: int  # while it encodes a video or answers a pack of questions, the larger of the two
+    working: int  # while it encodes a video or answers a pack of questions (`working_bytes`)
     reserved: int = RESERVED_BYTES
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.encoder + self.kept + self.working + self.reserved
+        return self.weights + self.kept + self.working + self.reserved
 
     def fitting(self, device_bytes: int) -> int:
         """How many such workers fit on a device with so much memory."""
@@ -134,12 +153,11 @@ class WorkerMemory:
     def __str__(self) -> str:
         parts = {
             "weights": self.weights,
-            "aligned encoder": self.encoder,
             "kept prefixes and features": self.kept,
             "encoding and answering": self.working,
             "reserve": self.reserved,
         }
-        return f"{gib(self.total)} = {' + '.join(f'{name} {gib(size)}' for name, size in parts.items())}"
+        return f"{gib(self.total)} ({', '.join(f'{name} {gib(size)}' for name, size in parts.items())})"
 
 
 def working_bytes(
@@ -163,24 +181,19 @@ def working_bytes(
         return answering
     vision = shape.vision
     features = frames * vision.patches * (vision.width + hidden) * itemsize
-    run = frames_per_call * vision.patches * (4 * vision.width + 2 * vision.mlp_width) * itemsize
+    run = frames_per_call * vision.patches * (5 * vision.width + 2 * vision.mlp_width) * itemsize
     # Float32 whatever the model computes in. Without a layer beyond the tower's only the copy is made.
     widths = 4 * vision.width + (2 * vision.mlp_width if vision.extra_layers else 0)
     embedding = frames * vision.patches * widths * 4
     return max(answering, features + max(run, embedding))
 
 
-def refuse_crowded(worker: WorkerMemory, share: float, device_bytes: int) -> None:
-    """Errors: ModelError, with the arithmetic, where a worker needs more than its share of the device.
-
-    share: the part of the device that is this worker's, at most 1.
-    """
-    room = share * device_bytes
-    if worker.total <= room:
-        return
+def refuse_crowded(worker: WorkerMemory, workers: int, device_bytes: int) -> None:
+    """Errors: ModelError, with the arithmetic, where so many such workers do not fit on one device."""
     fitting = worker.fitting(device_bytes)
-    raise ModelError(
-        f"A worker takes up to {worker}. Its share of the GPU is {share:.3g} of {gib(device_bytes)}, "
-        f"{gib(room)}: "
-        + (f"at most {fitting} such workers fit on one GPU." if fitting else "none fits on such a GPU.")
-    )
+    if workers > fitting:
+        raise ModelError(
+            f"{workers} workers share a GPU of {gib(device_bytes)}, but each takes up to {worker}: "
+            f"{fitting or 'not even 1'} fit{'s' if fitting < 2 else ''}. Run fewer workers on it, or smaller "
+            "packs of questions."
+        )

@@ -83,7 +83,7 @@ class LlavaModel:
 
         if "mm_encoder_outputs" not in signature(self.model.forward).parameters:
             # Such a release would pass over the features in silence and answer about placeholders.
-            raise UnsupportedError("Calling the model on encoded frames needs transformers 5.23 or newer.")
+            raise UnsupportedError("Calling the model on encoded frames needs transformers 5.18 or newer.")
         ids = [*prompt.before, *[self.video_token_id] * features.shape[0], *prompt.after]
         return {
             "input_ids": torch.tensor([ids], device=self.device),
