@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
+from pipeline.hashes import file_hash
+from pipeline.memory import Stored, refuse_too_large, stored_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 # Weights, configuration, tokenizer and chat templates: all that is read of a checkpoint. Not the copies in
 # other formats that repositories also hold.
@@ -31,12 +37,19 @@ class Checkpoint:
 
     name: str  # as the user gave it
     folder: Path
-    # "<id>@<commit>", or "sha256:<hash>" of the files of a local folder; with the vision tower's where the
-    # settings of that are read elsewhere.
+    # "sha256:<hash>" of its files, the same for an id and for a folder that holds the same; with the vision
+    # tower's where the settings of that are read elsewhere.
     identity: str
+    # As earlier versions identified it by its id: "<id>@<commit>". None for a folder, which they identified
+    # as above.
+    former_identity: str | None = None
     # Where its config.json leaves the sizes of its vision tower to another checkpoint: that one's settings.
     vision_tower: Checkpoint | None = None
     allow_pickle: bool = False  # whether weights stored as pickles may be read
+
+    def is_identified_by(self, identity: str) -> bool:
+        """Whether an identity recorded by this or an earlier version is this checkpoint's."""
+        return identity in (self.identity, self.former_identity)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of its JSON files; empty where there is none.
@@ -79,8 +92,12 @@ def find_checkpoint(name: str, revision: str | None = None, *, allow_pickle: boo
     if not tower or "vision_config" in config:
         return found
     settings = _vision_tower(found, str(tower))
+    former = found.former_identity
     return replace(
-        found, identity=f"{found.identity}, vision tower {settings.identity}", vision_tower=settings
+        found,
+        identity=f"{found.identity}, vision tower {settings.identity}",
+        former_identity=former and f"{former}, vision tower {settings.identity}",
+        vision_tower=settings,
     )
 
 
@@ -111,7 +128,8 @@ def _find(name: str, revision: str | None, patterns: Sequence[str]) -> Checkpoin
         raise ModelError(
             f"{name} could not be fetched: {reason[0] if reason else type(error).__name__}"
         ) from error
-    return Checkpoint(name, snapshot, f"{name}@{snapshot.name}")  # snapshots are named by their commit
+    identity = f"sha256:{_content_hash(snapshot, patterns)}"
+    return Checkpoint(name, snapshot, identity, f"{name}@{snapshot.name}")  # snapshots are named by commit
 
 
 def _vision_tower(checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -151,24 +169,56 @@ def _content_hash(folder: Path, patterns: Sequence[str]) -> str:
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
         name = file.relative_to(folder).as_posix()
         try:
-            with file.open("rb") as stream:
-                whole.update(f"{name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+            whole.update(f"{name}\0{file_hash(file)}\0".encode())
         except OSError as error:
             raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
     return whole.hexdigest()
 
 
 def load_pretrained(
-    checkpoint: Checkpoint, model_class: Any, *, config: Any = None, **options: Any
+    checkpoint: Checkpoint,
+    model_class: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    config: Any = None,
+    **options: Any,
 ) -> tuple[Any, Any]:
-    """Model (in evaluation mode, without gradients) and tokenizer of a checkpoint.
+    """Model and tokenizer of a checkpoint, as `load_weights` and `load_tokenizer` load them.
 
-    config: the configuration, for a checkpoint whose config.json transformers cannot read. options: of
-    transformers' from_pretrained. Errors: ModelError when files are missing or damaged, or weights do not fit
-    the configuration.
+    config: the configuration, for a checkpoint whose config.json transformers cannot read. Errors: ModelError
+    as those, or where a configuration made for the checkpoint leaves weights of it over.
+    """
+    model, left_over = load_weights(
+        checkpoint, model_class, dtype=dtype, device=device, config=config, **options
+    )
+    # Which tokenizer a folder holds depends on its language model, where its files do not say it.
+    tokenizer = load_tokenizer(checkpoint, None if config is None else config.get_text_config())
+    if config is not None and left_over:
+        # A configuration made here may have read the checkpoint wrongly; weights left over would show it.
+        raise ModelError(
+            f"{checkpoint.name} holds {len(left_over)} weights of another model, {left_over[0]} among them."
+        )
+    return model, tokenizer
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    model_class: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    config: Any = None,
+    unread: str | None = None,
+    **options: Any,
+) -> tuple[Any, list[str]]:
+    """Model (on its device, in evaluation mode, without gradients), and the weights that it has no place for.
+
+    config: instead of the checkpoint's own. unread: pattern of stored weights that are left in their file.
+    options: of transformers' from_pretrained. Errors: ModelError when files are missing or damaged, weights
+    do not fit the configuration, or the device has no room for them.
     """
     from safetensors import SafetensorError
-    from transformers import AutoTokenizer
 
     folder = checkpoint.folder
     if not checkpoint.allow_pickle and not any(folder.glob("*.safetensors")):
@@ -176,23 +226,43 @@ def load_pretrained(
             f"{checkpoint.name} holds no weights as safetensors, and pickles are not read unasked. "
             f"{_WITHOUT_PICKLES}"
         )
+    every = stored_tensors(folder)
+    read = [one for name, one in every.items() if unread is None or not re.search(unread, name)]
+    refuse_too_large(checkpoint.name, read, dtype, device)
     try:
         model, report = model_class.from_pretrained(
             folder,
             config=config,
+            # As stored: such weights are the pages of their files until `_move` takes them one by one.
+            dtype=_stored_dtype(read) or dtype,
             output_loading_info=True,
             # False in words: where nothing is said, transformers asks on the terminal.
             trust_remote_code=False,
             use_safetensors=None if checkpoint.allow_pickle else True,
             **options,
         )
+        _move(model, dtype, device)
     except (*LOADING, SafetensorError) as error:
         damaged = _damaged_file(folder)
         what = f"{damaged} is damaged or incomplete: " if damaged else ""
         raise ModelError(f"{checkpoint.name} could not be loaded: {what}{_reason(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers fills missing weights with random numbers and only warns.
+        raise ModelError(f"{checkpoint.name} lacks {len(missing)} weights, {missing[0]} among them.")
+    return model.eval().requires_grad_(requires_grad=False), sorted(report["unexpected_keys"])
+
+
+def load_tokenizer(checkpoint: Checkpoint, text_config: Any = None) -> Any:
+    """The tokenizer of a checkpoint.
+
+    text_config: the language model's configuration where config.json does not tell which tokenizer belongs to
+    it. Errors: ModelError when its files are missing, need code of their own, or are no part of the identity.
+    """
+    from transformers import AutoTokenizer
+
+    folder = checkpoint.folder
     try:
-        # Which tokenizer a folder holds depends on its language model, where its files do not say it.
-        text_config = None if config is None else config.get_text_config()
         tokenizer = AutoTokenizer.from_pretrained(folder, config=text_config, trust_remote_code=False)
     except LOADING as error:
         if "auto_map" in checkpoint.read_json("tokenizer_config.json"):
@@ -214,17 +284,35 @@ def load_pretrained(
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
         # Without the files of its words a tokenizer loads all the same, and turns every text into nothing.
         raise ModelError(f"The tokenizer of {checkpoint.name} knows no words: {WORDS} are missing.")
-    missing = sorted(report["missing_keys"])
-    if missing:
-        # transformers fills missing weights with random numbers and only warns.
-        raise ModelError(f"{checkpoint.name} lacks {len(missing)} weights, {missing[0]} among them.")
-    unknown = sorted(report["unexpected_keys"])
-    if config is not None and unknown:
-        # A configuration made here may have read the checkpoint wrongly; weights left over would show it.
-        raise ModelError(
-            f"{checkpoint.name} holds {len(unknown)} weights of another model, {unknown[0]} among them."
-        )
-    return model.eval().requires_grad_(requires_grad=False), tokenizer
+    return tokenizer
+
+
+def _stored_dtype(tensors: Iterable[Stored]) -> torch.dtype | None:
+    """The number format of all floating-point weights; None where there are several, or one unknown here."""
+    import torch
+
+    names = {one.dtype for one in tensors if one.floating}
+    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return known.get(names.pop()) if len(names) == 1 else None
+
+
+def _move(model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """To the device and its number format, one weight after another: the host never holds all of them.
+
+    Where neither changes, weights go on being the pages of their files. Buffers keep their number format.
+    """
+    import torch
+
+    moved: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied weights stay one
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight not in moved:
+                there = weight.data.to(device, dtype if weight.is_floating_point() else None)
+                moved[weight] = torch.nn.Parameter(there, requires_grad=False)
+            setattr(module, name, moved[weight])
+        if getattr(getattr(module, "config", None), "dtype", None) is not None:
+            module.config.dtype = dtype
+    model.to(device)
 
 
 def _reason(error: Exception) -> str:

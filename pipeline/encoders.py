@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.checkpoint import Checkpoint, describe, load_pretrained
+from pipeline.checkpoint import LOADING, Checkpoint, describe, load_tokenizer, load_weights
 from pipeline.errors import ModelError
 from pipeline.families.base import Family
 from pipeline.flops import ModelShape
@@ -88,31 +88,46 @@ class AlignedEncoder:
 
 
 def load_encoder(checkpoint: Checkpoint, family: Family) -> AlignedEncoder:
-    """The SigLIP checkpoint that goes with a model's vision tower.
+    """What the model's vision tower lacks of the SigLIP checkpoint that goes with it, on the model's device.
 
-    Errors: ModelError when it is no SigLIP, or its vision tower is not the model's.
+    Of the vision tower's own layers nothing is read. Errors: ModelError when it is no SigLIP, or its vision
+    tower is not the model's.
     """
-    from transformers import SiglipModel
+    from transformers import SiglipConfig, SiglipModel
 
-    config = checkpoint.read_json("config.json")
-    if config.get("model_type") != "siglip":
+    stored = checkpoint.read_json("config.json")
+    if stored.get("model_type") != "siglip":
         raise ModelError(
-            f"{checkpoint.name} is no SigLIP checkpoint: its config.json says model_type {describe(config)}."
+            f"{checkpoint.name} is no SigLIP checkpoint: its config.json says model_type {describe(stored)}."
         )
-    siglip, tokenizer = load_pretrained(checkpoint, SiglipModel, dtype=torch.float32)
-    vision, tower = siglip.config.vision_config, family.shape.vision
+    try:
+        config: Any = SiglipConfig.from_pretrained(checkpoint.folder)
+    except LOADING as error:
+        raise ModelError(f"The settings of {checkpoint.name} could not be read: {error}") from error
+    vision, tower = config.vision_config, family.shape.vision
+    layers, applied = vision.num_hidden_layers, family.applied_vision_layers
     patches = (vision.image_size // vision.patch_size) ** 2
     patch_inputs = vision.num_channels * vision.patch_size**2
     here = (vision.hidden_size, patches, patch_inputs, vision.intermediate_size)
-    applied = family.applied_vision_layers
     there = (tower.width, tower.patches, tower.patch_inputs, tower.mlp_width) if tower else ()
-    if here != there or vision.num_hidden_layers < applied:
+    if here != there or layers < applied:
         raise ModelError(
             f"{checkpoint.name} is not aligned with the model's vision tower: width, patches, numbers in a "
-            f"patch, MLP width and layers are {(*here, vision.num_hidden_layers)}, the model's are "
+            f"patch, MLP width and layers are {(*here, layers)}, the model's are "
             f"{(*there, applied) if tower else None} (layers may be more, not fewer)."
         )
-    encoder = AlignedEncoder(siglip, tokenizer, applied)
-    for module in (encoder._text, encoder._norm, encoder._head, *encoder._layers):
-        module.to(family.device)
-    return encoder
+
+    unread = rf"^vision_model\.(embeddings|encoder\.layers\.({'|'.join(map(str, range(applied)))}))\."
+
+    class Rest(SiglipModel):  # type: ignore[no-untyped-call]
+        """SigLIP without the part of its vision tower that the model has."""
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self._keys_to_ignore_on_load_unexpected = {unread}
+            self.vision_model.embeddings = torch.nn.Identity()
+            for index in range(applied):
+                self.vision_model.encoder.layers[index] = torch.nn.Identity()
+
+    siglip, _ = load_weights(checkpoint, Rest, dtype=torch.float32, device=family.device, unread=unread)
+    return AlignedEncoder(siglip, load_tokenizer(checkpoint), applied)

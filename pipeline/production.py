@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.answering import Answer
+from pipeline.checkpoint import find_checkpoint
 from pipeline.clip import Clip
 from pipeline.errors import ModelError, PipelineError, UnsupportedError
 from pipeline.export_format import why_unreadable
@@ -80,7 +81,7 @@ class Deployed:
             ) from error
         for part, found in ((model, runtime.identity), (encoder, runtime.encoder_identity)):
             measured_with = part.get("identity")
-            if measured_with is not None and measured_with != found:
+            if measured_with not in (None, found) and not _formerly(part, measured_with, here, allow_pickle):
                 raise PipelineError(f"{file} was measured with {measured_with}, but {part['id']} is {found}.")
         differences = _differences(exported, runtime)
         if differences:
@@ -161,7 +162,12 @@ def _differences(exported: dict[str, Any], runtime: Runtime) -> str:
     ]
     if differ:
         return f"was measured with {', '.join(differ)}"
-    if exported.get("encoding") not in (None, runtime.encoding):
+    # It covers the identities: where an earlier version wrote these otherwise, it says nothing else.
+    comparable = all(
+        exported[part].get("identity") in (None, found)
+        for part, found in (("model", runtime.identity), ("text_encoder", runtime.encoder_identity))
+    )
+    if comparable and exported.get("encoding") not in (None, runtime.encoding):
         return "was measured by a version of this program that encodes videos otherwise"
     return ""
 
@@ -187,6 +193,12 @@ def _read(file: Path) -> dict[str, Any]:
             raise PipelineError(f"{file}: {name} is an object with an id.")
     result: dict[str, Any] = exported
     return result
+
+
+def _formerly(part: dict[str, Any], identity: str, here: Path, allow_pickle: bool) -> bool:
+    """Whether an earlier version gave this identity to the checkpoint that is found now."""
+    checkpoint = find_checkpoint(_locate(part["id"], here), part.get("revision"), allow_pickle=allow_pickle)
+    return checkpoint.is_identified_by(identity)
 
 
 def _locate(name: str, base: Path) -> str:

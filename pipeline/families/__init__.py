@@ -36,7 +36,8 @@ def load_family(
     device: "auto", or a torch device. dtype: "auto" (float32 on a CPU, bfloat16 on a GPU, float16 on one
     without bfloat16), or a torch dtype's name. attention: the transformers attention implementation. pooling:
     one of POOLINGS instead of the checkpoint's own, for a family of POOLED. Errors: ModelError when the
-    family is unknown, pools in one way only, or the files are broken.
+    family is unknown, pools in one way only, the files are broken, the attention implementation cannot be
+    used, or the device has no room for the weights.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, but got {pooling!r}.")
@@ -56,9 +57,15 @@ def load_family(
             )
         options = {"pooling": pooling}
     place = _device(device)
+    number_format = _dtype(dtype, place)
+    if attention.startswith("flash_attention") and number_format.itemsize > 2:
+        raise ModelError(
+            f"{attention} computes in bfloat16 or float16, but dtype is "
+            f"{str(number_format).removeprefix('torch.')}: name one of the two, or another attention backend."
+        )
     module = import_module(f"pipeline.families.{known[1]}")
     family: Family = module.load(
-        checkpoint, device=place, dtype=_dtype(dtype, place), attention=attention, **options
+        checkpoint, device=place, dtype=number_format, attention=attention, **options
     )
     return family
 

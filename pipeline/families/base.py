@@ -64,6 +64,10 @@ class Family(Protocol):
         """Vision layers whose output the projector reads: the aligned encoder goes on from there."""
         ...
 
+    def video_tokens(self, frames: int) -> int:
+        """At most so many tokens stand for a video of that many frames: for plans made before one is encoded."""
+        ...
+
     def prompt(self, text: str, clip: ClipShape) -> Prompt:
         """The chat prompt with a video of this shape and this text.
 

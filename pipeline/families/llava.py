@@ -99,7 +99,7 @@ class LlavaModel:
 
         if "mm_encoder_outputs" not in signature(self.model.forward).parameters:
             # Such a release would pass over the features in silence and answer about placeholders.
-            raise UnsupportedError("Calling the model on encoded frames needs transformers 5.23 or newer.")
+            raise UnsupportedError("Calling the model on encoded frames needs transformers 5.18 or newer.")
         return {
             "input_ids": torch.tensor([prompt.ids], device=self.device),
             "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=features[None])},

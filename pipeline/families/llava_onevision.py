@@ -51,6 +51,10 @@ class LlavaOnevision(LlavaModel):
             placeholder=self.video_token_id,
         )
 
+    def video_tokens(self, frames: int) -> int:
+        """Tokens that stand for a video of that many frames."""
+        return frames * self._side**2 + 1
+
     def turn(self, text: str) -> tuple[int, ...]:
         """Token ids of a further question, from the end of the answer before it."""
         said = "\N{OBJECT REPLACEMENT CHARACTER}"
@@ -121,13 +125,17 @@ def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, at
     from transformers import LlavaOnevisionForConditionalGeneration
 
     model, tokenizer = load_pretrained(
-        checkpoint, LlavaOnevisionForConditionalGeneration, dtype=dtype, attn_implementation=attention
+        checkpoint,
+        LlavaOnevisionForConditionalGeneration,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attention,
     )
     if not isinstance(model.config.vision_feature_layer, int):
         raise UnsupportedError(f"{checkpoint.name} reads several vision layers; one is supported.")
     if model.config.vision_feature_select_strategy != "full":
         raise UnsupportedError(f"{checkpoint.name} drops a class token; SigLIP towers have none.")
-    return LlavaOnevision(checkpoint, model.to(device), tokenizer)
+    return LlavaOnevision(checkpoint, model, tokenizer)
 
 
 def _video_processor(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -118,6 +118,10 @@ class LlavaVideo(LlavaModel):
             placeholder=self.video_token_id,
         )
 
+    def video_tokens(self, frames: int) -> int:
+        """Tokens that stand for a video of that many frames."""
+        return frames * self._rows * (self._rows + 1)
+
     def turn(self, text: str) -> tuple[int, ...]:
         """Token ids of a further question, from the end of the answer before it."""
         return self._tokens(TURN.format(text=text))[0]
@@ -201,6 +205,7 @@ def load(
         config=_config(checkpoint, settings),
         key_mapping=RENAMED,
         dtype=dtype,
+        device=device,
         attn_implementation=attention,
     )
     if max(tokenizer.get_vocab().values()) >= model.config.video_token_id:
@@ -209,7 +214,7 @@ def load(
             "but one unused row is needed to stand for visual tokens."
         )
     return LlavaVideo(
-        model.to(device),
+        model,
         tokenizer,
         tells_times=bool(settings.get("add_time_instruction")),
         # Where the key is not there the published evaluations, which set it, are the only ones that run.

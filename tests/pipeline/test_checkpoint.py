@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -34,13 +35,53 @@ def test_a_revision_of_a_folder_is_refused(tmp_path):
         find_checkpoint(str(tmp_path), "main")
 
 
-def test_an_id_is_its_commit(monkeypatch, tmp_path):
-    import huggingface_hub
+def hub_cache(folder, monkeypatch, files, large=()):
+    """`files` by name, downloaded as owner/model at a commit: links to blobs, those of large files named by
+    their SHA-256. No network.
+    """
+    from huggingface_hub import constants
 
-    snapshot = tmp_path / "0123abc"
-    snapshot.mkdir()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
-    assert find_checkpoint("owner/model", "main").identity == "owner/model@0123abc"
+    repository, commit = folder / "models--owner--model", "0123456789" * 4
+    snapshot = repository / "snapshots" / commit
+    for parent in (repository / "refs", repository / "blobs", snapshot):
+        parent.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for name, text in files.items():
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        blob = repository / "blobs" / (digest if name in large else digest[:40])
+        blob.write_text(text)
+        (snapshot / name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return f"owner/model@{commit}"
+
+
+FILES = {"config.json": "{}", "model.safetensors": "weights", "tokenizer.json": "{}"}
+
+
+def test_an_id_and_a_folder_with_the_same_files_have_one_identity(tmp_path, monkeypatch):
+    """As it was: "owner/model@<commit>" by id, so a best.json tuned by id refused a local mirror."""
+    former = hub_cache(tmp_path / "hub", monkeypatch, FILES, large=["model.safetensors"])
+    by_id = find_checkpoint("owner/model", "main")
+    mirror = find_checkpoint(write(tmp_path / "mirror", **FILES, **{"README.md": "not read"}))
+    assert by_id.identity == mirror.identity == find_checkpoint(str(by_id.folder)).identity
+    # What earlier versions recorded goes on to be known where it can be compared.
+    assert by_id.is_identified_by(former)
+    assert by_id.is_identified_by(mirror.identity)
+    assert not mirror.is_identified_by(former)
+    assert not by_id.is_identified_by("owner/model@another")
+
+
+def test_weights_that_the_hub_names_by_their_hash_are_not_read(tmp_path, monkeypatch):
+    hub_cache(tmp_path / "hub", monkeypatch, FILES, large=["model.safetensors"])
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, how: (read.append(file.name), digest(file, how))[1]
+    )
+    find_checkpoint("owner/model")
+    assert len(read) == 2
+    assert not any(len(Path(name).name) == 64 for name in read)
 
 
 def test_an_id_that_cannot_be_fetched_is_refused(monkeypatch):

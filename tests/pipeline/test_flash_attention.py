@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import modeling_flash_attention_utils as lookup
+from transformers import modeling_utils
 
+from pipeline.checkpoint import find_checkpoint
+from pipeline.errors import ModelError
+from pipeline.families import load_family
 from pipeline.methods import METHODS, AdaTP, FastV, FewerFrames
 from pipeline.question import Question
-from pipeline.runtime import Request
+from pipeline.runtime import Request, Runtime
 from tests.checkpoints import scenes
 
 BACKEND = "flash_attention_2"
@@ -59,8 +63,8 @@ calls: list[tuple[int, int]] = []
 
 
 @pytest.fixture
-def flash(runtime, monkeypatch):
-    """The runtime with flash_attention_2 in its language model."""
+def package(monkeypatch):
+    """The stand-in, found where the package would be."""
     package, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
     package.flash_attn_func = flash_attn_func
     package.flash_attn_varlen_func = package.flash_attn_with_kvcache = flash_attn_varlen_func
@@ -69,9 +73,16 @@ def flash(runtime, monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
     monkeypatch.setattr(lookup, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(lookup, "_loaded_implementation", None)
+    asked_for = modeling_utils.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]
+    monkeypatch.setitem(asked_for, "general_availability_check", lambda: True)
+    calls.clear()
+
+
+@pytest.fixture
+def flash(runtime, package, monkeypatch):
+    """The runtime with flash_attention_2 in its language model."""
     monkeypatch.setattr(runtime.family.language_model.config, "_attn_implementation", BACKEND)
     runtime.forget_prefixes()
-    calls.clear()
     yield runtime
     assert calls
     assert runtime.family.language_model.config._attn_implementation == BACKEND
@@ -108,6 +119,47 @@ def test_answers_are_those_of_sdpa(flash, requests, expected):
             assert answer.logprob == pytest.approx(wanted.logprob, abs=5e-5)
             if wanted.option_logprobs is not None:
                 assert answer.option_logprobs == pytest.approx(wanted.option_logprobs, abs=5e-5)
+
+
+def test_a_model_loaded_with_it_encodes_and_answers_as_one_loaded_with_sdpa(package, checkpoints):
+    """In half precision, the only one it has; the vision tower runs on it too."""
+    found = []
+    for attention in ("sdpa", BACKEND):
+        loaded = Runtime.load(
+            str(checkpoints.model),
+            text_encoder=str(checkpoints.siglip),
+            frames=8,
+            dtype="bfloat16",
+            attention=attention,
+        )
+        assert loaded.family.attention == loaded.model.config._attn_implementation == attention
+        clip = loaded.encode_frames(scenes(8), np.arange(8) / 2)
+        found.append((loaded, clip, loaded.answer(clip, QUESTIONS[0], AdaTP(p=0.6))))
+        assert bool(calls) == (attention == BACKEND)
+    (sdpa, clip, wanted), (flash, other, answer) = found
+    patches = flash.shape.vision.patches
+    assert {(patches, patches)} < set(calls)  # the tower's calls
+    torch.testing.assert_close(other.features, clip.features, rtol=0.05, atol=0.05)
+    assert answer.option_logprobs == pytest.approx(wanted.option_logprobs, abs=0.3)
+    assert sdpa.encoding != flash.encoding
+
+
+def test_without_the_package_it_is_refused_in_words(checkpoints):
+    with pytest.raises(ModelError, match="the package for FlashAttention2 doesn't seem to be installed"):
+        load(checkpoints, "bfloat16")
+
+
+def test_float32_is_refused_with_it(package, checkpoints):
+    """Its kernels would raise at the first video."""
+    with pytest.raises(
+        ModelError, match="flash_attention_2 computes in bfloat16 or float16, but dtype is float32"
+    ):
+        load(checkpoints, "auto")
+
+
+def load(checkpoints, dtype):
+    checkpoint = find_checkpoint(str(checkpoints.model))
+    return load_family(checkpoint, device="cpu", dtype=dtype, attention=BACKEND)
 
 
 @pytest.mark.parametrize("method", [AdaTP(p=0.6), FastV(0.3), FewerFrames(0.4)], ids=lambda one: one.name)

@@ -151,6 +151,28 @@ def test_another_checkpoint_than_the_measured_one_is_refused(tmp_path, exported,
         pipeline.load(write(tmp_path, exported))
 
 
+def test_an_identity_that_an_earlier_version_made_of_the_id_goes_on_to_be_known(
+    tmp_path, exported, checkpoints, monkeypatch
+):
+    """By id, checkpoints were identified by their commit: "owner/model@<commit>"."""
+    import huggingface_hub
+
+    commit = tmp_path / ("0123456789" * 4)
+    commit.symlink_to(checkpoints.model)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(commit))
+    by_content = exported["model"]["identity"]
+    exported["model"] = {"id": "owner/model", "identity": f"owner/model@{commit.name}"}
+    exported["encoding"] = "of another identity"
+    runtime = pipeline.load(write(tmp_path, exported)).runtime  # a warning would be an error
+    assert runtime.identity == by_content
+    exported["model"]["identity"] = "owner/model@another"
+    with pytest.raises(PipelineError, match=f"was measured with owner/model@another, but .* is {by_content}"):
+        pipeline.load(write(tmp_path, exported))
+    # What was tuned by id is served from a mirror.
+    exported["model"] = {"id": str(checkpoints.model), "identity": by_content}
+    assert pipeline.load(write(tmp_path, exported | {"encoding": None})).runtime.identity == by_content
+
+
 def test_what_is_missing_is_named(tmp_path, exported):
     del exported["frames"], exported["model"]
     with pytest.raises(PipelineError, match="no exported configuration: it lacks model, frames"):

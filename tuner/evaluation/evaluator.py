@@ -35,6 +35,9 @@ CLIP_BYTES = 512 * 2**20
 CACHE_BYTES = 50 * 2**30
 
 
+# Tokens of a prompt beside its video, for planning memory: a long question with the times of 64 frames.
+PROMPT_TOKENS = 1024
+
 # Questions in a pack for the noise floor where the usual pack holds one question.
 RESHAPED = 4
 
@@ -107,6 +110,8 @@ class EvaluatorSpec:
     threads: int = 1
     # Questions in one packed forward.
     batch: int = 1
+    # What part of a GPU is this worker's.
+    gpu_share: float = 1.0
     # As in the study.
     pooling: str | None = None
     allow_pickle: bool = False
@@ -164,11 +169,37 @@ class EvaluatorSpec:
                 "(records from a CPU, a run on a GPU, or the reverse), pooling, text encoder or version. "
                 f"Here: {runtime.family.dtype} on {runtime.family.device}."
             )
+        _refuse_crowded(runtime, self.gpu_share, self.batch)
         return runtime
 
     def __call__(self) -> PipelineEvaluator:
         """A specification is its own factory."""
         return PipelineEvaluator(self, self.load())
+
+
+def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int) -> None:
+    """Errors: ModelError where this worker and the others with such a share do not fit on the GPU."""
+    device = runtime.family.device
+    # A fraction of a GPU is of a single GPU. Alone on it, a worker halves its packs where they do not fit.
+    workers = int(1 / gpu_share + 1e-9)
+    if device.type != "cuda" or workers < 2:
+        return
+    import torch
+
+    from pipeline.memory import WorkerMemory, refuse_crowded, working_bytes
+    from pipeline.runtime import PREFIX_BYTES
+
+    family = runtime.family
+    working = working_bytes(
+        runtime.shape,
+        frames=runtime.frames,
+        tokens=family.video_tokens(runtime.frames) + PROMPT_TOKENS,
+        itemsize=family.dtype.itemsize,
+        batch=batch,
+    )
+    loaded = torch.cuda.memory_allocated(device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    refuse_crowded(WorkerMemory(loaded, PREFIX_BYTES, working), workers, total)
 
 
 class PipelineEvaluator:

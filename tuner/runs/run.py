@@ -366,7 +366,8 @@ def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
     in_process = options.workers == 1 and options.address is None
     device = "auto" if in_process or _gpus_per_worker(options) > 0 else "cpu"
     spec = EvaluatorSpec.of(study, folder, device=device, threads=options.threads, batch=options.batch)
-    return replace(spec, cache_bytes=options.cache_bytes)
+    share = 1.0 if in_process else min(1.0, _gpus_per_worker(options) or 1.0)
+    return replace(spec, cache_bytes=options.cache_bytes, gpu_share=share)
 
 
 def _recorded_spec(study: Study, options: RunOptions, folder: Path, record: StudyRecord) -> EvaluatorSpec:

@@ -171,10 +171,14 @@ def test_a_newline_token_ends_each_row_and_nothing_follows_the_last_frame(runtim
     assert (clip.cells, clip.trailing) == (12, 0)
 
 
-def test_the_published_grid_gives_182_tokens_a_frame_or_210(tmp_path):
+def test_the_published_grid_gives_the_references_182_tokens_a_frame_or_210(tmp_path):
     paths = write_llava_video(tmp_path, size=Size(layers=3, image=378, patch=14, vision_layers=2))
+    weights = published_weights(paths.model)
     for pooling, cells in (("average", 182), ("bilinear", 210)):
         runtime = load_runtime(paths, frames=2, pooling=pooling)
+        encoded = runtime.family.encode_frames(scenes(2))
+        expected = reference_tokens(weights, encoded.tower_features, 27, pooling)
+        torch.testing.assert_close(encoded.features, expected, rtol=1e-4, atol=1e-4)
         clip = runtime.encode_frames(scenes(2), np.arange(2))
         layout = runtime.layout(clip, QUESTION)
         assert (runtime.shape.vision.patches, clip.cells, layout.visual) == (729, cells, 2 * cells)

@@ -8,10 +8,17 @@ import pytest
 import torch
 
 from pipeline.answering import Answer
-from pipeline.errors import VideoError
+from pipeline.errors import ModelError, VideoError
+from pipeline.flops import LLAVA_ONEVISION_7B
 from pipeline.methods import AdaTP, to_dict
 from pipeline.question import Question
-from tuner.evaluation.evaluator import DispensableCache, EvaluatorSpec, PipelineEvaluator, is_out_of_memory
+from tuner.evaluation.evaluator import (
+    DispensableCache,
+    EvaluatorSpec,
+    PipelineEvaluator,
+    _refuse_crowded,
+    is_out_of_memory,
+)
 
 QUESTIONS = tuple(Question(f"q{i}", "what is it?") for i in range(7))
 
@@ -163,3 +170,26 @@ def test_features_without_room_on_the_disk_are_one_warning(tmp_path, caplog):
     assert told.endswith("File too large")
     cache.put("large", large)
     assert cache.get("large") is not None
+
+
+@pytest.mark.parametrize(("share", "fits"), [(1.0, True), (0.5, True), (1 / 3, True), (0.25, False)])
+def test_workers_that_share_a_gpu_must_fit_it(monkeypatch, share, fits):
+    """A 7B model in bfloat16 with its encoder, 32 frames, packs of four, on a GPU of 80 GB."""
+    loaded, total = 18 * 2**30, 79 * 2**30
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: loaded)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total)
+    )
+    family = SimpleNamespace(
+        device=torch.device("cuda:0"), dtype=torch.bfloat16, video_tokens=lambda frames: 196 * frames + 1
+    )
+    runtime = SimpleNamespace(family=family, shape=LLAVA_ONEVISION_7B, frames=32)
+    if fits:
+        _refuse_crowded(runtime, share, batch=4)
+    else:
+        with pytest.raises(
+            ModelError, match=r"4 workers share a GPU of 79\.0 GiB, but each takes up to .*: 3 fit"
+        ):
+            _refuse_crowded(runtime, share, batch=4)
+    family.device = torch.device("cpu")
+    _refuse_crowded(runtime, 0.01, batch=4)
