@@ -172,7 +172,9 @@ class Runtime:
         if stored is not None and stored.keys() >= STORED:
             self.cache_counts["features_read"] += 1
         else:
-            frames, times, seconds = video.read_frames(path, self.frames, self._decode_timeout)
+            frames, times, seconds = video.read_frames(
+                path, self.frames, self._decode_timeout, size=self.family.frame_size
+            )
             stored = self._encode_frames(frames, times, seconds, str(path))
             if self._cache is not None:
                 self._cache.put(key, stored, {"kind": "clip", "video": digest, "encoding": self.encoding})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.clip import Sampling
 from pipeline.flops import ModelShape
+from pipeline.resizing import FrameSize
 
 
 class Prompt(NamedTuple):
@@ -46,6 +47,7 @@ class Family(Protocol):
     tokenizer: Any
     video_token_id: int  # stands for every visual token (newline tokens included) in input_ids
     image_token_id: int | None  # stands for every token of a picture; None where there are none
+    frame_size: FrameSize  # what frames are resized to
     cells: int  # visual tokens per frame, newline tokens between its rows included
     trailing: int  # newline tokens after the last frame
     shape: ModelShape  # the aligned encoder's parts not included
@@ -82,7 +84,7 @@ class Family(Protocol):
         ...
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:
-        """frames: (n, H, W, 3) RGB."""
+        """frames: (n, H, W, 3) RGB, of any size; those of `frame_size` are taken as they are."""
         ...
 
     def pool(self, patches: torch.Tensor) -> torch.Tensor:
