@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 
 class FrameSize(NamedTuple):
@@ -26,5 +25,7 @@ def resized(frame: NDArray[np.uint8], side: int, resample: int) -> NDArray[np.ui
     13 begins with the height of portrait frames, which changes values by up to 2 of 255; the published models
     were trained with older releases.
     """
+    from PIL import Image
+
     image = Image.fromarray(frame)
     return np.asarray(image.resize((side, image.height), resample).resize((side, side), resample))

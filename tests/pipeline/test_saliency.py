@@ -96,7 +96,7 @@ def test_what_was_stored_without_it_is_computed_again_in_silence(checkpoints, tm
     path.write_bytes(b"stands for a video")
     decoded = []
 
-    def read_frames(path, frames, timeout):
+    def read_frames(path, frames, timeout, *, size):
         decoded.append(path)
         return scenes(frames), np.arange(frames) / 4, frames / 4
 
