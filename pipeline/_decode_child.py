@@ -61,15 +61,17 @@ DECODING_THREADS = min(4, os.cpu_count() or 1)
 RESIZING_THREADS = 2
 WAITING_FRAMES = 4
 
-# Frames that decord decodes between two reports of progress.
+# Frames that decord decodes between two reports of progress, and the shortest time between two, in seconds.
 FRAMES_PER_STEP = 32
-
-# Seconds between two reports of progress.
 REPORT_INTERVAL = 0.1
 
-# What is done in a second on a slow machine: bytes read from a network drive, pixels decoded.
+# Bytes that a slow machine reads in a second, from a network drive, and pixels that it decodes.
 SLOW_READING = 10e6
 SLOW_DECODING = 10e6
+
+
+# The side of a square in pixels and Pillow's number of the filter, as `resized` takes them.
+Size = tuple[int, int]
 
 
 class UnreadableError(Exception):
@@ -107,9 +109,6 @@ class Timeline(NamedTuple):
 
     times: NDArray[np.float64]  # (frames,), seconds after the first frame, ascending
     seconds: float  # until the last one ends
-
-
-Size = tuple[int, int]  # side in pixels and Pillow's number of the filter, as `resized` takes them
 
 
 class Stamped(NamedTuple):
@@ -315,7 +314,11 @@ def _frames_outside_edit_list(path: str) -> int:
     """Count of whole frames without regard to an edit list, which may hide frames that are there."""
     with av.open(path, options={"ignore_editlist": "1"}) as container:
         stream = _video_stream(container)
-        return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+        whole = 0
+        for packet in container.demux(stream):
+            PROGRESS.report()
+            whole += bool(packet.size and not packet.is_corrupt)
+        return whole
 
 
 def _riff_is_whole(path: str) -> bool:
