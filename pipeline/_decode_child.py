@@ -1,17 +1,17 @@
 """The process that decodes for `pipeline.video.Decoder`: a script that imports nothing of the package.
 
-Decoders hang, spin and crash on some files, and only ending their process stops them. Requests come as one
-JSON line each on standard input, `{"do": ..., "path": ..., "frames": ...}`; each is answered on standard
-output by one JSON line, `{"ok": true, ...}` or `{"ok": false, "reason": ...}`, followed by the frames as raw
-bytes where there are any. Standard output is ours alone: what libraries print goes to standard error. When
-standard input closes, the process ends at once, even in the middle of a decoder that never returns, so
-nothing is left behind when the parent is killed.
+Each request is one line of JSON on standard input: `{"do": "inspect", "path": ...}`, or `{"do": READER,
+"path": ..., "frames": ..., "size": [side, resample] or null}`. The reply on standard output is one line of
+JSON, `{"ok": true, ...}` or `{"ok": false, "reason": ...}`, followed by the raw bytes of the frames if there
+are any. Empty lines before it report that the work goes on. What libraries print goes to standard error. The
+process ends when standard input closes, even inside a decoder that never returns, so none is left behind when
+the parent is killed.
 
-Two libraries read. decord is the fast one, but it returns neighbours of the frames asked for when it has to
-seek in streams whose key frames are followed by frames that are shown before them (open GOPs, x265's
-default), and in containers without an exact index (seen with MPEG-TS and AVI); it mirrors nothing, and
-chooses for itself among several video streams. Such files, and codecs decord does not know (AV1), are read
-by PyAV, which seeks by time stamp. Times count from the first frame and come from the container's own stamps.
+decord reads first, because it is faster. PyAV reads what decord cannot read exactly: streams whose key frames
+are followed by frames that are shown before them (open GOPs, the default of x265) and containers without an
+exact index (seen with MPEG-TS and AVI), where decord returns neighbours of the frames asked for; mirrored
+videos; several video streams; codecs that decord does not know (AV1). Times count from the first frame and
+come from the container's time stamps.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from __future__ import annotations
 import json
 import os
 import queue
+import runpy
 import sys
 import threading
+import time
 from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -39,6 +43,8 @@ try:
 except (ImportError, OSError, RuntimeError):  # no wheel for arm64; or a library it was built for is missing
     decord = None
 
+resized = runpy.run_path(str(Path(__file__).with_name("resizing.py")))["resized"]
+
 # Containers whose index decord seeks by exactly.
 DECORD_CONTAINERS = ("mov", "mp4", "matroska", "webm")
 
@@ -48,15 +54,52 @@ ORDER_CHECKED = 32
 # Seconds by which a decoding stamp must lie before an earlier one to begin a new recording; ffmpeg's value.
 CLOCK_RESTART = 0.1
 
+# Threads that decode one video.
+DECODING_THREADS = min(4, os.cpu_count() or 1)
+
+# Threads that resize frames while the next ones are decoded, and how many frames may wait for them.
+RESIZING_THREADS = 2
+WAITING_FRAMES = 4
+
+# Frames that decord decodes between two reports of progress, and the shortest time between two, in seconds.
+FRAMES_PER_STEP = 32
+REPORT_INTERVAL = 0.1
+
+# Bytes that a slow machine reads in a second, from a network drive, and pixels that it decodes.
+SLOW_READING = 10e6
+SLOW_DECODING = 10e6
+
+
+# The side of a square in pixels and Pillow's number of the filter, as `resized` takes them.
+Size = tuple[int, int]
+
 
 class UnreadableError(Exception):
     """Why a video cannot be read: the end of a sentence that begins with its name."""
 
 
+class Progress:
+    """Reports to the parent that the work goes on."""
+
+    output: BinaryIO | None = None  # None: nobody waits
+    _reported = 0.0
+
+    def report(self) -> None:
+        """Called after every packet, frame or step."""
+        now = time.monotonic()
+        if self.output is not None and now - self._reported >= REPORT_INTERVAL:
+            self._reported = now
+            self.output.write(b"\n")
+            self.output.flush()
+
+
+PROGRESS = Progress()
+
+
 class Frames(NamedTuple):
     """What a reader returns."""
 
-    pixels: NDArray[np.uint8]  # (n, H, W, 3), RGB, upright
+    pixels: NDArray[np.uint8]  # (n, H, W, 3), RGB, upright, resized where a size was given
     times: NDArray[np.float64]  # (n,), seconds after the first frame
     seconds: float  # until the last frame of the video ends
 
@@ -82,6 +125,7 @@ class Inspected:
 
     timeline: Timeline
     codec: str
+    allowance: float  # seconds that one step of reading may take on a slow machine
     stamps: tuple[int, ...] | None  # of all frames in the order shown; None: frames cannot be found by them
     key_stamps: tuple[int, ...]
     order_in_doubt: bool  # the decoder may show frames in another order than that of their stamps
@@ -128,6 +172,7 @@ def inspect(path: str) -> Inspected:
         whole = 0
         end = 0.0
         for packet in container.demux(streams):
+            PROGRESS.report()
             if not packet.size:
                 continue
             if packet.pts is not None and packet.time_base is not None:
@@ -168,6 +213,9 @@ def inspect(path: str) -> Inspected:
         return Inspected(
             timeline=timeline(joined, time_base, frame_seconds),
             codec=stream.codec.canonical_name,
+            # decord reads the whole file when it opens it.
+            allowance=Path(path).stat().st_size / SLOW_READING
+            + FRAMES_PER_STEP * stream.width * stream.height / SLOW_DECODING,
             stamps=tuple(ascending) if usable else None,
             key_stamps=tuple(sorted(key_stamps)),
             order_in_doubt=order_in_doubt,
@@ -266,7 +314,11 @@ def _frames_outside_edit_list(path: str) -> int:
     """Count of whole frames without regard to an edit list, which may hide frames that are there."""
     with av.open(path, options={"ignore_editlist": "1"}) as container:
         stream = _video_stream(container)
-        return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+        whole = 0
+        for packet in container.demux(stream):
+            PROGRESS.report()
+            whole += bool(packet.size and not packet.is_corrupt)
+        return whole
 
 
 def _riff_is_whole(path: str) -> bool:
@@ -280,54 +332,61 @@ def _riff_is_whole(path: str) -> bool:
     return end <= size
 
 
-def read_decord_batch(path: str, count: int) -> Frames:
-    """Use decord in one call: fastest, but spins for ever on some files."""
-    return _read_decord(path, count, lambda reader, indices: reader.get_batch(indices).asnumpy())
-
-
-def read_decord_each(path: str, count: int) -> Frames:
-    """Use decord frame by frame: comes through on files on which `get_batch` does not."""
-    return _read_decord(
-        path, count, lambda reader, indices: np.stack([reader[index].asnumpy() for index in indices])
-    )
-
-
-def _read_decord(path: str, count: int, read: Callable[[Any, list[int]], NDArray[np.uint8]]) -> Frames:
+def read_decord(path: str, count: int, size: Size | None) -> Frames:
+    """Use decord."""
     inspected = inspect(path)
-    # fault_tol: any frame decord had to replace by a neighbour is an error; by default it does so silently.
-    # num_threads and del: an idle reader goes on decoding ahead.
-    reader = decord.VideoReader(path, num_threads=1, fault_tol=0)
+    # fault_tol=0: a frame that cannot be decoded is an error, where decord otherwise returns its neighbour.
+    reader = decord.VideoReader(path, num_threads=DECODING_THREADS, fault_tol=0)
     try:
+        PROGRESS.report()
         total = len(reader)
         if total != inspected.total:
             raise RuntimeError(f"decord counts {total} frames, the container {inspected.total}")
         indices = sample(total, count)
-        pixels = read(reader, indices.tolist())
-        if (
-            pixels.shape[-1] != 3
-        ):  # it takes the padding of very narrow rows (16, 48 pixels) for a fourth colour
-            raise RuntimeError(f"decord returned frames of shape {pixels.shape[1:]}")
-        return Frames(pixels, inspected.timeline.times[indices], inspected.timeline.seconds)
+        keys = [0, *reader.get_key_indices()]
+        pixels = _Pixels(count, size)
+        position = 0
+        index = -1
+        for wanted in indices.tolist():
+            if wanted == index:
+                pixels.repeat()
+                continue
+            index = wanted
+            # decord decodes from the last key frame before the one wanted, or from where it is if that is
+            # later: done in steps, so that progress can be reported.
+            position = max(position, keys[bisect_right(keys, index) - 1])
+            for step in range(position + FRAMES_PER_STEP, index, FRAMES_PER_STEP):
+                reader.seek_accurate(step)
+                PROGRESS.report()
+            image = reader[index].asnumpy()
+            position = index + 1
+            # decord takes the padding of very narrow rows (16 or 48 pixels) for a fourth colour.
+            if image.shape[-1] != 3:
+                raise RuntimeError(f"decord returned a frame of shape {image.shape}")
+            pixels.add(image)
+            PROGRESS.report()
+        return Frames(pixels.array, inspected.timeline.times[indices], inspected.timeline.seconds)
     finally:
-        del reader
+        del reader  # an idle reader goes on decoding ahead
 
 
-def read_pyav(path: str, count: int) -> Frames:
+def read_pyav(path: str, count: int, size: Size | None) -> Frames:
     """Use PyAV: seek by time stamp where the container has usable ones, else decode all frames in order."""
     inspected = inspect(path)
     shown = inspected.timeline
     indices = sample(inspected.total, count)
     if inspected.stamps is not None and (not inspected.order_in_doubt or _shown_as_stamped(path, inspected)):
-        pixels = _read_stamps(path, [inspected.stamps[i] for i in indices], inspected)
-        if pixels is not None:
-            return Frames(pixels, shown.times[indices], shown.seconds)
-    decoded = _decode_all(path)
+        found = _read_stamps(path, [inspected.stamps[i] for i in indices], inspected, size)
+        if found is not None:
+            return Frames(found.array, shown.times[indices], shown.seconds)
+    decoded, pixels = _read_indices(path, indices.tolist(), size)
     if len(decoded) != inspected.total:
         if inspected.clock_restarts:
             decoded = _joined(decoded, inspected.time_base)
         shown = timeline(decoded, inspected.time_base, inspected.frame_seconds)
         indices = sample(len(decoded), count)
-    return Frames(_read_indices(path, indices.tolist()), shown.times[indices], shown.seconds)
+        pixels = _read_indices(path, indices.tolist(), size)[1]
+    return Frames(pixels.array, shown.times[indices], shown.seconds)
 
 
 def _shown_as_stamped(path: str, inspected: Inspected) -> bool:
@@ -338,14 +397,17 @@ def _shown_as_stamped(path: str, inspected: Inspected) -> bool:
     return inspected.stamps is not None and stamps == inspected.stamps[: len(stamps)]
 
 
-def _read_stamps(path: str, wanted: list[int], inspected: Inspected) -> NDArray[np.uint8] | None:
+def _read_stamps(path: str, wanted: list[int], inspected: Inspected, size: Size | None) -> _Pixels | None:
     """Frames shown at these stamps, ascending; None where the decoder's stamps are not the container's."""
-    out = _Pixels(len(wanted))
+    pixels = _Pixels(len(wanted), size)
     with av.open(path) as container:
         stream = _video_stream(container)
         decoded = _decode(container, stream, inspected)
         frame: Any = None
         for stamp in wanted:
+            if frame is not None and frame.pts == stamp:
+                pixels.repeat()
+                continue
             # Seeking pays only over a key frame that is still ahead.
             key = bisect_right(inspected.key_stamps, stamp) - 1
             if frame is not None and key >= 0 and inspected.key_stamps[key] > frame.pts:
@@ -361,34 +423,32 @@ def _read_stamps(path: str, wanted: list[int], inspected: Inspected) -> NDArray[
                     return None
             if frame.pts != stamp:
                 return None
-            out.add(frame)
-    return out.array
+            pixels.add_frame(frame)
+    return pixels
 
 
-def _read_indices(path: str, wanted: list[int]) -> NDArray[np.uint8]:
-    out = _Pixels(len(wanted))
+def _read_indices(path: str, wanted: list[int], size: Size | None) -> tuple[list[Stamped], _Pixels]:
+    """The stamps of all frames in the order shown, which are their own clock, and the frames wanted."""
+    pixels = _Pixels(len(wanted), size)
+    copies = Counter(wanted)
+    shown: list[Stamped] = []
     with av.open(path) as container:
-        for index, frame in enumerate(_decode(container, _video_stream(container), None)):
-            while out.filled < len(wanted) and wanted[out.filled] == index:
-                out.add(frame)
-    return out.array
-
-
-def _decode_all(path: str) -> list[Stamped]:
-    """All frames' stamps in the order shown; they are their own clock."""
-    with av.open(path) as container:
-        decoded = [
-            Stamped(frame.pts, frame.pts, frame.duration or 0)
-            for frame in _decode(container, _video_stream(container), None)
-        ]
-    if not decoded:
+        for frame in _decode(container, _video_stream(container), None):
+            for copy in range(copies[len(shown)]):
+                if copy:
+                    pixels.repeat()
+                else:
+                    pixels.add_frame(frame)
+            shown.append(Stamped(frame.pts, frame.pts, frame.duration or 0))
+    if not shown:
         raise UnreadableError("holds no video frames that can be decoded")
-    return decoded
+    return shown, pixels
 
 
 def _decode(container: Any, stream: Any, inspected: Inspected | None) -> Iterator[Any]:
     """Frames from the present position on; a packet that cannot be decoded makes the video a damaged one."""
     for packet in container.demux(stream):
+        PROGRESS.report()
         try:
             yield from packet.decode()
         except FFmpegError as error:
@@ -427,51 +487,62 @@ def _upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int] | None)
 
 
 class _Pixels:
-    """The array under construction: allocated when the first frame tells its size, filled in order."""
+    """The frames of a reply, added in order; threads resize them while the next ones are decoded."""
 
-    def __init__(self, count: int) -> None:
-        self.filled = 0
+    _threads = ThreadPoolExecutor(RESIZING_THREADS)
+
+    def __init__(self, count: int, size: Size | None) -> None:
         self._count = count
+        self._size = size
+        self._filled = 0
         self._array: NDArray[np.uint8] | None = None
-        self._size = (0, 0)
+        self._waiting: deque[Future[None]] = deque()
+        self._image: NDArray[np.uint8] | None = None
+        self._shape = (0, 0)
         self._matrix: tuple[int, int, int, int] | None = None
-        self._source: Any = None
 
-    def add(self, frame: Any) -> None:
-        """Append a frame, turned upright."""
-        if (
-            self._array is not None and frame is self._source
-        ):  # fewer frames than asked for: the same one again
-            self._array[self.filled] = self._array[self.filled - 1]
-            self.filled += 1
-            return
+    def add(self, image: NDArray[np.uint8]) -> None:
+        """Append (H, W, 3), RGB, upright."""
         if self._array is None:
-            self._size = (frame.width, frame.height)
+            shape = image.shape if self._size is None else (self._size[0], self._size[0], 3)
+            self._array = np.empty((self._count, *shape), np.uint8)
+        self._image = image
+        if len(self._waiting) == WAITING_FRAMES:
+            self._waiting.popleft().result()
+        self._waiting.append(self._threads.submit(self._fill, self._array[self._filled], image))
+        self._filled += 1
+
+    def add_frame(self, frame: Any) -> None:
+        """Append a frame of PyAV, turned upright.
+
+        A stream may change its size midway, and may tell its orientation with key frames alone: all frames
+        take those of the first.
+        """
+        if self._array is None:
+            self._shape = (frame.width, frame.height)
             self._matrix = _display_matrix(frame)
-        # A stream may change its size midway, and may tell its orientation with key frames alone: all frames
-        # take the first one's.
-        width, height = self._size
-        image = frame.to_ndarray(format="rgb24", width=width, height=height)
-        image = _upright(image, self._matrix)
-        if self._array is None:
-            self._array = np.empty((self._count, *image.shape), np.uint8)
-        self._array[self.filled] = image
-        self.filled += 1
-        self._source = frame
+        width, height = self._shape
+        self.add(_upright(frame.to_ndarray(format="rgb24", width=width, height=height), self._matrix))
+
+    def repeat(self) -> None:
+        """Append the last frame again: the video has fewer than were asked for."""
+        assert self._image is not None
+        self.add(self._image)
+
+    def _fill(self, target: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+        target[:] = image if self._size is None else resized(image, *self._size)
 
     @property
     def array(self) -> NDArray[np.uint8]:
         """(n, H, W, 3); raises UnreadableError while frames are missing."""
-        if self._array is None or self.filled < self._count:
+        if self._array is None or self._filled < self._count:
             raise UnreadableError("is damaged: fewer frames can be decoded the second time than the first")
+        while self._waiting:
+            self._waiting.popleft().result()
         return self._array
 
 
-READERS: dict[str, Callable[[str, int], Frames]] = {
-    "decord_batch": read_decord_batch,
-    "decord_each": read_decord_each,
-    "pyav": read_pyav,
-}
+READERS: dict[str, Callable[[str, int, Size | None], Frames]] = {"decord": read_decord, "pyav": read_pyav}
 
 
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
@@ -487,8 +558,9 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] |
                 "seconds": inspected.timeline.seconds,
                 "codec": inspected.codec,
                 "readers": inspected.readers,
+                "allowance": inspected.allowance,
             }, None
-        frames = READERS[request["do"]](path, request["frames"])
+        frames = READERS[request["do"]](path, request["frames"], request["size"])
     except UnreadableError as error:
         return {"ok": False, "reason": str(error)}, None
     except MemoryError:
@@ -500,18 +572,17 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] |
         # Whatever a library raises about a file becomes a sentence about that file, not this process's end.
         detail = " ".join(str(error).split())[:200]
         return {"ok": False, "reason": f"cannot be decoded ({type(error).__name__}: {detail})"}, None
-    pixels = np.ascontiguousarray(frames.pixels, dtype=np.uint8)
     return {
         "ok": True,
-        "shape": pixels.shape,
+        "shape": frames.pixels.shape,
         "times": frames.times.tolist(),
         "seconds": frames.seconds,
-    }, pixels
+    }, frames.pixels
 
 
 def main() -> None:
     """Answer requests until standard input closes."""
-    replies = os.fdopen(os.dup(1), "wb")
+    PROGRESS.output = replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()

@@ -38,7 +38,7 @@ PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever i
 
 # Part of every cache key and of what answers are recorded by: raise it when encoding changes, or what a model
 # answers, so that neither features nor answers stored before are taken for new ones.
-ENCODING_VERSION = 3
+ENCODING_VERSION = 4
 
 USUAL_ATTENTION = "sdpa"  # of transformers' attention implementations
 
@@ -137,8 +137,8 @@ class Runtime:
 
         dtype "auto" is float32 on a CPU, half precision on a GPU. pooling: instead of the checkpoint's own,
         for a family that has several. allow_pickle: whether weights stored as pickles may be read where there
-        are no others. decode_timeout: seconds for one video. Errors: ModelError when either cannot be loaded
-        or the two do not belong together.
+        are no others. decode_timeout: seconds without progress after which decoding a video is given up.
+        Errors: ModelError when either cannot be loaded or the two do not belong together.
         """
         checkpoint = find_checkpoint(model, revision, allow_pickle=allow_pickle)
         encoder_checkpoint = find_checkpoint(text_encoder, text_encoder_revision, allow_pickle=allow_pickle)
@@ -176,7 +176,9 @@ class Runtime:
         if stored is not None and stored.keys() >= STORED:
             self.cache_counts["features_read"] += 1
         else:
-            frames, times, seconds = video.read_frames(path, self.frames, self._decode_timeout)
+            frames, times, seconds = video.read_frames(
+                path, self.frames, self._decode_timeout, size=self.family.frame_size
+            )
             stored = self._encode_frames(frames, times, seconds, str(path))
             if self._cache is not None:
                 self._cache.put(key, stored, {"kind": "clip", "video": digest, "encoding": self.encoding})

@@ -1,9 +1,9 @@
 """Guarded decoding: evenly sampled frames of a video file, or one clear sentence on why there are none.
 
 Decoding runs in a process of its own (`pipeline/_decode_child.py`), because decoders spin, hang and crash on
-some files and only SIGKILL ends them. The process is started by the first request (about a second), serves
-any number of videos and is replaced after a kill. It is a plain subprocess and no `multiprocessing` one:
-those import the caller's `__main__` again, so that every user's script would need a guard.
+some files and only SIGKILL ends them. The first request starts the process, which takes about a second; it
+serves any number of videos, and a killed one is replaced. It is no process of `multiprocessing`, which would
+import the caller's `__main__` again, so that every user's script would need a guard.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -28,6 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, VideoError
+from pipeline.resizing import FrameSize
+
+# Seconds without progress after which decoding is given up.
+TIMEOUT = 60.0
 
 # Importing numpy, decord and PyAV takes a second; on a busy machine with a cold disk, many.
 START_TIMEOUT = 120.0
@@ -39,7 +42,7 @@ PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0\r", b"v=0\n")
 class DecodedVideo(NamedTuple):
     """Sampled frames of one video."""
 
-    frames: NDArray[np.uint8]  # (n, H, W, 3), RGB, upright
+    frames: NDArray[np.uint8]  # (n, H, W, 3), RGB, upright, resized where a size was given
     times: NDArray[np.float64]  # (n,), seconds after the video's first frame
     seconds: float  # the video's length: from its first frame until the last one ends
 
@@ -63,12 +66,12 @@ class _EndedError(_FailedError):
 class Decoder:
     """Reads videos, one at a time, through one guarded process; a context manager, safe to share by threads.
 
-    `timeout` is the number of seconds each attempt may take: inspecting the container, then each of up to
-    three readers (decord in one call, decord frame by frame, PyAV). `command` replaces the process, for
-    tests.
+    timeout: seconds without progress after which decoding is given up, beside what a slow machine needs for
+    one step (reading the whole file, or decoding 32 frames of its size). A video may take any time as long as
+    its decoding goes on. command: replaces the process, for tests.
     """
 
-    def __init__(self, timeout: float = 60.0, *, command: Sequence[str] | None = None) -> None:
+    def __init__(self, timeout: float = TIMEOUT, *, command: Sequence[str] | None = None) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout must be positive, but got {timeout}.")
         self.timeout = timeout
@@ -92,7 +95,9 @@ class Decoder:
         with self._lock:
             self._kill()
 
-    def read_frames(self, path: str | Path, frames: int, timeout: float | None = None) -> DecodedVideo:
+    def read_frames(
+        self, path: str | Path, frames: int, timeout: float | None = None, *, size: FrameSize | None = None
+    ) -> DecodedVideo:
         """What the function `read_frames` describes; `timeout` replaces the decoder's for this video."""
         if frames < 1:
             raise ValueError(f"frames must be at least 1, but got {frames}.")
@@ -100,10 +105,11 @@ class Decoder:
         with self._lock:
             reason = ""
             inspected = self._inspect(path, file, timeout)
+            limit = self._limit(timeout) + inspected["allowance"]
             for reader in inspected["readers"]:
-                request = {"do": reader, "path": file, "frames": frames}
+                request = {"do": reader, "path": file, "frames": frames, "size": size}
                 try:
-                    header, pixels = self._ask(request, "be decoded", timeout)
+                    header, pixels = self._ask(request, "be decoded", limit)
                 except _FailedError as error:
                     reason = str(error)
                     continue
@@ -119,29 +125,33 @@ class Decoder:
             header = self._inspect(path, file, timeout)
         return VideoInfo(header["frames"], header["seconds"], header["codec"])
 
+    def _limit(self, timeout: float | None) -> float:
+        return self.timeout if timeout is None else timeout
+
     def _inspect(self, path: str | Path, file: str, timeout: float | None) -> dict[str, Any]:
         try:
-            return self._ask({"do": "inspect", "path": file}, "be opened", timeout)[0]
+            return self._ask({"do": "inspect", "path": file}, "be opened", self._limit(timeout))[0]
         except _FailedError as error:
             raise _video_error(path, str(error)) from error
 
     def _ask(
-        self, request: dict[str, Any], aim: str, timeout: float | None
+        self, request: dict[str, Any], aim: str, limit: float
     ) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
-        """One request and its reply; any trouble ends the process, and the next request meets a fresh one."""
+        """One request and its reply; any trouble ends the process, and the next request meets a fresh one.
+
+        limit: seconds without progress.
+        """
         self._start()
-        seconds = self.timeout if timeout is None else timeout
         try:
-            header, pixels = self._exchange(request, time.monotonic() + seconds)
+            header, pixels = self._exchange(request, limit)
         except TimeoutError as error:
             self._kill()
-            raise _FailedError(f"could not {aim} within {seconds:g} seconds") from error
+            raise _FailedError(f"could not {aim}: no progress for {limit:.1f} seconds") from error
         except _EndedError:
             code = self._kill()
             raise _FailedError(f"could not {aim}: the decoder crashed on it (exit code {code})") from None
-        except (
-            BaseException
-        ):  # an interrupt in the middle of a reply: the rest of it must not answer the next request
+        except BaseException:
+            # An interrupt in the middle of a reply: the rest of it must not answer the next request.
             self._kill()
             raise
         if not header["ok"]:
@@ -166,7 +176,7 @@ class Decoder:
         self._owner = os.getpid()
         self._unread = b""
         try:
-            self._receive_line(time.monotonic() + START_TIMEOUT)
+            self._receive_line(START_TIMEOUT)
         except (TimeoutError, _EndedError):
             code = self._kill()
             raise PipelineError(
@@ -178,7 +188,7 @@ class Decoder:
             raise
 
     def _exchange(
-        self, request: dict[str, Any], deadline: float
+        self, request: dict[str, Any], limit: float
     ) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
         assert self._process is not None
         assert self._process.stdin is not None
@@ -186,40 +196,43 @@ class Decoder:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError as error:
             raise _EndedError from error
-        header: dict[str, Any] = json.loads(self._receive_line(deadline))
+        line = b""
+        while not line:  # an empty line reports progress
+            line = self._receive_line(limit)
+        header: dict[str, Any] = json.loads(line)
         if "shape" not in header:
             return header, None
         pixels = np.empty(header["shape"], dtype=np.uint8)
-        self._receive_into(pixels.data.cast("B"), deadline)
+        self._receive_into(pixels.data.cast("B"), limit)
         return header, pixels
 
-    def _receive_line(self, deadline: float) -> bytes:
+    def _receive_line(self, limit: float) -> bytes:
         while b"\n" not in self._unread:
-            chunk = os.read(self._wait(deadline), 1 << 16)
+            chunk = os.read(self._wait(limit), 1 << 16)
             if not chunk:
                 raise _EndedError
             self._unread += chunk
         line, self._unread = self._unread.split(b"\n", 1)
         return line
 
-    def _receive_into(self, target: memoryview, deadline: float) -> None:
+    def _receive_into(self, target: memoryview, limit: float) -> None:
         filled = min(len(self._unread), len(target))
         target[:filled] = self._unread[:filled]
         self._unread = self._unread[filled:]
         while filled < len(target):
-            count = os.readv(self._wait(deadline), [target[filled:]])
+            count = os.readv(self._wait(limit), [target[filled:]])
             if not count:
                 raise _EndedError
             filled += count
 
-    def _wait(self, deadline: float) -> int:
-        """The descriptor to read from, once there is something to read; TimeoutError at the deadline."""
+    def _wait(self, limit: float) -> int:
+        """The descriptor to read from, once there is something to read; TimeoutError at the limit."""
         assert self._process is not None
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
-            if not selector.select(max(0.0, deadline - time.monotonic())):
+            if not selector.select(limit):
                 raise TimeoutError
         return descriptor
 
@@ -237,18 +250,21 @@ class Decoder:
         return code
 
 
-def read_frames(path: str | Path, frames: int, timeout: float = 60.0) -> DecodedVideo:
+def read_frames(
+    path: str | Path, frames: int, timeout: float = TIMEOUT, *, size: FrameSize | None = None
+) -> DecodedVideo:
     """Sample `frames` frames evenly, the first and the last included.
 
     The indices are `np.linspace(0, total - 1, frames, dtype=int)`, as the field samples; a video with fewer
-    frames repeats some. Raises VideoError with one sentence that names the file and says what is wrong with
-    it: missing, not readable, empty, truncated, no video stream, damaged, timed out. `timeout` is in seconds,
-    for each attempt. All callers share one decoding process, which ends with the interpreter.
+    frames repeats some. size: what frames are resized to, by the decoding process; None leaves them as they
+    are. timeout: seconds without progress, as `Decoder` describes. Raises VideoError with one sentence that
+    names the file and says what is wrong with it: missing, not readable, empty, truncated, no video stream,
+    damaged, no progress. All callers share one decoding process, which ends with the interpreter.
     """
-    return _shared_decoder().read_frames(path, frames, timeout)
+    return _shared_decoder().read_frames(path, frames, timeout, size=size)
 
 
-def probe(path: str | Path, timeout: float = 60.0) -> VideoInfo:
+def probe(path: str | Path, timeout: float = TIMEOUT) -> VideoInfo:
     """Count, length and codec of a video without decoding it; raises VideoError as `read_frames` does."""
     return _shared_decoder().probe(path, timeout)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.clip import ClipShape
 from pipeline.flops import ModelShape
 from pipeline.prompt import Prompt
+from pipeline.resizing import FrameSize
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Family(Protocol):
     video_token_id: int  # stands for every visual token (newline tokens included) in input_ids
     # Layers after which the decoder adds something: `after_layer` is called there. Empty in LLaVA.
     adds_after: Collection[int]
+    frame_size: FrameSize  # what frames are resized to
     shape: ModelShape  # the aligned encoder's parts not included
     attention: str  # the transformers attention implementation it was loaded with
     # How patches are pooled, and how the checkpoint says they are; None where a family has one way only.
@@ -65,7 +67,7 @@ class Family(Protocol):
         ...
 
     def video_tokens(self, frames: int) -> int:
-        """At most so many tokens stand for a video of that many frames: for plans made before one is encoded."""
+        """At most so many tokens stand for a video of that many frames: for plans before it is encoded."""
         ...
 
     def prompt(self, text: str, clip: ClipShape) -> Prompt:
@@ -107,7 +109,7 @@ class Family(Protocol):
         ...
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:
-        """frames: (n, H, W, 3) RGB."""
+        """frames: (n, H, W, 3) RGB, of any size; those of `frame_size` are taken as they are."""
         ...
 
     def pool(self, patches: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UnsupportedError
 from pipeline.flops import ModelShape, VisionShape
 from pipeline.prompt import Prompt
+from pipeline.resizing import FrameSize, resized
 
 # Frames go through the tower in runs of this many: bounds memory, and never changes the result.
 FRAMES_PER_CALL = 8
@@ -40,8 +41,8 @@ class LlavaModel:
         self.video_token_id = int(config.video_token_id)
         self.adds_after: Collection[int] = ()
         self._processor = processor
-        self._image_size = int(vision.image_size)
-        self.grid = self._image_size // int(vision.patch_size)  # patches along each side of a frame
+        self.frame_size = FrameSize(int(vision.image_size), int(processor.get("resample", 3)))
+        self.grid = self.frame_size.side // int(vision.patch_size)  # patches along each side of a frame
         self.shape = _shape(config, self.grid**2, self.applied_vision_layers)
         self.attention = str(config._attn_implementation)
         self.pooling: str | None = None
@@ -146,31 +147,14 @@ class LlavaModel:
 
         Written out because transformers' own video processor needs torchvision, which nothing else here does.
         """
-        processor, size = self._processor, self._image_size
+        processor, (side, resample) = self._processor, self.frame_size
+        if frames.shape[1:3] != (side, side):
+            frames = np.stack([resized(frame, side, resample) for frame in frames])
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).permute(0, 3, 1, 2).float()
-        if pixels.shape[-2:] != (size, size):
-            pixels = self._resized(pixels)
         mean = torch.tensor(processor["image_mean"], device=self.device)[:, None, None]
         std = torch.tensor(processor["image_std"], device=self.device)[:, None, None]
         scale = float(processor.get("rescale_factor", 1 / 255))
         return ((pixels - mean / scale) / (std / scale)).to(self.dtype)
-
-    def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels: (n, 3, H, W), 0 to 255. Returns (n, 3, S, S), whole numbers.
-
-        As Pillow, which the published processors call: across, then down, whole numbers in between. In one
-        step, enlarged frames with sharp edges differ from that by up to 25 of 255. Pillow 13 takes portrait
-        frames down first; the models were trained with older ones, which do not.
-        """
-        across = self._scaled(pixels, pixels.shape[-2], self._image_size)
-        return self._scaled(across, self._image_size, self._image_size)
-
-    def _scaled(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        mode = {2: "bilinear", 3: "bicubic"}[self._processor.get("resample", 3)]
-        scaled = torch.nn.functional.interpolate(
-            pixels, (height, width), mode=mode, align_corners=False, antialias=True
-        )
-        return scaled.round().clamp(0, 255)
 
 
 class _TowerAttention:

@@ -99,7 +99,7 @@ def encoders(setup: Setup, repeats: int) -> dict[str, float]:
     """Median seconds of the encoder side for one video and one question."""
     runtime = setup.runtime
     family, encoder = runtime.family, runtime._encoder
-    frames = read_frames(setup.video, runtime.frames).frames
+    frames = read_frames(setup.video, runtime.frames, size=family.frame_size).frames
     features = family.encode_frames(frames).tower_features
     return side_by_side(
         family.device,

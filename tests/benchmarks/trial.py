@@ -47,7 +47,7 @@ def naive(setup: Setup, question: Question, method: AdaTP, clock: Clock) -> Said
     runtime = setup.runtime
     runtime._text_embedding.cache_clear()
     with clock.part(DECODE):
-        decoded = read_frames(setup.video, runtime.frames)
+        decoded = read_frames(setup.video, runtime.frames, size=runtime.family.frame_size)
     with (
         clock.during(VISION, runtime.family, "encode_frames"),
         clock.during(FRAMES, runtime._encoder, "embed_frames"),

@@ -46,7 +46,7 @@ def file(tmp_path, monkeypatch):
     path.write_bytes(b"video")
     decoded = []
 
-    def read_frames(path, frames, timeout):
+    def read_frames(path, frames, timeout, *, size):
         decoded.append(path)
         return scenes(frames), np.arange(frames) / 4, frames / 4
 

@@ -117,7 +117,7 @@ def fake_video(tmp_path, monkeypatch):
     path.write_bytes(b"video")
     decoded = []
 
-    def read_frames(path, frames, timeout):
+    def read_frames(path, frames, timeout, *, size):
         decoded.append(str(path))
         return scenes(frames), np.arange(frames) / 4, frames / 4
 

@@ -98,7 +98,7 @@ def test_what_was_stored_without_it_is_computed_again_in_silence(checkpoints, tm
     path.write_bytes(b"stands for a video")
     decoded = []
 
-    def read_frames(path, frames, timeout):
+    def read_frames(path, frames, timeout, *, size):
         decoded.append(path)
         return scenes(frames), np.arange(frames) / 4, frames / 4
 
@@ -134,7 +134,7 @@ def test_answers_recorded_before_clips_held_it_are_found_again(runtime, clip, qu
     def digest(*parts):
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    encoding = digest("3", runtime.identity, runtime.encoder_identity, str(FRAMES), "float32")
+    encoding = digest("4", runtime.identity, runtime.encoder_identity, str(FRAMES), "float32")
     assert runtime.encoding == encoding
     layout, asked = runtime.layout(clip, question), f"{encoding}|words/2|16"
     assert runtime.fingerprint(None, layout) == digest(asked, "unpruned")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.cache import FeatureCache
 from pipeline.errors import VideoError
 from pipeline.question import Question, Scoring
+from pipeline.video import TIMEOUT
 from tuner.errors import without_passwords
 from tuner.evaluation.loop import Loop
 from tuner.study import Study
@@ -115,6 +116,7 @@ class EvaluatorSpec:
     # As in the study.
     pooling: str | None = None
     allow_pickle: bool = False
+    decode_timeout: float = TIMEOUT
     # Hash that the bytes of each video must have, by its path; videos without an entry are not checked.
     contents: Mapping[str, str] = field(default_factory=dict)
 
@@ -138,6 +140,7 @@ class EvaluatorSpec:
             batch=batch,
             pooling=study.pooling,
             allow_pickle=study.allow_pickle,
+            decode_timeout=study.decode_timeout,
         )
 
     def load(self) -> Runtime:
@@ -161,6 +164,7 @@ class EvaluatorSpec:
             device=self.device,
             pooling=self.pooling,
             allow_pickle=self.allow_pickle,
+            decode_timeout=self.decode_timeout,
             cache=None if self.cache is None else DispensableCache(self.cache, self.cache_bytes),
         )
         if self.encoding not in (None, runtime.encoding):

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.question import Question, Scoring
+from pipeline.video import TIMEOUT
 from tuner.study.values import Split
 
 CHOICES = ("deduplicate", "score_query")
@@ -102,6 +103,8 @@ class Study:
     """How a LLaVA-Video pools patches (`pipeline.families.POOLINGS`); None: as its checkpoint says."""
     allow_pickle: bool = False
     """Whether weights stored as pickles may be read."""
+    decode_timeout: float = TIMEOUT
+    """Seconds without progress after which decoding a video is given up."""
     skipped: tuple[SkippedVideo, ...] = ()
     """Videos left out, with their questions, because they cannot be read."""
 

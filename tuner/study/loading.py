@@ -181,6 +181,7 @@ def _study(parsed: ParsedStudy, keys: StudyKeys, material: _Material, mistakes: 
         description=keys.description,
         pooling=keys.pooling,
         allow_pickle=keys.allow_pickle,
+        decode_timeout=keys.decode_timeout,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pipeline.video import TIMEOUT
+
 # Texts that are not empty; spaces around them are a mistake that nobody sees, so they are removed.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -69,6 +71,12 @@ class StudyKeys(_Edge):
     frames: int = Field(ge=2, description="a whole number from 2 on: frames sampled from each video")
     videos: Text = Field(default="videos", description="a folder, relative to this file")
     questions: Text = Field(default="questions.jsonl", description="a file, relative to this one")
+    decode_timeout: float = Field(
+        default=TIMEOUT,
+        gt=0,
+        allow_inf_nan=False,
+        description="a number above 0: seconds without progress after which decoding a video is given up",
+    )
     scoring: Literal["letter", "words"] = Field(default="letter", description="'letter' or 'words'")
     max_new_tokens: int = Field(
         default=16, ge=1, description="a whole number from 1 on: length of free answers"

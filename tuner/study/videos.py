@@ -23,7 +23,7 @@ def check_videos(study: Study, decoder: Decoder, *, skip: bool = False) -> Study
     bad = {}
     for video in study.videos:
         try:
-            decoder.read_frames(video.path, study.frames)
+            decoder.read_frames(video.path, study.frames, study.decode_timeout)
         except VideoError as error:
             bad[video.name] = str(error)
     return leave_out(study, bad, skip=skip)

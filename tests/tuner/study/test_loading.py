@@ -79,6 +79,7 @@ videos: clips
 questions: asked.jsonl
 pooling: bilinear
 allow_pickle: true
+decode_timeout: 300
 scoring: words
 max_new_tokens: 5
 split:
@@ -99,7 +100,7 @@ search:
     assert (study.model, study.revision) == ("organisation/model-7b", "abc123")
     assert study.text_encoder == "organisation/siglip"
     assert (study.frames, study.scoring, study.max_new_tokens) == (32, "words", 5)
-    assert (study.pooling, study.allow_pickle) == ("bilinear", True)
+    assert (study.pooling, study.allow_pickle, study.decode_timeout) == ("bilinear", True, 300)
     assert study.held_out == {"v1.mp4"}
     assert study.split == SplitSettings(0.5, 0, ("v1.mp4",))
     assert study.search == Search(
@@ -188,6 +189,8 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
             "4: pooling is given, but the model is a LLaVA-OneVision checkpoint, which pools in one way only",
         ),
         (YAML + "allow_pickle: 1\n", "4: allow_pickle is 1; allowed is true or false"),
+        (YAML + "decode_timeout: 0\n", "4: decode_timeout is 0; allowed is a number above 0: seconds"),
+        (YAML + "decode_timeout: .inf\n", "4: decode_timeout is inf; allowed is a number above 0: seconds"),
         (YAML + "max_new_tokens: 0\n", "4: max_new_tokens is 0; allowed is a whole number from 1 on"),
         (YAML + "split: {held_out: 1.0}\n", "4: split.held_out is 1.0; allowed is a number between 0 and 1"),
         (YAML + "split: {held_out: .nan}\n", "4: split.held_out is nan; allowed is a number between 0 and 1"),
