@@ -13,7 +13,7 @@ N is the number of tokens in the row, D the hidden width, H the number of key-va
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -73,6 +73,8 @@ class _Part:
     )  # whose, counted from the end of the part
     score_columns: torch.Tensor | None = None  # (visual,) to which of the tokens that they attend to
     scores: torch.Tensor | None = None
+    # Handed what scores are made of, and the scores: for those who check them.
+    on_scores: Callable[..., None] | None = None
     # The last mask made, with the numbers of rows and keys that it is for: most layers want the same again.
     mask: tuple[int, int, torch.Tensor] | None = None
 
@@ -182,12 +184,20 @@ class Pack:
 
     Reading answers changes nothing: scoring and decoding can be done in any order, any number of times.
     observe: a layer whose attention from the last prompt token to the visual tokens is kept in `observed`.
+    on_scores: called with all scores that are made, and with what `row_scores` was given for them.
     Errors: PipelineError when the tokens kept are not the tokens planned, which would make every FLOPs figure
     wrong. UnsupportedError for an attention backend that pruning does not know. NotFiniteError, once answers
     or tokens are read, where they are no numbers or follow from none.
     """
 
-    def __init__(self, family: Family, items: Sequence[PackItem], *, observe: int = -1) -> None:
+    def __init__(
+        self,
+        family: Family,
+        items: Sequence[PackItem],
+        *,
+        observe: int = -1,
+        on_scores: Callable[..., None] | None = None,
+    ) -> None:
         if not items:
             raise ValueError("At least one question is needed.")
         for item in items:
@@ -198,6 +208,8 @@ class Pack:
                 )
         self._family = family
         self._sequences = [_Sequence(item, family.device, len(family.layers)) for item in items]
+        for sequence in self._sequences:
+            sequence.part.on_scores = on_scores
         self._next = self._distribution(self._prefill(observe))  # a row for each question
         for sequence in self._sequences:
             _check_kept(sequence, len(family.layers))
@@ -597,9 +609,10 @@ class _Attention:
         if part.score_layer == layer:
             rows = part.score_rows
             assert part.score_columns is not None
-            part.scores = row_scores(
-                query[:, :, rows], key, module.scaling, part.score_columns, -(rows.stop or 0)
-            )
+            given = query[:, :, rows], key, module.scaling, part.score_columns, -(rows.stop or 0)
+            part.scores = row_scores(*given)
+            if part.on_scores is not None:
+                part.on_scores(part.scores, *given)
         mask = self._mask(part, query, key)
         out: torch.Tensor = self._function()(module, query, key, value, mask, **kwargs)[0]
         return out

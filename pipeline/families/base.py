@@ -108,6 +108,10 @@ class Family(Protocol):
         """(1, len(ids), hidden) token embeddings."""
         ...
 
+    def pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        """(n, 3, S, S) what the vision tower reads of frames (n, H, W, 3) RGB."""
+        ...
+
     def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:
         """frames: (n, H, W, 3) RGB, of any size; those of `frame_size` are taken as they are."""
         ...

@@ -140,9 +140,9 @@ class LlavaModel:
     def _runs(self, frames: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
         """Pixels of a few frames at a time, (up to FRAMES_PER_CALL, 3, S, S)."""
         for start in range(0, len(frames), FRAMES_PER_CALL):
-            yield self._pixels(frames[start : start + FRAMES_PER_CALL])
+            yield self.pixels(frames[start : start + FRAMES_PER_CALL])
 
-    def _pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+    def pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """(n, 3, S, S) resized and normalised as the checkpoint's video processor does.
 
         Written out because transformers' own video processor needs torchvision, which nothing else here does.

@@ -19,7 +19,7 @@ def siglip(checkpoints):
 def test_a_frame_embedding_from_tower_features_is_what_the_whole_siglip_gives(runtime, siglip):
     frames = scenes(FRAMES)
     from_tower = runtime._encoder.embed_frames(runtime.family.encode_frames(frames).tower_features)
-    whole = siglip.vision_model(pixel_values=runtime.family._pixels(frames)).pooler_output
+    whole = siglip.vision_model(pixel_values=runtime.family.pixels(frames)).pooler_output
     torch.testing.assert_close(from_tower, whole, rtol=0, atol=1e-6)
     assert whole.std() > 0.1  # far from all alike
 

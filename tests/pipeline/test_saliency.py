@@ -39,7 +39,7 @@ def test_the_attention_received_and_the_keys_are_those_of_the_layer_that_is_read
         attention.register_forward_hook(lambda *call: seen.update(weights=call[-1][1])),
         attention.k_proj.register_forward_hook(lambda *call: seen.update(keys=call[-1])),
     ]
-    siglip(runtime.family._pixels(frames))
+    siglip(runtime.family.pixels(frames))
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(encoded.received, seen["weights"].mean(dim=(1, 2)))

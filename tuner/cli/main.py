@@ -11,6 +11,7 @@ import typer
 
 from pipeline.errors import PipelineError
 from tuner.cli.archive import archive, restore
+from tuner.cli.check import check
 from tuner.cli.compare import compare
 from tuner.cli.export import export
 from tuner.cli.report import report
@@ -30,6 +31,7 @@ app = typer.Typer(
     # A traceback is for our mistakes, and then a plain one.
     pretty_exceptions_enable=False,
 )
+app.command()(check)
 app.command()(run)
 app.command()(compare)
 app.command()(status)

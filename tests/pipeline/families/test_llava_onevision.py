@@ -46,7 +46,7 @@ def test_sizes_come_from_the_configuration(runtime):
 @torch.no_grad()
 def test_encoded_frames_are_what_the_model_makes_of_the_pixels_itself(runtime, clip, question):
     inputs = runtime.inputs(clip, question)
-    pixels = runtime.family._pixels(scenes(FRAMES))[None]
+    pixels = runtime.family.pixels(scenes(FRAMES))[None]
     from_pixels = runtime.model(input_ids=inputs["input_ids"], pixel_values_videos=pixels).logits
     from_features = runtime.model(**inputs).logits
     assert from_features.equal(from_pixels)
@@ -65,7 +65,7 @@ def test_many_frames_are_encoded_in_runs_with_one_newline_at_the_end(runtime):
 def test_pixels_are_resized_and_normalised_as_the_processor_files_say(runtime):
     grey = np.full((2, 50, 70, 3), 255, dtype=np.uint8)
     grey[1] = 0
-    pixels = runtime.family._pixels(grey)
+    pixels = runtime.family.pixels(grey)
     assert pixels.shape == (2, 3, 32, 32)
     torch.testing.assert_close(pixels[0], torch.ones(3, 32, 32))
     torch.testing.assert_close(pixels[1], -torch.ones(3, 32, 32))
@@ -78,7 +78,7 @@ def test_pixels_equal_those_of_the_checkpoints_own_processor(runtime, checkpoint
     processor = LlavaOnevisionVideoProcessor.from_pretrained(checkpoints.model)
     frames = scenes(4)
     expected = processor(torch.from_numpy(frames).permute(0, 3, 1, 2), return_tensors="pt")
-    got = runtime.family._pixels(frames)
+    got = runtime.family.pixels(frames)
     assert (got - expected["pixel_values_videos"][0]).abs().max() < 2.1 / 127.5  # a step or two of 255
 
 

@@ -270,7 +270,7 @@ def test_frames_are_resized_and_scaled_as_the_published_processor_does(runtime):
     frames = scenes(3, height=48, width=80)
     resized = [np.asarray(Image.fromarray(one).resize((56, 56), Image.Resampling.BICUBIC)) for one in frames]
     expected = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 127.5 - 1
-    torch.testing.assert_close(runtime.family._pixels(frames), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(runtime.family.pixels(frames), expected, rtol=0, atol=1e-6)
 
 
 def test_sizes_come_from_the_configuration_and_the_vision_tower_named_there(runtime):

@@ -1,0 +1,271 @@
+"""Checks of a loaded model on the device where it will run: whether pruning it can be trusted there.
+
+Published weights are not at hand where this program is developed; so it checks itself where they are. Each
+check gives a figure and what is allowed. The limits are our choice, explained where they stand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.checkpoint import Checkpoint, load_weights
+from pipeline.clip import Clip
+from pipeline.errors import PipelineError
+from pipeline.methods import AdaTP
+from pipeline.packing import Pack
+from pipeline.question import Question
+from pipeline.runtime import Request, Runtime
+
+# Of the largest logit, in steps of the number format: what two orders of the same sums may differ by.
+ROUNDING_STEPS = 16
+# Scores nearer to the last kept one than this share of it may fall on either side.
+NEAR_TIE = 5e-3
+# Between a frame's embedding by the model's tower and by the whole SigLIP. Published towers were trained on a
+# little, which leaves them alike; those of another SigLIP share nothing.
+ALIKE = 0.8
+# A difference of log-probabilities below which half precision may choose another option than float32.
+NEAR_OPTIONS = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check, in words: `{name}: {found} ({allowed})`."""
+
+    name: str
+    passed: bool
+    found: str
+    allowed: str
+    advice: str = ""  # what to look at where it did not pass
+
+
+def check_weights(runtime: Runtime) -> Finding:
+    """Every weight is a finite number, and no matrix is constant."""
+    wrong, count = [], 0
+    for name, weight in runtime.model.named_parameters():
+        count += weight.numel()
+        if not bool(weight.isfinite().all()):
+            wrong.append(f"{name} holds what is not a number")
+        elif weight.ndim > 1 and bool((weight == weight.flatten()[0]).all()):
+            wrong.append(f"{name} is constant")
+    shown = "; ".join(wrong[:3]) + (f"; {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    return Finding(
+        "weights",
+        not wrong,
+        shown or f"{count:,} numbers",
+        "finite, and no constant matrix",
+        "The checkpoint's files are damaged or incomplete: fetch them again.",
+    )
+
+
+def check_prompt(runtime: Runtime, clip: Clip, question: Question) -> Finding:
+    """The chat template writes the question, and after it the token that ends a turn, as a single token.
+
+    A template of another model writes its marks as ordinary letters: then the model never sees the end of the
+    question as it was trained to.
+    """
+    prompt, family = runtime._prompt(clip, question), runtime.family
+    behind = prompt.ids[prompt.question.stop :]
+    asked = family.tokenizer.decode(list(prompt.ids[prompt.question]), skip_special_tokens=False)
+    alike = "".join(asked.split()) == "".join(question.text.split())
+    ends = any(token in family.end_ids for token in behind)
+    text = family.tokenizer.decode([*prompt.before, *prompt.after], skip_special_tokens=False)
+    wrong = []
+    if runtime.scoring == "words" and not alike:
+        wrong.append(f"the question reads {asked!r}")
+    if not ends:
+        wrong.append("no token that ends a turn stands behind the question")
+    return Finding(
+        "prompt",
+        not wrong,
+        f"{', '.join(wrong)}: {text!r}" if wrong else repr(text),
+        "the question as it is written, then the token that ends a turn",
+        "The chat template is not this model's: take chat_template.json (or .jinja) from its checkpoint.",
+    )
+
+
+@torch.inference_mode()
+def check_untouched(runtime: Runtime, clip: Clip, questions: Sequence[Question]) -> Finding:
+    """The model called by transformers alone, against this program's way with nothing pruned (p = 1)."""
+    pairs = [
+        (
+            runtime.model(**runtime.inputs(clip, question), logits_to_keep=1).logits[0, -1],
+            runtime.one_pass(clip, question, AdaTP(p=1.0)).logits(0),
+        )
+        for question in questions
+    ]
+    return _logits("untouched model against p = 1", pairs, runtime.family.dtype)
+
+
+@torch.inference_mode()
+def check_split(runtime: Runtime, clip: Clip, questions: Sequence[Question], method: AdaTP) -> Finding:
+    """A prefill that starts from the stored prefix, against one pass, where both keep the same tokens."""
+    pairs = []
+    for question in questions:
+        split, whole = runtime.prefill(clip, question, method), runtime.one_pass(clip, question, method)
+        # Elsewhere a near tie fell otherwise: those logits are of other tokens.
+        if all(a.equal(b) for a, b in zip(split.tokens, whole.tokens(0), strict=True)):
+            pairs.append((split.logits, whole.logits(0)))
+    found = _logits("split against single prefill", pairs, runtime.family.dtype)
+    same = f"the same tokens kept for {len(pairs)} of {len(questions)} questions"
+    return replace(found, found=f"{found.found}; {same}")
+
+
+def _logits(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype) -> Finding:
+    """Whether the logits (vocabulary,) of each pair differ by no more than rounding; no pair is no proof."""
+    # numpy's maximum, unlike Python's, is NaN where any value is.
+    largest = float(np.max([float((a.float() - b.float()).abs().max()) for a, b in pairs], initial=0.0))
+    scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
+    allowed = ROUNDING_STEPS * torch.finfo(dtype).eps * scale
+    return Finding(
+        name,
+        bool(pairs) and largest <= allowed,
+        f"logits differ by at most {largest:.2g}",
+        f"rounding: {allowed:.2g}",
+        "The attention backend or the transformers release computes otherwise than this program expects.",
+    )
+
+
+@torch.inference_mode()
+def check_scores(runtime: Runtime, clip: Clip, questions: Sequence[Question], method: AdaTP) -> Finding:
+    """The scores that rank tokens, against float64 from the same queries and keys: which half is best."""
+    compared, differing, worst = 0, 0, 0.0
+
+    def compare(
+        scores: torch.Tensor,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        scaling: float,
+        columns: torch.Tensor,
+        after: int,
+    ) -> None:
+        nonlocal compared, differing, worst
+        exact = _exact(query, keys, scaling, after)[columns.cpu()]
+        found = scores.double().cpu()
+        worst = max(worst, float(((found - exact).abs() / exact.clamp(min=1e-12)).max()))
+        count = (len(exact) + 1) // 2
+        cut = exact.sort(descending=True).values[count - 1]
+        best, ours = (one.argsort(descending=True, stable=True)[:count] for one in (exact, found))
+        other = set(best.tolist()) ^ set(ours.tolist())
+        differing += sum(bool((exact[token] - cut).abs() > NEAR_TIE * cut) for token in other)
+        compared += 1
+
+    for question in questions:
+        Pack(runtime.family, [runtime._item(Request(clip, question, method))], on_scores=compare)
+    return Finding(
+        "scores that rank tokens",
+        compared > 0 and differing == 0 and math.isfinite(worst),
+        f"{differing} tokens ranked otherwise in {compared} prunings; largest relative error {worst:.1g}",
+        "none beyond near ties",
+        "Queries and keys leave the number format's range or precision: use bfloat16 or float32.",
+    )
+
+
+def _exact(query: torch.Tensor, keys: torch.Tensor, scaling: float, after: int) -> torch.Tensor:
+    """(n,) attention of the rows, mean over heads and rows, float64 on the CPU."""
+    heads, rows = query.shape[1:3]
+    seen = keys[0, :, : keys.shape[2] - after].double().cpu()
+    seen = seen.repeat_interleave(heads // seen.shape[0], dim=0)
+    total = torch.zeros(keys.shape[2], dtype=torch.float64)
+    for row in range(rows):
+        end = seen.shape[1] - rows + row + 1
+        logits = torch.einsum("hd,hnd->hn", query[0, :, row].double().cpu(), seen[:, :end]) * scaling
+        total[:end] += logits.softmax(dim=-1).mean(dim=0) / rows
+    return total
+
+
+def check_counts(runtime: Runtime, clip: Clip, questions: Sequence[Question], method: AdaTP) -> Finding:
+    """Tokens kept, layer by layer, against the plan, of which FLOPs are counted."""
+    name, allowed = "tokens kept", "as planned at every layer"
+    try:
+        kept = [runtime.answer(clip, question, method).kept for question in questions]
+    except PipelineError as error:
+        return Finding(name, False, str(error), allowed, "No FLOPs figure holds here: report this.")
+    share = kept[0][-1] / (clip.frames * clip.cells)
+    return Finding(name, True, f"planned = kept for {len(kept)} questions, {share:.0%} at the end", allowed)
+
+
+@torch.inference_mode()
+def check_generate(runtime: Runtime, clip: Clip, question: Question, method: AdaTP) -> Finding:
+    """Transformers' `generate` from a pruned prefill, against this program's own answer."""
+    name, allowed = "generate() against answer()", "the same text"
+    free = Question(question.id, question.text)
+    prefill = runtime.prefill(clip, free, method)
+    try:
+        inputs = prefill.inputs
+    except PipelineError as error:
+        return Finding(name, True, f"not offered here: {error}", allowed)
+    out = runtime.model.generate(
+        **inputs, max_new_tokens=runtime.max_new_tokens, do_sample=False, num_beams=1
+    )
+    ids = out[0, len(prefill.ids) :].tolist()
+    said = runtime.family.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    answer = runtime.answer(clip, free, method).text
+    return Finding(
+        name,
+        said == answer,
+        repr(said) if said == answer else f"{said!r} against {answer!r}",
+        allowed,
+        "generation_config.json may set a repetition penalty or forbid tokens; or two tokens nearly tie.",
+    )
+
+
+@torch.inference_mode()
+def check_frame_embeddings(runtime: Runtime, siglip: Checkpoint, frames: NDArray[np.uint8]) -> Finding:
+    """Embeddings by the model's tower and the SigLIP's last part, against the whole SigLIP's own.
+
+    frames: (n, H, W, 3) RGB. The whole vision side of the SigLIP is loaded for it, in float32.
+    """
+    from transformers import SiglipVisionModel
+
+    unread = r"^(text_model\.|logit_)"
+
+    class Whole(SiglipVisionModel):  # type: ignore[no-untyped-call]
+        """Says nothing of the text tower's weights, which stand in the same files."""
+
+        _keys_to_ignore_on_load_unexpected = {unread}  # noqa: RUF012 -- as transformers declares it
+
+    family = runtime.family
+    model, _ = load_weights(siglip, Whole, dtype=torch.float32, device=family.device, unread=unread)
+    encoded = family.encode_frames(frames)
+    ours = runtime._encoder.embed_frames(encoded.tower_features)
+    pixels: Any = family.pixels(frames)
+    whole = model(pixel_values=pixels.float()).pooler_output
+    alike = torch.nn.functional.cosine_similarity(ours, whole, dim=1)
+    lowest = float(alike.min())
+    return Finding(
+        "frame embeddings against the whole SigLIP",
+        lowest >= ALIKE,
+        f"cosine at least {lowest:.4f} over {len(frames)} frames",
+        f"{ALIKE} or more",
+        "text_encoder in study.yaml is not the SigLIP that the model's vision tower was made from.",
+    )
+
+
+def check_precision(runtime: Runtime, other: Runtime, clip: Clip, questions: Sequence[Question]) -> Finding:
+    """Answers of the unpruned model in its number format against another one, float32 among the two."""
+    exact, rough = (runtime, other) if runtime.dtype == "float32" else (other, runtime)
+    changed, far, largest = 0, 0, 0.0
+    for question in questions:
+        a, b = (one.answer(clip, question, None) for one in (exact, rough))
+        if a.option_logprobs is None or b.option_logprobs is None:
+            changed += a.text != b.text
+            continue
+        pairs = zip(a.option_logprobs, b.option_logprobs, strict=True)
+        largest = max(largest, *(abs(x - y) for x, y in pairs))
+        if a.option != b.option and b.option is not None:
+            changed += 1
+            far += max(a.option_logprobs) - a.option_logprobs[b.option] > NEAR_OPTIONS
+    return Finding(
+        f"{rough.dtype} against float32",
+        far == 0,
+        f"{changed} of {len(questions)} answers differ; log-probabilities by at most {largest:.2g}",
+        f"no option preferred by more than {NEAR_OPTIONS} in float32 is lost",
+        f"{rough.dtype} changes answers of this model: study and serve it in float32, or in bfloat16.",
+    )

@@ -1,0 +1,159 @@
+"""`tuner check` passes on a sound study, and fails at the line that is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from tests.checkpoints import Size, build_siglip, build_tokenizer, scenes, write_checkpoints
+from tests.tuner.runs.test_run import make_study
+from tests.videos import write_video
+from tuner.cli.main import app
+from tuner.evaluation.progress import NoProgress
+from tuner.runs.check import ModelCheck, check_study
+from tuner.study import Study
+
+CHECKS = (
+    "loading",
+    "weights",
+    "frame embeddings against the whole SigLIP",
+    "prompt",
+    "untouched model against p = 1",
+    "split against single prefill",
+    "scores that rank tokens",
+    "tokens kept",
+    "generate() against answer()",
+    "bfloat16 against float32",
+)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("study")
+    write_checkpoints(folder, layers=6)
+    (folder / "videos").mkdir()
+    for index in range(4):
+        write_video(folder / "videos" / f"v{index}.mp4", scenes(16, 4, seed=index))
+    return folder
+
+
+@pytest.fixture
+def study(material: Path, tmp_path: Path) -> Study:
+    return make_study(Path(shutil.copytree(material, tmp_path / "study")))
+
+
+def failed(study: Study) -> dict[str, str]:
+    """What is found of each check of the model that does not pass."""
+    findings = list(ModelCheck(study).findings(NoProgress()))
+    return {one.name: one.found for one in findings if not one.passed}
+
+
+def test_a_sound_model_passes_and_its_study_is_estimated(study: Study) -> None:
+    checked = ModelCheck(study)
+    findings = list(checked.findings(NoProgress()))
+    assert tuple(one.name for one in findings) == CHECKS
+    assert all(one.passed for one in findings), [one for one in findings if not one.passed]
+    estimate = checked.estimate
+    assert estimate is not None
+    assert min(estimate.encode, estimate.baseline, estimate.trials, estimate.held_out) > 0
+    assert estimate.total == estimate.encode + estimate.baseline + estimate.trials + estimate.held_out
+    assert estimate.workers >= 0
+
+
+def edit_weights(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0], ids=["nan", "zeros"])
+def test_a_broken_tensor_is_named(study: Study, value: float) -> None:
+    def damage(weights: dict[str, torch.Tensor]) -> None:
+        name = next(name for name in sorted(weights) if "layers.3.mlp.up_proj" in name)
+        weights[name][:] = value
+
+    edit_weights(Path(study.model) / "model.safetensors", damage)
+    found = failed(study)
+    assert "layers.3.mlp.up_proj.weight" in found["weights"]
+
+
+def test_another_siglip_fails_at_the_frame_embeddings(study: Study) -> None:
+    torch.manual_seed(99)
+    other = build_siglip(Size(layers=6), len(build_tokenizer()))
+    weights = {name: one.contiguous().clone() for name, one in other.state_dict().items()}
+    save_file(weights, Path(study.text_encoder) / "model.safetensors", {"format": "pt"})
+    assert list(failed(study)) == ["frame embeddings against the whole SigLIP"]
+
+
+def test_a_template_of_another_model_fails_at_the_prompt(study: Study) -> None:
+    template = (
+        "{% for message in messages %}USER: {% for part in message['content'] %}"
+        "{{ '<video>' if part['type'] == 'video' else part['text'] }}{% endfor %}{% endfor %} ASSISTANT:"
+    )
+    (Path(study.model) / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    found = failed(study)
+    assert "no token that ends a turn stands behind the question" in found["prompt"]
+
+
+def checked(study: Study, max_drop: float = 0.9) -> dict[str, str]:
+    """What is found of each check of the files that does not pass."""
+    return {one.name: one.found for one in check_study(study, max_drop, NoProgress()) if not one.passed}
+
+
+def test_a_sound_study_passes(study: Study) -> None:
+    assert checked(study) == {}
+
+
+def test_all_that_is_wrong_with_the_files_is_told_together(study: Study) -> None:
+    videos = study.folder / "videos"
+    shutil.copy(videos / "v0.mp4", videos / "v1.mp4")  # one tunes, one measures
+    (videos / "v2.mp4").write_bytes(b"no video")
+    twice = replace(study.questions[0], id="again")
+    found = checked(replace(study, questions=(*study.questions, twice)), 0.02)
+    assert list(found) == ["videos", "equal videos", "equal questions", "split"]
+    assert "v2.mp4" in found["videos"]
+    assert found["equal videos"] == "v0.mp4 = v1.mp4"
+    assert twice.text in found["equal questions"]
+    assert "2 videos tune, 2 measure" in found["split"]
+
+
+def test_labels_that_stand_at_one_place_are_seen(study: Study) -> None:
+    same = tuple(
+        replace(one, id=f"{one.id}-{k}", text=f"{one.text} {k}", answer=one.options[2])
+        for one in study.questions
+        if one.options
+        for k in range(2)
+    )
+    assert "option 3: 100%" in checked(replace(study, questions=same))["place of right answers"]
+
+
+def test_the_command_prints_every_check_and_exits_by_them(study: Study) -> None:
+    settings = {"name": "tiny", "model": "model", "text_encoder": "siglip", "frames": 8, "scoring": "words"}
+    (study.folder / "study.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    lines = (
+        {"id": one.id, "video": one.video, "question": one.text, "options": one.options, "answer": one.answer}
+        for one in study.questions
+    )
+    (study.folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runner, command = CliRunner(), ["check", "--study", str(study.folder)]
+    whole = runner.invoke(app, [*command, "--model", "--max-drop", "0.9", "--json"])
+    assert whole.exit_code == 0, whole.output
+    told = json.loads(whole.stdout)
+    assert told["passed"]
+    assert told["estimate"]["total"] > 0
+    assert tuple(one["name"] for one in told["checks"])[-len(CHECKS) :] == CHECKS
+    strict = runner.invoke(app, command)
+    assert strict.exit_code == 1
+    said = " ".join(strict.stdout.split())
+    assert "FAILED split" in said
+    assert "allowed: losses above 2 points can be ruled out where nothing is lost" in said
+    assert "5 of 6 checks passed." in said
