@@ -137,7 +137,7 @@ class LlavaModel:
         mean = torch.tensor(processor["image_mean"], device=self.device)[:, None, None]
         std = torch.tensor(processor["image_std"], device=self.device)[:, None, None]
         scale = float(processor.get("rescale_factor", 1 / 255))
-        return ((pixels - mean / scale) / (std / scale)).to(self.dtype)
+        return pixels.sub_(mean / scale).div_(std / scale).to(self.dtype)
 
 
 class _TowerAttention:
