@@ -146,7 +146,9 @@ class Decoder:
             header, pixels = self._exchange(request, limit)
         except TimeoutError as error:
             self._kill()
-            raise _FailedError(f"could not {aim}: no progress for {limit:.1f} seconds") from error
+            raise _FailedError(
+                f"could not {aim}: no progress for {limit:.1f} seconds (decode_timeout allows more)"
+            ) from error
         except _EndedError:
             code = self._kill()
             raise _FailedError(f"could not {aim}: the decoder crashed on it (exit code {code})") from None

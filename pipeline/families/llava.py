@@ -27,7 +27,7 @@ class LlavaModel:
     """A loaded LlavaOnevisionForConditionalGeneration, the class in transformers that has these parts.
 
     processor: image_mean and image_std, and what differs from `resample` 3 (bicubic) and `rescale_factor`
-    1 / 255.
+    1 / 255. Errors: UnsupportedError when `resample` is no filter of Pillow's.
     """
 
     def __init__(self, model: Any, tokenizer: Any, processor: Mapping[str, Any]) -> None:
@@ -41,7 +41,10 @@ class LlavaModel:
         self.video_token_id = int(config.video_token_id)
         self.adds_after: Collection[int] = ()
         self._processor = processor
-        self.frame_size = FrameSize(int(vision.image_size), int(processor.get("resample", 3)))
+        resample = processor.get("resample", 3)
+        if resample not in range(6):
+            raise UnsupportedError(f"The processor's resample is {resample!r}; supported are 0 to 5.")
+        self.frame_size = FrameSize(int(vision.image_size), int(resample))
         self.grid = self.frame_size.side // int(vision.patch_size)  # patches along each side of a frame
         self.shape = _shape(config, self.grid**2, self.applied_vision_layers)
         self.attention = str(config._attn_implementation)
@@ -154,7 +157,7 @@ class LlavaModel:
         mean = torch.tensor(processor["image_mean"], device=self.device)[:, None, None]
         std = torch.tensor(processor["image_std"], device=self.device)[:, None, None]
         scale = float(processor.get("rescale_factor", 1 / 255))
-        return ((pixels - mean / scale) / (std / scale)).to(self.dtype)
+        return pixels.sub_(mean / scale).div_(std / scale).to(self.dtype)
 
 
 class _TowerAttention:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import find_checkpoint
 from pipeline.clip import ClipShape
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, UnsupportedError
 from pipeline.families import load_family
 from pipeline.flops import ModelShape
 from pipeline.methods import AdaTP
@@ -112,6 +112,14 @@ def test_processor_settings_are_found_wherever_checkpoints_keep_them(copy, where
     else:
         (copy / where).write_text(json.dumps(settings))
     assert load(copy)._processor["image_mean"] == [0.1, 0.2, 0.3]
+
+
+def test_the_filter_is_the_processors(copy):
+    change_json(copy / "video_preprocessor_config.json", resample=2)
+    assert load(copy).frame_size == (32, 2)
+    change_json(copy / "video_preprocessor_config.json", resample="bicubic")
+    with pytest.raises(UnsupportedError, match="resample is 'bicubic'; supported are 0 to 5"):
+        load(copy)
 
 
 def test_a_checkpoint_in_several_files_loads_alike(copy, runtime, clip, question):
