@@ -191,6 +191,7 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         seconds=193.0,
         smallest_reachable=0.081,
         setting=make_setting(),
+        held_out_videos=80,
         baseline_cost=AnswerCost(0.03, 6.5 * 2**20, 11 * 2**20),
         serving=make_serving(),
         verdict="shown",

@@ -83,7 +83,18 @@ def comparison(summary: RunSummary) -> tuple[Row, ...]:
             _tune(summary.best),
             _tune(summary.defaults),
         ),
+        *_tuning(summary),
     )
+
+
+def _tuning(summary: RunSummary) -> list[Row]:
+    """Whether tuning was worth it: what it gained over the defaults on held-out videos, and its cost."""
+    rows = []
+    if summary.over_defaults is not None:
+        rows.append(Row("tuned - defaults", NOTHING, signed(summary.over_defaults), NOTHING))
+    if summary.cost is not None:
+        rows.append(Row("study cost, passes", NOTHING, f"{summary.cost.passes:.1f}", NOTHING))
+    return rows
 
 
 def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
@@ -123,7 +134,7 @@ def remarks(
         lines += _changed(summary.best_held_out)
     lines += verdict(summary)
     if summary.provable_drop is not None and summary.best_held_out is not None:
-        videos = summary.best_held_out.outcome.videos
+        videos = summary.held_out_videos
         lines.append(provable(summary.provable_drop, videos, summary.margin, summary.loss_correlation))
     if summary.guessing is not None and not summary.guessing.shown_better:
         lines.append(weak_baseline(summary.guessing))
@@ -353,7 +364,18 @@ def worth(summary: RunSummary) -> list[str]:
     else:
         answer = "tuning helped" if gained.value > 0 else "the defaults are better"
     what = f"points of held-out {accuracy_name(summary)}"
-    return [f"Tuned minus AdaTP's defaults at the same budget: {signed(gained)} {what}: {answer}."]
+    # The cheapest that holds has no budget: its defaults are those of the paper, p too.
+    best, defaults = summary.best, summary.defaults
+    at = "at the same budget"
+    if summary.goal == "max_drop" and best is not None and defaults is not None:
+        at = f"(FLOPs ratios {best.flops_ratio:.3f} and {defaults.flops_ratio:.3f})"
+    return [f"Tuned minus AdaTP's defaults {at}: {signed(gained)} {what}, paired: {answer}."]
+
+
+def study_cost_in_short(cost: StudyCost) -> str:
+    """What finding the configuration cost, in a few words."""
+    text = f"{cost.passes:.1f} baseline passes"
+    return text if cost.seconds is None else f"{text}, {duration(cost.seconds)} of model time"
 
 
 def _count(held_out: HeldOut | None, name: str) -> str:
