@@ -210,7 +210,7 @@ def _costs(summary: RunSummary, held_out: HeldOut) -> Number:
     )
     notes += [line.removesuffix(".") for line in worth(summary)]
     if summary.cost is not None:
-        notes.append(f"This study has cost {study_cost_in_short(summary.cost)}")
+        notes.append(f"The study has cost {study_cost_in_short(summary.cost)}")
     if guessed(summary):
         notes.insert(0, f"{points:+.1f} points of {what} from a model that does no better than guessing")
         return Number("Not known", "", tuple(notes))

@@ -89,7 +89,7 @@ def _detectable(summary: RunSummary) -> Iterator[HealthRow]:
         yield HealthRow(section, name, 100 * summary.provable_drop, "points", note)
     if summary.loss_correlation is not None:
         note = "of lost answers within a video; 0: independent, 1: whole videos are lost"
-        yield HealthRow(section, "correlation", summary.loss_correlation, "", note)
+        yield HealthRow(section, "correlation", summary.loss_correlation, "correlation", note)
     if noise is None:
         yield HealthRow(section, "noise floor", None, "points", "not measured")
         return
@@ -146,7 +146,7 @@ def _cost(summary: RunSummary) -> Iterator[HealthRow]:
     yield HealthRow(section, "without the tuner's savings", cost.naive_passes, "passes", note)
     note = f"without the vision tower; {cost.naive_passes_language:.1f} without the tuner's savings"
     yield HealthRow(section, "language model alone", cost.passes_language, "language-model passes", note)
-    note = "for the baseline, the trials and the held-out split"
+    note = "for all of the study, comparisons and sensitivity studies included"
     yield HealthRow(section, "answers evaluated", cost.answers, "answers", note)
     note = f"{cost.shared:,} of {cost.wanted:,} answers for trials were known, because their plans were equal"
     yield HealthRow(section, "answers shared", 100 * cost.shared_share, "%", note)
@@ -252,6 +252,8 @@ def _said(row: HealthRow) -> str:
         return "not known" if row.unit else ""
     if row.unit == "seconds":
         return duration(row.value) if row.value >= 10 else f"{1000 * row.value:.3g} ms"
+    if row.unit == "correlation":
+        return f"{row.value:.2f}"
     if row.unit in ("questions", "videos", "trials", "proposals", "answers"):
         return f"{row.value:,.0f} {row.unit if row.value != 1 else row.unit[:-1]}"
     if row.unit == "":

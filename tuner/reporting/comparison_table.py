@@ -80,7 +80,8 @@ def remarks(comparison: Comparison) -> tuple[str, ...]:
         f"{name} cannot reach the budget: its smallest FLOPs ratio is {smallest:.4f}."
         for name, smallest in comparison.unreachable.items()
     ]
-    return (*lines, NOTHING_CHOSEN)
+    lines += [NOTHING_CHOSEN] if comparison.rows else []
+    return tuple(lines)
 
 
 def time_taken(comparison: Comparison) -> str | None:

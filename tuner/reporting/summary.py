@@ -368,14 +368,15 @@ def worth(summary: RunSummary) -> list[str]:
     best, defaults = summary.best, summary.defaults
     at = "at the same budget"
     if summary.goal == "max_drop" and best is not None and defaults is not None:
-        at = f"(FLOPs ratios {best.flops_ratio:.3f} and {defaults.flops_ratio:.3f})"
+        at = f"(FLOPs ratios {best.outcome.flops_ratio:.3f} and {defaults.outcome.flops_ratio:.3f})"
     return [f"Tuned minus AdaTP's defaults {at}: {signed(gained)} {what}, paired: {answer}."]
 
 
 def study_cost_in_short(cost: StudyCost) -> str:
-    """What finding the configuration cost, in a few words."""
+    """What all work on the study cost, in a few words."""
     text = f"{cost.passes:.1f} baseline passes"
-    return text if cost.seconds is None else f"{text}, {duration(cost.seconds)} of model time"
+    text += "" if cost.seconds is None else f", {duration(cost.seconds)} of model time"
+    return f"{text}, comparisons and sensitivity studies included"
 
 
 def _count(held_out: HeldOut | None, name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Self
 
 from tuner.errors import UserError
 
-# Three points: what some 200 held-out videos typically show (docs/statistics.md).
+# Three points: what two to three hundred held-out videos typically show (docs/statistics.md).
 DEFAULT_MAX_DROP = "0.03"
 
 
