@@ -13,9 +13,10 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -304,6 +305,7 @@ def cells() -> Iterator[Cell]:
         for drop in (0.0, 0.005):
             for videos in (80, 160, 320, 640):
                 yield Cell("shown", *PLANNED, videos, questions, drop, 0.0)
+    yield Cell("shown", *PLANNED, 80, 8, 0.0, 0.0)
     for questions in (4, 1, 8):
         for videos in VIDEOS:
             for model in MODELS:
@@ -340,41 +342,60 @@ def shown(cell: Cell, studies: int = STUDIES) -> dict[str, float]:
     return {name: float(bound(flips, cell.margin).mean()) for name, bound in BOUNDS.items()}
 
 
-def tables(lines: list[dict[str, object]]) -> Iterator[str]:
-    """Markdown: the largest error by videos and model; power by videos, questions and margin."""
-    errors: dict[tuple[object, ...], list[dict[str, float]]] = defaultdict(list)
-    for line in lines:
-        if line["kind"] == "error":
-            errors[line["model"], line["videos"]].append(line["shown"])  # type: ignore[arg-type]
-    yield f"| losses | {' | '.join(f'{n} videos' for n in VIDEOS)} |"
-    yield "| --- |" + " --- |" * len(VIDEOS)
-    for model in MODELS:
-        row = [errors[model, videos] for videos in VIDEOS]
-        yield (
-            f"| {model} | "
-            + " | ".join(
-                " / ".join(f"{100 * max(one[name] for one in cell):.1f}" for name in BOUNDS) if cell else "-"
-                for cell in row
-            )
-            + " |"
-        )
-    yield ""
-    yield "| videos x questions | lost, model | " + " | ".join(f"margin {100 * m:g}" for m in MARGINS) + " |"
-    yield "| --- | --- |" + " --- |" * len(MARGINS)
-    power: dict[tuple[object, ...], dict[object, dict[str, float]]] = defaultdict(dict)
+def tables(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: errors and coverage by model and videos, the worst of the cells; power; margins shown."""
+    yield from _by_videos(lines, "error", "losses", lambda cells: _worst(cells, BOUNDS, max, 1))
+    yield from _by_videos(
+        lines,
+        "covered",
+        "difference, share",
+        lambda cells: "; ".join(
+            _worst([one for one in cells if name in one], (name, f"{name} before"), min, 1)
+            for name in ("difference", "share")
+            if name in cells[0]
+        ),
+    )
+    power: dict[tuple[Any, ...], dict[Any, dict[str, float]]] = defaultdict(dict)
+    margins: dict[tuple[Any, ...], dict[Any, float]] = defaultdict(dict)
     for line in lines:
         if line["kind"] == "power":
             key = (line["videos"], line["questions"], line["drop"], line["model"])
-            power[key][line["margin"]] = line["shown"]  # type: ignore[assignment]
+            power[key][line["margin"]] = line["shown"]
+        if line["kind"] == "shown":
+            margins[line["drop"], line["questions"]][line["videos"]] = line["shown"]["margin"]
+    yield "| videos x questions | lost, model | " + " | ".join(f"margin {100 * m:g}" for m in MARGINS) + " |"
+    yield "| --- | --- |" + " --- |" * len(MARGINS)
     for (videos, questions, drop, model), found in power.items():
-        yield (
-            f"| {videos} x {questions} | {100 * float(str(drop)):g}, {model} | "
-            + " | ".join(
-                " / ".join(f"{100 * found[m][name]:.0f}" for name in BOUNDS) if m in found else "-"
-                for m in MARGINS
-            )
-            + " |"
-        )
+        cells = (" / ".join(f"{100 * one:.0f}" for one in found[m].values()) for m in MARGINS if m in found)
+        yield f"| {videos} x {questions} | {100 * drop:g}, {model} | {' | '.join(cells)} |"
+    for (drop, questions), shown_by in margins.items():
+        said = ", ".join(f"{videos}: {100 * margin:.1f}" for videos, margin in shown_by.items())
+        yield f"shown by 80 %, {questions} questions a video, {100 * drop:g} lost: {said}"
+
+
+def _by_videos(
+    lines: list[dict[str, Any]], kind: str, name: str, said: Callable[[list[dict[str, float]]], str]
+) -> Iterator[str]:
+    """A row for each model, a column for each number of videos."""
+    found: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+    for line in lines:
+        if line["kind"] == kind:
+            found[line["model"], line["videos"]].append(line["shown"])
+    yield f"| {name} | {' | '.join(f'{n} videos' for n in VIDEOS)} |"
+    yield "| --- |" + " --- |" * len(VIDEOS)
+    for model in MODELS:
+        row = [found[model, videos] for videos in VIDEOS]
+        yield f"| {model} | {' | '.join(said(cells) if cells else '-' for cells in row)} |"
+    yield ""
+
+
+def _worst(
+    cells: list[dict[str, float]],
+    names: Iterable[str],
+    worst: Callable[[Iterable[float]], float],
+    digits: int,
+) -> str:
+    return " / ".join(f"{100 * worst([one[name] for one in cells]):.{digits}f}" for name in names)
 
 
 def main() -> None:
