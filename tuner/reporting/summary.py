@@ -16,7 +16,7 @@ from tuner.search.choices import in_words, value_text, worth_showing
 from tuner.search.selection import level_of
 from tuner.statistics.values import Interval, Measured
 from tuner.statistics.wording import another_look, noise_floor, provable, weak_baseline
-from tuner.study.values import AnswerCost
+from tuner.study.values import AnswerCost, Configuration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -146,6 +146,9 @@ def remarks(
         lines.append(_BINDS[summary.binds])
     if summary.serving is not None:
         lines += _serving(summary.serving)
+    moved = "" if summary.defaults is None else moved_defaults(summary.defaults.configuration)
+    if moved:
+        lines.append(f"AdaTP's defaults are taken {moved}.")
     lines += worth(summary)
     if summary.cost is not None:
         lines.append(_study_cost(summary.cost))
@@ -370,6 +373,17 @@ def worth(summary: RunSummary) -> list[str]:
     if summary.goal == "max_drop" and best is not None and defaults is not None:
         at = f"(FLOPs ratios {best.outcome.flops_ratio:.3f} and {defaults.outcome.flops_ratio:.3f})"
     return [f"Tuned minus AdaTP's defaults {at}: {signed(gained)} {what}, paired: {answer}."]
+
+
+def moved_defaults(defaults: Configuration) -> str:
+    """Where study.yaml does not allow AdaTP's own default, what stands in its place; p is solved anyway."""
+    paper = Configuration.from_method(AdaTP())
+    moved = [
+        f"{name} {value_text(value)} instead of {value_text(paper.get(name))}"
+        for name, value in defaults.parameters
+        if name != "p" and value != paper.get(name)
+    ]
+    return f"as far as study.yaml allows: {', '.join(moved)}" if moved else ""
 
 
 def study_cost_in_short(cost: StudyCost) -> str:

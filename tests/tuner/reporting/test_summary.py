@@ -74,6 +74,17 @@ def test_seconds_are_of_one_measurement_or_not_there():
     assert rows["seconds"] == Row("seconds", "-", "-", "-")
 
 
+def test_defaults_that_study_yaml_does_not_allow_say_so():
+    summary = make_summary()
+    assert not [line for line in remarks(summary) if "as far as study.yaml allows" in line]
+    fixed = Configuration.from_method(AdaTP(p=0.7, tau_s=0.9, deduplicate="off"))
+    said = remarks(replace(summary, defaults=replace(summary.defaults, configuration=fixed)))
+    assert (
+        "AdaTP's defaults are taken as far as study.yaml allows: tau_s 0.9 instead of 0.95, deduplicate off "
+        "instead of demote."
+    ) in said
+
+
 def test_the_five_knobs_are_there_with_what_they_mean():
     rows = knob_rows(make_summary())
     assert [row.name for row in rows] == ["tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"]
