@@ -191,6 +191,7 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         seconds=193.0,
         smallest_reachable=0.081,
         setting=make_setting(),
+        held_out_videos=80,
         baseline_cost=AnswerCost(0.03, 6.5 * 2**20, 11 * 2**20),
         serving=make_serving(),
         verdict="shown",
@@ -198,6 +199,7 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         margin=0.08,
         tested=(make_tested(best.number),) if best else (),
         provable_drop=0.0285,
+        over_defaults=Measured(0.04, Interval(0.01, 0.07)),
         noise=Noise(questions=600, videos=80, flips=2, logprob_mean=3e-6, logprob_max=1.8e-5),
     )
     return replace(summary, **changes)

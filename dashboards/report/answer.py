@@ -8,7 +8,16 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from tuner.reporting.summary import accepting, accuracy_name, guessed, nothing_fits, up_to, verdict
+from tuner.reporting.summary import (
+    accepting,
+    accuracy_name,
+    guessed,
+    nothing_fits,
+    study_cost_in_short,
+    up_to,
+    verdict,
+    worth,
+)
 from tuner.reporting.values import HeldOut, RunSummary, Trial
 from tuner.statistics.values import Measured
 from tuner.statistics.wording import noise_floor, provable, weak_baseline
@@ -199,6 +208,9 @@ def _costs(summary: RunSummary, held_out: HeldOut) -> Number:
         f"{counted(outcome.regressions, 'regression')} (right before, wrong now) and "
         f"{outcome.gained} gained, of {outcome.questions} questions about {counted(outcome.videos, 'video')}"
     )
+    notes += [line.removesuffix(".") for line in worth(summary)]
+    if summary.cost is not None:
+        notes.append(f"The study has cost {study_cost_in_short(summary.cost)}")
     if guessed(summary):
         notes.insert(0, f"{points:+.1f} points of {what} from a model that does no better than guessing")
         return Number("Not known", "", tuple(notes))

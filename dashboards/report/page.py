@@ -38,6 +38,7 @@ from tuner.reporting.summary import (
 from tuner.reporting.values import Comparison, RunSummary
 from tuner.sensitivity.results import Sensitivity
 from tuner.statistics.values import Interval
+from tuner.statistics.wording import NOTHING_CHOSEN
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -83,6 +84,7 @@ def report_html(
             findings=_findings(sensitivity),
             open_findings=_OPEN_FINDINGS,
             comparison=comparison,
+            nothing_chosen=NOTHING_CHOSEN,
             time_taken=None if comparison is None else time_taken(comparison),
             most=MOST_ROWS,
         )
@@ -107,6 +109,8 @@ def _numbers(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
         "end to end": "FLOPs ratio end to end",
         "seconds": "seconds for a video and one question",
         "MiB added": "MiB of memory per answer",
+        "tuned - defaults": "tuned minus AdaTP's defaults, held out, points [95 % interval]",
+        "study cost, passes": "cost of this study so far, baseline passes",
     }
     what = accuracy_name(summary)
     names |= {f"{split} {what}": f"{split} {what}, % [95 % interval]" for split in ("held-out", "tune")}

@@ -12,6 +12,7 @@ from tuner.records.measurements import MeasuredServing
 from tuner.reporting.history import History
 from tuner.reporting.summary import duration
 from tuner.reporting.values import RunSummary
+from tuner.statistics.wording import provable
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,14 @@ def _detectable(summary: RunSummary) -> Iterator[HealthRow]:
     if summary.provable_drop is None:
         yield HealthRow(section, name, None, "points", "too few held-out videos")
     else:
-        note = "with this many held-out videos, typically; it should be below the margin"
+        note = (
+            f"with {summary.held_out_videos} held-out videos, if no answer is lost; it should be well below "
+            "the margin, since lost answers take more videos"
+        )
         yield HealthRow(section, name, 100 * summary.provable_drop, "points", note)
+    if summary.loss_correlation is not None:
+        note = "of lost answers within a video; 0: independent, 1: whole videos are lost"
+        yield HealthRow(section, "correlation", summary.loss_correlation, "correlation", note)
     if noise is None:
         yield HealthRow(section, "noise floor", None, "points", "not measured")
         return
@@ -139,7 +146,7 @@ def _cost(summary: RunSummary) -> Iterator[HealthRow]:
     yield HealthRow(section, "without the tuner's savings", cost.naive_passes, "passes", note)
     note = f"without the vision tower; {cost.naive_passes_language:.1f} without the tuner's savings"
     yield HealthRow(section, "language model alone", cost.passes_language, "language-model passes", note)
-    note = "for the baseline, the trials and the held-out split"
+    note = "for all of the study, comparisons and sensitivity studies included"
     yield HealthRow(section, "answers evaluated", cost.answers, "answers", note)
     note = f"{cost.shared:,} of {cost.wanted:,} answers for trials were known, because their plans were equal"
     yield HealthRow(section, "answers shared", 100 * cost.shared_share, "%", note)
@@ -218,11 +225,10 @@ def _answer_time(measured: MeasuredServing) -> Iterator[HealthRow]:
 def _description(summary: RunSummary) -> str:
     text = ""
     if summary.provable_drop is not None:
-        drop = 100 * summary.provable_drop
-        text = f"With these held-out videos, losses of about {drop:.1f} points or more can be ruled out. "
-        if summary.margin is not None:
-            text += f"You allow {100 * summary.margin:.1f}"
-            text += ", which needs more videos. " if summary.margin < summary.provable_drop else ". "
+        said = provable(
+            summary.provable_drop, summary.held_out_videos, summary.margin, summary.loss_correlation
+        )
+        text = f"{said} "
     noise = summary.noise
     if noise is not None and summary.margin is not None and summary.margin <= noise.flip_rate:
         text += "The noise floor is not below the margin, so nothing can be shown. "
@@ -246,6 +252,8 @@ def _said(row: HealthRow) -> str:
         return "not known" if row.unit else ""
     if row.unit == "seconds":
         return duration(row.value) if row.value >= 10 else f"{1000 * row.value:.3g} ms"
+    if row.unit == "correlation":
+        return f"{row.value:.2f}"
     if row.unit in ("questions", "videos", "trials", "proposals", "answers"):
         return f"{row.value:,.0f} {row.unit if row.value != 1 else row.unit[:-1]}"
     if row.unit == "":

@@ -2,7 +2,9 @@
 
 `python -m tests.benchmarks.bounds --output FILE` simulates 20,000 seeded studies a cell and appends one JSON
 line per cell; cells that are in the file already are not simulated again. `--table` prints the tables of a
-file instead. An error: the true loss is exactly the margin, and a 5 % bound excludes it.
+file instead. An error: the true loss is exactly the margin, and a 5 % bound excludes it. Covered: the true
+difference (or share of answers lost) lies in its 95 % interval. Shown: the margin that a run's first test
+shows in 80 % of (4,000) studies.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtrit
 from scipy.stats import beta as beta_distribution
 
+from tuner.search.selection import level_of
 from tuner.statistics import gaffke
 
 Floats = NDArray[np.float64]
@@ -113,6 +117,8 @@ MODELS: dict[str, Model] = {
     "with gains of 3 points, 1": with_gains(0.03, 1),
     "1 to 8 questions, whole videos": unequal,
 }
+# Losses of a tuned configuration; the demo's loses and gains 1.4 points.
+PLANNED: dict[str, Model] = {"with gains of 1.5 points, .2": with_gains(0.015, 0.2)}
 # Where a video has one question, all models without gains are the same.
 ONE_QUESTION = ("independent", "with gains of 3 points, 1")
 
@@ -122,7 +128,12 @@ ONE_QUESTION = ("independent", "with gains of 3 points, 1")
 
 def gaffke_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
     """The product's."""
-    totals, questions = (flips.lost - flips.gained).astype(np.int64), flips.questions.astype(np.int64)
+    return _p_values(flips.lost - flips.gained, flips.questions, margin) <= LEVEL
+
+
+def _p_values(totals: Floats, questions: Floats, mean: float) -> Floats:
+    """(S,) of "the mean over questions is at least `mean`"; totals and questions (S, V)."""
+    totals, questions = totals.astype(np.int64), questions.astype(np.int64)
     most = int(questions.max())
     # As `gaffke.with_worst`, without sorting: every pair of total and questions has its place.
     places = (totals + most) * (most + 1) + questions
@@ -134,13 +145,18 @@ def gaffke_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
     counts[studies, (largest + most) * (most + 1) + largest] += 1
     used = np.flatnonzero(counts.any(axis=0))
     kinds = np.stack([used // (most + 1) - most, used % (most + 1)], axis=-1).astype(float)
-    return np.asarray(gaffke.p_values(kinds, counts[:, used], margin) <= LEVEL)
+    return gaffke.p_values(kinds, counts[:, used], mean)
 
 
 def bootstrap_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
     """The product's until now: t intervals of lost and gained on the logit scale, put together."""
-    (lost_low, lost, lost_high), (gained_low, gained, _) = (
-        _logit_t(one, flips.questions) for one in (flips.lost, flips.gained)
+    return _bootstrap_low(flips, LEVEL) >= -margin
+
+
+def _bootstrap_low(flips: Flips, tail: float) -> Floats:
+    """(S,) the lower bound of gained minus lost."""
+    (_, lost, lost_high), (gained_low, gained, _) = (
+        _logit_t(one, flips.questions, tail) for one in (flips.lost, flips.gained)
     )
     residuals = [
         counts - share[:, None] * flips.questions
@@ -150,11 +166,10 @@ def bootstrap_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
     correlation = (residuals[0] * residuals[1]).sum(axis=-1) / np.where(scale > 0, scale, 1)
     one, other = gained - gained_low, lost_high - lost
     reach = np.sqrt(np.maximum(one**2 + other**2 - 2 * correlation * one * other, 0))
-    del lost_low
-    return np.asarray(gained - lost - reach >= -margin)
+    return np.asarray(gained - lost - reach)
 
 
-def _logit_t(counts: Floats, questions: Floats) -> tuple[Floats, Floats, Floats]:
+def _logit_t(counts: Floats, questions: Floats, tail: float) -> tuple[Floats, Floats, Floats]:
     weight = 0.2 * questions.mean(axis=-1, keepdims=True)
     above = np.concatenate([counts, 0 * weight, weight], axis=-1)
     below = np.concatenate([questions, weight, weight], axis=-1)
@@ -163,7 +178,7 @@ def _logit_t(counts: Floats, questions: Floats) -> tuple[Floats, Floats, Floats]
     # What the bootstrap's standard error comes to, without drawing.
     spread = ((above - centre[:, None] * below) ** 2).sum(axis=-1) * videos / (videos - 1)
     error = np.sqrt(spread) / below.sum(axis=-1)
-    reach = stdtrit(videos - 3, 1 - LEVEL) * error / (centre * (1 - centre))
+    reach = stdtrit(videos - 3, 1 - tail) * error / (centre * (1 - centre))
     share = counts.sum(axis=-1) / questions.sum(axis=-1)
     low = np.minimum(expit(logit(centre) - reach), share)
     return low, share, np.maximum(expit(logit(centre) + reach), share)
@@ -210,6 +225,46 @@ BOUNDS: dict[str, Callable[[Flips, float], NDArray[np.bool_]]] = {
 }
 
 
+# Intervals at 95 %: how often the truth lies in them.
+
+
+def covered(flips: Flips, drop: float) -> dict[str, float]:
+    """Intervals of the difference and, where no answers are gained, of the share lost; before: until now."""
+    tail, questions = LEVEL / 2, flips.questions
+    change, turned = flips.gained - flips.lost, Flips(flips.gained, flips.lost, questions)
+    found = {
+        "difference": _inside(change, questions, -drop, -1.0),
+        "difference before": (_bootstrap_low(flips, tail) <= -drop) & (_bootstrap_low(turned, tail) <= drop),
+    }
+    if not flips.gained.any():
+        low, _, high = _logit_t(flips.lost, questions, tail)
+        found |= {
+            "share": _inside(flips.lost, questions, drop, 0.0),
+            "share before": (low <= drop) & (drop <= high),
+        }
+    return {name: float(inside.mean()) for name, inside in found.items()}
+
+
+def _inside(totals: Floats, questions: Floats, truth: float, least: float) -> NDArray[np.bool_]:
+    """Gaffke's interval of a mean between `least` and 1: neither end's test rejects the truth."""
+    # What a video lacks to the most it can have; the test is of a mean of at most 1.
+    lacking = (totals - questions if least == 0 else totals) * -1.0
+    other = 1 - truth if least == 0 else -truth
+    tail = LEVEL / 2
+    above = _p_values(totals, questions, truth) > tail
+    return np.asarray(above & (_p_values(lacking, questions, other) > tail))
+
+
+def shown_margin(flips: Flips) -> float:
+    """The margin that 80 % of studies show in their first test, to a hundredth of a point."""
+    low, high, change = 0.0, 1.0, flips.lost - flips.gained
+    while high - low > 1e-4:
+        margin = (low + high) / 2
+        power = (_p_values(change, flips.questions, margin) <= level_of("budget", 1)).mean()
+        low, high = (low, margin) if power >= 0.8 else (margin, high)
+    return high
+
+
 def _changes(flips: Flips) -> Floats:
     """What each video loses, in questions of the mean video."""
     mean = flips.questions.mean(axis=-1, keepdims=True)
@@ -223,7 +278,9 @@ def _only_lost(lost: NDArray[np.int64], questions: int) -> Flips:
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of study. kind "error": the true loss is the margin; "power": it is less."""
+    """One kind of study. kind "error": the true loss is the margin; "power": it is less; "covered": of its
+    intervals; "shown": the margin that is shown, not one that is given.
+    """
 
     kind: str
     model: str
@@ -244,6 +301,20 @@ def cells() -> Iterator[Cell]:
                     continue
                 for drop in DROPS:
                     yield Cell("error", model, videos, questions, drop, drop)
+    for questions in (2, 4):
+        for drop in (0.0, 0.005):
+            for videos in (80, 160, 320, 640):
+                yield Cell("shown", *PLANNED, videos, questions, drop, 0.0)
+    yield Cell("shown", *PLANNED, 80, 8, 0.0, 0.0)
+    for questions in (4, 1, 8):
+        for videos in VIDEOS:
+            for model in MODELS:
+                if questions == 1 and model not in ONE_QUESTION:
+                    continue
+                if questions != 8 and model == "1 to 8 questions, whole videos":
+                    continue
+                for drop in DROPS:
+                    yield Cell("covered", model, videos, questions, drop, 0.0)
     for videos in (80, 160, 320):
         for questions in QUESTIONS:
             for model, drop in (
@@ -257,48 +328,74 @@ def cells() -> Iterator[Cell]:
 
 
 def shown(cell: Cell, studies: int = STUDIES) -> dict[str, float]:
-    """How often each bound excludes a loss of the margin."""
-    seed = [20261129, cell.videos, cell.questions, round(1000 * cell.drop), list(MODELS).index(cell.model)]
+    """How often each bound excludes a loss of the margin; for the other kinds, what they are about."""
+    models = MODELS | PLANNED
+    seed = [20261129, cell.videos, cell.questions, round(1000 * cell.drop), list(models).index(cell.model)]
     rng = np.random.default_rng(seed)
-    flips = MODELS[cell.model](rng, (studies, cell.videos), cell.questions, cell.drop)
+    if cell.kind == "shown":
+        studies = min(studies, 4000)
+    flips = models[cell.model](rng, (studies, cell.videos), cell.questions, cell.drop)
+    if cell.kind == "covered":
+        return covered(flips, cell.drop)
+    if cell.kind == "shown":
+        return {"margin": shown_margin(flips)}
     return {name: float(bound(flips, cell.margin).mean()) for name, bound in BOUNDS.items()}
 
 
-def tables(lines: list[dict[str, object]]) -> Iterator[str]:
-    """Markdown: the largest error by videos and model; power by videos, questions and margin."""
-    errors: dict[tuple[object, ...], list[dict[str, float]]] = defaultdict(list)
-    for line in lines:
-        if line["kind"] == "error":
-            errors[line["model"], line["videos"]].append(line["shown"])  # type: ignore[arg-type]
-    yield f"| losses | {' | '.join(f'{n} videos' for n in VIDEOS)} |"
-    yield "| --- |" + " --- |" * len(VIDEOS)
-    for model in MODELS:
-        row = [errors[model, videos] for videos in VIDEOS]
-        yield (
-            f"| {model} | "
-            + " | ".join(
-                " / ".join(f"{100 * max(one[name] for one in cell):.1f}" for name in BOUNDS) if cell else "-"
-                for cell in row
-            )
-            + " |"
-        )
-    yield ""
-    yield "| videos x questions | lost, model | " + " | ".join(f"margin {100 * m:g}" for m in MARGINS) + " |"
-    yield "| --- | --- |" + " --- |" * len(MARGINS)
-    power: dict[tuple[object, ...], dict[object, dict[str, float]]] = defaultdict(dict)
+def tables(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: errors and coverage by model and videos, the worst of the cells; power; margins shown."""
+    yield from _by_videos(lines, "error", "losses", lambda cells: _worst(cells, BOUNDS, max, 1))
+    yield from _by_videos(
+        lines,
+        "covered",
+        "difference, share",
+        lambda cells: "; ".join(
+            _worst([one for one in cells if name in one], (name, f"{name} before"), min, 1)
+            for name in ("difference", "share")
+            if name in cells[0]
+        ),
+    )
+    power: dict[tuple[Any, ...], dict[Any, dict[str, float]]] = defaultdict(dict)
+    margins: dict[tuple[Any, ...], dict[Any, float]] = defaultdict(dict)
     for line in lines:
         if line["kind"] == "power":
             key = (line["videos"], line["questions"], line["drop"], line["model"])
-            power[key][line["margin"]] = line["shown"]  # type: ignore[assignment]
+            power[key][line["margin"]] = line["shown"]
+        if line["kind"] == "shown":
+            margins[line["drop"], line["questions"]][line["videos"]] = line["shown"]["margin"]
+    yield "| videos x questions | lost, model | " + " | ".join(f"margin {100 * m:g}" for m in MARGINS) + " |"
+    yield "| --- | --- |" + " --- |" * len(MARGINS)
     for (videos, questions, drop, model), found in power.items():
-        yield (
-            f"| {videos} x {questions} | {100 * float(str(drop)):g}, {model} | "
-            + " | ".join(
-                " / ".join(f"{100 * found[m][name]:.0f}" for name in BOUNDS) if m in found else "-"
-                for m in MARGINS
-            )
-            + " |"
-        )
+        cells = (" / ".join(f"{100 * one:.0f}" for one in found[m].values()) for m in MARGINS if m in found)
+        yield f"| {videos} x {questions} | {100 * drop:g}, {model} | {' | '.join(cells)} |"
+    for (drop, questions), shown_by in margins.items():
+        said = ", ".join(f"{videos}: {100 * margin:.1f}" for videos, margin in shown_by.items())
+        yield f"shown by 80 %, {questions} questions a video, {100 * drop:g} lost: {said}"
+
+
+def _by_videos(
+    lines: list[dict[str, Any]], kind: str, name: str, said: Callable[[list[dict[str, float]]], str]
+) -> Iterator[str]:
+    """A row for each model, a column for each number of videos."""
+    found: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+    for line in lines:
+        if line["kind"] == kind:
+            found[line["model"], line["videos"]].append(line["shown"])
+    yield f"| {name} | {' | '.join(f'{n} videos' for n in VIDEOS)} |"
+    yield "| --- |" + " --- |" * len(VIDEOS)
+    for model in MODELS:
+        row = [found[model, videos] for videos in VIDEOS]
+        yield f"| {model} | {' | '.join(said(cells) if cells else '-' for cells in row)} |"
+    yield ""
+
+
+def _worst(
+    cells: list[dict[str, float]],
+    names: Iterable[str],
+    worst: Callable[[Iterable[float]], float],
+    digits: int,
+) -> str:
+    return " / ".join(f"{100 * worst([one[name] for one in cells]):.{digits}f}" for name in names)
 
 
 def main() -> None:
@@ -306,7 +403,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--kind", choices=("error", "power"), help="only these cells")
+    parser.add_argument("--kind", choices=("error", "power", "covered", "shown"), help="only these cells")
     options = parser.parse_args()
     text = options.output.read_text() if options.output.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]

@@ -274,7 +274,7 @@ class _Writer:
             content = _trial_content(summary, trial, self.measured.get(trial.number, {}))
             name = _trial_name(summary, trial)
             run = known.get(trial.number)
-            self._trial(trial.number, name, content, run, seconds=trial.outcome.seconds)
+            self._trial(trial.number, name, content, run)
         for stopped in summary.stopped:
             name = f"trial {stopped.number:03d} (pruned): at {stopped.binding_ratio:.3f}"
             run = known.get(stopped.number)
@@ -295,7 +295,6 @@ class _Writer:
         run: Run | None,
         *,
         status: str = "FINISHED",
-        seconds: float = 0.0,
     ) -> None:
         """Takes three requests for a new trial, none for a trial that is there already."""
         if run is None:
@@ -305,10 +304,8 @@ class _Writer:
                 _STUDY: self.summary.study_hash,
                 _TRIAL: str(number),
             }
-            began = _now() - round(1000 * seconds)
-            run = self.client.create_run(
-                self.study.experiment, start_time=began, tags=identity, run_name=name
-            )
+            # Its duration would be that of answers at different times and loads: none is told.
+            run = self.client.create_run(self.study.experiment, tags=identity, run_name=name)
         elif run.info.run_name != name:  # another trial is the best one now
             self.client.update_run(run.info.run_id, name=name)
         self.study.update(run, content)

@@ -9,6 +9,7 @@ from tuner.records.measurements import Timed
 from tuner.reporting.summary import NOTHING, percent, signed
 from tuner.reporting.values import Compared, Comparison
 from tuner.statistics.values import Measured
+from tuner.statistics.wording import NOTHING_CHOSEN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,6 +80,7 @@ def remarks(comparison: Comparison) -> tuple[str, ...]:
         f"{name} cannot reach the budget: its smallest FLOPs ratio is {smallest:.4f}."
         for name, smallest in comparison.unreachable.items()
     ]
+    lines += [NOTHING_CHOSEN] if comparison.rows else []
     return tuple(lines)
 
 

@@ -281,6 +281,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
             seconds=asked.seconds,
         ),
         videos=len({one.video for one in record.questions}),
+        held_out_videos=len({one.video for one in study.questions_of("held_out")}),
         cache_use=cache_use,
         guessing=against_guessing(study, [one for split in baseline for one in results.of(None, split)]),
     )
@@ -298,6 +299,18 @@ def _paired(
 def _provable_drop(study: Study, goal: Goal, look: int) -> float | None:
     videos = [one.video for one in study.questions_of("held_out")]
     return paired.provable_drop(videos, level=level_of(goal, look)) if videos else None
+
+
+def loss_correlation(study: Study, store: Store, planner: Planner) -> float | None:
+    """Of lost held-out answers within a video, for the trial of the latest look; None before the first."""
+    looks = store.looks()
+    if not looks:
+        return None
+    _, look = looks[-1]
+    trial = next((one for one in store.trials() if one.number == look.trial), None)
+    if trial is None or trial.configuration not in store.measured():
+        return None
+    return _loss_correlation(trial.configuration, Results(study, store, planner))
 
 
 def _loss_correlation(configuration: Configuration, results: Results) -> float | None:

@@ -16,7 +16,7 @@ from tuner.search.choices import in_words, value_text, worth_showing
 from tuner.search.selection import level_of
 from tuner.statistics.values import Interval, Measured
 from tuner.statistics.wording import another_look, noise_floor, provable, weak_baseline
-from tuner.study.values import AnswerCost
+from tuner.study.values import AnswerCost, Configuration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,7 +83,18 @@ def comparison(summary: RunSummary) -> tuple[Row, ...]:
             _tune(summary.best),
             _tune(summary.defaults),
         ),
+        *_tuning(summary),
     )
+
+
+def _tuning(summary: RunSummary) -> list[Row]:
+    """Whether tuning was worth it: what it gained over the defaults on held-out videos, and its cost."""
+    rows = []
+    if summary.over_defaults is not None:
+        rows.append(Row("tuned - defaults", NOTHING, signed(summary.over_defaults), NOTHING))
+    if summary.cost is not None:
+        rows.append(Row("study cost, passes", NOTHING, f"{summary.cost.passes:.1f}", NOTHING))
+    return rows
 
 
 def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
@@ -123,7 +134,7 @@ def remarks(
         lines += _changed(summary.best_held_out)
     lines += verdict(summary)
     if summary.provable_drop is not None and summary.best_held_out is not None:
-        videos = summary.best_held_out.outcome.videos
+        videos = summary.held_out_videos
         lines.append(provable(summary.provable_drop, videos, summary.margin, summary.loss_correlation))
     if summary.guessing is not None and not summary.guessing.shown_better:
         lines.append(weak_baseline(summary.guessing))
@@ -135,6 +146,9 @@ def remarks(
         lines.append(_BINDS[summary.binds])
     if summary.serving is not None:
         lines += _serving(summary.serving)
+    moved = "" if summary.defaults is None else moved_defaults(summary.defaults.configuration)
+    if moved:
+        lines.append(f"AdaTP's defaults are taken {moved}.")
     lines += worth(summary)
     if summary.cost is not None:
         lines.append(_study_cost(summary.cost))
@@ -353,7 +367,30 @@ def worth(summary: RunSummary) -> list[str]:
     else:
         answer = "tuning helped" if gained.value > 0 else "the defaults are better"
     what = f"points of held-out {accuracy_name(summary)}"
-    return [f"Tuned minus AdaTP's defaults at the same budget: {signed(gained)} {what}: {answer}."]
+    # The cheapest that holds has no budget: its defaults are those of the paper, p too.
+    best, defaults = summary.best, summary.defaults
+    at = "at the same budget"
+    if summary.goal == "max_drop" and best is not None and defaults is not None:
+        at = f"(FLOPs ratios {best.outcome.flops_ratio:.3f} and {defaults.outcome.flops_ratio:.3f})"
+    return [f"Tuned minus AdaTP's defaults {at}: {signed(gained)} {what}, paired: {answer}."]
+
+
+def moved_defaults(defaults: Configuration) -> str:
+    """Where study.yaml does not allow AdaTP's own default, what stands in its place; p is solved anyway."""
+    paper = Configuration.from_method(AdaTP())
+    moved = [
+        f"{name} {value_text(value)} instead of {value_text(paper.get(name))}"
+        for name, value in defaults.parameters
+        if name != "p" and value != paper.get(name)
+    ]
+    return f"as far as study.yaml allows: {', '.join(moved)}" if moved else ""
+
+
+def study_cost_in_short(cost: StudyCost) -> str:
+    """What all work on the study cost, in a few words."""
+    text = f"{cost.passes:.1f} baseline passes"
+    text += "" if cost.seconds is None else f", {duration(cost.seconds)} of model time"
+    return f"{text}, comparisons and sensitivity studies included"
 
 
 def _count(held_out: HeldOut | None, name: str) -> str:

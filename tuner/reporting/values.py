@@ -189,6 +189,8 @@ class RunSummary:
     cost: StudyCost | None = None
     # Videos of the study, without those skipped.
     videos: int = 0
+    # Those of the held-out part.
+    held_out_videos: int = 0
     # As `cost`; None where nothing was counted: an older version answered.
     cache_use: CacheUse | None = None
     # None in a study without labelled options.

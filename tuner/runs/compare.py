@@ -40,6 +40,7 @@ from tuner.reporting.from_records import (
     held_out,
     make_planner,
 )
+from tuner.reporting.summary import moved_defaults
 from tuner.reporting.values import Compared, Comparison
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared
 from tuner.search.space import TOLERANCE, SearchSpace
@@ -100,7 +101,8 @@ def line_up(planner: Planner, search: Search, budget: float, tuned: Configuratio
     if tuned is not None:
         rows.append(("AdaTP, tuned", "the best configuration of the study's search", tuned))
     if defaults.binding_ratio <= budget + TOLERANCE:
-        rows.append(("AdaTP, defaults", "all knobs but p at their defaults", defaults.configuration))
+        about = f"all knobs but p at their defaults {moved_defaults(defaults.configuration)}".rstrip()
+        rows.append(("AdaTP, defaults", about, defaults.configuration))
     else:
         unreachable["AdaTP, defaults"] = defaults.binding_ratio
     whole = (tuned or defaults.configuration).build()

@@ -37,7 +37,13 @@ from tuner.records.lock import held
 from tuner.records.measurements import CacheUse
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StudyRecord
-from tuner.reporting.from_records import chosen, make_planner, setting_from, summarise
+from tuner.reporting.from_records import (
+    chosen,
+    loss_correlation,
+    make_planner,
+    setting_from,
+    summarise,
+)
 from tuner.reporting.inspection import inspect, pack, unpack
 from tuner.reporting.values import RunSummary
 from tuner.reporting.wording import pooled
@@ -48,7 +54,7 @@ from tuner.search.selection import level_of
 from tuner.search.space import SearchSpace, cheapest, smallest_reachable
 from tuner.statistics.margin import DEFAULT_MAX_DROP, MaxDrop
 from tuner.statistics.paired import provable_drop
-from tuner.statistics.wording import another_look, provable
+from tuner.statistics.wording import looks_before, provable
 from tuner.study import Study
 from tuner.study.values import Configuration
 
@@ -209,14 +215,15 @@ class Session:
         counted = self.study.without(self.store.quarantined())
         videos = [question.video for question in counted.questions_of("held_out")]
         if videos:
-            look = len(self.store.looks()) + 1
-            level = level_of(_goal(options), look)
+            taken = len(self.store.looks())
+            drop = provable_drop(videos, level=level_of(_goal(options), taken + 1))
             asked = MaxDrop.parse(options.max_drop)
+            alike = loss_correlation(self.study, self.store, self.planner)
             # A share of the baseline's accuracy, not known yet, is at most that share of all questions.
-            said = provable(provable_drop(videos, level=level), len(set(videos)), asked.value)
-            self.progress.message(
-                said if look == 1 else f"{said} {another_look(look, level_of('max_drop', look))}"
-            )
+            said = provable(drop, len(set(videos)), asked.value, alike)
+            if taken:
+                said += f" {looks_before(taken, level_of('max_drop', taken + 1))}"
+            self.progress.message(said)
 
     def execute(self, loop: Loop, options: RunOptions) -> None:
         """Runs a loop to its end. Errors: InterruptedRunError where a person ended it."""

@@ -8,6 +8,7 @@ from pipeline.methods import AdaTP, choices
 from tuner.search.space import TOLERANCE
 from tuner.sensitivity.results import Curve, CurvePoint, Output, Sensitivity
 from tuner.statistics.values import Interval, Measured
+from tuner.statistics.wording import NOTHING_CHOSEN
 
 # Knobs for which the kinds of questions that lose most are named.
 _MOST_KNOBS = 3
@@ -72,7 +73,9 @@ def _sentences(found: Sensitivity) -> Iterator[str]:
             f"With these {_questions(found)}, changes of {what} below about {100 * detectable:.1f} points "
             "cannot be detected (half of a typical 95 % interval of a paired difference)."
         )
-    if found.split == "tune":
+    if found.split == "held_out":
+        yield NOTHING_CHOSEN
+    else:
         yield (
             "There are no held-out videos, so the curves use the questions that chose the reference and are "
             "too optimistic near it."

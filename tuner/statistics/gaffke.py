@@ -98,6 +98,12 @@ def p_values(kinds: Floats, counts: Floats, mean: Floats | float) -> Floats:
     line = 0.5 / np.sqrt(spread)
     s = line * (1 + 1j * np.sinh(_NODES))  # (S, N) or (N,)
     logarithms = np.log(1 - values[..., None] * s[..., None, :])  # (S, K, N) or (K, N)
-    logarithm = counts @ logarithms if values.ndim == 1 else np.einsum("sk,skn->sn", counts, logarithms)
-    integrand = np.exp(-logarithm) / s * (line * np.cosh(_NODES))
-    return np.asarray(integrand.real @ _WEIGHTS)
+    # Real and imaginary parts by themselves: a product of complex matrices takes ten times as long.
+    size, turn = (
+        counts @ part if values.ndim == 1 else np.einsum("sk,skn->sn", counts, part)
+        for part in (logarithms.real, logarithms.imag)
+    )
+    factor = line * np.cosh(_NODES) / s * _WEIGHTS
+    return np.asarray(
+        (np.exp(-size) * (np.cos(turn) * factor.real + np.sin(turn) * factor.imag)).sum(axis=-1)
+    )

@@ -12,6 +12,13 @@ WHAT_TO_CHECK = (
 )
 
 
+NOTHING_CHOSEN = (
+    "Held-out videos judge what was chosen on the tune videos. A choice by these numbers (another method, "
+    "value or trial) is not covered by the verdict's 5 %: only videos that nobody has seen can judge it."
+)
+"""What voids the guarantee, said wherever answers to held-out videos are shown beside alternatives."""
+
+
 def provable(drop: float, videos: int, margin: float | None = None, alike: float | None = None) -> str:
     """What so many held-out videos can show, and how many the margin needs, where nothing is lost.
 
@@ -43,6 +50,15 @@ def another_look(look: int, level: float) -> str:
         f"This is look {look} at the study's held-out videos: all its looks together err in at most 5 % of "
         f"studies, and {100 * level:.2g} % are left for this one. That does not cover a trial that was "
         "chosen by what a report showed of the held-out videos."
+    )
+
+
+def looks_before(taken: int, level: float) -> str:
+    """Before a run's trials, where the study was looked at before. level: of a look that would come now."""
+    times = "once" if taken == 1 else f"{taken} times"
+    return (
+        f"These held-out videos were looked at {times} before: a new look has {100 * level:.2g} % of the "
+        "5 % that all looks share; the same look again costs nothing."
     )
 
 

@@ -50,11 +50,17 @@ class StudyQuestion(Question):
     """Line of questions.jsonl, counted from 1."""
 
 
+HELD_OUT = 0.8
+"""Fraction of the videos held out unless the study says otherwise: some dozens of videos choose nearly as
+well as hundreds, but hundreds are needed to show what is lost (docs/statistics.md).
+"""
+
+
 @dataclass(frozen=True)
 class SplitSettings:
     """Which videos are held out: they measure a result and choose nothing."""
 
-    held_out: float = 0.5
+    held_out: float = HELD_OUT
     """Fraction of the videos held out."""
     seed: int = 0
     held_out_videos: tuple[str, ...] | None = None

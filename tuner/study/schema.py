@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pipeline.video import TIMEOUT
+from tuner.study.definition import HELD_OUT
 
 # Texts that are not empty; spaces around them are a mistake that nobody sees, so they are removed.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -25,7 +26,10 @@ class SplitKeys(_Edge):
     """`split:` of study.yaml."""
 
     held_out: Number = Field(
-        default=0.5, gt=0, lt=1, description="a number between 0 and 1: the fraction of the videos held out"
+        default=HELD_OUT,
+        gt=0,
+        lt=1,
+        description="a number between 0 and 1: the fraction of the videos held out",
     )
     seed: int = Field(default=0, description="a whole number")
     held_out_videos: list[Text] | None = Field(

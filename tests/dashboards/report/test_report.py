@@ -123,6 +123,9 @@ def test_the_first_screen_of_a_study_that_holds():
     assert said.costs.value == "-5.0"
     assert "-7.0 to -3.0 points" in said.costs.notes[0]
     assert "36 regressions (right before, wrong now) and 4 gained, of 600 questions" in said.costs.notes[2]
+    assert said.costs.notes[3].startswith(
+        "Tuned minus AdaTP's defaults at the same budget: +4.0 [+1.0, +7.0]"
+    )
     assert json.loads(said.configuration) == make_summary().best.configuration.as_dict()
     assert said.command == "tuner export --study demo --budget 0.3 --seed 0"
 

@@ -120,8 +120,7 @@ def test_pruned_trials_say_how_early_they_were_stopped():
 def test_a_margin_that_cannot_be_shown_is_the_first_thing_said():
     summary = make_summary(margin=0.01)
     assert health_picture(summary).description.startswith(
-        "With these held-out videos, losses of about 2.9 points or more can be ruled out. You allow 1.0, "
-        "which needs more videos."
+        "With 80 held-out videos, losses below 2.9 points cannot be ruled out. You allow 1: about 231 are"
     )
     noisy = replace(summary, noise=replace(summary.noise, flips=12))
     assert (

@@ -12,7 +12,7 @@ from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, mak
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import Pruned
-from tuner.reporting.from_records import Results, load_status, summarise
+from tuner.reporting.from_records import Results, load_status, loss_correlation, summarise
 from tuner.reporting.summary import headline, verdict
 from tuner.reporting.trial_table import pareto_points
 from tuner.reporting.values import RunSummary
@@ -259,6 +259,7 @@ def test_a_margin_that_was_moved_after_the_look_says_what_was_seen_before(study:
     said = " ".join(verdict(moved))
     assert "This is look 2 at " in said
     assert "1: budget 0.35, seed 0, --max-drop 0.02, trial " in said
+    assert loss_correlation(study, store, make_planner(study)) == moved.loss_correlation is not None
     # The same again are the same looks.
     assert [again(one).look for one in ("0.02", "0.99", "0.02")] == [1, 2, 1]
     # Another search is another choice, and so another look.

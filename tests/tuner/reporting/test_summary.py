@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tuner.reporting.summary import (
     remarks,
     render,
     tag_rows,
+    worth,
 )
 from tuner.reporting.values import InfeasibleProposal, PrunedTrial, Recorded
 from tuner.statistics.values import Measured, Noise
@@ -52,6 +54,16 @@ def test_the_comparison_holds_held_out_numbers_with_intervals():
     # Of one measurement: what the study's answers took was timed at other moments for either.
     assert rows["seconds"] == Row("seconds", "1.01", "0.56", "-")
     assert rows["MiB added"] == Row("MiB added", "6.5", "5.2", "5.2")
+    assert rows["tuned - defaults"] == Row("tuned - defaults", "-", "+4.0 [+1.0, +7.0]", "-")
+
+
+def test_what_tuning_gained_says_at_which_compute():
+    (line,) = worth(make_summary())
+    assert line.startswith("Tuned minus AdaTP's defaults at the same budget: +4.0 [+1.0, +7.0] points")
+    assert line.endswith("tuning helped.")
+    # The cheapest that holds has no budget that the defaults could be solved for.
+    (line,) = worth(make_summary(goal="max_drop"))
+    assert re.search(r"defaults \(FLOPs ratios 0\.\d{3} and 0\.\d{3}\): ", line)
 
 
 def test_seconds_are_of_one_measurement_or_not_there():
@@ -60,6 +72,17 @@ def test_seconds_are_of_one_measurement_or_not_there():
     # Answers of the study alone: 0.03 s unpruned and 0.021 s pruned, at other moments.
     rows = {row.name: row for row in comparison(make_summary(serving=None))}
     assert rows["seconds"] == Row("seconds", "-", "-", "-")
+
+
+def test_defaults_that_study_yaml_does_not_allow_say_so():
+    summary = make_summary()
+    assert not [line for line in remarks(summary) if "as far as study.yaml allows" in line]
+    fixed = Configuration.from_method(AdaTP(p=0.7, tau_s=0.9, deduplicate="off"))
+    said = remarks(replace(summary, defaults=replace(summary.defaults, configuration=fixed)))
+    assert (
+        "AdaTP's defaults are taken as far as study.yaml allows: tau_s 0.9 instead of 0.95, deduplicate off "
+        "instead of demote."
+    ) in said
 
 
 def test_the_five_knobs_are_there_with_what_they_mean():

@@ -8,6 +8,7 @@ from tests.sensitivities import make_output, make_sensitivity
 from tuner.sensitivity.results import Output
 from tuner.sensitivity.sentences import sentences
 from tuner.statistics.values import Interval
+from tuner.statistics.wording import NOTHING_CHOSEN
 
 pytestmark = pytest.mark.quick
 
@@ -28,6 +29,11 @@ def test_what_the_indices_are_of_is_said_once():
     assert first.endswith("shares are at equal compute.")
     assert second.startswith("The same for logprob (R2 0.90): ")
     assert "whole search space" not in second
+
+
+def test_curves_of_held_out_videos_say_that_they_choose_nothing():
+    assert sentences(make_sensitivity())[-1] == NOTHING_CHOSEN
+    assert NOTHING_CHOSEN not in sentences(make_sensitivity(split="tune"))
 
 
 def test_a_poor_surrogate_claims_nothing_and_what_follows_is_said_in_full():

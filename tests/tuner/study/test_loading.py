@@ -42,7 +42,7 @@ def test_a_right_study_is_loaded_whole(files: StudyFiles) -> None:
     assert (study.frames, study.scoring, study.max_new_tokens, study.revision) == (8, "letter", 16, None)
     assert [video.name for video in study.videos] == ["v0.mp4", "v1.mp4", "v2.mp4", "v3.mp4"]
     assert study.videos[1].path == (folder / "videos" / "v1.mp4").absolute()
-    assert len(study.held_out) == 2
+    assert len(study.held_out) == 3
     assert study.labelled
     assert study.skipped == ()
     question = study.questions[3]
@@ -59,9 +59,9 @@ def test_a_right_study_is_loaded_whole(files: StudyFiles) -> None:
 
 def test_the_parts_divide_videos_and_questions(files: StudyFiles) -> None:
     study = load_study(files.write())
-    for split in ("tune", "held_out"):
+    for split, count in (("tune", 1), ("held_out", 3)):
         names = {video.name for video in study.videos_of(split)}
-        assert len(names) == 2
+        assert len(names) == count
         assert {question.video for question in study.questions_of(split)} == names
         assert all(study.split_of(question) == split for question in study.questions_of(split))
     assert len(study.questions_of("tune")) + len(study.questions_of("held_out")) == len(study.questions)
@@ -102,7 +102,7 @@ search:
     assert (study.frames, study.scoring, study.max_new_tokens) == (32, "words", 5)
     assert (study.pooling, study.allow_pickle, study.decode_timeout) == ("bilinear", True, 300)
     assert study.held_out == {"v1.mp4"}
-    assert study.split == SplitSettings(0.5, 0, ("v1.mp4",))
+    assert study.split == SplitSettings(held_out_videos=("v1.mp4",))
     assert study.search == Search(
         fixed=(("tau_t", 0.5),),
         bounds=(("tau_s", (0.6, 0.9)),),
