@@ -20,7 +20,7 @@ from tuner.evaluation.ad_hoc_loop import AdHocLoop
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning.planner import Planner
 from tuner.planning.study_cost import StudyCost, study_cost
-from tuner.records.schema import NoiseRow
+from tuner.records.schema import noise_table
 from tuner.records.store import Store
 from tuner.records.values import Pruned, RecordedAnswer
 from tuner.statistics.values import Noise
@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def forget_noise(store: Store) -> None:
     """Noise is no part of a plan."""
     with store._engine.begin() as connection:
-        connection.execute(delete(NoiseRow))
+        connection.execute(delete(noise_table))
 
 
 def prefix_flops(layers: int, layout: Layout = PLANNER.questions[0].layout) -> int:

@@ -26,7 +26,7 @@ from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
 from tuner.records.database import VERSION_TABLE, open_engine, parse_url
 from tuner.records.definition import recorded_study
-from tuner.records.schema import SCHEMA_REVISION, Base
+from tuner.records.schema import SCHEMA_REVISION, metadata
 from tuner.records.store import Store
 from tuner.reporting.from_records import load_status
 
@@ -318,7 +318,7 @@ def test_the_migrations_end_with_the_tables_of_the_schema(tmp_path: Path) -> Non
     engine = open_engine(f"sqlite:///{tmp_path}/t.db")
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, metadata) == []
         assert {"adatp_lease", "adatp_look"} <= set(inspect(connection).get_table_names())
     engine.dispose()
 
