@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import ColumnElement, Connection, TextClause, func, select, text
+from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from tuner.records.connected import Connected
 from tuner.records.schema import answer_table, study_question_table
@@ -41,29 +41,37 @@ class Answers(Connected):
             wanted[self._prompts[question], fingerprint].append(question)
         # In the order of the index.
         keys = sorted(wanted)
-        query = self._query("answer.*").columns(*answer_table.c)
+        columns = answer_table.c[
+            "prompt_id",
+            "fingerprint",
+            "text",
+            "option",
+            "option_logprobs",
+            "logprob",
+            "kept",
+            "seconds",
+            "peak_bytes",
+        ]
+        names = ", ".join(f"answer.{column.name}" for column in columns)
+        query = text(f"SELECT {names} FROM {_WANTED[self._engine.dialect.name]}").columns(*columns)
         found: dict[Pair, RecordedAnswer] = {}
         with self._transaction() as connection:
             for start in range(0, len(keys), _PAIRS_PER_QUERY):
                 some = json.dumps(keys[start : start + _PAIRS_PER_QUERY])
-                for row in connection.execute(query, {"pairs": some}).all():
-                    for name in wanted[row.prompt_id, row.fingerprint]:
-                        found[name, row.fingerprint] = RecordedAnswer(
-                            question=name,
-                            text=row.text,
-                            option=row.option,
-                            option_logprobs=None
-                            if row.option_logprobs is None
-                            else tuple(row.option_logprobs),
-                            logprob=row.logprob,
-                            kept=tuple(row.kept),
-                            seconds=row.seconds,
-                            peak_bytes=row.peak_bytes,
+                rows = connection.execute(query, {"pairs": some}).all()
+                for prompt, fingerprint, said, option, logprobs, logprob, kept, seconds, peak in rows:
+                    for name in wanted[prompt, fingerprint]:
+                        found[name, fingerprint] = RecordedAnswer(
+                            name,
+                            said,
+                            option,
+                            None if logprobs is None else tuple(logprobs),
+                            logprob,
+                            tuple(kept),
+                            seconds,
+                            peak,
                         )
         return found
-
-    def _query(self, what: str) -> TextClause:
-        return text(f"SELECT {what} FROM {_WANTED[self._engine.dialect.name]}")
 
     def _write_answers(self, connection: Connection, answers: Mapping[Pair, RecordedAnswer]) -> None:
         """The first answer to a (prompt, fingerprint) stays."""
