@@ -15,8 +15,9 @@ import argparse
 import json
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from pipeline.methods import AdaTP, from_dict
 from pipeline.plan import StudyPlans
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tests.benchmarks.tabulated import Tabulated, TabulatedEvaluator
+from tests.tuner.fakes import study_record
+from tuner.evaluation.loop import Loop
 from tuner.evaluation.search_loop import SearchLoop
-from tuner.executors.in_process import InProcessExecutor
+from tuner.evaluation.tasks import Task
 from tuner.records.store import Store
-from tuner.records.values import StudyRecord
+from tuner.records.values import RecordedAnswer
 from tuner.search.design import Designed
 from tuner.search.optuna_sampler import make_sampler
 from tuner.search.sampler import SamplerName
@@ -51,11 +54,15 @@ class Strategy:
     race: bool = True
     design: int = 8
     trials: int = 100
+    # Trials in flight at once.
+    workers: int = 1
 
 
 STRATEGIES = {
     "ours": Strategy(),
     "ours, longer": Strategy(trials=180),
+    "ours, 400 trials": Strategy(trials=400),
+    "ours, 4 workers": Strategy(workers=4),
     "ours, no race": Strategy(race=False),
     "random": Strategy("random", race=False, design=0, trials=300),
 }
@@ -113,45 +120,46 @@ class _Metered(TabulatedEvaluator):
         return super().answer(configuration, questions, references)
 
 
-class _Trace:
-    """Progress that notes what was spent whenever a trial ended."""
+@dataclass
+class _Turns:
+    """An executor of equal workers in one process: each has a task, and a batch of each is answered in turn.
 
-    def __init__(self, evaluator: _Metered) -> None:
-        self._evaluator = evaluator
-        self._phase = ""
-        self.spent: list[float] = []
+    It notes what was spent when a trial ended.
+    """
 
-    def started(self, phase: str, total: int) -> None:
-        self._phase = phase
+    evaluator: _Metered
+    workers: int
+    # By number, in the order in which trials ended.
+    spent: dict[int, float] = field(default_factory=dict)
 
-    def advanced(self, by: int = 1) -> None:
-        if self._phase == "trials":
-            self.spent.append(self._evaluator.spent)
-
-    def message(self, text: str) -> None:
-        pass
+    def run(self, loop: Loop) -> None:
+        tasks: deque[tuple[Task, int]] = deque()
+        while True:
+            while len(tasks) < self.workers and (proposed := loop.propose()) is not None:
+                tasks.append((proposed, 0))
+            for number, trial in loop._trials.items():
+                if not trial.unfinished:
+                    self.spent.setdefault(number, self.evaluator.spent)
+            if not tasks:
+                return
+            task, batch = tasks.popleft()
+            found = [
+                RecordedAnswer.from_dict(one)
+                for configuration, questions in task.calls(batch)
+                for one in self.evaluator.answer(configuration, questions, task.references)
+            ]
+            if loop.record(task, batch, found) == "continue":
+                tasks.append((task, batch + 1))
 
 
 def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> dict[str, Any]:
     """One search: what each trial cost and whether it was stopped, with accuracies on both parts."""
     evaluator = _Metered(table, costs=costs)
-    trace = _Trace(evaluator)
+    executor = _Turns(evaluator, strategy.workers)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/t.db") as store:
         study, planner = table.study, table.planner
-        store.begin(
-            StudyRecord(
-                name=study.name,
-                hash="",
-                parts={},
-                setting={},
-                shape={},
-                fingerprint_base="",
-                text_encoder_identity="",
-                skipped=(),
-                questions=planner.questions,
-            )
-        )
+        store.begin(replace(study_record(study), questions=planner.questions))
         record = store.search(BUDGET, seed, "budget", strategy.trials, sampler=strategy.sampler)
         loop = SearchLoop(
             study,
@@ -162,13 +170,12 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
             Designed(make_sampler(strategy.sampler), strategy.design),
             race=strategy.race,
             above_budget=(),
-            progress=trace,
         )
-        InProcessExecutor(evaluator).run(loop)
-        trials = [one for one in store.trials() if one.purpose == "search"]
+        executor.run(loop)
+        trials = {one.number: one for one in store.trials()}
         asked = store.count_answers()
     rows = []
-    for trial in trials:
+    for trial in map(trials.__getitem__, executor.spent):
         method = trial.configuration.build()
         assert isinstance(method, AdaTP)
         correct = table.answers(method).correct
@@ -183,7 +190,7 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
         )
     return {
         "trials": rows,
-        "spent": [one / costs.baseline for one in trace.spent],
+        "spent": [one / costs.baseline for one in executor.spent.values()],
         "answers": asked,
         "seconds": time.perf_counter() - began,
     }
@@ -233,7 +240,7 @@ def reference(table: Tabulated, design: int) -> Reference:
 def curve(run: dict[str, Any], found: Reference, split: str) -> Iterator[tuple[float, float]]:
     """(passes spent, share of the reference hypervolume) after each trial."""
     points: list[tuple[float, float]] = []
-    for spent, row in zip(run["spent"], run["trials"], strict=False):
+    for spent, row in zip(run["spent"], run["trials"], strict=True):
         if row["stopped"] is None and row["ratio"] <= BUDGET + 1e-9:
             points.append((row["ratio"], row[split]))
         yield spent, found.share(points, split)
