@@ -153,7 +153,7 @@ class _Turns:
 
 
 def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> dict[str, Any]:
-    """One search: what each trial cost and whether it was stopped, with accuracies on both parts."""
+    """One search: what each trial cost and whether it was pruned, with accuracies on both splits."""
     evaluator = _Metered(table, costs=costs)
     executor = _Turns(evaluator, strategy.workers)
     began = time.perf_counter()
@@ -183,7 +183,7 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
             {
                 "knobs": [method.tau_s, method.tau_t, method.alpha_boost, method.gamma_cap, method.p],
                 "ratio": trial.binding_ratio,
-                "stopped": None if trial.stopped is None else trial.stopped.videos,
+                "pruned": None if trial.pruned is None else trial.pruned.videos,
                 "tune": float(correct[table.tune].mean()),
                 "held_out": float(correct[~table.tune].mean()),
             }
@@ -241,7 +241,7 @@ def curve(run: dict[str, Any], found: Reference, split: str) -> Iterator[tuple[f
     """(passes spent, share of the reference hypervolume) after each trial."""
     points: list[tuple[float, float]] = []
     for spent, row in zip(run["spent"], run["trials"], strict=True):
-        if row["stopped"] is None and row["ratio"] <= BUDGET + 1e-9:
+        if row["pruned"] is None and row["ratio"] <= BUDGET + 1e-9:
             points.append((row["ratio"], row[split]))
         yield spent, found.share(points, split)
 
@@ -281,7 +281,7 @@ def main() -> None:
         f"{found.accuracy:.3f}: tune {found.area['tune']:.5f}, held out {found.area['held_out']:.5f}"
     )
     print(
-        "| strategy | trials | passes | stopped | tune area | held-out area | passes to 98 % (median, seeds "
+        "| strategy | trials | passes | pruned | tune area | held-out area | passes to 98 % (median, seeds "
         "there) | best tune | held out there |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for name in arguments.strategies:
@@ -289,13 +289,13 @@ def main() -> None:
         last = {split: [list(curve(run, found, split))[-1][1] for run in mine] for split in found.area}
         times = [reached(run, found, "tune") for run in mine]
         best = [
-            max((row for row in run["trials"] if row["stopped"] is None), key=lambda row: row["tune"])
+            max((row for row in run["trials"] if row["pruned"] is None), key=lambda row: row["tune"])
             for run in mine
         ]
-        stopped = np.mean([row["stopped"] is not None for run in mine for row in run["trials"]])
+        pruned = np.mean([row["pruned"] is not None for run in mine for row in run["trials"]])
         print(
             f"| {name} | {STRATEGIES[name].trials} | {np.mean([run['spent'][-1] for run in mine]):.2f} "
-            f"| {100 * stopped:.0f} % | {np.mean(last['tune']):.3f} | {np.mean(last['held_out']):.3f} "
+            f"| {100 * pruned:.0f} % | {np.mean(last['tune']):.3f} | {np.mean(last['held_out']):.3f} "
             f"| {np.median(times):.2f} ({np.isfinite(times).sum()} of {len(mine)}) "
             f"| {100 * np.mean([row['tune'] for row in best]):.1f} "
             f"| {100 * np.mean([row['held_out'] for row in best]):.1f} |"

@@ -1,4 +1,4 @@
-"""best.json: a configuration with the evidence for it, self-contained, read by `pipeline.load`.
+"""best.json: a configuration with what was measured of it, self-contained, read by `pipeline.load`.
 
 The numbers under `measured` come from the held-out videos, which had no part in choosing the configuration.
 docs/production.md describes each field; `json_schema()` gives the machine's form.

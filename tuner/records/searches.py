@@ -72,7 +72,7 @@ class Searches(Connected):
             rows: Iterable[Any] = connection.execute(query)
             return tuple(SearchRecord(*row) for row in rows)
 
-    def refuse(self, proposal: InfeasibleRecord) -> None:
+    def record_infeasible(self, proposal: InfeasibleRecord) -> None:
         """Writes an infeasible proposal: resumed runs tell the sampler of it again."""
         with self._transaction() as connection:
             connection.execute(

@@ -56,7 +56,7 @@ class Trials(Connected):
                 binding_ratio=row.binding_ratio,
                 outcome=outcome_of(row, "tune"),
                 purpose=row.purpose,
-                stopped=None if row.pruned_by is None else Pruned(row.pruned_by, row.pruned_videos),
+                pruned=None if row.pruned_by is None else Pruned(row.pruned_by, row.pruned_videos),
             )
             for row in rows
         )

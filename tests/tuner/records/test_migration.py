@@ -71,7 +71,7 @@ def read(url: str) -> dict[str, Any]:
                 "fingerprints": list(planner.fingerprints(one.configuration.build())),
                 "binding_ratio": one.binding_ratio,
                 "purpose": one.purpose,
-                "pruned": one.stopped and [one.stopped.by, one.stopped.videos],
+                "pruned": one.pruned and [one.pruned.by, one.pruned.videos],
                 "outcome": one.outcome and asdict(one.outcome),
             }
             for one in store.trials()
@@ -117,11 +117,11 @@ def read(url: str) -> dict[str, Any]:
         "answers": status.answers,
         "trials_completed": status.trials_completed,
         "trials_unfinished": status.trials_unfinished,
-        "stopped": status.trials_stopped,
+        "stopped": status.trials_pruned,
         "baseline": [status.baseline_questions, status.baseline_answered],
     }
     found["searches_status"] = [
-        [one.budget, one.seed, one.trials_asked, one.trials_completed, one.refused, one.trials_stopped]
+        [one.budget, one.seed, one.trials_asked, one.trials_completed, one.infeasible, one.trials_pruned]
         for one in status.searches
     ]
     plain: dict[str, Any] = json.loads(json.dumps(found))
