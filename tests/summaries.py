@@ -185,7 +185,7 @@ def make_summary(trials=24, budget=0.3, seed=0, **changes: Any) -> RunSummary:
         defaults_held_out=make_held_out(rows[0].configuration, 0.85) if rows else None,
         binds="alpha_boost",
         regressions=make_regressions(),
-        refused=3,
+        infeasible=3,
         shared_answers=1200,
         evaluated_answers=22800,
         seconds=193.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def test_models_and_videos_together_are_at_most_40_mb() -> None:
     parts = ("model", "siglip", "videos", "questions.jsonl", "study.yaml")
     files = [file for part in parts for file in [DEMO / part, *(DEMO / part).rglob("*")] if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 40e6
+
+
+def test_the_builder_still_writes_the_tokenizer_that_ships() -> None:
+    """It is written at the very end of a build of hours."""
+    from studies.demo.builder.checkpoint import tokenizer
+
+    written = tokenizer().backend_tokenizer.to_str()
+    for part in ("model", "siglip"):
+        assert json.loads((DEMO / part / "tokenizer.json").read_text()) == json.loads(written)
 
 
 def test_many_held_out_videos_and_questions_with_four_options_and_tags(study: Study) -> None:

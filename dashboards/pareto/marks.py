@@ -86,8 +86,8 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     within = [one for one in trials if one.within_budget]
     floor = limits.low_y + 0.02 * (limits.high_y - limits.low_y)
     drawn: list[tuple[Marker, list[ParetoPoint]]] = [
-        (_PRUNED, [one for one in points if one.kind == "stopped"]),
-        (_INFEASIBLE, [one for one in points if one.kind == "refused"]),
+        (_PRUNED, [one for one in points if one.kind == "pruned"]),
+        (_INFEASIBLE, [one for one in points if one.kind == "infeasible"]),
         (_DOMINATED, [one for one in within if one.trial not in on_front]),
         (_OVER, [one for one in trials if not one.within_budget]),
         (_FRONT, [one for one in within if one.trial in on_front]),

@@ -244,11 +244,11 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
     name = {
         "best": f", {best_name(summary)}",
         "defaults": ", AdaTP's defaults",
-        "refused": "closest infeasible proposal",
+        "infeasible": "closest infeasible proposal",
     }
     head = escape(point.name or "") if point.trial is None else f"trial {point.trial}"
     lines = [f"<b>{head}{name.get(point.kind, '')}</b>, {SPLITS[point.split]}"]
-    if point.kind == "stopped":
+    if point.kind == "pruned":
         lines.append(
             f"pruned after {point.pruned_after} videos: trial {point.pruned_by} and others are better"
         )

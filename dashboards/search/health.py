@@ -117,7 +117,7 @@ def _left_out(summary: RunSummary) -> Iterator[HealthRow]:
 
 
 def _tried(summary: RunSummary) -> Iterator[HealthRow]:
-    section, pruned = "Trials", summary.stopped
+    section, pruned = "Trials", summary.pruned
     note = "answered on all tune videos, including those of other searches of this study"
     yield HealthRow(section, "completed", len(summary.trials), "trials", note)
     if summary.above:
@@ -132,7 +132,7 @@ def _tried(summary: RunSummary) -> Iterator[HealthRow]:
         note = f"pruned, on average after {videos:.0f} tune videos: others are better at no higher cost"
     yield HealthRow(section, "pruned", len(pruned), "trials", note)
     note = "over the budget, which is known without running the model"
-    yield HealthRow(section, "infeasible", summary.refused, "proposals", note)
+    yield HealthRow(section, "infeasible", summary.infeasible, "proposals", note)
 
 
 def _cost(summary: RunSummary) -> Iterator[HealthRow]:
@@ -150,8 +150,8 @@ def _cost(summary: RunSummary) -> Iterator[HealthRow]:
     yield HealthRow(section, "answers evaluated", cost.answers, "answers", note)
     note = f"{cost.shared:,} of {cost.wanted:,} answers for trials were known, because their plans were equal"
     yield HealthRow(section, "answers shared", 100 * cost.shared_share, "%", note)
-    note = f"{cost.raced:,} of them were not computed, because their trial was pruned"
-    yield HealthRow(section, "answers spared by pruned trials", 100 * cost.raced_share, "%", note)
+    note = f"{cost.spared:,} of them were not computed, because their trial was pruned"
+    yield HealthRow(section, "answers spared by pruned trials", 100 * cost.spared_share, "%", note)
 
 
 # Below this hit rate most answers compute their own prefix.

@@ -53,7 +53,7 @@ def _minutes(rows: Sequence[HistoryRow]) -> list[float]:
 
 
 def _description(history: History) -> str:
-    rows, pruned = history.rows, history.stopped
+    rows, pruned = history.rows, history.pruned
     if not rows:
         return "No trial has finished yet."
     areas = _areas(history)

@@ -2,6 +2,7 @@
 
     python -m studies.demo.build                 # all stages, about four hours on two cores
     python -m studies.demo.build --stage check   # only measures what is there
+    python -m studies.demo.build --steps 4 --training-videos 128 --encoder-minutes 0.2   # does it run?
 
 Intermediate files live in studies/demo/.work; deleting that folder starts over. build.json records seed,
 training, hardware and what was measured. The SigLIP pair's training is bounded by minutes: a slower machine
@@ -14,7 +15,7 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tuner.study.split import hold_out
 
 from .builder import checkpoint, material
 from .builder.train_encoder import train_encoder
-from .builder.train_language import PHASES, train_language
+from .builder.train_language import PHASES, Phase, train_language
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work"
@@ -48,10 +49,10 @@ def build_material() -> None:
     print(f"{VIDEOS} videos, {count} questions")
 
 
-def build_models(encoder_minutes: float) -> None:
+def build_models(encoder_minutes: float, videos: int, phases: tuple[Phase, ...]) -> None:
     WORK.mkdir(exist_ok=True)
-    siglip = train_encoder(WORK, seed=SEED, videos=TRAINING_VIDEOS, minutes=encoder_minutes).eval()
-    model = train_language(WORK, siglip, seed=SEED, videos=TRAINING_VIDEOS)
+    siglip = train_encoder(WORK, seed=SEED, videos=videos, minutes=encoder_minutes).eval()
+    model = train_language(WORK, siglip, seed=SEED, videos=videos, phases=phases)
     checkpoint.save(HERE, model, siglip)
 
 
@@ -65,7 +66,6 @@ def record(measured: dict[str, Any], training: dict[str, Any]) -> None:
         {
             "seed": SEED,
             "study_seed": STUDY_SEED,
-            "training_videos": TRAINING_VIDEOS,
             "training": training,
             "hardware": {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__},
             "measured": measured,
@@ -88,20 +88,28 @@ def main() -> None:
     parser.add_argument(
         "--encoder-minutes", type=float, default=13.5, help="training time of the SigLIP pair"
     )
+    parser.add_argument("--training-videos", type=int, default=TRAINING_VIDEOS)
+    parser.add_argument(
+        "--steps", type=int, help="of each phase of the language model, at most (default: the whole recipe)"
+    )
     arguments = parser.parse_args()
     stages = arguments.stage or STAGES
+    phases: tuple[Phase, ...] = PHASES
+    if arguments.steps is not None:
+        phases = tuple(replace(phase, steps=min(arguments.steps, phase.steps)) for phase in PHASES)
     if "material" in stages:
         build_material()
     if "train" in stages:
-        build_models(arguments.encoder_minutes)
+        build_models(arguments.encoder_minutes, arguments.training_videos, phases)
     if "check" in stages:
         from .builder.check import measure
 
         record(
             measure(HERE),
             {
+                "videos": arguments.training_videos,
                 "encoder_minutes": arguments.encoder_minutes,
-                "language": [asdict(phase) for phase in PHASES],
+                "language": [asdict(phase) for phase in phases],
             },
         )
 

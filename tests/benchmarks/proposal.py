@@ -54,7 +54,7 @@ def proposal_ms(table: Tabulated, trials: int, repeats: int) -> float:
         for row in rows[:trials]:
             accuracy = float(rng.uniform(0.5, 0.8))
             loop._trials[row.number] = (
-                replace(row, stopped=Pruned(0, 10))
+                replace(row, pruned=Pruned(0, 10))
                 if row.number % 3
                 else replace(row, outcome=replace(OUTCOME, accuracy=accuracy))
             )

@@ -30,7 +30,7 @@ from sqlalchemy import Connection, Table, select
 from pipeline.methods import AdaTP
 from tests.tuner.fakes import OPTIONS, begin, make_planner, make_study
 from tuner.records.measurements import ModelUse
-from tuner.records.schema import AnswerRow, EncodingRow, StudyQuestionRow
+from tuner.records.schema import answer_table, encoding_table, study_question_table
 from tuner.records.store import Store
 from tuner.records.values import Pair, RecordedAnswer
 from tuner.search.selection import ordered
@@ -66,7 +66,7 @@ def fill(url: str, *, trials: int, questions: int) -> Study:
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("PRAGMA cache_size = -1000000")  # KiB: for the index
             prompts = _prompts(connection)
-            encoding = connection.execute(select(EncodingRow.id)).scalar_one()
+            encoding = connection.execute(select(encoding_table.c.id)).scalar_one()
             for _ in range(trials):
                 _write(connection, encoding, _made_up(rng, [prompts[one] for one in tune]))
         # What is read one by one lies where a run would look for it.
@@ -78,7 +78,7 @@ def fill(url: str, *, trials: int, questions: int) -> Study:
 
 
 def _prompts(connection: Connection) -> dict[str, int]:
-    query = select(StudyQuestionRow.name, StudyQuestionRow.prompt_id)
+    query = select(study_question_table.c.name, study_question_table.c.prompt_id)
     return {row.name: row.prompt_id for row in connection.execute(query)}
 
 
@@ -151,7 +151,7 @@ _COLUMNS = (
 
 def _write(connection: Connection, encoding: int, rows: Iterator[tuple[Any, ...]]) -> None:
     """As fast as the database takes them."""
-    table = AnswerRow.__table__
+    table = answer_table
     assert isinstance(table, Table)
     names = ", ".join(f'"{one}"' for one in _COLUMNS)
     raw = connection.connection.cursor()

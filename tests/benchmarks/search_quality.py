@@ -15,8 +15,9 @@ import argparse
 import json
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from pipeline.layout import Layouts
 from pipeline.methods import AdaTP, from_dict
 from tests.benchmarks.table import ALPHA, TAU_S, TAU_T, P, method_at
 from tests.benchmarks.tabulated import Tabulated, TabulatedEvaluator
+from tests.tuner.fakes import study_record
+from tuner.evaluation.loop import Loop
 from tuner.evaluation.search_loop import SearchLoop
-from tuner.executors.in_process import InProcessExecutor
+from tuner.evaluation.tasks import Task
 from tuner.records.store import Store
-from tuner.records.values import StudyRecord
+from tuner.records.values import RecordedAnswer
 from tuner.search.design import Designed
 from tuner.search.optuna_sampler import make_sampler
 from tuner.search.sampler import SamplerName
@@ -50,11 +53,15 @@ class Strategy:
     race: bool = True
     design: int = 8
     trials: int = 100
+    # Trials in flight at once.
+    workers: int = 1
 
 
 STRATEGIES = {
     "ours": Strategy(),
     "ours, longer": Strategy(trials=180),
+    "ours, 400 trials": Strategy(trials=400),
+    "ours, 4 workers": Strategy(workers=4),
     "ours, no race": Strategy(race=False),
     "random": Strategy("random", race=False, design=0, trials=300),
 }
@@ -112,45 +119,46 @@ class _Metered(TabulatedEvaluator):
         return super().answer(configuration, questions, references)
 
 
-class _Trace:
-    """Progress that notes what was spent whenever a trial ended."""
+@dataclass
+class _Turns:
+    """An executor of equal workers in one process: each has a task, and a batch of each is answered in turn.
 
-    def __init__(self, evaluator: _Metered) -> None:
-        self._evaluator = evaluator
-        self._phase = ""
-        self.spent: list[float] = []
+    It notes what was spent when a trial ended.
+    """
 
-    def started(self, phase: str, total: int) -> None:
-        self._phase = phase
+    evaluator: _Metered
+    workers: int
+    # By number, in the order in which trials ended.
+    spent: dict[int, float] = field(default_factory=dict)
 
-    def advanced(self, by: int = 1) -> None:
-        if self._phase == "trials":
-            self.spent.append(self._evaluator.spent)
-
-    def message(self, text: str) -> None:
-        pass
+    def run(self, loop: Loop) -> None:
+        tasks: deque[tuple[Task, int]] = deque()
+        while True:
+            while len(tasks) < self.workers and (proposed := loop.propose()) is not None:
+                tasks.append((proposed, 0))
+            for number, trial in loop._trials.items():
+                if not trial.unfinished:
+                    self.spent.setdefault(number, self.evaluator.spent)
+            if not tasks:
+                return
+            task, batch = tasks.popleft()
+            found = [
+                RecordedAnswer.from_dict(one)
+                for configuration, questions in task.calls(batch)
+                for one in self.evaluator.answer(configuration, questions, task.references)
+            ]
+            if loop.record(task, batch, found) == "continue":
+                tasks.append((task, batch + 1))
 
 
 def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> dict[str, Any]:
-    """One search: what each trial cost and whether it was stopped, with accuracies on both parts."""
+    """One search: what each trial cost and whether it was pruned, with accuracies on both splits."""
     evaluator = _Metered(table, costs=costs)
-    trace = _Trace(evaluator)
+    executor = _Turns(evaluator, strategy.workers)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/t.db") as store:
         study, planner = table.study, table.planner
-        store.begin(
-            StudyRecord(
-                name=study.name,
-                hash="",
-                parts={},
-                setting={},
-                shape={},
-                fingerprint_base="",
-                text_encoder_identity="",
-                skipped=(),
-                questions=planner.questions,
-            )
-        )
+        store.begin(replace(study_record(study), questions=planner.questions))
         record = store.search(BUDGET, seed, "budget", strategy.trials, sampler=strategy.sampler)
         loop = SearchLoop(
             study,
@@ -161,13 +169,12 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
             Designed(make_sampler(strategy.sampler), strategy.design),
             race=strategy.race,
             above_budget=(),
-            progress=trace,
         )
-        InProcessExecutor(evaluator).run(loop)
-        trials = [one for one in store.trials() if one.purpose == "search"]
+        executor.run(loop)
+        trials = {one.number: one for one in store.trials()}
         asked = store.count_answers()
     rows = []
-    for trial in trials:
+    for trial in map(trials.__getitem__, executor.spent):
         method = trial.configuration.build()
         assert isinstance(method, AdaTP)
         correct = table.answers(method).correct
@@ -175,14 +182,14 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
             {
                 "knobs": [method.tau_s, method.tau_t, method.alpha_boost, method.gamma_cap, method.p],
                 "ratio": trial.binding_ratio,
-                "stopped": None if trial.stopped is None else trial.stopped.videos,
+                "pruned": None if trial.pruned is None else trial.pruned.videos,
                 "tune": float(correct[table.tune].mean()),
                 "held_out": float(correct[~table.tune].mean()),
             }
         )
     return {
         "trials": rows,
-        "spent": [one / costs.baseline for one in trace.spent],
+        "spent": [one / costs.baseline for one in executor.spent.values()],
         "answers": asked,
         "seconds": time.perf_counter() - began,
     }
@@ -232,8 +239,8 @@ def reference(table: Tabulated, design: int) -> Reference:
 def curve(run: dict[str, Any], found: Reference, split: str) -> Iterator[tuple[float, float]]:
     """(passes spent, share of the reference hypervolume) after each trial."""
     points: list[tuple[float, float]] = []
-    for spent, row in zip(run["spent"], run["trials"], strict=False):
-        if row["stopped"] is None and row["ratio"] <= BUDGET + 1e-9:
+    for spent, row in zip(run["spent"], run["trials"], strict=True):
+        if row["pruned"] is None and row["ratio"] <= BUDGET + 1e-9:
             points.append((row["ratio"], row[split]))
         yield spent, found.share(points, split)
 
@@ -273,7 +280,7 @@ def main() -> None:
         f"{found.accuracy:.3f}: tune {found.area['tune']:.5f}, held out {found.area['held_out']:.5f}"
     )
     print(
-        "| strategy | trials | passes | stopped | tune area | held-out area | passes to 98 % (median, seeds "
+        "| strategy | trials | passes | pruned | tune area | held-out area | passes to 98 % (median, seeds "
         "there) | best tune | held out there |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for name in arguments.strategies:
@@ -281,13 +288,13 @@ def main() -> None:
         last = {split: [list(curve(run, found, split))[-1][1] for run in mine] for split in found.area}
         times = [reached(run, found, "tune") for run in mine]
         best = [
-            max((row for row in run["trials"] if row["stopped"] is None), key=lambda row: row["tune"])
+            max((row for row in run["trials"] if row["pruned"] is None), key=lambda row: row["tune"])
             for run in mine
         ]
-        stopped = np.mean([row["stopped"] is not None for run in mine for row in run["trials"]])
+        pruned = np.mean([row["pruned"] is not None for run in mine for row in run["trials"]])
         print(
             f"| {name} | {STRATEGIES[name].trials} | {np.mean([run['spent'][-1] for run in mine]):.2f} "
-            f"| {100 * stopped:.0f} % | {np.mean(last['tune']):.3f} | {np.mean(last['held_out']):.3f} "
+            f"| {100 * pruned:.0f} % | {np.mean(last['tune']):.3f} | {np.mean(last['held_out']):.3f} "
             f"| {np.median(times):.2f} ({np.isfinite(times).sum()} of {len(mine)}) "
             f"| {100 * np.mean([row['tune'] for row in best]):.1f} "
             f"| {100 * np.mean([row['held_out'] for row in best]):.1f} |"

@@ -89,8 +89,8 @@ def solved(trials: Sequence[tuple[Configuration, float]], planner: Planner) -> l
 def show(name: str, cost: StudyCost, target: float | None = None) -> None:
     """One row of the table."""
     print(
-        f"| {name} | {cost.trials + cost.stopped} | {cost.passes:.2f}{verdict(cost.passes, target)} | "
-        f"{cost.passes_language:.2f} | {100 * cost.shared_share:.1f} % | {100 * cost.raced_share:.1f} % | "
+        f"| {name} | {cost.trials + cost.pruned} | {cost.passes:.2f}{verdict(cost.passes, target)} | "
+        f"{cost.passes_language:.2f} | {100 * cost.shared_share:.1f} % | {100 * cost.spared_share:.1f} % | "
         f"{cost.naive_passes:.1f} | {cost.naive_passes_language:.1f} |"
     )
 
@@ -130,12 +130,12 @@ def planned_cost(
     """Their cost where no answer is shared; each visit of a video builds its prefix anew, or all are held."""
     count = {split: sum(one.split == split for one in planner.questions) for split in SPLITS}
     videos = {split: len({one.video for one in planner.questions if one.split == split}) for split in SPLITS}
-    visits = sum(videos["tune"] if one.stopped is None else one.stopped.videos for one in trials)
+    visits = sum(videos["tune"] if one.pruned is None else one.pruned.videos for one in trials)
     visits += len(measured) * videos["held_out"]
     # Of a pruned trial as many questions as its share of the videos.
-    asked = sum(count["tune"] if one.stopped is None else 0 for one in trials)
+    asked = sum(count["tune"] if one.pruned is None else 0 for one in trials)
     asked += round(
-        sum(count["tune"] * one.stopped.videos / videos["tune"] for one in trials if one.stopped is not None)
+        sum(count["tune"] * one.pruned.videos / videos["tune"] for one in trials if one.pruned is not None)
     )
     return study_cost(
         planner,
@@ -160,7 +160,7 @@ def report_costs(store: Store, planner: Planner, found: StudyCost) -> None:
     show("7B by plan, pruned alike", planned_cost(asked, compared, big), target)
     show("the same, all prefixes held", planned_cost(asked, compared, big, all_held=True))
     videos = len({one.video for one in planner.questions if one.split == "tune"})
-    whole = [one if one.stopped is None else replace(one, stopped=Pruned(0, videos)) for one in asked]
+    whole = [one if one.pruned is None else replace(one, pruned=Pruned(0, videos)) for one in asked]
     show("7B by plan, no trial pruned", planned_cost(whole, compared, big), target)
     per_answer = 1000 * (found.seconds or 0.0) / max(1, found.answers)
     print(

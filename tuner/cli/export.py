@@ -43,7 +43,7 @@ def export(
     database: Database = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write the best configuration within the budget, with its evidence, for production to load."""
+    """Write the best configuration within the budget, and what was measured of it, for production."""
     from rich.console import Console
 
     from tuner.export.best_file import export as write

@@ -53,8 +53,8 @@ def _counts(found: Status) -> str:
     )
     if found.trials_unfinished:
         text += f", {found.trials_unfinished} begun"
-    if found.trials_stopped:
-        text += f", {found.trials_stopped} pruned early"
+    if found.trials_pruned:
+        text += f", {found.trials_pruned} pruned early"
     return f"{text}, {found.answers} answers"
 
 
@@ -82,15 +82,15 @@ def _searches(found: Status) -> Table:
             searched_for(search.goal, search.budget, search.max_drop),
             str(search.seed),
             _trials(search),
-            str(search.refused),
+            str(search.infeasible),
             *_best(search),
         )
     return table
 
 
 def _trials(search: SearchStatus) -> str:
-    stopped = f" + {search.trials_stopped} pruned" if search.trials_stopped else ""
-    return f"{search.trials_completed}{stopped} of {search.trials_asked}"
+    pruned = f" + {search.trials_pruned} pruned" if search.trials_pruned else ""
+    return f"{search.trials_completed}{pruned} of {search.trials_asked}"
 
 
 def _best(search: SearchStatus) -> tuple[str, str, str, str, str]:

@@ -21,7 +21,7 @@ class Row:
     """One trial; what its answers tell is None until all are there. Ratios and accuracies are fractions."""
 
     number: int
-    # complete, stopped (pruned: `pruned_by` is the trial that beats it) or unfinished
+    # complete, pruned (`pruned_by` is the trial that beats it) or unfinished
     state: str
     pruned_by: int | None
     pruned_after: int | None
@@ -98,9 +98,9 @@ def rows(
         search, outcome = searches[trial.search], trial.outcome
         row = Row(
             number=trial.number,
-            state="complete" if outcome is not None else "unfinished" if trial.unfinished else "stopped",
-            pruned_by=None if trial.stopped is None else trial.stopped.by,
-            pruned_after=None if trial.stopped is None else trial.stopped.videos,
+            state="complete" if outcome is not None else "unfinished" if trial.unfinished else "pruned",
+            pruned_by=None if trial.pruned is None else trial.pruned.by,
+            pruned_after=None if trial.pruned is None else trial.pruned.videos,
             purpose=trial.purpose,
             budget=search.budget,
             seed=search.seed,
@@ -161,7 +161,7 @@ def _table(found: list[Row], choices: tuple[str, ...]) -> str:
 
 def _state(row: Row) -> str:
     text = row.state
-    if row.state == "stopped":
+    if row.state == "pruned":
         text = f"pruned by {row.pruned_by} after {row.pruned_after} videos"
     return text if row.allowed else f"{text}; not allowed by study.yaml"
 

@@ -121,9 +121,9 @@ class Loop(ABC):
             assert isinstance(evaluation, Evaluation)
             if evaluation.complete:
                 self._complete(evaluation, {})
-            elif (stopped := self._pruned(evaluation)) is not None:
+            elif (pruned := self._pruned(evaluation)) is not None:
                 # Answers shared with other trials can be enough to prune it.
-                self._stop(evaluation, {}, stopped)
+                self._prune(evaluation, {}, pruned)
             else:
                 self._waiting.extend((evaluation, share) for share in self._shares(evaluation))
         return None
@@ -157,16 +157,16 @@ class Loop(ABC):
         answers = [answer for answer in answers if answer.question in evaluation.fingerprints]
         evaluation.answers.update((answer.question, answer) for answer in answers)
         pairs = {(answer.question, evaluation.fingerprints[answer.question]): answer for answer in answers}
-        stopped = None
+        pruned = None
         if pairs and evaluation.complete:
             self._complete(evaluation, pairs)
-        elif (stopped := self._pruned(evaluation)) is not None:
-            self._stop(evaluation, pairs, stopped)
+        elif (pruned := self._pruned(evaluation)) is not None:
+            self._prune(evaluation, pairs, pruned)
         elif pairs and evaluation.kind != "noise":
             self._store.record(pairs)
         if evaluation.kind != "trial":
             self._progress.advanced(len(answers))
-        last = stopped is not None or not any(evaluation.missing(batch) for batch in task.batches)
+        last = pruned is not None or not any(evaluation.missing(batch) for batch in task.batches)
         if last or self._interrupted:
             del self._in_flight[task.id]
             return "stop"
@@ -441,7 +441,7 @@ class Loop(ABC):
             result = self._outcome(evaluation, "tune")
             self._store.record(pairs, completed=(evaluation.number, result))
             self._trials[evaluation.number] = replace(
-                self._trials[evaluation.number], outcome=result, stopped=None
+                self._trials[evaluation.number], outcome=result, pruned=None
             )
             self._progress.advanced(1)
         else:
@@ -463,10 +463,10 @@ class Loop(ABC):
             self._baseline,
         )
 
-    def _stop(self, evaluation: Evaluation, pairs: Mapping[Pair, RecordedAnswer], stopped: Pruned) -> None:
+    def _prune(self, evaluation: Evaluation, pairs: Mapping[Pair, RecordedAnswer], pruned: Pruned) -> None:
         assert evaluation.number is not None
-        self._store.record(pairs, stopped=(evaluation.number, stopped))
-        self._trials[evaluation.number] = replace(self._trials[evaluation.number], stopped=stopped)
+        self._store.record(pairs, pruned=(evaluation.number, pruned))
+        self._trials[evaluation.number] = replace(self._trials[evaluation.number], pruned=pruned)
         self._progress.advanced(1)
 
 

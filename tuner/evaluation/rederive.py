@@ -61,7 +61,7 @@ def rederive(study: Study, store: Store, planner: Planner) -> Rederived:
     for trial in store.trials():
         trials[trial.number] = Derived(
             planner.binding_ratio(trial.configuration.build()),
-            None if trial.stopped is not None else derived(trial.configuration, "tune"),
+            None if trial.pruned is not None else derived(trial.configuration, "tune"),
         )
     measured = {configuration: derived(configuration, "held_out") for configuration in store.measured()}
     return Rederived(trials, measured, needed, found)

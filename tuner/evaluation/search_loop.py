@@ -78,7 +78,7 @@ class SearchLoop(Loop):
     ) -> None:
         """As `Loop`.
 
-        race: whether the pruner stops trials; without it, trials pruned before run to their end.
+        race: whether the pruner may end trials early; without it, trials pruned before run to their end.
         patience: trials in a row that add no hypervolume after which no further one begins. above_budget:
         multiples of the budget that the best configuration is solved for at the end. timeout: seconds from
         now after which no further trial begins.
@@ -187,14 +187,14 @@ class SearchLoop(Loop):
             yield None
 
     def _to_finish(self, trial: TrialRecord) -> bool:
-        if trial.stopped is not None:
-            beaten = self._race and not self._stopped_by_outside(trial)
+        if trial.pruned is not None:
+            beaten = self._race and not self._pruned_by_outside(trial)
             return not beaten and trial.search == self._search.id
         return trial.outcome is None
 
-    def _stopped_by_outside(self, trial: TrialRecord) -> bool:
-        """Whether it was stopped in favour of one that the study's search does not allow any more."""
-        return trial.stopped is not None and trial.stopped.by in self._outside
+    def _pruned_by_outside(self, trial: TrialRecord) -> bool:
+        """Whether it was pruned in favour of a trial that the study's search does not allow any more."""
+        return trial.pruned is not None and trial.pruned.by in self._outside
 
     def _proposed(self) -> int:
         """Trials this search proposed so far, without infeasible proposals and those above the budget."""
@@ -440,7 +440,7 @@ class SearchLoop(Loop):
         infeasible = InfeasibleRecord(
             self._search.id, number, attempt, configuration, proposed, binding_ratio
         )
-        self._store.refuse(infeasible)
+        self._store.record_infeasible(infeasible)
         self._infeasible.append(infeasible)
         return infeasible
 
@@ -473,7 +473,7 @@ class SearchLoop(Loop):
         for trial in self._eligible:
             own = trial.search == self._search.id
             # What another search left unfinished is not being evaluated.
-            if self._stopped_by_outside(trial) or (trial.unfinished and not own):
+            if self._pruned_by_outside(trial) or (trial.unfinished and not own):
                 continue
             observation = self._observation(trial)
             if observation is not None:

@@ -1,4 +1,4 @@
-"""best.json: a configuration with the evidence for it, self-contained, read by `pipeline.load`.
+"""best.json: a configuration with what was measured of it, self-contained, read by `pipeline.load`.
 
 The numbers under `measured` come from the held-out videos, which had no part in choosing the configuration.
 docs/production.md describes each field; `json_schema()` gives the machine's form.
@@ -23,10 +23,10 @@ from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationErr
 from pipeline.break_even import Serving, break_even
 from pipeline.export_format import READABLE, SCHEMA, why_unreadable
 from tuner.errors import UserError
-from tuner.records.measurements import ServingCost
+from tuner.records.measurements import Profiled, ServingCost
 from tuner.records.values import Look
 from tuner.reporting.values import HeldOut, RunSummary, TagRow
-from tuner.statistics.values import Measured, Verdict
+from tuner.statistics.values import Guessing, Measured, Noise, Tested, Verdict
 from tuner.statistics.wording import weak_baseline
 from tuner.study.values import AnswerCost
 
@@ -41,7 +41,11 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class _Strict:
-    """Unknown fields in a file are mistakes."""
+    """Unknown fields in a file are mistakes.
+
+    Where a class takes its fields from a value of the tuner, the value's fields are the file's: renaming them
+    changes the format.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
@@ -75,15 +79,8 @@ class TagNumbers(_Strict):
 
 
 @dataclass(frozen=True)
-class TestedNumbers(_Strict):
+class TestedNumbers(_Strict, Tested):
     """A candidate's test; `bound` is a lower bound of the difference, wrong with probability `level`."""
-
-    trial: int
-    margin: float
-    difference: float
-    bound: float
-    level: float
-    shown: bool
 
 
 @dataclass(frozen=True)
@@ -117,30 +114,18 @@ class WorthNumbers(_Strict):
 
 
 @dataclass(frozen=True)
-class NoiseNumbers(_Strict):
+class NoiseNumbers(_Strict, Noise):
     """The unpruned model compared with itself in packs of another size: answers that changed, and the size of
     the change in log-probability.
     """
 
-    questions: int
-    videos: int
-    flips: int
-    logprob_mean: float
-    logprob_max: float
-
 
 @dataclass(frozen=True)
-class GuessingNumbers(_Strict):
+class GuessingNumbers(_Strict, Guessing):
     """The unpruned model on all labelled questions with options; guessing answers the share `chance` right.
 
     `bound` is a one-sided 95 % lower bound of the model's accuracy.
     """
-
-    questions: int
-    videos: int
-    right: int
-    chance: float
-    bound: float | None
 
 
 @dataclass(frozen=True)
@@ -192,14 +177,8 @@ class ServingNumbers(_Strict):
 
 
 @dataclass(frozen=True)
-class ProfiledNumbers(_Strict):
+class ProfiledNumbers(_Strict, Profiled):
     """A held-out question's prefill in multiply-adds, as counted by torch.profiler and as planned."""
-
-    question: str
-    counted_baseline: int
-    counted_best: int
-    planned_baseline: int
-    planned_best: int
 
 
 @dataclass(frozen=True)

@@ -275,10 +275,10 @@ class _Writer:
             name = _trial_name(summary, trial)
             run = known.get(trial.number)
             self._trial(trial.number, name, content, run)
-        for stopped in summary.stopped:
-            name = f"trial {stopped.number:03d} (pruned): at {stopped.binding_ratio:.3f}"
-            run = known.get(stopped.number)
-            self._trial(stopped.number, name, _stopped_content(stopped), run, status="KILLED")
+        for pruned in summary.pruned:
+            name = f"trial {pruned.number:03d} (pruned): at {pruned.binding_ratio:.3f}"
+            run = known.get(pruned.number)
+            self._trial(pruned.number, name, _pruned_content(pruned), run, status="KILLED")
         tables = {name: table.encode() for name, table in _tables(summary).items()}
         study.log_files(_read(files) | tables, tables)
         study.save_view()
@@ -456,14 +456,14 @@ def _trial_content(summary: RunSummary, trial: Trial, measured: Mapping[str, flo
     )
 
 
-def _stopped_content(stopped: PrunedTrial) -> _Content:
+def _pruned_content(pruned: PrunedTrial) -> _Content:
     """Of a pruned trial: without accuracy, which would be about some of the videos only."""
-    configuration = stopped.configuration
+    configuration = pruned.configuration
     return _Content(
         params={"method": configuration.method}
         | {name: _readable(value) for name, value in configuration.parameters},
-        metrics={"flops_ratio": stopped.binding_ratio, "stopped_videos": float(stopped.videos)},
-        tags={"role": "stopped", "stopped_by": f"trial {stopped.by:03d}"},
+        metrics={"flops_ratio": pruned.binding_ratio, "stopped_videos": float(pruned.videos)},
+        tags={"role": "stopped", "stopped_by": f"trial {pruned.by:03d}"},
     )
 
 
@@ -481,7 +481,7 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
             params["model_revision"] = setting.model_revision
     metrics = {
         "trials": float(len(summary.trials)),
-        "refused": float(summary.refused),
+        "refused": float(summary.infeasible),
         "evaluated_answers": float(summary.evaluated_answers),
         "shared_answers": float(summary.shared_answers),
     }
@@ -492,7 +492,7 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
         metrics |= _memory_metrics("baseline_held_out_", summary.baseline_cost)
     if summary.serving is not None:
         metrics |= _serving_metrics(summary.serving)
-    metrics |= _evidence_metrics(summary)
+    metrics |= _verdict_metrics(summary)
     # Values that another search of the same study changes are tags, because parameters cannot be changed.
     tags = {
         "budget": f"{summary.budget:g}",
@@ -507,10 +507,10 @@ def _study_content(summary: RunSummary, links: Sequence[str] = ()) -> _Content:
     return _Content(params, _finite(metrics), tags)
 
 
-def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
+def _verdict_metrics(summary: RunSummary) -> dict[str, float]:
     """What the verdict is based on: the margin, the last test and the noise floor; and the study's cost."""
     metrics = {
-        "stopped_trials": float(len(summary.stopped)),
+        "stopped_trials": float(len(summary.pruned)),
         "trials_above": float(len(summary.above)),
         "quarantined_questions": float(len(summary.quarantined)),
     }
@@ -519,7 +519,7 @@ def _evidence_metrics(summary: RunSummary) -> dict[str, float]:
             "study_passes": summary.cost.passes,
             "study_passes_language": summary.cost.passes_language,
             "study_passes_naive": summary.cost.naive_passes,
-            "study_raced_share": summary.cost.raced_share,
+            "study_raced_share": summary.cost.spared_share,
             "study_shared_share": summary.cost.shared_share,
         }
     use = summary.cache_use

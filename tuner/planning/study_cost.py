@@ -49,10 +49,10 @@ class StudyCost:
     # ones that were not asked for because their trial was pruned.
     wanted: int
     shared: int
-    raced: int
+    spared: int
     # Complete, and pruned.
     trials: int
-    stopped: int
+    pruned: int
 
     @property
     def passes(self) -> float:
@@ -80,9 +80,9 @@ class StudyCost:
         return self.shared / self.wanted if self.wanted else 0.0
 
     @property
-    def raced_share(self) -> float:
+    def spared_share(self) -> float:
         """Share of the trials' answers that pruning trials made unnecessary."""
-        return self.raced / self.wanted if self.wanted else 0.0
+        return self.spared / self.wanted if self.wanted else 0.0
 
 
 def study_cost(
@@ -114,16 +114,16 @@ def study_cost(
     }
     tune, held_out = by_split["tune"], by_split["held_out"]
     naive, naive_language = both.unpruned + both.encoders, both.unpruned
-    complete = stopped = raced = 0
+    complete = ended_early = spared = 0
     asked = own = 0.0  # answers needed, if none were shared, and their FLOPs
     for trial in trials:
         if trial.outcome is not None:
             complete += 1
             ratio, share = trial.outcome.flops_ratio, 1.0
-        elif trial.stopped is not None:
-            ratio, share = trial.binding_ratio, trial.stopped.videos / tune.videos
-            stopped += 1
-            raced += round((1 - share) * tune.count)
+        elif trial.pruned is not None:
+            ratio, share = trial.binding_ratio, trial.pruned.videos / tune.videos
+            ended_early += 1
+            spared += round((1 - share) * tune.count)
         else:
             continue  # unfinished: what it was asked is counted in `answers`
         naive_language += ratio * tune.unpruned
@@ -158,11 +158,11 @@ def study_cost(
         naive_language=naive_language,
         seconds=seconds,
         answers=answers,
-        wanted=(complete + stopped) * tune.count,
+        wanted=(complete + ended_early) * tune.count,
         shared=shared,
-        raced=raced,
+        spared=spared,
         trials=complete,
-        stopped=stopped,
+        pruned=ended_early,
     )
 
 

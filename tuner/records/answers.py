@@ -6,10 +6,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import ColumnElement, Connection, TextClause, func, select, text
+from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from tuner.records.connected import Connected
-from tuner.records.schema import AnswerRow, StudyQuestionRow
+from tuner.records.schema import answer_table, study_question_table
 from tuner.records.values import Pair, RecordedAnswer, StoredAnswer
 
 # Pairs as one JSON array: a list of values in the statement is compiled anew each time, and SQLite goes
@@ -41,29 +41,37 @@ class Answers(Connected):
             wanted[self._prompts[question], fingerprint].append(question)
         # In the order of the index.
         keys = sorted(wanted)
-        query = self._query("answer.*").columns(*AnswerRow.__table__.columns)
+        columns = answer_table.c[
+            "prompt_id",
+            "fingerprint",
+            "text",
+            "option",
+            "option_logprobs",
+            "logprob",
+            "kept",
+            "seconds",
+            "peak_bytes",
+        ]
+        names = ", ".join(f"answer.{column.name}" for column in columns)
+        query = text(f"SELECT {names} FROM {_WANTED[self._engine.dialect.name]}").columns(*columns)
         found: dict[Pair, RecordedAnswer] = {}
         with self._transaction() as connection:
             for start in range(0, len(keys), _PAIRS_PER_QUERY):
                 some = json.dumps(keys[start : start + _PAIRS_PER_QUERY])
-                for row in connection.execute(query, {"pairs": some}).all():
-                    for name in wanted[row.prompt_id, row.fingerprint]:
-                        found[name, row.fingerprint] = RecordedAnswer(
-                            question=name,
-                            text=row.text,
-                            option=row.option,
-                            option_logprobs=None
-                            if row.option_logprobs is None
-                            else tuple(row.option_logprobs),
-                            logprob=row.logprob,
-                            kept=tuple(row.kept),
-                            seconds=row.seconds,
-                            peak_bytes=row.peak_bytes,
+                rows = connection.execute(query, {"pairs": some}).all()
+                for prompt, fingerprint, said, option, logprobs, logprob, kept, seconds, peak in rows:
+                    for name in wanted[prompt, fingerprint]:
+                        found[name, fingerprint] = RecordedAnswer(
+                            name,
+                            said,
+                            option,
+                            None if logprobs is None else tuple(logprobs),
+                            logprob,
+                            tuple(kept),
+                            seconds,
+                            peak,
                         )
         return found
-
-    def _query(self, what: str) -> TextClause:
-        return text(f"SELECT {what} FROM {_WANTED[self._engine.dialect.name]}")
 
     def _write_answers(self, connection: Connection, answers: Mapping[Pair, RecordedAnswer]) -> None:
         """The first answer to a (prompt, fingerprint) stays."""
@@ -83,15 +91,20 @@ class Answers(Connected):
             for (question, fingerprint), answer in answers.items()
         ]
         if rows:
-            connection.execute(self._insert(AnswerRow).on_conflict_do_nothing(), rows)
+            connection.execute(self._insert(answer_table).on_conflict_do_nothing(), rows)
 
     def stored_answers(self) -> tuple[StoredAnswer, ...]:
         """All answers to the study's questions in the order they were written, without what they say."""
         names = {prompt: name for name, prompt in reversed(self._prompts.items())}
         query = (
-            select(AnswerRow.prompt_id, AnswerRow.fingerprint, AnswerRow.kept, AnswerRow.seconds)
+            select(
+                answer_table.c.prompt_id,
+                answer_table.c.fingerprint,
+                answer_table.c.kept,
+                answer_table.c.seconds,
+            )
             .where(*self._of_study)
-            .order_by(AnswerRow.id)
+            .order_by(answer_table.c.id)
         )
         with self._transaction() as connection:
             rows = connection.execute(query)
@@ -99,11 +112,13 @@ class Answers(Connected):
 
     def count_answers(self) -> int:
         """Stored answers to the study's questions."""
-        query = select(func.count()).select_from(AnswerRow).where(*self._of_study)
+        query = select(func.count()).select_from(answer_table).where(*self._of_study)
         with self._transaction() as connection:
             return int(connection.execute(query).scalar_one())
 
     @property
     def _of_study(self) -> tuple[ColumnElement[bool], ...]:
-        prompts = select(StudyQuestionRow.prompt_id).where(StudyQuestionRow.study_id == self._study_id)
-        return AnswerRow.encoding_id == self._encoding, AnswerRow.prompt_id.in_(prompts)
+        prompts = select(study_question_table.c.prompt_id).where(
+            study_question_table.c.study_id == self._study_id
+        )
+        return answer_table.c.encoding_id == self._encoding, answer_table.c.prompt_id.in_(prompts)

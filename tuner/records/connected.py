@@ -8,12 +8,18 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, literal, select
+from sqlalchemy import Connection, Engine, Table, func, insert, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tuner.records.database import transaction
 from tuner.records.measurements import CacheUse, ModelUse
-from tuner.records.schema import Base, CacheUseRow, ModelUseRow, StudyQuestionRow, StudyVideoRow, VideoUseRow
+from tuner.records.schema import (
+    cache_use_table,
+    model_use_table,
+    study_question_table,
+    study_video_table,
+    video_use_table,
+)
 from tuner.study.values import Split
 
 
@@ -22,7 +28,7 @@ class Connected:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._insert: Callable[[type[Base]], Any] = (
+        self._insert: Callable[[Table], Any] = (
             sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         )
         self._study: int | None = None
@@ -48,14 +54,14 @@ class Connected:
         """Notes, for good, that the videos of a split tuned or were looked at."""
         if split in self._used:
             return
-        column = VideoUseRow.tuned if split == "tune" else VideoUseRow.held_out
+        column = video_use_table.c.tuned if split == "tune" else video_use_table.c.held_out
         videos = (
-            select(literal(self._name), StudyVideoRow.video_id, literal(datetime.now(UTC)))
-            .join(StudyQuestionRow, StudyQuestionRow.study_video_id == StudyVideoRow.id)
-            .where(StudyVideoRow.study_id == self._study_id, StudyQuestionRow.split == split)
+            select(literal(self._name), study_video_table.c.video_id, literal(datetime.now(UTC)))
+            .join(study_question_table, study_question_table.c.study_video_id == study_video_table.c.id)
+            .where(study_video_table.c.study_id == self._study_id, study_question_table.c.split == split)
             .distinct()
         )
-        statement = self._insert(VideoUseRow).from_select(["study", "video_id", column.key], videos)
+        statement = self._insert(video_use_table).from_select(["study", "video_id", column.key], videos)
         first = func.coalesce(column, statement.excluded[column.key])
         connection.execute(
             statement.on_conflict_do_update(index_elements=["study", "video_id"], set_={column.key: first})
@@ -67,11 +73,11 @@ class Connected:
         for (kind, trial), one in self._model_use.items():
             values = asdict(one)
             connection.execute(
-                self._insert(ModelUseRow)
+                self._insert(model_use_table)
                 .values(study_id=study_id, kind=kind, trial=trial, **values)
                 .on_conflict_do_update(
                     index_elements=["study_id", "kind", "trial"],
-                    set_={name: getattr(ModelUseRow, name) + value for name, value in values.items()},
+                    set_={name: model_use_table.c[name] + value for name, value in values.items()},
                 )
             )
         self._model_use = {}
@@ -80,16 +86,16 @@ class Connected:
             return
         values = asdict(use)
         connection.execute(
-            self._insert(CacheUseRow)
+            self._insert(cache_use_table)
             .values(study_id=study_id, **values)
             .on_conflict_do_update(
                 index_elements=["study_id"],
-                set_={name: getattr(CacheUseRow, name) + value for name, value in values.items()},
+                set_={name: cache_use_table.c[name] + value for name, value in values.items()},
             )
         )
 
 
-def inserted(connection: Connection, table: type[Base], **values: Any) -> int:
+def inserted(connection: Connection, table: Table, **values: Any) -> int:
     """The id of a new row."""
     key = connection.execute(insert(table).values(**values)).inserted_primary_key
     assert key is not None

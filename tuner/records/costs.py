@@ -12,7 +12,7 @@ from pipeline.break_even import Serving
 from tuner.records.connected import Connected
 from tuner.records.measurements import CacheUse, MeasuredServing, ModelUse, Profiled, Timed
 from tuner.records.rows import digest
-from tuner.records.schema import CacheUseRow, ModelUseRow, NoiseRow, ServingRow, TimedRow
+from tuner.records.schema import cache_use_table, model_use_table, noise_table, serving_table, timed_table
 from tuner.statistics.values import Noise
 from tuner.study.values import Configuration
 
@@ -27,14 +27,14 @@ class Costs(Connected):
         with self._transaction() as connection:
             self._write_counted(connection, self._study_id)
             connection.execute(
-                self._insert(NoiseRow)
+                self._insert(noise_table)
                 .values(study_id=self._study_id, **asdict(noise))
                 .on_conflict_do_nothing()
             )
 
     def noise(self) -> Noise | None:
         """The unpruned model against itself; None where that was not measured."""
-        query = select(NoiseRow.__table__).where(NoiseRow.study_id == self._study_id)
+        query = select(noise_table).where(noise_table.c.study_id == self._study_id)
         with self._transaction() as connection:
             row = connection.execute(query).first()
         if row is None:
@@ -66,14 +66,14 @@ class Costs(Connected):
         return {trial: use for (kind, trial), use in self._model_uses().items() if kind == "trial"}
 
     def _model_uses(self) -> dict[tuple[str, int], ModelUse]:
-        query = select(ModelUseRow.__table__).where(ModelUseRow.study_id == self._study_id)
+        query = select(model_use_table).where(model_use_table.c.study_id == self._study_id)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return {(row.kind, row.trial): ModelUse(row.answers, row.seconds) for row in rows}
 
     def cache_use(self) -> CacheUse | None:
         """The study's sums; None where nothing was counted."""
-        query = select(CacheUseRow.__table__).where(CacheUseRow.study_id == self._study_id)
+        query = select(cache_use_table).where(cache_use_table.c.study_id == self._study_id)
         with self._transaction() as connection:
             row = connection.execute(query).first()
         if row is None:
@@ -88,7 +88,7 @@ class Costs(Connected):
         values["profiled"] = values["profiled"] or {}
         with self._transaction() as connection:
             connection.execute(
-                self._insert(ServingRow)
+                self._insert(serving_table)
                 .values(
                     study_id=self._study_id,
                     configuration=digest(configuration),
@@ -103,12 +103,15 @@ class Costs(Connected):
         not.
         """
         query = (
-            select(ServingRow.__table__)
-            .where(ServingRow.study_id == self._study_id, ServingRow.configuration == digest(configuration))
-            .order_by(ServingRow.id.desc())
+            select(serving_table)
+            .where(
+                serving_table.c.study_id == self._study_id,
+                serving_table.c.configuration == digest(configuration),
+            )
+            .order_by(serving_table.c.id.desc())
         )
         if machine is not None:
-            query = query.where(ServingRow.machine == machine)
+            query = query.where(serving_table.c.machine == machine)
         with self._transaction() as connection:
             row = connection.execute(query).first()
         if row is None:
@@ -130,7 +133,7 @@ class Costs(Connected):
             for configuration, timed in found.items():
                 values = asdict(timed)
                 connection.execute(
-                    self._insert(TimedRow)
+                    self._insert(timed_table)
                     .values(
                         study_id=self._study_id,
                         configuration=digest(configuration),
@@ -149,12 +152,12 @@ class Costs(Connected):
         """Of these configurations those that were timed: on this machine, or each where it was last."""
         by_digest = {digest(one): one for one in configurations}
         query = (
-            select(TimedRow.__table__)
-            .where(TimedRow.study_id == self._study_id, TimedRow.configuration.in_(by_digest))
-            .order_by(TimedRow.created, TimedRow.id)
+            select(timed_table)
+            .where(timed_table.c.study_id == self._study_id, timed_table.c.configuration.in_(by_digest))
+            .order_by(timed_table.c.created, timed_table.c.id)
         )
         if machine is not None:
-            query = query.where(TimedRow.machine == machine)
+            query = query.where(timed_table.c.machine == machine)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pydantic_core import from_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
@@ -81,9 +82,9 @@ def _examined(url: URL, file: Path | None, *, write: bool) -> tuple[Engine, str 
     """
     try:
         if file is None or write:
-            engine = create_engine(url)
+            engine = create_engine(url, json_deserializer=from_json)
         else:
-            engine = create_engine(url, creator=lambda: _read_only(file))
+            engine = create_engine(url, json_deserializer=from_json, creator=lambda: _read_only(file))
     except ModuleNotFoundError as error:
         raise UserError(
             f"The database {_shown(url)} needs the package {error.name}: pip install 'adatp-tuner[cluster]'"

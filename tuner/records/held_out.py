@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert, select
 
 from tuner.records.connected import Connected
 from tuner.records.rows import configuration_of, digest, knob_columns, outcome_columns, outcome_of
-from tuner.records.schema import LookRow, MeasuredRow, StudyRow
+from tuner.records.schema import look_table, measured_table, study_table
 from tuner.records.values import Look, SearchRecord
 from tuner.statistics.values import Verdict
 from tuner.study.values import Configuration, Outcome
@@ -20,9 +20,9 @@ class HeldOut(Connected):
     def measured(self) -> dict[Configuration, Outcome]:
         """The configurations measured on the held-out split."""
         query = (
-            select(MeasuredRow.__table__)
-            .where(MeasuredRow.study_id == self._study_id)
-            .order_by(MeasuredRow.id)
+            select(measured_table)
+            .where(measured_table.c.study_id == self._study_id)
+            .order_by(measured_table.c.id)
         )
         with self._transaction() as connection:
             rows = connection.execute(query).all()
@@ -34,7 +34,7 @@ class HeldOut(Connected):
         self._use(connection, "held_out")
         values = outcome_columns(outcome)
         connection.execute(
-            self._insert(MeasuredRow)
+            self._insert(measured_table)
             .values(
                 study_id=self._study_id,
                 configuration=digest(configuration),
@@ -44,7 +44,7 @@ class HeldOut(Connected):
             .on_conflict_do_update(
                 index_elements=["study_id", "configuration"],
                 set_=values,
-                where=MeasuredRow.accuracy.is_(None),
+                where=measured_table.c.accuracy.is_(None),
             )
         )
 
@@ -78,25 +78,25 @@ class HeldOut(Connected):
             "verdict": verdict,
         }
         last = (
-            select(LookRow.__table__)
-            .where(LookRow.search_id == search.id, LookRow.max_drop == search.max_drop)
-            .order_by(LookRow.id.desc())
+            select(look_table)
+            .where(look_table.c.search_id == search.id, look_table.c.max_drop == search.max_drop)
+            .order_by(look_table.c.id.desc())
         )
         with self._transaction() as connection:
             self._use(connection, "held_out")
             before = connection.execute(last).first()
             if before is None or any(getattr(before, name) != value for name, value in values.items()):
-                connection.execute(insert(LookRow).values(**values))
+                connection.execute(insert(look_table).values(**values))
 
     def looks(self) -> tuple[tuple[int, Look], ...]:
         """All looks at the held-out split, in the order they were taken, each with its search's id; those of
         archived studies of this name are among them: the videos were seen.
         """
         query = (
-            select(LookRow.__table__)
-            .join(StudyRow, StudyRow.id == LookRow.study_id)
-            .where(StudyRow.name == self._name)
-            .order_by(LookRow.id)
+            select(look_table)
+            .join(study_table, study_table.c.id == look_table.c.study_id)
+            .where(study_table.c.name == self._name)
+            .order_by(look_table.c.id)
         )
         with self._transaction() as connection:
             rows = connection.execute(query).all()

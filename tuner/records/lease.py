@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import or_, update
 
 from tuner.records.connected import Connected
-from tuner.records.schema import LeaseRow
+from tuner.records.schema import lease_table
 
 
 class Lease(Connected):
@@ -21,14 +21,14 @@ class Lease(Connected):
         """The token of a lease for so many seconds from now; None while another one lasts."""
         now = datetime.now(UTC)
         values = {"holder": holder, "host": host, "expires": now + timedelta(seconds=seconds)}
-        statement = self._insert(LeaseRow).values(study=study, token=1, **values)
+        statement = self._insert(lease_table).values(study=study, token=1, **values)
         with self._transaction() as connection:
             return connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=["study"],
-                    set_={"token": LeaseRow.token + 1, **values},
-                    where=or_(LeaseRow.expires.is_(None), LeaseRow.expires <= now),
-                ).returning(LeaseRow.token)
+                    set_={"token": lease_table.c.token + 1, **values},
+                    where=or_(lease_table.c.expires.is_(None), lease_table.c.expires <= now),
+                ).returning(lease_table.c.token)
             ).scalar_one_or_none()
 
     def renew(self, study: str, token: int, seconds: float) -> bool:
@@ -40,6 +40,6 @@ class Lease(Connected):
         return self._change(study, token, holder=None, host=None, expires=None)
 
     def _change(self, study: str, token: int, **values: object) -> bool:
-        statement = update(LeaseRow).where(LeaseRow.study == study, LeaseRow.token == token)
+        statement = update(lease_table).where(lease_table.c.study == study, lease_table.c.token == token)
         with self._transaction() as connection:
             return bool(connection.execute(statement.values(**values)).rowcount)

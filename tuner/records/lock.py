@@ -65,7 +65,7 @@ def held(url: str, study: str) -> Iterator[None]:
             # First who we are: whoever finds the lock taken reads it.
             _ask(connection, "SELECT set_config('application_name', :name, false)", name=_application_name())
             if not _ask(connection, "SELECT pg_try_advisory_lock(:key)", key=_key(study)).scalar():
-                raise _refusal(study, _server_holder(connection, study))
+                raise _held_by_another(study, _server_holder(connection, study))
             yield
         return
     file = _file(parsed.database, study)
@@ -76,7 +76,7 @@ def held(url: str, study: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise _refusal(study, _read(file)) from None
+        raise _held_by_another(study, _read(file)) from None
     about = _about(file)
     # Only what the refused are told: on a full disk it may be missing.
     with suppress(OSError):
@@ -107,7 +107,7 @@ def holder(url: str, study: str) -> Holder | None:
         return None
 
 
-def _refusal(study: str, by: Holder | None) -> UserError:
+def _held_by_another(study: str, by: Holder | None) -> UserError:
     return UserError(
         f"the study {study!r} is being run by {by or 'another process'}; `tuner status` shows how far it is"
     )

@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 
 from tuner.records.connected import Connected
 from tuner.records.rows import digest, outcome_columns
-from tuner.records.schema import MeasuredRow, QuarantineRow, TrialRow
+from tuner.records.schema import measured_table, quarantine_table, trial_table
 from tuner.study.values import Configuration, Outcome
 
 
@@ -29,26 +29,26 @@ class Quarantine(Connected):
         """
         with self._transaction() as connection:
             connection.execute(
-                self._insert(QuarantineRow)
+                self._insert(quarantine_table)
                 .values(study_id=self._study_id, prompt_id=self._prompts[question], reason=reason)
                 .on_conflict_do_nothing()
             )
             for number, outcome in (trials or {}).items():
                 connection.execute(
-                    update(TrialRow)
+                    update(trial_table)
                     .where(
-                        TrialRow.study_id == self._study_id,
-                        TrialRow.number == number,
-                        TrialRow.completed.is_not(None),
+                        trial_table.c.study_id == self._study_id,
+                        trial_table.c.number == number,
+                        trial_table.c.completed.is_not(None),
                     )
                     .values(**outcome_columns(outcome))
                 )
             for configuration, outcome in (measured or {}).items():
                 connection.execute(
-                    update(MeasuredRow)
+                    update(measured_table)
                     .where(
-                        MeasuredRow.study_id == self._study_id,
-                        MeasuredRow.configuration == digest(configuration),
+                        measured_table.c.study_id == self._study_id,
+                        measured_table.c.configuration == digest(configuration),
                     )
                     .values(**outcome_columns(outcome))
                 )
@@ -56,9 +56,9 @@ class Quarantine(Connected):
     def quarantined(self) -> dict[str, str]:
         """Why each question that is left out is: reasons by question id, in the order they were found."""
         query = (
-            select(QuarantineRow.prompt_id, QuarantineRow.reason)
-            .where(QuarantineRow.study_id == self._study_id)
-            .order_by(QuarantineRow.id)
+            select(quarantine_table.c.prompt_id, quarantine_table.c.reason)
+            .where(quarantine_table.c.study_id == self._study_id)
+            .order_by(quarantine_table.c.id)
         )
         with self._transaction() as connection:
             rows = connection.execute(query).all()

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from tuner.records.connected import Connected
 from tuner.records.rows import digest
-from tuner.records.schema import InspectionRow, SensitivityRow
+from tuner.records.schema import inspection_table, sensitivity_table
 from tuner.study.values import Configuration
 
 
@@ -21,17 +21,17 @@ class Reports(Connected):
         values = {"study_hash": self._hash, "content": content, "created": datetime.now(UTC)}
         with self._transaction() as connection:
             connection.execute(
-                self._insert(InspectionRow)
+                self._insert(inspection_table)
                 .values(**key, **values)
                 .on_conflict_do_update(index_elements=list(key), set_=values)
             )
 
     def inspection(self, configuration: Configuration) -> bytes | None:
         """The inspection of a configuration; None where there is none of the study as it is now defined."""
-        query = select(InspectionRow.content).where(
-            InspectionRow.study_id == self._study_id,
-            InspectionRow.configuration == digest(configuration),
-            InspectionRow.study_hash == self._hash,
+        query = select(inspection_table.c.content).where(
+            inspection_table.c.study_id == self._study_id,
+            inspection_table.c.configuration == digest(configuration),
+            inspection_table.c.study_hash == self._hash,
         )
         with self._transaction() as connection:
             return connection.execute(query).scalar_one_or_none()
@@ -42,7 +42,7 @@ class Reports(Connected):
         values = {"study_hash": self._hash, "found": found, "created": datetime.now(UTC)}
         with self._transaction() as connection:
             connection.execute(
-                self._insert(SensitivityRow)
+                self._insert(sensitivity_table)
                 .values(**key, **values)
                 .on_conflict_do_update(index_elements=list(key), set_=values)
             )
@@ -51,10 +51,10 @@ class Reports(Connected):
         """The sensitivity study at a budget (JSON); None where there is none of the study as it is now
         defined.
         """
-        query = select(SensitivityRow.found).where(
-            SensitivityRow.study_id == self._study_id,
-            SensitivityRow.budget == budget,
-            SensitivityRow.study_hash == self._hash,
+        query = select(sensitivity_table.c.found).where(
+            sensitivity_table.c.study_id == self._study_id,
+            sensitivity_table.c.budget == budget,
+            sensitivity_table.c.study_hash == self._hash,
         )
         with self._transaction() as connection:
             return connection.execute(query).scalar_one_or_none()

@@ -12,7 +12,7 @@ from tuner.study.values import Configuration, Outcome, Split
 
 
 def knob_columns(configuration: Configuration) -> dict[str, Any]:
-    """A configuration as the columns of `KnobColumns`."""
+    """A configuration as columns: a knob each, and the rest in `options`."""
     parameters = dict(configuration.parameters)
     knobs = {name: parameters.pop(name, None) for name in KNOBS}
     return {"method": configuration.method, "options": parameters, **knobs}
@@ -33,7 +33,7 @@ def digest(configuration: Configuration) -> str:
 
 
 def outcome_columns(outcome: Outcome | None) -> dict[str, Any]:
-    """An outcome as the columns of `OutcomeColumns`; None empties them."""
+    """An outcome as columns; None empties them."""
     if outcome is None:
         return {one.name: None for one in fields(Outcome) if one.name != "split"}
     values = asdict(outcome)

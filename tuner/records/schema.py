@@ -33,21 +33,25 @@ the same transaction as the last answer it needs, so that SQL and the dashboards
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Column,
     DateTime,
+    Double,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
+    MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The last migration in `migrations/versions`: the tables below are what it leaves.
 SCHEMA_REVISION = "0004"
@@ -55,438 +59,454 @@ SCHEMA_REVISION = "0004"
 # Hexadecimal digits of a fingerprint: 128 bits of the pipeline's sha256, plenty for millions of answers.
 FINGERPRINT_DIGITS = 32
 
+metadata = MetaData()
+
+_TIME = DateTime(timezone=True)
+
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Base(DeclarativeBase):
-    """Base of the tables."""
-
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        dict[str, Any]: JSON,
-        list[Any]: JSON,
-        datetime: DateTime(timezone=True),
-    }
+def _column(*arguments: Any, **options: Any) -> Column[Any]:
+    """A column without empty values."""
+    return Column(*arguments, nullable=False, **options)
 
 
-class VideoRow(Base):
-    """The bytes of a video."""
+def _key() -> Column[Any]:
+    return Column("id", Integer, primary_key=True)
 
-    __tablename__ = "adatp_video"
-    id: Mapped[int] = mapped_column(primary_key=True)
+
+def _reference(table: str, **options: Any) -> Column[Any]:
+    return _column(f"{table}_id", ForeignKey(f"adatp_{table}.id"), **options)
+
+
+def _created() -> Column[Any]:
+    return _column("created", _TIME, default=_now)
+
+
+# The bytes of a video.
+video_table = Table(
+    "adatp_video",
+    metadata,
+    _key(),
     # sha256 of the file.
-    content: Mapped[str] = mapped_column(String(64), unique=True)
+    _column("content", String(64), unique=True),
+)
 
-
-class PromptRow(Base):
-    """A question about a video as the model sees it; how it is rendered is part of every fingerprint."""
-
-    __tablename__ = "adatp_prompt"
-    __table_args__ = (UniqueConstraint("video_id", "hash"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    video_id: Mapped[int] = mapped_column(ForeignKey("adatp_video.id"))
+# A question about a video as the model sees it; how it is rendered is part of every fingerprint.
+prompt_table = Table(
+    "adatp_prompt",
+    metadata,
+    _key(),
+    _reference("video"),
     # `tuner.records.values.prompt_hash` of the two that follow.
-    hash: Mapped[str] = mapped_column(String(64))
-    text: Mapped[str] = mapped_column(Text)
+    _column("hash", String(64)),
+    _column("text", Text),
     # None: a free answer.
-    options: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    Column("options", JSON(none_as_null=True)),
+    UniqueConstraint("video_id", "hash"),
+)
 
-
-class EncodingRow(Base):
-    """How the model is asked: model, preprocessing, scoring and longest answer."""
-
-    __tablename__ = "adatp_encoding"
-    id: Mapped[int] = mapped_column(primary_key=True)
+# How the model is asked: model, preprocessing, scoring and longest answer.
+encoding_table = Table(
+    "adatp_encoding",
+    metadata,
+    _key(),
     # What every fingerprint covers besides the method and its plan.
-    fingerprint_base: Mapped[str] = mapped_column(Text, unique=True)
+    _column("fingerprint_base", Text, unique=True),
+)
 
-
-class AnswerRow(Base):
-    """What the model said to one prompt, asked in one way."""
-
-    __tablename__ = "adatp_answer"
-    __table_args__ = (UniqueConstraint("prompt_id", "fingerprint"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    prompt_id: Mapped[int] = mapped_column(ForeignKey("adatp_prompt.id"))
-    fingerprint: Mapped[str] = mapped_column(String(FINGERPRINT_DIGITS))
-    encoding_id: Mapped[int] = mapped_column(ForeignKey("adatp_encoding.id"))
-    text: Mapped[str] = mapped_column(Text)
-    option: Mapped[int | None]
-    option_logprobs: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
-    logprob: Mapped[float | None]
+# What the model said to one prompt, asked in one way.
+answer_table = Table(
+    "adatp_answer",
+    metadata,
+    _key(),
+    _reference("prompt"),
+    _column("fingerprint", String(FINGERPRINT_DIGITS)),
+    _reference("encoding"),
+    _column("text", Text),
+    Column("option", Integer),
+    Column("option_logprobs", JSON(none_as_null=True)),
+    Column("logprob", Double),
     # Visual tokens kept at each pruning.
-    kept: Mapped[list[Any]]
-    seconds: Mapped[float]
-    peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    _column("kept", JSON),
+    _column("seconds", Double),
+    Column("peak_bytes", BigInteger),
+    UniqueConstraint("prompt_id", "fingerprint"),
+)
 
+# When a video first tuned a study of this name, and when it was first looked at as held out; never
+# removed or changed, whatever becomes of the study.
+video_use_table = Table(
+    "adatp_video_use",
+    metadata,
+    _key(),
+    _column("study", String(200)),
+    _reference("video"),
+    Column("tuned", _TIME),
+    Column("held_out", _TIME),
+    UniqueConstraint("study", "video_id"),
+)
 
-class VideoUseRow(Base):
-    """When a video first tuned a study of this name, and when it was first looked at as held out; never
-    removed or changed, whatever becomes of the study.
-    """
-
-    __tablename__ = "adatp_video_use"
-    __table_args__ = (UniqueConstraint("study", "video_id"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study: Mapped[str] = mapped_column(String(200))
-    video_id: Mapped[int] = mapped_column(ForeignKey("adatp_video.id"))
-    tuned: Mapped[datetime | None]
-    held_out: Mapped[datetime | None]
-
-
-class StudyRow(Base):
-    """The definition of a study as it was last run. At most one row per name is in use: the others were
-    archived.
-    """
-
-    __tablename__ = "adatp_study"
-    __table_args__ = (
-        Index(
-            "adatp_study_in_use",
-            "name",
-            unique=True,
-            sqlite_where=text("archived IS NULL"),
-            postgresql_where=text("archived IS NULL"),
-        ),
-    )
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(200))
-    hash: Mapped[str] = mapped_column(String(64))
+# The definition of a study as it was last run. At most one row per name is in use: the others were
+# archived.
+study_table = Table(
+    "adatp_study",
+    metadata,
+    _key(),
+    _column("name", String(200)),
+    _column("hash", String(64)),
     # What the hash covers, the questions left out: they are rows of their own.
-    parts: Mapped[dict[str, Any]]
+    _column("parts", JSON),
     # What else study.yaml says, as `tuner.records.values.definition` writes it; empty for a study that was
     # migrated and not run since.
-    definition: Mapped[dict[str, Any]]
+    _column("definition", JSON),
     # How the model is called and its shape: plans, FLOPs and exports need no model after this.
-    setting: Mapped[dict[str, Any]]
-    shape: Mapped[dict[str, Any]]
-    encoding_id: Mapped[int] = mapped_column(ForeignKey("adatp_encoding.id"))
+    _column("setting", JSON),
+    _column("shape", JSON),
+    _reference("encoding"),
     # With the model's identity in `parts`: tells a changed checkpoint without loading it.
-    text_encoder_identity: Mapped[str] = mapped_column(Text)
+    _column("text_encoder_identity", Text),
     # Videos left out because they cannot be read: name, reason and content of each.
-    skipped: Mapped[list[Any]]
-    created: Mapped[datetime] = mapped_column(default=_now)
+    _column("skipped", JSON),
+    _created(),
     # When the definition last changed.
-    revised: Mapped[datetime | None]
-    archived: Mapped[datetime | None]
+    Column("revised", _TIME),
+    Column("archived", _TIME),
+    Index(
+        "adatp_study_in_use",
+        "name",
+        unique=True,
+        sqlite_where=text("archived IS NULL"),
+        postgresql_where=text("archived IS NULL"),
+    ),
+)
 
-
-class StudyVideoRow(Base):
-    """A video of a study, and what the plans of its questions share."""
-
-    __tablename__ = "adatp_study_video"
-    __table_args__ = (UniqueConstraint("study_id", "name"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    video_id: Mapped[int] = mapped_column(ForeignKey("adatp_video.id"))
-    name: Mapped[str] = mapped_column(Text)
-    frames: Mapped[int]
-    cells: Mapped[int]
-    trailing: Mapped[int]
+# A video of a study, and what the plans of its questions share.
+study_video_table = Table(
+    "adatp_study_video",
+    metadata,
+    _key(),
+    _reference("study"),
+    _reference("video"),
+    _column("name", Text),
+    _column("frames", Integer),
+    _column("cells", Integer),
+    _column("trailing", Integer),
     # float64 (frames - 1,), little-endian
-    frame_similarity: Mapped[bytes] = mapped_column(LargeBinary)
+    _column("frame_similarity", LargeBinary),
+    UniqueConstraint("study_id", "name"),
+)
 
-
-class StudyQuestionRow(Base):
-    """A question of a study, and what only its own plan needs."""
-
-    __tablename__ = "adatp_study_question"
-    __table_args__ = (UniqueConstraint("study_id", "name"), UniqueConstraint("study_id", "position"))
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    study_video_id: Mapped[int] = mapped_column(ForeignKey("adatp_study_video.id"), index=True)
-    prompt_id: Mapped[int] = mapped_column(ForeignKey("adatp_prompt.id"))
-    name: Mapped[str] = mapped_column(Text)
-    position: Mapped[int]
+# A question of a study, and what only its own plan needs.
+study_question_table = Table(
+    "adatp_study_question",
+    metadata,
+    _key(),
+    _reference("study"),
+    _reference("study_video", index=True),
+    _reference("prompt"),
+    _column("name", Text),
+    _column("position", Integer),
     # "tune" or "held_out"
-    split: Mapped[str] = mapped_column(String(8))
+    _column("split", String(8)),
     # The label; None in a study without labels.
-    answer: Mapped[str | None] = mapped_column(Text)
-    tags: Mapped[dict[str, Any]]
-    text_before: Mapped[int]
-    text_after: Mapped[int]
+    Column("answer", Text),
+    _column("tags", JSON),
+    _column("text_before", Integer),
+    _column("text_after", Integer),
     # Those of text_after that are the question itself; None where that was not recorded yet.
-    question_tokens: Mapped[int | None]
+    Column("question_tokens", Integer),
     # float64 (frames,), little-endian
-    frame_relevance: Mapped[bytes] = mapped_column(LargeBinary)
+    _column("frame_relevance", LargeBinary),
+    UniqueConstraint("study_id", "name"),
+    UniqueConstraint("study_id", "position"),
+)
 
+# A prompt that a study leaves out from then on, because asking it killed its worker twice.
+quarantine_table = Table(
+    "adatp_quarantine",
+    metadata,
+    _key(),
+    _reference("study"),
+    _reference("prompt"),
+    _column("reason", Text),
+    _created(),
+    UniqueConstraint("study_id", "prompt_id"),
+)
 
-class QuarantineRow(Base):
-    """A prompt that a study leaves out from then on, because asking it killed its worker twice."""
-
-    __tablename__ = "adatp_quarantine"
-    __table_args__ = (UniqueConstraint("study_id", "prompt_id"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    prompt_id: Mapped[int] = mapped_column(ForeignKey("adatp_prompt.id"))
-    reason: Mapped[str] = mapped_column(Text)
-    created: Mapped[datetime] = mapped_column(default=_now)
-
-
-class LeaseRow(Base):
-    """Which process may write to the study of this name; the row stays when the lease is given back."""
-
-    __tablename__ = "adatp_lease"
-    study: Mapped[str] = mapped_column(String(200), primary_key=True)
+# Which process may write to the study of this name; the row stays when the lease is given back.
+lease_table = Table(
+    "adatp_lease",
+    metadata,
+    _column("study", String(200), primary_key=True),
     # Grows with each holder: what comes with a smaller one is from a holder that lost the lease.
-    token: Mapped[int]
+    _column("token", Integer),
     # None: nobody.
-    holder: Mapped[str | None] = mapped_column(Text)
-    host: Mapped[str | None] = mapped_column(Text)
-    expires: Mapped[datetime | None]
+    Column("holder", Text),
+    Column("host", Text),
+    Column("expires", _TIME),
+)
 
-
-class SearchRow(Base):
-    """What `tuner run` was asked for."""
-
-    __tablename__ = "adatp_search"
-    __table_args__ = (UniqueConstraint("study_id", "goal", "budget", "seed", "space", "sampler"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
+# What `tuner run` was asked for.
+search_table = Table(
+    "adatp_search",
+    metadata,
+    _key(),
+    _reference("study"),
     # "budget": the best within it; "max_drop": the cheapest that holds, and then the budget is 1.
-    goal: Mapped[str] = mapped_column(String(16))
-    budget: Mapped[float]
-    seed: Mapped[int]
+    _column("goal", String(16)),
+    _column("budget", Double),
+    _column("seed", Integer),
     # What the search space is spanned by: "budget" or "knobs".
-    space: Mapped[str] = mapped_column(String(16))
-    sampler: Mapped[str] = mapped_column(String(16))
+    _column("space", String(16)),
+    _column("sampler", String(16)),
     # The margin asked for last, as `tuner.statistics.margin.MaxDrop` writes it.
-    max_drop: Mapped[str] = mapped_column(String(32))
+    _column("max_drop", String(32)),
     # The most trials ever asked for.
-    trials: Mapped[int]
-    created: Mapped[datetime] = mapped_column(default=_now)
-    used: Mapped[datetime] = mapped_column(default=_now)
+    _column("trials", Integer),
+    _created(),
+    _column("used", _TIME, default=_now),
+    UniqueConstraint("study_id", "goal", "budget", "seed", "space", "sampler"),
+)
 
 
-class KnobColumns:
+def _knobs() -> list[Column[Any]]:
     """AdaTP's five knobs by name; what else the method was told stands in `options`."""
+    return [
+        _column("method", String(32)),
+        Column("tau_s", Double),
+        Column("tau_t", Double),
+        Column("alpha_boost", Double),
+        Column("gamma_cap", Double),
+        Column("p", Double),
+        _column("options", JSON),
+    ]
 
-    method: Mapped[str] = mapped_column(String(32))
-    tau_s: Mapped[float | None]
-    tau_t: Mapped[float | None]
-    alpha_boost: Mapped[float | None]
-    gamma_cap: Mapped[float | None]
-    p: Mapped[float | None]
-    options: Mapped[dict[str, Any]]
 
-
-class OutcomeColumns:
+def _outcome() -> list[Column[Any]]:
     """`tuner.study.values.Outcome`; empty until every answer is there."""
+    return [
+        Column("questions", Integer),
+        Column("videos", Integer),
+        Column("accuracy", Double),
+        Column("flops_ratio", Double),
+        Column("flops_ratio_end_to_end", Double),
+        Column("flops_ratio_visual", Double),
+        Column("flops_ratio_p95", Double),
+        Column("flops_ratio_max", Double),
+        Column("regressions", Integer),
+        Column("gained", Integer),
+        Column("logprob_change", Double),
+        Column("seconds", Double),
+        Column("peak_bytes_mean", Double),
+        Column("peak_bytes_max", BigInteger),
+        Column("graded", Double),
+    ]
 
-    questions: Mapped[int | None]
-    videos: Mapped[int | None]
-    accuracy: Mapped[float | None]
-    flops_ratio: Mapped[float | None]
-    flops_ratio_end_to_end: Mapped[float | None]
-    flops_ratio_visual: Mapped[float | None]
-    flops_ratio_p95: Mapped[float | None]
-    flops_ratio_max: Mapped[float | None]
-    regressions: Mapped[int | None]
-    gained: Mapped[int | None]
-    logprob_change: Mapped[float | None]
-    seconds: Mapped[float | None]
-    peak_bytes_mean: Mapped[float | None]
-    peak_bytes_max: Mapped[int | None] = mapped_column(BigInteger)
-    graded: Mapped[float | None]
 
-
-class TrialRow(KnobColumns, OutcomeColumns, Base):
-    """A configuration on the tune split; without an outcome it is unfinished."""
-
-    __tablename__ = "adatp_trial"
-    __table_args__ = (UniqueConstraint("study_id", "number"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    search_id: Mapped[int] = mapped_column(ForeignKey("adatp_search.id"))
-    number: Mapped[int]
+# A configuration on the tune split; without an outcome it is unfinished.
+trial_table = Table(
+    "adatp_trial",
+    metadata,
+    _key(),
+    _reference("study"),
+    _reference("search"),
+    _column("number", Integer),
     # The larger of the tune and the held-out split's FLOPs ratio: what the budget binds.
-    binding_ratio: Mapped[float]
+    _column("binding_ratio", Double),
     # Why it was asked for: "search", or "above" for a configuration beyond the budget that the front shows.
-    purpose: Mapped[str] = mapped_column(String(16))
+    _column("purpose", String(16)),
     # A pruned trial: the completed trial with the largest share in what it was compared with and beaten by,
     # and videos judged until then.
-    pruned_by: Mapped[int | None]
-    pruned_videos: Mapped[int | None]
-    created: Mapped[datetime] = mapped_column(default=_now)
-    completed: Mapped[datetime | None]
+    Column("pruned_by", Integer),
+    Column("pruned_videos", Integer),
+    _created(),
+    Column("completed", _TIME),
+    *_knobs(),
+    *_outcome(),
+    UniqueConstraint("study_id", "number"),
+)
 
-
-class InfeasibleRow(KnobColumns, Base):
-    """A proposal over the budget."""
-
-    __tablename__ = "adatp_infeasible"
-    __table_args__ = (UniqueConstraint("search_id", "number", "attempt"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    search_id: Mapped[int] = mapped_column(ForeignKey("adatp_search.id"))
+# A proposal over the budget.
+infeasible_table = Table(
+    "adatp_infeasible",
+    metadata,
+    _key(),
+    _reference("search"),
     # The number the trial would have had, and which attempt at it this was.
-    number: Mapped[int]
-    attempt: Mapped[int]
+    _column("number", Integer),
+    _column("attempt", Integer),
     # The sampler's own parameters: an unreachable target is not a row of knobs.
-    proposed: Mapped[dict[str, Any]]
-    binding_ratio: Mapped[float]
+    _column("proposed", JSON),
+    _column("binding_ratio", Double),
+    *_knobs(),
+    UniqueConstraint("search_id", "number", "attempt"),
+)
 
+# What a search chose after so many completed trials of the study.
+selection_table = Table(
+    "adatp_selection",
+    metadata,
+    _key(),
+    _reference("search"),
+    _column("trials", Integer),
+    _reference("trial"),
+    _created(),
+    UniqueConstraint("search_id", "trials"),
+)
 
-class SelectionRow(Base):
-    """What a search chose after so many completed trials of the study."""
-
-    __tablename__ = "adatp_selection"
-    __table_args__ = (UniqueConstraint("search_id", "trials"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    search_id: Mapped[int] = mapped_column(ForeignKey("adatp_search.id"))
-    trials: Mapped[int]
-    trial_id: Mapped[int] = mapped_column(ForeignKey("adatp_trial.id"))
-    created: Mapped[datetime] = mapped_column(default=_now)
-
-
-class LookRow(Base):
-    """The held-out split asked of what a search came to: every look that was taken, in order; never changed
-    or removed. Levels of tests hold for the looks that were planned: who sees one can move the next.
-    """
-
-    __tablename__ = "adatp_look"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"), index=True)
-    search_id: Mapped[int] = mapped_column(ForeignKey("adatp_search.id"))
+# The held-out split asked of what a search came to: every look that was taken, in order; never changed
+# or removed. Levels of tests hold for the looks that were planned: who sees one can move the next.
+look_table = Table(
+    "adatp_look",
+    metadata,
+    _key(),
+    _reference("study", index=True),
+    _reference("search"),
     # Of the definition whose held-out split it was.
-    study_hash: Mapped[str] = mapped_column(String(64))
-    goal: Mapped[str] = mapped_column(String(16))
-    budget: Mapped[float]
-    seed: Mapped[int]
-    max_drop: Mapped[str] = mapped_column(String(32))
+    _column("study_hash", String(64)),
+    _column("goal", String(16)),
+    _column("budget", Double),
+    _column("seed", Integer),
+    _column("max_drop", String(32)),
     # Significance level of the test; None where it was not recorded.
-    level: Mapped[float | None]
+    Column("level", Double),
     # Trial numbers in the order they were tested.
-    candidates: Mapped[list[Any]]
+    _column("candidates", JSON),
     # Completed trials of the study then, and the number of the one that was chosen.
-    trials: Mapped[int]
-    trial: Mapped[int]
-    verdict: Mapped[str] = mapped_column(String(16))
-    created: Mapped[datetime] = mapped_column(default=_now)
+    _column("trials", Integer),
+    _column("trial", Integer),
+    _column("verdict", String(16)),
+    _created(),
+)
 
-
-class MeasuredRow(KnobColumns, OutcomeColumns, Base):
-    """A configuration on the held-out split, all of it answered."""
-
-    __tablename__ = "adatp_measured"
-    __table_args__ = (UniqueConstraint("study_id", "configuration"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
+# A configuration on the held-out split, all of it answered.
+measured_table = Table(
+    "adatp_measured",
+    metadata,
+    _key(),
+    _reference("study"),
     # sha256 of the configuration as canonical JSON.
-    configuration: Mapped[str] = mapped_column(String(64))
-    created: Mapped[datetime] = mapped_column(default=_now)
+    _column("configuration", String(64)),
+    _created(),
+    *_knobs(),
+    *_outcome(),
+    UniqueConstraint("study_id", "configuration"),
+)
 
-
-class NoiseRow(Base):
-    """The unpruned model against itself, asked in packs of another size: what no configuration can beat."""
-
-    __tablename__ = "adatp_noise"
-    __table_args__ = (UniqueConstraint("study_id"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    questions: Mapped[int]
-    videos: Mapped[int]
+# The unpruned model against itself, asked in packs of another size: what no configuration can beat.
+noise_table = Table(
+    "adatp_noise",
+    metadata,
+    _key(),
+    _reference("study"),
+    _column("questions", Integer),
+    _column("videos", Integer),
     # Answers that changed.
-    flips: Mapped[int]
+    _column("flips", Integer),
     # Change of the graded signal's log-probability: mean of its size, and the largest.
-    logprob_mean: Mapped[float]
-    logprob_max: Mapped[float]
-    created: Mapped[datetime] = mapped_column(default=_now)
+    _column("logprob_mean", Double),
+    _column("logprob_max", Double),
+    _created(),
+    UniqueConstraint("study_id"),
+)
 
-
-class ServingRow(Base):
-    """What a server pays for a configuration and for the unpruned model beside it, on one machine."""
-
-    __tablename__ = "adatp_serving"
-    __table_args__ = (UniqueConstraint("study_id", "configuration", "machine"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    # As in MeasuredRow.
-    configuration: Mapped[str] = mapped_column(String(64))
+# What a server pays for a configuration and for the unpruned model beside it, on one machine.
+serving_table = Table(
+    "adatp_serving",
+    metadata,
+    _key(),
+    _reference("study"),
+    # As in `measured_table`.
+    _column("configuration", String(64)),
     # By `pipeline.measure.machine`, which is told without loading a model; `device` is what the model ran on.
-    machine: Mapped[str] = mapped_column(String(200))
-    device: Mapped[str] = mapped_column(Text)
-    questions: Mapped[int]
-    value_bytes: Mapped[int]
+    _column("machine", String(200)),
+    _column("device", Text),
+    _column("questions", Integer),
+    _column("value_bytes", Integer),
     # Parts of `pipeline.break_even.Serving` in seconds.
-    baseline: Mapped[dict[str, Any]]
-    best: Mapped[dict[str, Any]]
+    _column("baseline", JSON),
+    _column("best", JSON),
     # `tuner.records.measurements.Profiled`; empty where the profiler's pass did not fit into memory.
-    profiled: Mapped[dict[str, Any]]
-    created: Mapped[datetime] = mapped_column(default=_now)
+    _column("profiled", JSON),
+    _created(),
+    UniqueConstraint("study_id", "configuration", "machine"),
+)
 
+# `Timed`: a configuration and the unpruned model, asked in turns on one machine.
+timed_table = Table(
+    "adatp_timed",
+    metadata,
+    _key(),
+    _reference("study"),
+    # As in `measured_table`.
+    _column("configuration", String(64)),
+    # As in `serving_table`.
+    _column("machine", String(200)),
+    _column("device", Text),
+    _column("questions", Integer),
+    _column("seconds", Double),
+    _column("baseline_seconds", Double),
+    _created(),
+    UniqueConstraint("study_id", "configuration", "machine"),
+)
 
-class TimedRow(Base):
-    """`Timed`: a configuration and the unpruned model, asked in turns on one machine."""
+# `CacheUse`: sums over the study; of one that is older than this table, since then.
+cache_use_table = Table(
+    "adatp_cache_use",
+    metadata,
+    _key(),
+    _reference("study"),
+    _column("features_in_memory", BigInteger),
+    _column("features_read", BigInteger),
+    _column("features_computed", BigInteger),
+    _column("prefixes_reused", BigInteger),
+    _column("prefixes_built", BigInteger),
+    UniqueConstraint("study_id"),
+)
 
-    __tablename__ = "adatp_timed"
-    __table_args__ = (UniqueConstraint("study_id", "configuration", "machine"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    # As in MeasuredRow.
-    configuration: Mapped[str] = mapped_column(String(64))
-    # As in ServingRow.
-    machine: Mapped[str] = mapped_column(String(200))
-    device: Mapped[str] = mapped_column(Text)
-    questions: Mapped[int]
-    seconds: Mapped[float]
-    baseline_seconds: Mapped[float]
-    created: Mapped[datetime] = mapped_column(default=_now)
-
-
-class CacheUseRow(Base):
-    """`CacheUse`: sums over the study; of one that is older than this table, since then."""
-
-    __tablename__ = "adatp_cache_use"
-    __table_args__ = (UniqueConstraint("study_id"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    features_in_memory: Mapped[int] = mapped_column(BigInteger)
-    features_read: Mapped[int] = mapped_column(BigInteger)
-    features_computed: Mapped[int] = mapped_column(BigInteger)
-    prefixes_reused: Mapped[int] = mapped_column(BigInteger)
-    prefixes_built: Mapped[int] = mapped_column(BigInteger)
-
-
-class ModelUseRow(Base):
-    """`ModelUse`: sums over what was asked for a trial, or of one kind beside the trials."""
-
-    __tablename__ = "adatp_model_use"
-    __table_args__ = (UniqueConstraint("study_id", "kind", "trial"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
+# `ModelUse`: sums over what was asked for a trial, or of one kind beside the trials.
+model_use_table = Table(
+    "adatp_model_use",
+    metadata,
+    _key(),
+    _reference("study"),
     # `tuner.evaluation.tasks.Kind`
-    kind: Mapped[str] = mapped_column(String(16))
+    _column("kind", String(16)),
     # The trial's number; -1 for other kinds, for no two NULLs are the same.
-    trial: Mapped[int]
-    answers: Mapped[int] = mapped_column(BigInteger)
-    seconds: Mapped[float]
+    _column("trial", Integer),
+    _column("answers", BigInteger),
+    _column("seconds", Double),
+    UniqueConstraint("study_id", "kind", "trial"),
+)
 
-
-class InspectionRow(Base):
-    """What pruning with a configuration does to the videos, as `tuner.reporting.inspection` packs it."""
-
-    __tablename__ = "adatp_inspection"
-    __table_args__ = (UniqueConstraint("study_id", "configuration"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    # As in MeasuredRow.
-    configuration: Mapped[str] = mapped_column(String(64))
+# What pruning with a configuration does to the videos, as `tuner.reporting.inspection` packs it.
+inspection_table = Table(
+    "adatp_inspection",
+    metadata,
+    _key(),
+    _reference("study"),
+    # As in `measured_table`.
+    _column("configuration", String(64)),
     # Of the definition it was made for.
-    study_hash: Mapped[str] = mapped_column(String(64))
-    content: Mapped[bytes] = mapped_column(LargeBinary)
-    created: Mapped[datetime] = mapped_column(default=_now)
+    _column("study_hash", String(64)),
+    _column("content", LargeBinary),
+    _created(),
+    UniqueConstraint("study_id", "configuration"),
+)
 
-
-class SensitivityRow(Base):
-    """The last sensitivity study at a budget."""
-
-    __tablename__ = "adatp_sensitivity"
-    __table_args__ = (UniqueConstraint("study_id", "budget"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("adatp_study.id"))
-    budget: Mapped[float]
-    study_hash: Mapped[str] = mapped_column(String(64))
+# The last sensitivity study at a budget.
+sensitivity_table = Table(
+    "adatp_sensitivity",
+    metadata,
+    _key(),
+    _reference("study"),
+    _column("budget", Double),
+    _column("study_hash", String(64)),
     # `tuner.sensitivity.results.Sensitivity` as JSON.
-    found: Mapped[str] = mapped_column(Text)
-    created: Mapped[datetime] = mapped_column(default=_now)
+    _column("found", Text),
+    _created(),
+    UniqueConstraint("study_id", "budget"),
+)

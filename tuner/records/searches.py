@@ -10,7 +10,7 @@ from sqlalchemy import insert, select, update
 
 from tuner.records.connected import Connected, inserted
 from tuner.records.rows import configuration_of, knob_columns
-from tuner.records.schema import InfeasibleRow, SearchRow, SelectionRow, TrialRow
+from tuner.records.schema import infeasible_table, search_table, selection_table, trial_table
 from tuner.records.values import Goal, InfeasibleRecord, SearchRecord
 from tuner.statistics.margin import DEFAULT_MAX_DROP
 
@@ -38,16 +38,16 @@ class Searches(Connected):
             "space": coordinates,
             "sampler": sampler,
         }
-        query = select(SearchRow.id, SearchRow.trials).filter_by(**key)
+        query = select(search_table.c.id, search_table.c.trials).filter_by(**key)
         with self._transaction() as connection:
             found = connection.execute(query).first()
             if found is None:
-                identifier = inserted(connection, SearchRow, **key, max_drop=max_drop, trials=trials)
+                identifier = inserted(connection, search_table, **key, max_drop=max_drop, trials=trials)
             else:
                 identifier = found.id
                 connection.execute(
-                    update(SearchRow)
-                    .where(SearchRow.id == identifier)
+                    update(search_table)
+                    .where(search_table.c.id == identifier)
                     .values(trials=max(trials, found.trials), max_drop=max_drop, used=datetime.now(UTC))
                 )
         return SearchRecord(identifier, budget, seed, coordinates, trials, sampler, goal, max_drop)
@@ -56,27 +56,27 @@ class Searches(Connected):
         """All searches of the study, the one asked for last at the end."""
         query = (
             select(
-                SearchRow.id,
-                SearchRow.budget,
-                SearchRow.seed,
-                SearchRow.space,
-                SearchRow.trials,
-                SearchRow.sampler,
-                SearchRow.goal,
-                SearchRow.max_drop,
+                search_table.c.id,
+                search_table.c.budget,
+                search_table.c.seed,
+                search_table.c.space,
+                search_table.c.trials,
+                search_table.c.sampler,
+                search_table.c.goal,
+                search_table.c.max_drop,
             )
-            .where(SearchRow.study_id == self._study_id)
-            .order_by(SearchRow.used, SearchRow.id)
+            .where(search_table.c.study_id == self._study_id)
+            .order_by(search_table.c.used, search_table.c.id)
         )
         with self._transaction() as connection:
             rows: Iterable[Any] = connection.execute(query)
             return tuple(SearchRecord(*row) for row in rows)
 
-    def refuse(self, proposal: InfeasibleRecord) -> None:
+    def record_infeasible(self, proposal: InfeasibleRecord) -> None:
         """Writes an infeasible proposal: resumed runs tell the sampler of it again."""
         with self._transaction() as connection:
             connection.execute(
-                insert(InfeasibleRow).values(
+                insert(infeasible_table).values(
                     search_id=proposal.search,
                     number=proposal.number,
                     attempt=proposal.attempt,
@@ -89,10 +89,10 @@ class Searches(Connected):
     def infeasible(self) -> tuple[InfeasibleRecord, ...]:
         """All infeasible proposals of the study, in the order of search, number and attempt."""
         query = (
-            select(InfeasibleRow.__table__)
-            .join(SearchRow, SearchRow.id == InfeasibleRow.search_id)
-            .where(SearchRow.study_id == self._study_id)
-            .order_by(InfeasibleRow.search_id, InfeasibleRow.number, InfeasibleRow.attempt)
+            select(infeasible_table)
+            .join(search_table, search_table.c.id == infeasible_table.c.search_id)
+            .where(search_table.c.study_id == self._study_id)
+            .order_by(infeasible_table.c.search_id, infeasible_table.c.number, infeasible_table.c.attempt)
         )
         with self._transaction() as connection:
             rows = connection.execute(query).all()
@@ -106,13 +106,13 @@ class Searches(Connected):
     def select(self, search: SearchRecord, trials: int, number: int) -> None:
         """Notes that the search chose trial `number` when the study had so many completed trials."""
         trial = (
-            select(TrialRow.id)
-            .where(TrialRow.study_id == self._study_id, TrialRow.number == number)
+            select(trial_table.c.id)
+            .where(trial_table.c.study_id == self._study_id, trial_table.c.number == number)
             .scalar_subquery()
         )
         with self._transaction() as connection:
             connection.execute(
-                self._insert(SelectionRow)
+                self._insert(selection_table)
                 .values(search_id=search.id, trials=trials, trial_id=trial)
                 .on_conflict_do_nothing()
             )
@@ -120,10 +120,10 @@ class Searches(Connected):
     def selections(self) -> tuple[tuple[int, int, int], ...]:
         """(search id, completed trials then, chosen trial's number) in the order they were made."""
         query = (
-            select(SelectionRow.search_id, SelectionRow.trials, TrialRow.number)
-            .join(TrialRow, TrialRow.id == SelectionRow.trial_id)
-            .where(TrialRow.study_id == self._study_id)
-            .order_by(SelectionRow.id)
+            select(selection_table.c.search_id, selection_table.c.trials, trial_table.c.number)
+            .join(trial_table, trial_table.c.id == selection_table.c.trial_id)
+            .where(trial_table.c.study_id == self._study_id)
+            .order_by(selection_table.c.id)
         )
         with self._transaction() as connection:
             return tuple((row[0], row[1], row[2]) for row in connection.execute(query))

@@ -54,7 +54,7 @@ class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Repo
         answers: Mapping[Pair, RecordedAnswer],
         completed: tuple[int, Outcome] | None = None,
         measured: tuple[Configuration, Outcome] | None = None,
-        stopped: tuple[int, Pruned] | None = None,
+        pruned: tuple[int, Pruned] | None = None,
     ) -> None:
         """One batch: its answers and, with the last one, the outcome of the trial or held-out measurement; or
         that the trial (by number) was pruned with it.
@@ -64,11 +64,11 @@ class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Repo
         with self._transaction() as connection:
             self._write_counted(connection, self._study_id)
             self._write_answers(connection, answers)
-            if completed is not None or stopped is not None:
+            if completed is not None or pruned is not None:
                 self._use(connection, "tune")
             if completed is not None:
                 connection.execute(self._completed(*completed))
-            if stopped is not None:
-                connection.execute(self._pruned(*stopped))
+            if pruned is not None:
+                connection.execute(self._pruned(*pruned))
             if measured is not None:
                 self._write_measured(connection, *measured)

@@ -15,15 +15,15 @@ from tuner.records.connected import Connected, inserted
 from tuner.records.database import shown
 from tuner.records.rows import digest, outcome_columns
 from tuner.records.schema import (
-    EncodingRow,
-    MeasuredRow,
-    PromptRow,
-    StudyQuestionRow,
-    StudyRow,
-    StudyVideoRow,
-    TrialRow,
-    VideoRow,
-    VideoUseRow,
+    encoding_table,
+    measured_table,
+    prompt_table,
+    study_question_table,
+    study_table,
+    study_video_table,
+    trial_table,
+    video_table,
+    video_use_table,
 )
 from tuner.records.values import Derived, StoredQuestion, StudyRecord, prompt_hash
 from tuner.study.values import Configuration, Outcome
@@ -56,7 +56,9 @@ class Studies(Connected):
 
     def study_names(self) -> tuple[str, ...]:
         """Names of the studies in use in this database."""
-        query = select(StudyRow.name).where(StudyRow.archived.is_(None)).order_by(StudyRow.name)
+        query = (
+            select(study_table.c.name).where(study_table.c.archived.is_(None)).order_by(study_table.c.name)
+        )
         with self._transaction() as connection:
             return tuple(connection.execute(query).scalars())
 
@@ -64,27 +66,27 @@ class Studies(Connected):
         """The study in use under this name, which then is the one this store writes to."""
         with self._transaction() as connection:
             row = connection.execute(
-                select(StudyRow.__table__, EncodingRow.fingerprint_base)
-                .join(EncodingRow, EncodingRow.id == StudyRow.encoding_id)
-                .where(StudyRow.name == name, StudyRow.archived.is_(None))
+                select(study_table, encoding_table.c.fingerprint_base)
+                .join(encoding_table, encoding_table.c.id == study_table.c.encoding_id)
+                .where(study_table.c.name == name, study_table.c.archived.is_(None))
             ).first()
             if row is None:
                 return None
             questions = connection.execute(
                 select(
-                    StudyQuestionRow.__table__,
-                    PromptRow.text,
-                    PromptRow.options,
-                    StudyVideoRow.name.label("video"),
-                    StudyVideoRow.frames,
-                    StudyVideoRow.cells,
-                    StudyVideoRow.trailing,
-                    StudyVideoRow.frame_similarity,
+                    study_question_table,
+                    prompt_table.c.text,
+                    prompt_table.c.options,
+                    study_video_table.c.name.label("video"),
+                    study_video_table.c.frames,
+                    study_video_table.c.cells,
+                    study_video_table.c.trailing,
+                    study_video_table.c.frame_similarity,
                 )
-                .join(StudyVideoRow, StudyVideoRow.id == StudyQuestionRow.study_video_id)
-                .join(PromptRow, PromptRow.id == StudyQuestionRow.prompt_id)
-                .where(StudyQuestionRow.study_id == row.id)
-                .order_by(StudyQuestionRow.position)
+                .join(study_video_table, study_video_table.c.id == study_question_table.c.study_video_id)
+                .join(prompt_table, prompt_table.c.id == study_question_table.c.prompt_id)
+                .where(study_question_table.c.study_id == row.id)
+                .order_by(study_question_table.c.position)
             ).all()
         self._opened(row.id, row.name, row.hash)
         self._encoding = row.encoding_id
@@ -135,7 +137,7 @@ class Studies(Connected):
         with self._transaction() as connection:
             known = self._know(connection, study)
             study_id = inserted(
-                connection, StudyRow, name=study.name, **_study_columns(study), encoding_id=known.encoding
+                connection, study_table, name=study.name, **_study_columns(study), encoding_id=known.encoding
             )
             self._write_questions(connection, study_id, study, known)
             self._write_counted(connection, study_id)
@@ -164,12 +166,12 @@ class Studies(Connected):
             known = self._know(connection, study)
             here = self._study_id
             connection.execute(
-                update(StudyRow)
-                .where(StudyRow.id == here)
+                update(study_table)
+                .where(study_table.c.id == here)
                 .values(**_study_columns(study), encoding_id=known.encoding, revised=datetime.now(UTC))
             )
-            for table in (StudyQuestionRow, StudyVideoRow):
-                connection.execute(delete(table).where(table.study_id == here))
+            for table in (study_question_table, study_video_table):
+                connection.execute(delete(table).where(table.c.study_id == here))
             self._write_questions(connection, here, study, known)
             self._used.clear()
             if any(one.outcome is not None for one in (trials or {}).values()):
@@ -179,8 +181,8 @@ class Studies(Connected):
             for number, derived in (trials or {}).items():
                 done = {} if derived.outcome is not None else {"completed": None}
                 connection.execute(
-                    update(TrialRow)
-                    .where(TrialRow.study_id == here, TrialRow.number == number)
+                    update(trial_table)
+                    .where(trial_table.c.study_id == here, trial_table.c.number == number)
                     .values(
                         binding_ratio=derived.binding_ratio,
                         pruned_by=None,
@@ -191,8 +193,11 @@ class Studies(Connected):
                 )
             for configuration, outcome in (measured or {}).items():
                 connection.execute(
-                    update(MeasuredRow)
-                    .where(MeasuredRow.study_id == here, MeasuredRow.configuration == digest(configuration))
+                    update(measured_table)
+                    .where(
+                        measured_table.c.study_id == here,
+                        measured_table.c.configuration == digest(configuration),
+                    )
                     .values(**outcome_columns(outcome))
                 )
             self._write_counted(connection, here)
@@ -204,17 +209,17 @@ class Studies(Connected):
         def write(table: Any, rows: Sequence[dict[str, Any]]) -> None:
             connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
 
-        write(EncodingRow, [{"fingerprint_base": study.fingerprint_base}])
+        write(encoding_table, [{"fingerprint_base": study.fingerprint_base}])
         encoding = connection.execute(
-            select(EncodingRow.id).where(EncodingRow.fingerprint_base == study.fingerprint_base)
+            select(encoding_table.c.id).where(encoding_table.c.fingerprint_base == study.fingerprint_base)
         ).scalar_one()
         asked = {one["id"]: one for one in study.parts["questions"]}
         contents = {one.video: study.parts["videos"][one.video] for one in study.questions}
-        write(VideoRow, [{"content": content} for content in sorted(set(contents.values()))])
+        write(video_table, [{"content": content} for content in sorted(set(contents.values()))])
         by_content = {
             row.content: row.id
             for some in _chunks(sorted(set(contents.values())))
-            for row in connection.execute(select(VideoRow.__table__).where(VideoRow.content.in_(some)))
+            for row in connection.execute(select(video_table).where(video_table.c.content.in_(some)))
         }
         videos = {name: by_content[content] for name, content in contents.items()}
         prompts = {
@@ -226,12 +231,14 @@ class Studies(Connected):
             }
             for one in study.questions
         }
-        write(PromptRow, list(prompts.values()))
+        write(prompt_table, list(prompts.values()))
         by_prompt = {
             (row.video_id, row.hash): row.id
             for some in _chunks(sorted(by_content.values()))
             for row in connection.execute(
-                select(PromptRow.id, PromptRow.video_id, PromptRow.hash).where(PromptRow.video_id.in_(some))
+                select(prompt_table.c.id, prompt_table.c.video_id, prompt_table.c.hash).where(
+                    prompt_table.c.video_id.in_(some)
+                )
             )
         }
         return _Known(
@@ -245,7 +252,7 @@ class Studies(Connected):
     ) -> None:
         layouts = {one.video: one.layout for one in study.questions}
         connection.execute(
-            insert(StudyVideoRow),
+            insert(study_video_table),
             [
                 {
                     "study_id": study_id,
@@ -260,12 +267,14 @@ class Studies(Connected):
             ],
         )
         rows = connection.execute(
-            select(StudyVideoRow.name, StudyVideoRow.id).where(StudyVideoRow.study_id == study_id)
+            select(study_video_table.c.name, study_video_table.c.id).where(
+                study_video_table.c.study_id == study_id
+            )
         )
         places = {row.name: row.id for row in rows}
         labels = {one["id"]: one["answer"] for one in study.parts["questions"]}
         connection.execute(
-            insert(StudyQuestionRow),
+            insert(study_question_table),
             [
                 {
                     "study_id": study_id,
@@ -294,8 +303,8 @@ class Studies(Connected):
 
     def _archive(self, connection: Connection, name: str) -> bool:
         found = connection.execute(
-            update(StudyRow)
-            .where(StudyRow.name == name, StudyRow.archived.is_(None))
+            update(study_table)
+            .where(study_table.c.name == name, study_table.c.archived.is_(None))
             .values(archived=datetime.now(UTC))
         )
         return bool(found.rowcount)
@@ -303,11 +312,13 @@ class Studies(Connected):
     def archived(self, name: str) -> tuple[ArchivedStudy, ...]:
         """The archived studies of this name, the one archived last at the end."""
         query = (
-            select(StudyRow.id, StudyRow.created, StudyRow.archived, func.count(TrialRow.id))
-            .outerjoin(TrialRow, TrialRow.study_id == StudyRow.id)
-            .where(StudyRow.name == name, StudyRow.archived.is_not(None))
-            .group_by(StudyRow.id)
-            .order_by(StudyRow.archived, StudyRow.id)
+            select(
+                study_table.c.id, study_table.c.created, study_table.c.archived, func.count(trial_table.c.id)
+            )
+            .outerjoin(trial_table, trial_table.c.study_id == study_table.c.id)
+            .where(study_table.c.name == name, study_table.c.archived.is_not(None))
+            .group_by(study_table.c.id)
+            .order_by(study_table.c.archived, study_table.c.id)
         )
         with self._transaction() as connection:
             rows: Iterable[Any] = connection.execute(query)
@@ -318,7 +329,9 @@ class Studies(Connected):
         with self._transaction() as connection:
             replaced = self._archive(connection, name)
             connection.execute(
-                update(StudyRow).where(StudyRow.id == study_id, StudyRow.name == name).values(archived=None)
+                update(study_table)
+                .where(study_table.c.id == study_id, study_table.c.name == name)
+                .values(archived=None)
             )
         return replaced
 
@@ -333,12 +346,12 @@ class Studies(Connected):
                 content
                 for some in _chunks(sorted(contents))
                 for content in connection.execute(
-                    select(VideoRow.content)
-                    .join(VideoUseRow, VideoUseRow.video_id == VideoRow.id)
+                    select(video_table.c.content)
+                    .join(video_use_table, video_use_table.c.video_id == video_table.c.id)
                     .where(
-                        VideoUseRow.study == name,
-                        VideoUseRow.tuned.is_not(None),
-                        VideoRow.content.in_(some),
+                        video_use_table.c.study == name,
+                        video_use_table.c.tuned.is_not(None),
+                        video_table.c.content.in_(some),
                     )
                 ).scalars()
             }

@@ -11,7 +11,7 @@ from tuner.records.rows import (
     outcome_columns,
     outcome_of,
 )
-from tuner.records.schema import TrialRow
+from tuner.records.schema import trial_table
 from tuner.records.values import Pruned, Purpose, SearchRecord, TrialRecord
 from tuner.study.values import Configuration, Outcome
 
@@ -31,7 +31,7 @@ class Trials(Connected):
         with self._transaction() as connection:
             self._use(connection, "tune")
             connection.execute(
-                insert(TrialRow).values(
+                insert(trial_table).values(
                     study_id=self._study_id,
                     search_id=search.id,
                     number=number,
@@ -44,7 +44,7 @@ class Trials(Connected):
     def trials(self) -> tuple[TrialRecord, ...]:
         """All trials of the study in order of number."""
         query = (
-            select(TrialRow.__table__).where(TrialRow.study_id == self._study_id).order_by(TrialRow.number)
+            select(trial_table).where(trial_table.c.study_id == self._study_id).order_by(trial_table.c.number)
         )
         with self._transaction() as connection:
             rows = connection.execute(query).all()
@@ -56,7 +56,7 @@ class Trials(Connected):
                 binding_ratio=row.binding_ratio,
                 outcome=outcome_of(row, "tune"),
                 purpose=row.purpose,
-                stopped=None if row.pruned_by is None else Pruned(row.pruned_by, row.pruned_videos),
+                pruned=None if row.pruned_by is None else Pruned(row.pruned_by, row.pruned_videos),
             )
             for row in rows
         )
@@ -72,6 +72,8 @@ class Trials(Connected):
 
     def _incomplete(self, number: int) -> Update:
         """An update of this trial that does nothing once it is complete."""
-        return update(TrialRow).where(
-            TrialRow.study_id == self._study_id, TrialRow.number == number, TrialRow.completed.is_(None)
+        return update(trial_table).where(
+            trial_table.c.study_id == self._study_id,
+            trial_table.c.number == number,
+            trial_table.c.completed.is_(None),
         )

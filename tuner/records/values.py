@@ -135,12 +135,12 @@ class TrialRecord:
     binding_ratio: float
     outcome: Outcome | None
     purpose: Purpose = "search"
-    stopped: Pruned | None = None
+    pruned: Pruned | None = None
 
     @property
     def unfinished(self) -> bool:
         """Neither complete nor pruned: a run that goes on finishes it first."""
-        return self.outcome is None and self.stopped is None
+        return self.outcome is None and self.pruned is None
 
 
 @dataclass(frozen=True)

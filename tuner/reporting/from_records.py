@@ -56,13 +56,13 @@ class SearchStatus:
     coordinates: str
     trials_asked: int
     trials_completed: int
-    refused: int
+    infeasible: int
     # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits.
     best: Trial | None
     # Its outcome on the held-out part; None until it is there.
     held_out: Outcome | None
     # Pruned trials.
-    trials_stopped: int = 0
+    trials_pruned: int = 0
     goal: Goal = "budget"
     # The largest drop as asked for, and whether `best` is shown to stay within it.
     max_drop: str = ""
@@ -83,7 +83,7 @@ class Status:
     answers: int
     searches: tuple[SearchStatus, ...]
     # Pruned trials.
-    trials_stopped: int = 0
+    trials_pruned: int = 0
     # Questions that are left out: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
 
@@ -237,7 +237,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         closest=_closest(trials, [one for one in infeasible if allows(study.search, one.configuration)])
         if best is None
         else None,
-        refused=len(infeasible),
+        infeasible=len(infeasible),
         shared_answers=shared,
         evaluated_answers=asked.answers,
         skipped_videos=tuple(one["name"] for one in record.skipped),
@@ -261,10 +261,10 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         if best is None or defaults is None
         else _over(best.configuration, defaults.configuration, measured, results),
         noise=noise,
-        stopped=tuple(
-            PrunedTrial(one.number, one.configuration, one.binding_ratio, one.stopped.by, one.stopped.videos)
+        pruned=tuple(
+            PrunedTrial(one.number, one.configuration, one.binding_ratio, one.pruned.by, one.pruned.videos)
             for one in allowed
-            if one.stopped is not None
+            if one.pruned is not None
         ),
         outside=tuple(_trial(trial, search.budget) for trial in outside),
         above=tuple(_trial(trial, search.budget) for trial in above),
@@ -418,12 +418,10 @@ def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
                 trials_completed=sum(
                     trial.search == search.id and trial.purpose == "search" for trial in completed
                 ),
-                refused=sum(one.search == search.id for one in infeasible),
+                infeasible=sum(one.search == search.id for one in infeasible),
                 best=None if best is None else _trial(best, search.budget),
                 held_out=None if best is None else measured.get(best.configuration),
-                trials_stopped=sum(
-                    trial.search == search.id and trial.stopped is not None for trial in trials
-                ),
+                trials_pruned=sum(trial.search == search.id and trial.pruned is not None for trial in trials),
                 goal=search.goal,
                 max_drop=search.max_drop,
                 verdict="untested" if choice is None else choice.verdict,
@@ -439,7 +437,7 @@ def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
         trials_unfinished=sum(trial.unfinished for trial in trials),
         answers=_asked(store).answers,
         searches=tuple(searches),
-        trials_stopped=sum(trial.stopped is not None for trial in trials),
+        trials_pruned=sum(trial.pruned is not None for trial in trials),
         quarantined=quarantined,
     )
 

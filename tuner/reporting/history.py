@@ -70,7 +70,7 @@ class History:
     model_time: ModelTime
 
     @property
-    def stopped(self) -> tuple[HistoryRow, ...]:
+    def pruned(self) -> tuple[HistoryRow, ...]:
         """The pruned trials."""
         return tuple(row for row in self.rows if row.pruned_by is not None)
 
@@ -116,8 +116,8 @@ def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: S
                 own=trial.search == search.id,
                 accuracy=None if trial.outcome is None else trial.outcome.accuracy,
                 ratio=trial.binding_ratio,
-                pruned_by=None if trial.stopped is None else trial.stopped.by,
-                videos=videos if trial.stopped is None else trial.stopped.videos,
+                pruned_by=None if trial.pruned is None else trial.pruned.by,
+                videos=videos if trial.pruned is None else trial.pruned.videos,
                 answers=took.answers,
                 seconds=took.seconds,
                 seconds_so_far=seconds,

@@ -186,7 +186,7 @@ def _study_cost(cost: StudyCost) -> str:
     if cost.seconds is not None:
         text += f", {duration(cost.seconds)} of model time"
     return text + (
-        f"; {100 * cost.raced_share:.0f} % of the trials' questions were spared by pruning trials, "
+        f"; {100 * cost.spared_share:.0f} % of the trials' questions were spared by pruning trials, "
         f"{100 * cost.shared_share:.0f} % shared. Done naively: {cost.naive_passes:.0f} passes."
     )
 
@@ -198,14 +198,14 @@ def headline(summary: RunSummary) -> str:
     else:
         asked = f"budget {summary.budget:g}"
     text = f"{summary.study}: {asked}, {len(summary.trials)} trials"
-    if summary.stopped:
-        text += f" and {len(summary.stopped)} pruned early"
+    if summary.pruned:
+        text += f" and {len(summary.pruned)} pruned early"
     if summary.above:
         text += f", {len(summary.above)} above the budget for the front"
     if summary.outside:
         text += f", {len(summary.outside)} left out because study.yaml does not allow them any more"
-    if summary.refused:
-        text += f", {summary.refused} proposals over the budget refused at no cost"
+    if summary.infeasible:
+        text += f", {summary.infeasible} proposals over the budget rejected at no cost"
     if summary.shared_answers:
         text += f", {summary.shared_answers} answers shared between trials"
     if summary.seconds >= 1:

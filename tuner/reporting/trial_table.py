@@ -15,7 +15,7 @@ from tuner.study.values import Configuration, Outcome, Split
 # AdaTP, whole or with parts changed.
 _ADATP = (AdaTP.name, AdaTPOneShot.name)
 
-Kind = Literal["trial", "stopped", "defaults", "best", "peer", "baseline", "refused"]
+Kind = Literal["trial", "pruned", "defaults", "best", "peer", "baseline", "infeasible"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ParetoPoint:
     accuracy: float | None
     accuracy_low: float | None
     accuracy_high: float | None
-    # Of a stopped trial and of a refused proposal the larger one of the two parts.
+    # Of a pruned trial and of an infeasible proposal the larger one of the two splits.
     flops_ratio: float
     flops_ratio_end_to_end: float | None
     regressions: int | None
@@ -54,7 +54,7 @@ class ParetoPoint:
 
 
 def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> tuple[ParetoPoint, ...]:
-    """The table: baselines, trials by number, held-out rows, peers, the closest refused proposal."""
+    """The table: baselines, trials by number, held-out rows, peers, the closest infeasible proposal."""
     completed = (*summary.trials, *summary.above)
     front = front_numbers((one.number, one.outcome.accuracy, one.outcome.flops_ratio) for one in completed)
     best = None if summary.best is None else summary.best.number
@@ -72,9 +72,9 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
                 on_front=trial.number in front,
             )
         )
-    for stopped in summary.stopped:
-        point = _unmeasured("stopped", stopped.configuration, stopped.binding_ratio, summary.budget)
-        trials.append(replace(point, trial=stopped.number, pruned_by=stopped.by, pruned_after=stopped.videos))
+    for pruned in summary.pruned:
+        point = _unmeasured("pruned", pruned.configuration, pruned.binding_ratio, summary.budget)
+        trials.append(replace(point, trial=pruned.number, pruned_by=pruned.by, pruned_after=pruned.videos))
     rows += sorted(trials, key=lambda one: one.trial or 0)
     own: list[Configuration] = []
     chosen: tuple[tuple[Kind, int | None, Any], ...] = (
@@ -100,7 +100,7 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
         closest = summary.closest
         rows.append(
             replace(
-                _unmeasured("refused", closest.configuration, closest.flops_ratio, summary.budget),
+                _unmeasured("infeasible", closest.configuration, closest.flops_ratio, summary.budget),
                 within_budget=False,
             )
         )

@@ -145,9 +145,9 @@ class RunSummary:
     defaults_held_out: HeldOut | None
     binds: Binding | None
     regressions: tuple[RegressionRow, ...] = ()
-    # Closest trial or refused proposal when nothing fits the budget.
+    # Closest trial or infeasible proposal when nothing fits the budget.
     closest: InfeasibleProposal | None = None
-    refused: int = 0
+    infeasible: int = 0
     shared_answers: int = 0
     evaluated_answers: int = 0
     seconds: float = 0.0
@@ -179,7 +179,7 @@ class RunSummary:
     # The smallest margin the held-out part can show: `tuner.statistics.paired.provable_drop`.
     provable_drop: float | None = None
     noise: Noise | None = None
-    stopped: tuple[PrunedTrial, ...] = ()
+    pruned: tuple[PrunedTrial, ...] = ()
     # Complete trials with a knob or a choice that the study's search does not allow any more: on no front and
     # never chosen; not among `trials`.
     outside: tuple[Trial, ...] = ()

@@ -1,5 +1,5 @@
 """Measures the demo as shipped, through the product's own pipeline: accuracy, blanked video, where answers
-move."""
+move, where attention looks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import torch
 
 from pipeline.clip import Clip
 from pipeline.layout import Layouts
-from pipeline.methods import Method
+from pipeline.methods import AdaTP, Method
 from pipeline.methods.base import Counts, Partition
 from pipeline.runtime import Request, Runtime
+from pipeline.trace import trace
+from tuner.reporting.inspection import TOP_SHARE, last_frames, relative
 from tuner.study.definition import StudyQuestion
 from tuner.study.loading import load_study
 
@@ -92,6 +94,28 @@ def without_layer(runtime: Runtime, folder: Path, layer: int) -> dict[str, float
         runtime.forget_prefixes()
 
 
+def attention_bias(runtime: Runtime, folder: Path, videos: int = 40) -> dict[str, float]:
+    """The paper's two biases, over so many held-out videos with one question each, nothing pruned.
+
+    As in the figure of the report: the share of the best-attended tenth of the visual tokens in the last
+    eighth of the frames, and the largest mean attention of a position in a frame, in units of the mean.
+    """
+    first = {question.video: (question, clip) for question, clip in _asked(runtime, folder, held_out=True)}
+    tops, attention = [], []
+    for question, clip in list(first.values())[:videos]:
+        layout = runtime.layout(clip, question)
+        scores = trace(runtime, clip, question, AdaTP()).attention
+        best = np.argsort(-scores, kind="stable")[: round(TOP_SHARE * scores.size)]
+        last = (layout.frames - last_frames(layout.frames)) * layout.cells
+        tops.append(float((best >= last).mean()))
+        attention.append((scores / scores.sum()).reshape(layout.frames, layout.cells))
+    return {
+        "videos": len(tops),
+        "top_tenth_in_last_eighth_of_frames": round(float(np.mean(tops)), 4),
+        "largest_position_over_mean": round(float(relative(np.mean(attention, axis=0), "position").max()), 3),
+    }
+
+
 def load(folder: Path) -> Runtime:
     from pipeline.cache import FeatureCache
 
@@ -111,6 +135,7 @@ def measure(folder: Path) -> dict[str, Any]:
     result = {
         "held_out_accuracy": accuracy(runtime, folder, None),
         "tune_accuracy": accuracy(runtime, folder, None, held_out=False),
+        "attention_bias": attention_bias(runtime, folder),
         "blanked": accuracy(runtime, folder, Blanked(0)),
         "drop_before_layer": {
             str(layer): accuracy(runtime, folder, DropAll(layer)) for layer in range(1, runtime.shape.layers)

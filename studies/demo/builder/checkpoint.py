@@ -29,7 +29,7 @@ def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     """One token a word."""
     words = Tokenizer(models.WordLevel(dict(vocabulary()), unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.SplitSettings(Regex(PATTERN), behavior="removed", invert=True)
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",

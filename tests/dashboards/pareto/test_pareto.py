@@ -72,8 +72,9 @@ def test_a_study_in_which_nothing_fits_shows_the_closest_proposal():
     summary = make_summary(
         0, budget=0.05, best=None, best_held_out=None, defaults=None, defaults_held_out=None, closest=closest
     )
-    refused = pareto_points(summary)[-1]
-    assert (refused.kind, refused.flops_ratio, refused.p, refused.accuracy) == ("refused", 0.12, 0.5, None)
+    infeasible = pareto_points(summary)[-1]
+    assert (infeasible.kind, infeasible.accuracy) == ("infeasible", None)
+    assert (infeasible.flops_ratio, infeasible.p) == (0.12, 0.5)
 
 
 @pytest.mark.quick
@@ -108,14 +109,14 @@ def test_without_labels_the_axis_says_agreement():
 
 
 def with_stopped(**changes):
-    stopped = PrunedTrial(24, Configuration.from_method(AdaTP(p=0.5)), 0.21, by=4, videos=15)
-    return make_summary(24, stopped=(stopped,), **changes)
+    pruned = PrunedTrial(24, Configuration.from_method(AdaTP(p=0.5)), 0.21, by=4, videos=15)
+    return make_summary(24, pruned=(pruned,), **changes)
 
 
 @pytest.mark.quick
 def test_a_pruned_trial_has_its_cost_and_the_trial_that_pruned_it_and_no_accuracy():
     points = pareto_points(with_stopped())
-    (row,) = (one for one in points if one.kind == "stopped")
+    (row,) = (one for one in points if one.kind == "pruned")
     assert (row.trial, row.flops_ratio, row.accuracy, row.p) == (24, 0.21, None, 0.5)
     assert (row.pruned_by, row.pruned_after, row.on_front) == (4, 15, False)
     summary = with_stopped()

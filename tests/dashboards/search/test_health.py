@@ -28,9 +28,9 @@ COST = StudyCost(
     answers=44448,
     wanted=1000,
     shared=130,
-    raced=340,
+    spared=340,
     trials=46,
-    stopped=67,
+    pruned=67,
 )
 
 
@@ -111,8 +111,8 @@ def test_what_was_left_out_stands_there_with_its_reason_and_cannot_break_the_pag
 
 def test_pruned_trials_say_how_early_they_were_stopped():
     configuration = make_summary().best.configuration
-    stopped = tuple(PrunedTrial(30 + one, configuration, 0.2, 4, 10 + 10 * one) for one in range(3))
-    row = by_name(make_summary(stopped=stopped))["pruned"]
+    pruned = tuple(PrunedTrial(30 + one, configuration, 0.2, 4, 10 + 10 * one) for one in range(3))
+    row = by_name(make_summary(pruned=pruned))["pruned"]
     assert row.value == 3
     assert "after 20 tune videos" in row.note
 

@@ -339,7 +339,7 @@ def fake_study(tmp_path):
                 0.4,
                 "above",
             )
-        store.record({}, stopped=(6, Pruned(by=2, videos=3)))
+        store.record({}, pruned=(6, Pruned(by=2, videos=3)))
     return f"sqlite:///{tmp_path}/fake.db"
 
 
@@ -369,7 +369,7 @@ def test_trials_lists_every_trial(call, fake_study):
         store.find("fake")
         found = store.trials()
     assert [row["number"] for row in rows] == list(range(8))
-    assert [row["state"] for row in rows] == ["complete"] * 6 + ["stopped", "unfinished"]
+    assert [row["state"] for row in rows] == ["complete"] * 6 + ["pruned", "unfinished"]
     for row, trial in zip(rows[:6], found[:6], strict=True):
         assert row["parameters"] == dict(trial.configuration.parameters)
         assert row["accuracy"] == trial.outcome.accuracy
@@ -433,7 +433,7 @@ def test_status_tells_of_stopped_trials_quarantined_questions_and_who_runs_it(ca
     assert "Left out: question v03.mp4-q0 (asked alone for the baseline: MemoryError: no room" in text
     assert f"Run by process {os.getpid()} of " in text
     assert as_json["running"]["pid"] == os.getpid()
-    assert (as_json["trials_stopped"], list(as_json["quarantined"])) == (1, ["v03.mp4-q0"])
+    assert (as_json["trials_pruned"], list(as_json["quarantined"])) == (1, ["v03.mp4-q0"])
     assert "Nobody is running it" in call("status", "--study", "fake", "--database", fake_study).out
 
 

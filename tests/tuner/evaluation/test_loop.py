@@ -173,7 +173,7 @@ def test_killed_before_every_write_it_ends_as_if_undisturbed(
 
         monkeypatch.setattr(Store, name, once)
 
-    for name in ("record", "propose", "refuse", "select"):
+    for name in ("record", "propose", "record_infeasible", "select"):
         dying(name)
     for _ in range(1000):
         with open_store(tmp_path / "killed.db", study) as store:
@@ -363,7 +363,7 @@ class Given:
         return point | {"tau_t": self.tau_t[index], "compute": ranges["compute"].high}
 
 
-def raced(study: Study, store: Store, sampler: Given, **options: Any) -> tuple[Loop, Ranked]:
+def searched(study: Study, store: Store, sampler: Given, **options: Any) -> tuple[Loop, Ranked]:
     loop = make_loop(
         study, store, trials=1 + len(sampler.tau_t), sampler=sampler, **{"race": True, **options}
     )
@@ -375,19 +375,19 @@ def raced(study: Study, store: Store, sampler: Given, **options: Any) -> tuple[L
 def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) -> None:
     study, sampler = make_study(videos=40), Given([0.3, 0.9, 0.1])
     with open_store(tmp_path / "t.db", study) as store:
-        loop, evaluator = raced(study, store, sampler, batch_videos=5)
+        loop, evaluator = searched(study, store, sampler, batch_videos=5)
         defaults, good, bad, best = store.trials()
         assert good.outcome is not None
         assert best.outcome is not None
         assert defaults.outcome is not None
         assert bad.outcome is None
-        assert bad.stopped is not None
-        assert (bad.stopped.by, bad.unfinished) == (good.number, False)
-        assert bad.stopped.videos in (5, 10, 15)
+        assert bad.pruned is not None
+        assert (bad.pruned.by, bad.unfinished) == (good.number, False)
+        assert bad.pruned.videos in (5, 10, 15)
         assert loop.choice() is not None
         # The sampler hears of it without a value, and of no partial one.
         assert [one.state for one in sampler.told[-1]] == ["completed", "completed", "pruned"]
-        saved = 3 * (20 - bad.stopped.videos)
+        saved = 3 * (20 - bad.pruned.videos)
         held_out = 60 * len(store.measured())
         assert evaluator.asked == 4 * 60 - saved + held_out
 
@@ -395,9 +395,9 @@ def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) ->
 def test_a_race_that_was_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
     study = make_study(videos=40)
     with open_store(tmp_path / "whole.db", study) as store:
-        raced(study, store, Given([0.3, 0.9, 0.6, 0.1]), batch_videos=5)
+        searched(study, store, Given([0.3, 0.9, 0.6, 0.1]), batch_videos=5)
         undisturbed = table(store)
-        assert any(one.stopped for one in store.trials())
+        assert any(one.pruned for one in store.trials())
     for _ in range(200):
         with open_store(tmp_path / "killed.db", study) as store:
             loop = make_loop(
@@ -414,13 +414,13 @@ def test_a_race_that_was_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
 def test_without_the_race_stopped_trials_run_to_their_end(tmp_path: Path) -> None:
     study = make_study(videos=40)
     with open_store(tmp_path / "t.db", study) as store:
-        raced(study, store, Given([0.3, 0.9]), batch_videos=5)
-        assert [one.stopped is None for one in store.trials()] == [True, True, False]
-        raced(study, store, Given([0.3, 0.9]), race=False)
+        searched(study, store, Given([0.3, 0.9]), batch_videos=5)
+        assert [one.pruned is None for one in store.trials()] == [True, True, False]
+        searched(study, store, Given([0.3, 0.9]), race=False)
         assert [one.outcome is None for one in store.trials()] == [False] * 3
-        assert [one.stopped for one in store.trials()] == [None] * 3
+        assert [one.pruned for one in store.trials()] == [None] * 3
     with open_store(tmp_path / "whole.db", study) as whole:
-        raced(study, whole, Given([0.3, 0.9]), race=False)
+        searched(study, whole, Given([0.3, 0.9]), race=False)
         with open_store(tmp_path / "t.db", study) as store:
             assert table(store)[0] == table(whole)[0]
 
@@ -435,7 +435,7 @@ def test_a_cheaper_trial_is_not_compared_with_dearer_ones(tmp_path: Path) -> Non
             return point | ({"compute": 0.2} if index == 1 else {})
 
     with open_store(tmp_path / "t.db", study) as store:
-        raced(study, store, Cheaper([0.3, 0.9]), batch_videos=5)
+        searched(study, store, Cheaper([0.3, 0.9]), batch_videos=5)
         cheap = store.trials()[2]
         assert cheap.binding_ratio < 0.3
         assert cheap.outcome is not None
@@ -445,10 +445,10 @@ def test_patience_ends_a_search_that_gains_nothing(tmp_path: Path) -> None:
     study = make_study(videos=40)
     with open_store(tmp_path / "t.db", study) as store:
         sampler = Given([0.1] + [0.9] * 20)
-        raced(study, store, sampler, batch_videos=5, patience=4)
+        searched(study, store, sampler, batch_videos=5, patience=4)
         # All are equally accurate and cost alike: the first gains, none of the next four does.
         assert len(store.trials()) == 1 + 4
-        raced(study, store, sampler, batch_videos=5, patience=4)
+        searched(study, store, sampler, batch_videos=5, patience=4)
         # All are equally accurate and cost alike: the first gains, none of the next four does.
         assert len(store.trials()) == 1 + 4
 
@@ -556,7 +556,7 @@ def test_a_search_over_choices_is_the_same_however_often_it_is_begun_again(
 
 
 def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_there(tmp_path: Path) -> None:
-    """As with bounds that change: trials that have a place in the new space count, and so do refusals."""
+    """As with bounds that change: trials with a place in the new space count, and infeasible proposals."""
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         run(make_loop(study, store, trials=4, budget=0.3, unsolved=True), FakeEvaluator(study))
@@ -659,13 +659,13 @@ def test_a_trial_that_was_stopped_for_one_not_allowed_any_more_runs_to_its_end(t
     study = make_study(videos=40)
     narrow = replace(study, search=Search(bounds=(("tau_t", (0.85, 1.0)),)))
     with open_store(tmp_path / "t.db", study) as store:
-        raced(study, store, Given([0.3, 0.9]), batch_videos=5)
-        stopped = store.trials()[2].stopped
-        assert stopped is not None
-        assert stopped.by == 1
+        searched(study, store, Given([0.3, 0.9]), batch_videos=5)
+        pruned = store.trials()[2].pruned
+        assert pruned is not None
+        assert pruned.by == 1
         # No observation of it, nor anything in the race: trials 0 and 1 are not allowed any more.
         assert make_loop(narrow, store, race=True, batch_videos=5)._observations() == []
-        raced(narrow, store, Given([]), batch_videos=5)
+        searched(narrow, store, Given([]), batch_videos=5)
         assert store.trials()[2].outcome is not None
-        assert store.trials()[2].stopped is None
+        assert store.trials()[2].pruned is None
         assert len(store.trials()) == 3

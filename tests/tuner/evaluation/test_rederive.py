@@ -131,7 +131,7 @@ def test_a_pruned_trial_is_looked_at_again(tmp_path: Path) -> None:
         assert method is not None
         search = store.searches()[0]
         store.propose(search, 9, method.configuration, method.binding_ratio)
-        store.record({}, stopped=(9, Pruned(0, 2)))
+        store.record({}, pruned=(9, Pruned(0, 2)))
         change(relabelled(study), store)
         assert store.trials()[-1].unfinished
 

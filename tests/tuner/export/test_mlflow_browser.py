@@ -81,20 +81,20 @@ def folder(tmp_path_factory, empty_database):
 
 
 def _with_stopped(summary, count):
-    """The last trials are those that the race stopped."""
+    """The last trials are those that the pruner ended."""
     gone = summary.trials[-count:]
-    stopped = tuple(
+    pruned = tuple(
         PrunedTrial(one.number, one.configuration, one.outcome.flops_ratio, by=1, videos=15) for one in gone
     )
     best = max(
         (one for one in summary.trials[:-count] if one.within_budget), key=lambda one: one.outcome.accuracy
     )
-    return replace(summary, trials=summary.trials[:-count], stopped=stopped, best=best)
+    return replace(summary, trials=summary.trials[:-count], pruned=pruned, best=best)
 
 
 @pytest.fixture(scope="module")
 def large(folder):
-    """260 trials and 40 stopped ones, written beside the server as `tuner run` does by default."""
+    """260 trials and 40 pruned ones, written beside the server as `tuner run` does by default."""
     from tuner.export.mlflow_mirror import MlflowMirror
 
     mirror = MlflowMirror(f"sqlite:///{folder / 'server.db'}")
@@ -258,7 +258,7 @@ def test_the_report_works_in_the_artifact_view(page, recorded, study, shoot):
     # Figures are drawn when they come near the screen.
     frame.get_by_role("heading", name="Accuracy against compute").scroll_into_view_if_needed()
     points = frame.locator(".js-plotly-plot .scatterlayer .point")
-    points.first.wait_for(state="attached")  # a stopped trial's tick has no width
+    points.first.wait_for(state="attached")  # a pruned trial's tick has no width
     # Its scripts ran: they drew the points.
     assert points.count() >= len(study.trials)
     shoot(page, "report")

@@ -163,10 +163,8 @@ def test_names_tell_what_a_trial_came_to_and_follow_the_best_one(folder):
         return [run.info.run_name for run in found]
 
     first, second, third = (make_trial(number, 0.281, 0.5 + number / 8) for number in range(3))
-    stopped = PrunedTrial(3, third.configuration, 0.29, by=1, videos=15)
-    summary = replace(
-        make_summary(0), trials=(first, second), best=second, defaults=first, stopped=(stopped,)
-    )
+    pruned = PrunedTrial(3, third.configuration, 0.29, by=1, videos=15)
+    summary = replace(make_summary(0), trials=(first, second), best=second, defaults=first, pruned=(pruned,))
     MlflowMirror().record(summary)
     assert names() == [
         "demo 5f2c9d7b",
@@ -344,8 +342,8 @@ def test_a_trial_above_the_budget_is_a_run_that_says_so(runs):
 def test_a_stopped_trial_is_a_killed_run_without_an_accuracy_until_it_is_finished(runs):
     whole = make_summary(3)
     last = whole.trials[2]
-    stopped = PrunedTrial(last.number, last.configuration, 0.29, by=1, videos=15)
-    MlflowMirror().record(replace(whole, trials=whole.trials[:2], stopped=(stopped,)))
+    pruned = PrunedTrial(last.number, last.configuration, 0.29, by=1, videos=15)
+    MlflowMirror().record(replace(whole, trials=whole.trials[:2], pruned=(pruned,)))
     run = runs()["trial 002"]
     assert run.info.status == "KILLED"
     assert run.data.tags["role"] == "stopped"

@@ -20,7 +20,7 @@ from tuner.evaluation.ad_hoc_loop import AdHocLoop
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning.planner import Planner
 from tuner.planning.study_cost import StudyCost, study_cost
-from tuner.records.schema import NoiseRow
+from tuner.records.schema import noise_table
 from tuner.records.store import Store
 from tuner.records.values import Pruned, RecordedAnswer
 from tuner.statistics.values import Noise
@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def forget_noise(store: Store) -> None:
     """Noise is no part of a plan."""
     with store._engine.begin() as connection:
-        connection.execute(delete(NoiseRow))
+        connection.execute(delete(noise_table))
 
 
 def prefix_flops(layers: int, layout: Layout = PLANNER.questions[0].layout) -> int:
@@ -101,7 +101,7 @@ def test_a_search_costs_what_its_answers_do_one_by_one(store: Store) -> None:
     assert found.spent - found.spent_language == pytest.approx(encoding)
     assert found.seconds == pytest.approx(0.001 * len(stored))
     assert found.answers == len(stored) == store.count_answers()
-    assert (found.trials, found.stopped, found.raced) == (6, 0, 0)
+    assert (found.trials, found.pruned, found.spared) == (6, 0, 0)
 
 
 @quick
@@ -159,11 +159,11 @@ def test_a_pruned_trial_costs_its_share_of_the_videos_and_naively_all_of_them(tm
         store.propose(search, 0, one, ratio)
         answer(store, evaluator, one, TUNE[:6])
         unfinished = cost(store)
-        store.record({}, stopped=(0, Pruned(by=9, videos=2)))
+        store.record({}, pruned=(0, Pruned(by=9, videos=2)))
         found = cost(store)
-    assert (unfinished.raced, unfinished.wanted, unfinished.trials, unfinished.stopped) == (0, 0, 0, 0)
-    assert (found.raced, found.wanted, found.trials, found.stopped) == (6, 12, 0, 1)
-    assert found.raced_share == 0.5
+    assert (unfinished.spared, unfinished.wanted, unfinished.trials, unfinished.pruned) == (0, 0, 0, 0)
+    assert (found.spared, found.wanted, found.trials, found.pruned) == (6, 12, 0, 1)
+    assert found.spared_share == 0.5
     plans = [one.build().plan(PLANNER.questions[q].layout, SHAPE.layers) for q in TUNE]
     own = [
         plan_flops(plan, PLANNER.questions[q].layout, SHAPE)
@@ -248,9 +248,9 @@ def test_the_7b_plan_of_a_search_costs_less_where_prefixes_are_held_and_trials_p
     visits = 4 * (len(trials) + len(measured)) - 8
     depth = pruning_layers(LLAVA_ONEVISION_7B.layers)[0]
     assert visited.spent - held.spent == pytest.approx(visits * depth * layer)
-    pruned = [replace(one, outcome=None, stopped=Pruned(0, 2)) for one in trials]
+    pruned = [replace(one, outcome=None, pruned=Pruned(0, 2)) for one in trials]
     assert planned_cost(pruned, measured, big).spent < visited.spent
-    assert planned_cost(pruned, measured, big).raced_share == 0.5
+    assert planned_cost(pruned, measured, big).spared_share == 0.5
 
 
 @quick

@@ -26,7 +26,7 @@ from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
 from tuner.records.database import VERSION_TABLE, open_engine, parse_url
 from tuner.records.definition import recorded_study
-from tuner.records.schema import SCHEMA_REVISION, Base
+from tuner.records.schema import SCHEMA_REVISION, metadata
 from tuner.records.store import Store
 from tuner.reporting.from_records import load_status
 
@@ -71,7 +71,7 @@ def read(url: str) -> dict[str, Any]:
                 "fingerprints": list(planner.fingerprints(one.configuration.build())),
                 "binding_ratio": one.binding_ratio,
                 "purpose": one.purpose,
-                "pruned": one.stopped and [one.stopped.by, one.stopped.videos],
+                "pruned": one.pruned and [one.pruned.by, one.pruned.videos],
                 "outcome": one.outcome and asdict(one.outcome),
             }
             for one in store.trials()
@@ -117,11 +117,11 @@ def read(url: str) -> dict[str, Any]:
         "answers": status.answers,
         "trials_completed": status.trials_completed,
         "trials_unfinished": status.trials_unfinished,
-        "stopped": status.trials_stopped,
+        "stopped": status.trials_pruned,
         "baseline": [status.baseline_questions, status.baseline_answered],
     }
     found["searches_status"] = [
-        [one.budget, one.seed, one.trials_asked, one.trials_completed, one.refused, one.trials_stopped]
+        [one.budget, one.seed, one.trials_asked, one.trials_completed, one.infeasible, one.trials_pruned]
         for one in status.searches
     ]
     plain: dict[str, Any] = json.loads(json.dumps(found))
@@ -318,7 +318,7 @@ def test_the_migrations_end_with_the_tables_of_the_schema(tmp_path: Path) -> Non
     engine = open_engine(f"sqlite:///{tmp_path}/t.db")
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, metadata) == []
         assert {"adatp_lease", "adatp_look"} <= set(inspect(connection).get_table_names())
     engine.dispose()
 

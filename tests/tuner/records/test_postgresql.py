@@ -17,7 +17,7 @@ from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.database import open_engine
 from tuner.records.lock import held, holder
-from tuner.records.schema import Base
+from tuner.records.schema import metadata
 from tuner.records.store import Store
 
 
@@ -79,7 +79,7 @@ def test_a_password_reaches_the_server_and_nothing_else(server: str) -> None:
         kept = [store.url, str(holder(url, study.name))]
     engine = open_engine(url)
     with engine.connect() as connection:
-        for table in Base.metadata.tables.values():
+        for table in metadata.tables.values():
             kept += [str(row) for row in connection.execute(table.select())]
         kept += connection.exec_driver_sql("SELECT application_name FROM pg_stat_activity").scalars()
     engine.dispose()

@@ -148,7 +148,7 @@ def test_refusals_keep_the_proposed_point(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store:
         search = store.search(0.3, 0, "budget", 40)
         refusal = InfeasibleRecord(search.id, 3, 1, Configuration.from_method(KNOBS), {"target": 1 / 3}, 0.4)
-        store.refuse(refusal)
+        store.record_infeasible(refusal)
         assert store.infeasible() == (refusal,)
 
 

@@ -194,11 +194,11 @@ def test_stopped_trials_and_those_above_the_budget_are_no_trials_of_the_search(
     propose(2, 0.95, "above")
     store.record({}, completed=(2, replace(done, accuracy=1.0)))
     propose(3, 0.5, "search")
-    store.record({}, stopped=(3, Pruned(by=1, videos=2)))
+    store.record({}, pruned=(3, Pruned(by=1, videos=2)))
     summary = summary_of(study, store)
     assert [one.number for one in summary.trials] == [0, 1]
     assert [(one.number, one.within_budget) for one in summary.above] == [(2, False)]
-    assert [(one.number, one.by, one.videos) for one in summary.stopped] == [(3, 1, 2)]
+    assert [(one.number, one.by, one.videos) for one in summary.pruned] == [(3, 1, 2)]
     assert summary.best is not None
     assert summary.best.number != 2
     # Where it fits, what was above another budget is a trial like any other.

@@ -70,7 +70,7 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
     }
     asked = len(answers) - len(store.answers(answers))
     store.count_model_use("trial", number, ModelUse(asked, 0.5 * asked))
-    store.record(answers, stopped=(number, Pruned(by, videos)))
+    store.record(answers, pruned=(number, Pruned(by, videos)))
 
 
 def test_every_trial_has_its_row_and_the_clock_runs_forward(study: Study, store: Store) -> None:
@@ -124,7 +124,7 @@ def test_a_stopped_trial_ends_with_its_last_video_and_adds_nothing(study: Study,
     assert row.seconds == pytest.approx(0.5 * row.answers)
     assert row.seconds_so_far == pytest.approx(before.rows[-1].seconds_so_far + row.seconds)
     assert row.hypervolume_so_far == before.rows[-1].hypervolume_so_far
-    assert after.stopped == (row,)
+    assert after.pruned == (row,)
 
 
 def test_answers_found_through_equal_plans_take_no_time(study: Study, store: Store) -> None:

@@ -18,7 +18,7 @@ from tests.tuner.runs.test_run import COLORS, OPTIONS, Recorder, make_study
 from tests.videos import write_video
 from tuner.evaluation.evaluator import PipelineEvaluator
 from tuner.records.database import default_database
-from tuner.records.schema import InspectionRow
+from tuner.records.schema import inspection_table
 from tuner.records.store import Store
 from tuner.reporting import inspection as module
 from tuner.reporting.from_records import Results, flips, make_planner
@@ -79,7 +79,7 @@ def study(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """In place: the study's model is found by its absolute path. What a test leaves is taken away."""
     monkeypatch.chdir(finished)
     with Store.open(default_database("tiny")) as store, store._engine.begin() as connection:
-        connection.execute(delete(InspectionRow))
+        connection.execute(delete(inspection_table))
     return make_study(finished)
 
 
@@ -276,7 +276,7 @@ def test_it_is_of_one_configuration_of_the_study_as_it_is_defined(study: Study) 
     assert load_inspection(study.name, other) is not None
     assert load_inspection(study.name, Configuration.from_method(AdaTP(p=0.124))) is None
     with Store.open(default_database(study.name)) as store, store._engine.begin() as connection:
-        connection.execute(update(InspectionRow).values(study_hash="another"))
+        connection.execute(update(inspection_table).values(study_hash="another"))
     assert load_inspection(study.name, other) is None
 
 

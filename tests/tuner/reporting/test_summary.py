@@ -198,10 +198,10 @@ def test_the_table_by_tag_keeps_to_the_rows_that_lost_most():
 
 
 def test_trials_that_were_stopped_or_lie_above_the_budget_are_counted_apart():
-    stopped = tuple(
+    pruned = tuple(
         PrunedTrial(number, make_trial(number).configuration, 0.29, by=1, videos=10) for number in (30, 31)
     )
-    summary = make_summary(stopped=stopped, above=(make_trial(32, ratio=0.5),))
+    summary = make_summary(pruned=pruned, above=(make_trial(32, ratio=0.5),))
     assert "24 trials and 2 pruned early, 1 above the budget for the front" in headline(summary)
     cheapest = headline(make_summary(goal="max_drop", budget=1.0, max_drop="1%"))
     assert cheapest.startswith("demo: the cheapest within 1% of the unpruned accuracy, 24 trials")
@@ -281,7 +281,7 @@ def test_brackets_in_a_name_are_printed_as_they_are():
 
 
 def test_the_headline_leaves_out_what_did_not_happen():
-    summary = make_summary(refused=0, shared_answers=0, seconds=0.2)
+    summary = make_summary(infeasible=0, shared_answers=0, seconds=0.2)
     assert headline(summary) == "demo: budget 0.3, 24 trials"
 
 
