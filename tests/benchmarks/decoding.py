@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -48,11 +49,9 @@ def serve() -> None:
     model._processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     model._image_size = SIDE  # type: ignore[attr-defined]  # of commits that resize here
     options = {}
-    try:
+    if "size" in signature(video.read_frames).parameters:
         from pipeline.resizing import FrameSize
-    except ImportError:
-        pass
-    else:
+
         options["size"] = model.frame_size = FrameSize(SIDE)
 
     def cpu() -> float:
@@ -81,7 +80,6 @@ class Version:
             env=os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
         )
         self._ask(str(video))
