@@ -158,7 +158,8 @@ def test_without_a_test_nothing_is_claimed():
 def test_what_can_be_proven_and_the_noise_floor_are_said():
     cannot = "With 80 held-out videos, losses below 3.7 points cannot be ruled out"
     assert provable(0.0368, 80) == f"{cannot}."
-    assert provable(0.0368, 80, 0.05) == f"{cannot}; you allow 5."
+    assert provable(0.0368, 80, 0.05) == f"{cannot}; you allow 5, which leaves little room for lost answers."
+    assert provable(0.0368, 80, 0.08) == f"{cannot}; you allow 8."
     needed = provable(1 - 0.05 ** (1 / 80), 80, 0.02)
     assert needed == f"{cannot}. You allow 2: about 149 are needed, more where answers are lost."
     assert "no number of videos" in provable(0.0368, 80, 0.0)

@@ -101,6 +101,8 @@ def test_choices_go_with_what_was_tuned_and_with_the_studys_defaults(planner):
     }
     assert by_name["AdaTP, tuned"] == tuned
     assert by_name["AdaTP, defaults"].deduplicate == "drop"
+    (about,) = (about for name, about, _ in line_up(planner, search, BUDGET, None).rows if "default" in name)
+    assert "as far as study.yaml allows: " in about
     at_once, plain = by_name["AdaTP in one shot"], by_name["AdaTP without the boost"]
     assert at_once == AdaTPOneShot(**{**asdict(tuned), "p": at_once.p})
     assert plain == replace(tuned, p=plain.p, alpha_boost=1.0)
