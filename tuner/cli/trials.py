@@ -31,7 +31,7 @@ class Row:
     seed: int
     method: str
     parameters: dict[str, Any]
-    # The larger of both parts' ratios: what the budget binds.
+    # The larger of the two splits' ratios: what the budget binds.
     binding_ratio: float
     within_budget: bool
     accuracy: float | None = None

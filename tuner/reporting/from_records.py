@@ -59,7 +59,7 @@ class SearchStatus:
     infeasible: int
     # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits.
     best: Trial | None
-    # Its outcome on the held-out part; None until it is there.
+    # Its outcome on the held-out split; None until it is there.
     held_out: Outcome | None
     # Pruned trials.
     trials_pruned: int = 0
@@ -147,7 +147,7 @@ def setting_from(values: dict[str, Any]) -> Setting | None:
 
 
 def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -> Choice | None:
-    """What a search has come to, as far as the held-out part was asked; None where nothing fits."""
+    """What a search has come to, as far as the held-out split was asked; None where nothing fits."""
     return _chosen(search, store, Results(study, store, planner), store.trials())
 
 
@@ -210,7 +210,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     outside = [one for one in recorded if one.outcome is not None and one.number not in kept]
     infeasible = [one for one in store.infeasible() if one.search == search.id]
     measured = store.measured()
-    baseline = {split: _accuracy(results.of(None, split)) for split in _parts(study)}
+    baseline = {split: _accuracy(results.of(None, split)) for split in _splits(study)}
     choice = _chosen(search, store, results, recorded)
     best = None if choice is None else choice.trial
     wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
@@ -429,9 +429,8 @@ def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
     )
 
 
-def _parts(study: Study) -> tuple[Split, ...]:
-    parts: tuple[Split, Split] = ("tune", "held_out")
-    return tuple(split for split in parts if study.questions_of(split))
+def _splits(study: Study) -> tuple[Split, ...]:
+    return tuple(split for split in SPLITS if study.questions_of(split))
 
 
 def _accuracy(results: Sequence[QuestionResult]) -> Measured:
@@ -467,7 +466,7 @@ def _held_out(
 
 
 def held_out(configuration: Configuration, outcome: Outcome, results: Results) -> HeldOut:
-    """A configuration's outcome on the held-out part with the intervals that belong beside it."""
+    """A configuration's outcome on the held-out split with the intervals that belong beside it."""
     after, before = _paired(configuration, results)
     right, right_before = [one.correct for one in after], [one.correct for one in before]
     videos = [one.video for one in after]

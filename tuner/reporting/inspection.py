@@ -137,7 +137,7 @@ class Inspection:
     study: str
     study_hash: str
     configuration: Configuration
-    # LLM prefill FLOPs over the unpruned model's, the larger of the study's parts.
+    # LLM prefill FLOPs over the unpruned model's, the larger of the study's splits.
     flops_ratio: float
     frames: int
     cells: int
@@ -176,7 +176,7 @@ def inspect(
     """Asks the model about up to 2 `most` held-out questions that flipped and `BIAS_QUESTIONS` others.
 
     A video that cannot be read any more is left out with a message. `configuration` was measured on the
-    held-out part. Errors: PipelineError when other tokens stay than were recorded, or memory does not
+    held-out split. Errors: PipelineError when other tokens stay than were recorded, or memory does not
     suffice.
     """
     progress = progress or NoProgress()

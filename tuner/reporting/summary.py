@@ -293,7 +293,7 @@ def accuracy_name(summary: RunSummary) -> str:
 
 
 def _changed(best: HeldOut) -> list[str]:
-    """What pruning changed on the held-out part: answers, whether that is chance, and how sure they are."""
+    """What pruning changed on the held-out split: answers, whether that is chance, and how sure they are."""
     outcome = best.outcome
     line = (
         f"Pruning flipped {best.flips} of {outcome.questions} answers: {outcome.regressions} lost, "
