@@ -241,7 +241,7 @@ class _Asker:
         self.layout = planner.questions[0].layout
         self._evaluator = evaluator
         self._progress = progress
-        ids = [one.id for one in planner.questions if one.split == "held_out"]
+        ids = [question.id for question in planner.questions if question.split == "held_out"]
         found = store.answers(zip(ids, planner.fingerprints(self.method, ids), strict=True))
         self._recorded: dict[str, RecordedAnswer] = {name: answer for (name, _), answer in found.items()}
 
@@ -464,4 +464,4 @@ def unpack(content: bytes) -> Inspection | None:
 
 def _card_from(values: dict[str, Any]) -> Card:
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return Card(**values | lists | {"segments": tuple(Segment(**one) for one in values["segments"])})
+    return Card(**values | lists | {"segments": tuple(Segment(**segment) for segment in values["segments"])})

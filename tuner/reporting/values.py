@@ -198,7 +198,12 @@ class RunSummary:
     def test_of_best(self) -> Tested | None:
         """The held-out test of the chosen trial; None where it was not tested."""
         return next(
-            (one for one in self.tested if self.best is not None and one.trial == self.best.number), None
+            (
+                candidate
+                for candidate in self.tested
+                if self.best is not None and candidate.trial == self.best.number
+            ),
+            None,
         )
 
     # "budget": the best within it; "max_drop": the cheapest that holds.
