@@ -76,7 +76,7 @@ def _row(card: Card, inspection: Inspection) -> CardRow:
         tags=", ".join(f"{key}: {value}" for key, value in sorted(card.tags.items())),
         frames=inspection.frames,
         segments=len(card.segments),
-        boosted_segments=sum(one.boosted for one in card.segments),
+        boosted_segments=sum(segment.boosted for segment in card.segments),
         boosted_frames=int(boosted.sum()),
         kept_share=float(left.mean()),
         kept_share_boosted=float(left[boosted].mean()) if boosted.any() else None,
@@ -259,7 +259,7 @@ def _row_of_frames(
         picture = grid.picture(left[first : first + count])  # (frames, rows, columns)
         dropped = ~picture.transpose(1, 0, 2).reshape(grid.rows, width)
         drawn += f'<path class="dropped" d="{_runs(dropped)}"/>'
-    begins = {one.first for one in card.segments}
+    begins = {segment.first for segment in card.segments}
     borders = {
         "frame": [frame for frame in range(1, count) if first + frame not in begins],
         "cut": [frame for frame in range(1, count) if first + frame in begins],
@@ -287,7 +287,7 @@ def _runs(cells: NDArray[np.bool_]) -> str:
 
 
 def _within(segments: Iterable[Segment], first: int, last: int) -> list[Segment]:
-    return [one for one in segments if one.first <= last and one.last >= first]
+    return [segment for segment in segments if segment.first <= last and segment.last >= first]
 
 
 def _frames(segment: Segment) -> str:

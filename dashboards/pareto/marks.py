@@ -82,20 +82,23 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     """The marks in drawing order: the same series for every axis, though some may be empty."""
     limits = limits_of(points, summary, axis)
     on_front = {one.trial for one in front_of(points, axis)}
-    trials = [one for one in points if one.kind == "trial"]
-    within = [one for one in trials if one.within_budget]
+    trials = [point for point in points if point.kind == "trial"]
+    within = [trial for trial in trials if trial.within_budget]
     floor = limits.low_y + 0.02 * (limits.high_y - limits.low_y)
     drawn: list[tuple[Marker, list[ParetoPoint]]] = [
-        (_PRUNED, [one for one in points if one.kind == "pruned"]),
-        (_INFEASIBLE, [one for one in points if one.kind == "infeasible"]),
+        (_PRUNED, [point for point in points if point.kind == "pruned"]),
+        (_INFEASIBLE, [point for point in points if point.kind == "infeasible"]),
         (_DOMINATED, [one for one in within if one.trial not in on_front]),
-        (_OVER, [one for one in trials if not one.within_budget]),
+        (_OVER, [trial for trial in trials if not trial.within_budget]),
         (_FRONT, [one for one in within if one.trial in on_front]),
-        (_DEFAULTS, [one for one in points if one.kind == "defaults" and one.split == "tune"]),
-        (_BEST, [one for one in points if one.kind == "best" and one.split == "tune"]),
-        (_DEFAULTS_HELD_OUT, [one for one in points if one.kind == "defaults" and one.split == "held_out"]),
-        (_PEERS, [one for one in points if one.kind == "peer"]),
-        (_BEST_HELD_OUT, [one for one in points if one.kind == "best" and one.split == "held_out"]),
+        (_DEFAULTS, [point for point in points if point.kind == "defaults" and point.split == "tune"]),
+        (_BEST, [point for point in points if point.kind == "best" and point.split == "tune"]),
+        (
+            _DEFAULTS_HELD_OUT,
+            [point for point in points if point.kind == "defaults" and point.split == "held_out"],
+        ),
+        (_PEERS, [point for point in points if point.kind == "peer"]),
+        (_BEST_HELD_OUT, [point for point in points if point.kind == "best" and point.split == "held_out"]),
     ]
     known = {marker for marker, chosen in drawn if chosen} | {_DOMINATED, _FRONT}
     return [
@@ -120,10 +123,10 @@ def cost_of(point: ParetoPoint, axis: Axis) -> float | None:
 def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
     """The completed trials on the front, cheapest first."""
     trials = [
-        (one, cost)
-        for one in points
-        if one.split == "tune" and one.trial is not None and one.accuracy is not None
-        if (cost := cost_of(one, axis)) is not None
+        (point, cost)
+        for point in points
+        if point.split == "tune" and point.trial is not None and point.accuracy is not None
+        if (cost := cost_of(point, axis)) is not None
     ]
     numbers = front_numbers((one.trial or 0, one.accuracy or 0.0, cost) for one, cost in trials)
     return [one for one, cost in sorted(trials, key=lambda pair: pair[1]) if one.trial in numbers]
@@ -191,11 +194,11 @@ class Limits(NamedTuple):
 def limits_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> Limits:
     """Ranges that show all points and intervals, the budget, the other methods' names and the margin."""
     costs = [
-        cost for one in points if one.kind != "baseline" if (cost := cost_of(one, axis)) is not None
+        cost for point in points if point.kind != "baseline" if (cost := cost_of(point, axis)) is not None
     ] or [0.0, 100.0]
     if axis is PREFILL and summary.goal == "budget":
         costs.append(100 * summary.budget)
-    heights = [100 * one.accuracy for one in points if one.accuracy is not None]
+    heights = [100 * point.accuracy for point in points if point.accuracy is not None]
     for one in points:
         if one.kind != "baseline" and one.accuracy_low is not None and one.accuracy_high is not None:
             heights += [100 * one.accuracy_low, 100 * one.accuracy_high]
@@ -204,7 +207,7 @@ def limits_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     room_x = max(1.0, 0.08 * (max(costs) - min(costs)))
     room_y = max(0.8, 0.08 * (max(heights) - min(heights)))
     high_x = max(costs) + room_x
-    peers = [cost for one in points if one.kind == "peer" and (cost := cost_of(one, axis)) is not None]
+    peers = [cost for point in points if point.kind == "peer" and (cost := cost_of(point, axis)) is not None]
     if peers:  # room for their names
         high_x = max(high_x, max(peers) + 0.5 * (max(peers) - min(costs) + room_x))
     return Limits(
@@ -227,18 +230,18 @@ class Line(NamedTuple):
 def levels(points: Sequence[ParetoPoint], summary: RunSummary) -> list[Line]:
     """Horizontal lines: the unpruned accuracy on both splits, and the least that the margin allows."""
     lines = sorted(
-        (one for one in points if one.kind == "baseline" and one.accuracy is not None),
+        (point for point in points if point.kind == "baseline" and point.accuracy is not None),
         key=lambda one: -(one.accuracy or 0.0),
     )
     # The higher line has its label above, the other below, so that they never overlap.
     levels = [
         Line(
-            100 * (one.accuracy or 0.0),
-            f"unpruned, {SPLITS[one.split]}: {100 * (one.accuracy or 0.0):.1f} %",
-            "dot" if one.split == "held_out" else "solid",
-            one is lines[0],
+            100 * (line.accuracy or 0.0),
+            f"unpruned, {SPLITS[line.split]}: {100 * (line.accuracy or 0.0):.1f} %",
+            "dot" if line.split == "held_out" else "solid",
+            line is lines[0],
         )
-        for one in lines
+        for line in lines
     ]
     allowed = _allowed(points, summary)
     if allowed is not None:
@@ -280,7 +283,7 @@ def arms(series: Series) -> tuple[list[float], list[float]]:
 def left_of_lines(points: Sequence[ParetoPoint], at: float, limits: Limits) -> bool:
     """Whether a vertical line's label stands to its left: on its right are other methods, or no room."""
     near_the_end = at > limits.high_x - 0.1 * (limits.high_x - limits.low_x)
-    return near_the_end or any(one.kind == "peer" for one in points)
+    return near_the_end or any(point.kind == "peer" for point in points)
 
 
 def shows_budget(summary: RunSummary, axis: Axis) -> bool:

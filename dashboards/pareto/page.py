@@ -43,13 +43,13 @@ def interactive(points: Sequence[ParetoPoint], summary: RunSummary) -> PlotlyFig
     axes = [axis for axis in AXES if axis is PREFILL or any(front_of(points, axis))]
     drawn = {axis: _traces(points, summary, axis) for axis in axes}
     layouts = {axis: _layout(points, summary, axis) for axis in axes}
-    figure = go.Figure([go.Scatter(one) for one in drawn[PREFILL]])
+    figure = go.Figure([go.Scatter(trace) for trace in drawn[PREFILL]])
     buttons = [
         {
             "label": axis.button,
             "method": "update",
             "args": [
-                {key: [one.get(key) for one in drawn[axis]] for key in ("x", "y", "text", "error_y")},
+                {key: [trace.get(key) for trace in drawn[axis]] for key in ("x", "y", "text", "error_y")},
                 {
                     "xaxis.title.text": layouts[axis]["xaxis"]["title"]["text"],
                     "xaxis.range": layouts[axis]["xaxis"]["range"],
@@ -106,7 +106,7 @@ def _traces(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> l
                     "line": {"color": marker.edge, "width": 1.4},
                 },
                 "name": marker.label,
-                "text": [_hover(one, summary) for one in series.points],
+                "text": [_hover(point, summary) for point in series.points],
                 "hovertemplate": "%{text}<extra></extra>",
                 "error_y": _errors(series),
             }

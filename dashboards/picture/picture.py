@@ -72,7 +72,7 @@ def to_csv(rows: Sequence[Any]) -> str:
     """Instances of one dataclass as CSV with a header; None is an empty field."""
     text = io.StringIO()
     if rows:
-        names = [one.name for one in fields(rows[0])]
+        names = [field.name for field in fields(rows[0])]
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(names)
         writer.writerows([getattr(row, name) for name in names] for row in rows)

@@ -108,8 +108,8 @@ def curves_picture(found: Sensitivity) -> Picture:
 
 
 def _curves_text(found: Sensitivity) -> str:
-    ranges = ", ".join(f"{one.knob} {range_text(one.safe)}" for one in found.curves)
-    exact = [one.knob for one in found.curves if one.exact]
+    ranges = ", ".join(f"{curve.knob} {range_text(curve.safe)}" for curve in found.curves)
+    exact = [curve.knob for curve in found.curves if curve.exact]
     return (
         f"Change of {accuracy_label(found)} when one knob moves and the others stay, on "
         f"{split_label(found)} ({found.curves[0].questions} questions; bands are 95 % intervals). A value is "
@@ -130,10 +130,10 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
         main, thin = axis_number(2 * place), axis_number(2 * place + 1)
         rows = curve_rows([curve])
         first = place == 0
-        limits = (min(one.value for one in rows), max(one.until for one in rows))
+        limits = (min(row.value for row in rows), max(row.until for row in rows))
         ends = (place_of(curve.knob, limits[0]), place_of(curve.knob, limits[1]))
         add_curve(figure, rows, main, f"change of {accuracy_label(found)}", first)
-        unsafe = [one for one in rows if not one.safe]
+        unsafe = [row for row in rows if not row.safe]
         figure.add_trace(
             go.Scatter(
                 x=[place_of(one.knob, one.value) for one in unsafe],
@@ -183,8 +183,8 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
                 showlegend=False,
                 text=[
                     number(end)
-                    for one in rows
-                    for end in ((one.value, one.until) if one.exact else (one.value,))
+                    for row in rows
+                    for end in ((row.value, row.until) if row.exact else (row.value,))
                 ],
                 hovertemplate=f"{curve.knob} %{{text}}: FLOPs %{{y:.1f}} %<extra></extra>",
             )
@@ -270,7 +270,7 @@ def add_curve(figure: PlotlyFigure, rows: Sequence[CurveRow], axis: str, name: s
         )
     )
     exact = rows[0].exact
-    text = [_curve_hover(one) for one in rows for _ in range(2 if exact else 1)]
+    text = [_curve_hover(row) for row in rows for _ in range(2 if exact else 1)]
     figure.add_trace(
         go.Scatter(
             **vertices(rows, "difference"),

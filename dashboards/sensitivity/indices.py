@@ -51,7 +51,7 @@ def index_rows(found: Sensitivity) -> tuple[IndexRow, ...]:
 def indices_picture(found: Sensitivity) -> Picture:
     """First-order and total Sobol indices with their intervals; where no output has any, why."""
     rows = index_rows(found)
-    good = [one for one in found.outputs if one.indices]
+    good = [output for output in found.outputs if output.indices]
     return Picture(
         name="sensitivity-indices",
         title="What matters: share of the variance explained by each input",
@@ -105,8 +105,9 @@ def _poor(output: Output) -> str:
 
 def _indices_body(found: Sensitivity) -> str:
     rows = "".join(
-        f"<tr><th scope='row'>{escape(output_label(one.name, found))}</th><td>{escape(_poor(one))}</td></tr>"
-        for one in found.outputs
+        f"<tr><th scope='row'>{escape(output_label(output.name, found))}</th>"
+        f"<td>{escape(_poor(output))}</td></tr>"
+        for output in found.outputs
     )
     return f"<table><tbody>{rows}</tbody></table>"
 
@@ -192,7 +193,7 @@ def _index_hover(row: IndexRow) -> str:
 
 def _panels_of(rows: Sequence[IndexRow]) -> list[list[IndexRow]]:
     """The rows of each output that has indices; inputs in the order of the first output."""
-    shown = [list(group) for _, group in groupby((one for one in rows if one.input), lambda one: one.output)]
+    shown = [list(group) for _, group in groupby((row for row in rows if row.input), lambda one: one.output)]
     order = [one.input for one in shown[0]]
     for group in shown:
         group.sort(key=lambda one: order.index(one.input) if one.input in order else len(order))
@@ -206,10 +207,10 @@ def _panel_title(row: IndexRow, found: Sensitivity) -> str:
 
 def _values(rows: Sequence[IndexRow], name: str) -> tuple[list[float | None], list[float], list[float]]:
     """The values, and the lengths of their intervals below and above them."""
-    at = [getattr(one, name) for one in rows]
+    at = [getattr(row, name) for row in rows]
     if name == "ped_anova":
         return at, [], []
-    ends = [(getattr(one, f"{name}_low"), getattr(one, f"{name}_high")) for one in rows]
+    ends = [(getattr(row, f"{name}_low"), getattr(row, f"{name}_high")) for row in rows]
     low = [0.0 if end[0] is None else value - end[0] for value, end in zip(at, ends, strict=True)]
     high = [0.0 if end[1] is None else end[1] - value for value, end in zip(at, ends, strict=True)]
     return at, low, high
@@ -219,8 +220,8 @@ def _range(rows: Iterable[IndexRow]) -> tuple[float, float]:
     """Axis limits: 0 to 1, widened by intervals that reach beyond, with a margin."""
     ends = [
         value
-        for one in rows
-        for value in (one.first_low, one.first_high, one.total_low, one.total_high)
+        for row in rows
+        for value in (row.first_low, row.first_high, row.total_low, row.total_high)
         if value is not None
     ]
     return min([0.0, *ends]) - 0.03, max([1.0, *ends]) + 0.03

@@ -243,12 +243,12 @@ def _map_legend(figure: PlotlyFigure, found: Sensitivity) -> None:
     drawn = [drawn_map(one, found.budget, None) for one in found.maps]
     entries: list[tuple[bool, str, dict[str, Any]]] = [
         (
-            any(one.budget_at for one in drawn),
+            any(drawing.budget_at for drawing in drawn),
             f"budget: {100 * found.budget:g} % of FLOPs",
             {"mode": "lines", "line": {"color": BLACK, "width": 2.5}},
         ),
         (
-            any(one.over for one in drawn),
+            any(drawing.over for drawing in drawn),
             "over the budget",
             {
                 "mode": "markers",
@@ -256,7 +256,7 @@ def _map_legend(figure: PlotlyFigure, found: Sensitivity) -> None:
             },
         ),
         (
-            any(one.lines for one in drawn),
+            any(drawing.lines for drawing in drawn),
             "other FLOPs, %",
             {"mode": "lines", "line": {"color": GREY, "width": 1.2, "dash": "dot"}},
         ),

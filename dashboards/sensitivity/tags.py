@@ -25,8 +25,10 @@ def tag_pictures(found: Sensitivity) -> list[Picture]:
     """A picture for each tag of the study: a row of panels per value, a column per knob."""
     pictures: list[Picture] = []
     names: set[str] = set()
-    for key in dict.fromkeys(one.tag[0] for one in found.by_tag if one.tag is not None):
-        curves = [one for one in found.by_tag if one.tag is not None and one.tag[0] == key and one.points]
+    for key in dict.fromkeys(curve.tag[0] for curve in found.by_tag if curve.tag is not None):
+        curves = [
+            curve for curve in found.by_tag if curve.tag is not None and curve.tag[0] == key and curve.points
+        ]
         kinds = _kinds(curves)
         if not kinds:
             continue
@@ -49,7 +51,7 @@ def tag_pictures(found: Sensitivity) -> list[Picture]:
 
 def _kinds(curves: Iterable[Curve]) -> list[tuple[str, int]]:
     """A tag's values and their numbers of questions, most first."""
-    counts = {one.tag[1]: one.questions for one in curves if one.tag is not None}
+    counts = {curve.tag[1]: curve.questions for curve in curves if curve.tag is not None}
     return sorted(counts.items(), key=lambda one: (-one[1], one[0]))
 
 

@@ -111,7 +111,7 @@ def render(found: Sensitivity) -> RenderableType:
     parts: list[RenderableType] = [Text(headline, style="bold"), Text("")]
     parts += [Text(f"- {line}", overflow="fold") for line in found.sentences]
     parts.append(_safe_ranges(found))
-    if any(one.indices for one in found.outputs):
+    if any(output.indices for output in found.outputs):
         parts.append(_indices(found))
     return Group(*parts)
 

@@ -31,7 +31,7 @@ class Row:
     seed: int
     method: str
     parameters: dict[str, Any]
-    # The larger of both parts' ratios: what the budget binds.
+    # The larger of the two splits' ratios: what the budget binds.
     binding_ratio: float
     within_budget: bool
     accuracy: float | None = None
@@ -75,7 +75,7 @@ def trials(
     else:
         listed = [choice for choice, _ in loaded.search.choices]
         # As wide as it needs to be: a number cut short is none.
-        typer.echo(_table(found, worth_showing(listed, (one.configuration for one in recorded))))
+        typer.echo(_table(found, worth_showing(listed, (trial.configuration for trial in recorded))))
 
 
 def rows(

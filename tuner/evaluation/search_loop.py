@@ -51,7 +51,7 @@ ABOVE_BUDGET = (4 / 3, 5 / 3, 2.0)
 # A trial that lies this close to a target above the budget already answers for it.
 _NEAR = 0.03
 
-# The noise floor is measured on so many batches of the tune part.
+# The noise floor is measured on so many batches of the tune split.
 _NOISE_BATCHES = 2
 
 
@@ -112,11 +112,11 @@ class SearchLoop(Loop):
         self.gave_up = False
 
     def best(self) -> TrialRecord | None:
-        """The completed trial within the budget that answers best on the tune part."""
+        """The completed trial within the budget that answers best on the tune split."""
         return choose_best(self._eligible, self._search.budget)
 
     def choice(self) -> Choice | None:
-        """What the held-out part says of the best ones, as far as it was asked; None before the baseline."""
+        """What the held-out split says of the best ones, as far as it was asked; None before the baseline."""
         if not self._baseline:
             return None
         return choose(

@@ -550,9 +550,10 @@ def _verdict_metrics(summary: RunSummary) -> dict[str, float]:
 def _outcome_metrics(outcome: Outcome) -> dict[str, float]:
     return _finite(
         {
-            one.name: float(getattr(outcome, one.name))
-            for one in fields(outcome)
-            if one.name not in ("split", "questions", "videos", "peak_bytes_mean", "peak_bytes_max", "graded")
+            field.name: float(getattr(outcome, field.name))
+            for field in fields(outcome)
+            if field.name
+            not in ("split", "questions", "videos", "peak_bytes_mean", "peak_bytes_max", "graded")
         }
         | ({} if outcome.graded is None else {"graded": outcome.graded})
         | _memory_metrics("", outcome.per_answer)
@@ -685,7 +686,7 @@ def _tables(summary: RunSummary) -> dict[str, str]:
 
 def _regressions(rows: Sequence[RegressionRow]) -> str:
     tags = sorted({tag for row in rows for tag in row.tags})
-    columns = [one.name for one in fields(RegressionRow) if one.name != "tags"]
+    columns = [field.name for field in fields(RegressionRow) if field.name != "tags"]
     data = [
         [_cell(getattr(row, name)) for name in columns] + [row.tags.get(tag, "") for tag in tags]
         for row in rows
@@ -694,7 +695,7 @@ def _regressions(rows: Sequence[RegressionRow]) -> str:
 
 
 def _by_tag(rows: Sequence[TagRow]) -> str:
-    columns = [one.name for one in fields(TagRow)]
+    columns = [field.name for field in fields(TagRow)]
     data = []
     for row in rows:
         change = row.difference
@@ -761,7 +762,7 @@ def _quiet_mlflow() -> Iterator[None]:
     printing = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
     printed = os.environ.get(printing)
     loggers = [logging.getLogger(name) for name in ("alembic", "mlflow")]
-    before = [one.level for one in loggers]
+    before = [logger.level for logger in loggers]
     try:
         os.environ[printing] = "true"
         for one in loggers:

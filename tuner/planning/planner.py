@@ -141,7 +141,7 @@ class Planner:
         `leave_out`. If `size` is odd, the question with the median (the upper of two) comes first.
         """
         split = self._measured_split
-        questions = [one for one in self.questions if one.split == split]
+        questions = [question for question in self.questions if question.split == split]
         order = np.argsort(pruned_by_question(self._plans(method), self.shape), kind="stable")
         ranked = [questions[index] for index in order if questions[index].id not in leave_out]
         middles = {(2 * bin_ + 1) * len(ranked) // (2 * size) for bin_ in range(size)}
@@ -185,7 +185,7 @@ class Planner:
         Between two neighbours, the upper included, a question's plan stays the same if the other knobs do.
         """
         if knob == "tau_s":
-            return {one.id: np.unique(one.layout.frame_similarity) for one in self.questions}
+            return {question.id: np.unique(question.layout.frame_similarity) for question in self.questions}
         segments = method.segments(self._all)
         relevance = np.split(segments.relevance, segments.first_group[1:])
         return {
@@ -203,7 +203,7 @@ class Planner:
 
     @cached_property
     def _by_id(self) -> dict[str, StoredQuestion]:
-        return {one.id: one for one in self.questions}
+        return {question.id: question for question in self.questions}
 
     @cached_property
     def similarities(self) -> FloatArray:
@@ -211,5 +211,9 @@ class Planner:
 
         Without held-out videos, which must not influence the search.
         """
-        by_video = {one.video: one.layout.frame_similarity for one in self.questions if one.split == "tune"}
+        by_video = {
+            question.video: question.layout.frame_similarity
+            for question in self.questions
+            if question.split == "tune"
+        }
         return np.sort(np.concatenate(list(by_video.values()))) if by_video else np.zeros(0)

@@ -109,7 +109,9 @@ def study_cost(
         raise ValueError("What a study costs needs the shape of the vision tower, but it is None.")
     both = _Questions(planner.questions, planner.shape, vision)
     by_split = {
-        split: _Questions([one for one in planner.questions if one.split == split], planner.shape, vision)
+        split: _Questions(
+            [question for question in planner.questions if question.split == split], planner.shape, vision
+        )
         for split in SPLITS
     }
     tune, held_out = by_split["tune"], by_split["held_out"]
@@ -170,20 +172,20 @@ class _Questions:
     """Sums over some questions, in multiply-adds."""
 
     def __init__(self, questions: Sequence[StoredQuestion], shape: ModelShape, vision: VisionShape) -> None:
-        layouts = [one.layout for one in questions]
-        by_video = {one.video: one.layout for one in questions}
+        layouts = [question.layout for question in questions]
+        by_video = {question.video: question.layout for question in questions}
         self._shape, self._example = shape, layouts[0] if layouts else None
         self.count, self.videos = len(questions), len(by_video)
         # Frames of the videos, each once.
         self.frames = sum(one.frames for one in by_video.values())
-        self.unpruned = float(sum(unpruned_flops(one, shape) for one in layouts))
+        self.unpruned = float(sum(unpruned_flops(layout, shape) for layout in layouts))
         # Every question with its own pass over its video: the vision tower, and what AdaTP needs besides.
-        frames = sum(one.frames for one in layouts)
+        frames = sum(layout.frames for layout in layouts)
         self.encoders = float(frames * vision.frame(shape.hidden))
         self.aligned = float(frames * vision.frame_embedding() + self.count * vision.text_embedding())
         # One layer: the mean prefix, and how far an answer from its prefix is below a whole question.
-        before = [(one.tokens - one.text_after, one.text_after) for one in layouts]
-        whole = sum(layer_flops(shape, one.tokens) for one in layouts)
+        before = [(layout.tokens - layout.text_after, layout.text_after) for layout in layouts]
+        whole = sum(layer_flops(shape, layout.tokens) for layout in layouts)
         self._saved = float(whole - sum(chunk_flops(shape, new, cached) for cached, new in before))
         ends = [one.tokens - one.text_after for one in by_video.values()]
         self.prefix = sum(layer_flops(shape, one) for one in ends) / max(1, self.videos)

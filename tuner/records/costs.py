@@ -39,7 +39,7 @@ class Costs(Connected):
             row = connection.execute(query).first()
         if row is None:
             return None
-        return Noise(**{one.name: getattr(row, one.name) for one in fields(Noise)})
+        return Noise(**{field.name: getattr(row, field.name) for field in fields(Noise)})
 
     # What the caches did
 
@@ -78,7 +78,7 @@ class Costs(Connected):
             row = connection.execute(query).first()
         if row is None:
             return None
-        return CacheUse(**{one.name: getattr(row, one.name) for one in fields(CacheUse)})
+        return CacheUse(**{field.name: getattr(row, field.name) for field in fields(CacheUse)})
 
     # What a server pays
 
@@ -150,7 +150,7 @@ class Costs(Connected):
         self, configurations: Sequence[Configuration], machine: str | None = None
     ) -> dict[Configuration, Timed]:
         """Of these configurations those that were timed: on this machine, or each where it was last."""
-        by_digest = {digest(one): one for one in configurations}
+        by_digest = {digest(configuration): configuration for configuration in configurations}
         query = (
             select(timed_table)
             .where(timed_table.c.study_id == self._study_id, timed_table.c.configuration.in_(by_digest))
@@ -161,6 +161,8 @@ class Costs(Connected):
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return {
-            by_digest[row.configuration]: Timed(**{one.name: getattr(row, one.name) for one in fields(Timed)})
+            by_digest[row.configuration]: Timed(
+                **{field.name: getattr(row, field.name) for field in fields(Timed)}
+            )
             for row in rows
         }

@@ -24,7 +24,7 @@ def recorded_study(record: StudyRecord) -> Study:
     """The study as it was last run, with the split that was used. Videos have names, but no files; those that
     could not be read, and their questions, are left out.
     """
-    tags = {one.id: dict(one.tags) for one in record.questions}
+    tags = {question.id: dict(question.tags) for question in record.questions}
     settings, setting = record.parts["settings"], record.setting
     # What every record says; a study that was migrated and not run since has no more.
     least = {
@@ -38,7 +38,7 @@ def recorded_study(record: StudyRecord) -> Study:
         "scoring": settings["scoring"],
         "max_new_tokens": settings["max_new_tokens"],
     }
-    videos = sorted({one.video for one in record.questions})
+    videos = sorted({question.video for question in record.questions})
     return _STUDY.validate_python(
         {
             **least,
@@ -46,15 +46,15 @@ def recorded_study(record: StudyRecord) -> Study:
             "videos": [{"name": name, "path": name} for name in videos],
             "questions": [
                 {
-                    "id": one["id"],
-                    "text": one["question"],
-                    "options": one["options"],
-                    "video": one["video"],
-                    "answer": one["answer"],
-                    "tags": tags[one["id"]],
+                    "id": question["id"],
+                    "text": question["question"],
+                    "options": question["options"],
+                    "video": question["video"],
+                    "answer": question["answer"],
+                    "tags": tags[question["id"]],
                 }
-                for one in record.parts["questions"]
+                for question in record.parts["questions"]
             ],
-            "held_out": {one.video for one in record.questions if one.split == "held_out"},
+            "held_out": {question.video for question in record.questions if question.split == "held_out"},
         }
     )

@@ -35,7 +35,7 @@ def digest(configuration: Configuration) -> str:
 def outcome_columns(outcome: Outcome | None) -> dict[str, Any]:
     """An outcome as columns; None empties them."""
     if outcome is None:
-        return {one.name: None for one in fields(Outcome) if one.name != "split"}
+        return {field.name: None for field in fields(Outcome) if field.name != "split"}
     values = asdict(outcome)
     del values["split"]
     return values
@@ -46,5 +46,6 @@ def outcome_of(row: Any, split: Split) -> Outcome | None:
     if row.accuracy is None:
         return None
     return Outcome(
-        split=split, **{one.name: getattr(row, one.name) for one in fields(Outcome) if one.name != "split"}
+        split=split,
+        **{field.name: getattr(row, field.name) for field in fields(Outcome) if field.name != "split"},
     )

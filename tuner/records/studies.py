@@ -174,7 +174,7 @@ class Studies(Connected):
                 connection.execute(delete(table).where(table.c.study_id == here))
             self._write_questions(connection, here, study, known)
             self._used.clear()
-            if any(one.outcome is not None for one in (trials or {}).values()):
+            if any(trial.outcome is not None for trial in (trials or {}).values()):
                 self._use(connection, "tune")
             if any(one is not None for one in (measured or {}).values()):
                 self._use(connection, "held_out")

@@ -42,7 +42,7 @@ def table(comparison: Comparison) -> Table:
         "unpruned", percent(comparison.baseline), NOTHING, NOTHING, NOTHING, "1", "1", before,
         NOTHING if timed is None else "1",
     )  # fmt: skip
-    best = max((one.held_out.accuracy.value for one in comparison.rows), default=None)
+    best = max((row.held_out.accuracy.value for row in comparison.rows), default=None)
     for one in comparison.rows:
         style = "bold" if one.held_out.accuracy.value == best else ""
         # Text: a string in brackets might be taken for markup.
@@ -144,4 +144,4 @@ def _ends(measured: Measured) -> tuple[float | None, ...]:
 
 
 def _timed(comparison: Comparison) -> Timed | None:
-    return next((one.timed for one in comparison.rows if one.timed is not None), None)
+    return next((row.timed for row in comparison.rows if row.timed is not None), None)

@@ -59,7 +59,7 @@ class SearchStatus:
     infeasible: int
     # What the search has come to, as `tuner run` and `tuner export` say it; None where nothing fits.
     best: Trial | None
-    # Its outcome on the held-out part; None until it is there.
+    # Its outcome on the held-out split; None until it is there.
     held_out: Outcome | None
     # Pruned trials.
     trials_pruned: int = 0
@@ -93,8 +93,8 @@ class Results:
 
     def __init__(self, study: Study, store: Store, planner: Planner) -> None:
         # Of a question whose video could not be read nothing is recorded.
-        recorded = {one.id for one in planner.questions}
-        left_out = {one.id for one in study.questions if one.id not in recorded}
+        recorded = {question.id for question in planner.questions}
+        left_out = {question.id for question in study.questions if question.id not in recorded}
         self._study = study.without(left_out | set(store.quarantined()))
         self._store = store
         self._planner = planner
@@ -147,7 +147,7 @@ def setting_from(values: dict[str, Any]) -> Setting | None:
 
 
 def chosen(study: Study, store: Store, planner: Planner, search: SearchRecord) -> Choice | None:
-    """What a search has come to, as far as the held-out part was asked; None where nothing fits."""
+    """What a search has come to, as far as the held-out split was asked; None where nothing fits."""
     return _chosen(search, store, Results(study, store, planner), store.trials())
 
 
@@ -208,9 +208,9 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     trials = [one for one in completed if one not in above]
     kept = {one.number for one in allowed}
     outside = [one for one in recorded if one.outcome is not None and one.number not in kept]
-    infeasible = [one for one in store.infeasible() if one.search == search.id]
+    infeasible = [proposal for proposal in store.infeasible() if proposal.search == search.id]
     measured = store.measured()
-    baseline = {split: _accuracy(results.of(None, split)) for split in _parts(study)}
+    baseline = {split: _accuracy(results.of(None, split)) for split in _splits(study)}
     choice = _chosen(search, store, results, recorded)
     best = None if choice is None else choice.trial
     wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
@@ -234,13 +234,15 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         regressions=_regressions(study, results, best.configuration)
         if best is not None and best_measured
         else (),
-        closest=_closest(trials, [one for one in infeasible if allows(study.search, one.configuration)])
+        closest=_closest(
+            trials, [proposal for proposal in infeasible if allows(study.search, proposal.configuration)]
+        )
         if best is None
         else None,
         infeasible=len(infeasible),
         shared_answers=shared,
         evaluated_answers=asked.answers,
-        skipped_videos=tuple(one["name"] for one in record.skipped),
+        skipped_videos=tuple(video["name"] for video in record.skipped),
         quarantined=quarantined,
         smallest_reachable=smallest_reachable(planner, study.search),
         choices=tuple(name for name, _ in study.search.choices),
@@ -280,8 +282,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
             noise=noise,
             seconds=asked.seconds,
         ),
-        videos=len({one.video for one in record.questions}),
-        held_out_videos=len({one.video for one in study.questions_of("held_out")}),
+        videos=len({question.video for question in record.questions}),
+        held_out_videos=len({question.video for question in study.questions_of("held_out")}),
         cache_use=cache_use,
         guessing=against_guessing(study, [one for split in baseline for one in results.of(None, split)]),
     )
@@ -297,7 +299,7 @@ def _paired(
 
 
 def _provable_drop(study: Study, goal: Goal, look: int) -> float | None:
-    videos = [one.video for one in study.questions_of("held_out")]
+    videos = [question.video for question in study.questions_of("held_out")]
     return paired.provable_drop(videos, level=level_of(goal, look)) if videos else None
 
 
@@ -350,7 +352,9 @@ def find_summary(study: Study, *, budget: float, database: str | None = None) ->
     Errors: UserError when the study was never run.
     """
     with _recorded(study, database) as (store, record):
-        searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
+        searches = [
+            search for search in store.searches() if search.goal == "budget" and search.budget == budget
+        ]
         return summarise(study, store, record, searches[-1]) if searches else None
 
 
@@ -368,12 +372,12 @@ def load_summaries(
     """
     with _recorded(study, database) as (store, record):
         searches = [
-            one
-            for one in store.searches()
-            if (budget is None or one.budget == budget) and (seed is None or one.seed == seed)
+            search
+            for search in store.searches()
+            if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
         ]
         if not searches:
-            known = ", ".join(f"budget {one.budget:g} seed {one.seed}" for one in store.searches())
+            known = ", ".join(f"budget {search.budget:g} seed {search.seed}" for search in store.searches())
             if not known:
                 raise UserError(
                     f"nothing was searched in the study {study.name!r} yet: `tuner run` does that"
@@ -418,7 +422,7 @@ def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
                 trials_completed=sum(
                     trial.search == search.id and trial.purpose == "search" for trial in completed
                 ),
-                infeasible=sum(one.search == search.id for one in infeasible),
+                infeasible=sum(proposal.search == search.id for proposal in infeasible),
                 best=None if best is None else _trial(best, search.budget),
                 held_out=None if best is None else measured.get(best.configuration),
                 trials_pruned=sum(trial.search == search.id and trial.pruned is not None for trial in trials),
@@ -431,7 +435,7 @@ def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
         study=record.name,
         study_hash=record.hash,
         database=store.url,
-        baseline_questions=sum(one.id not in quarantined for one in record.questions),
+        baseline_questions=sum(question.id not in quarantined for question in record.questions),
         baseline_answered=results.answered(),
         trials_completed=sum(trial.purpose == "search" for trial in completed),
         trials_unfinished=sum(trial.unfinished for trial in trials),
@@ -442,15 +446,14 @@ def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
     )
 
 
-def _parts(study: Study) -> tuple[Split, ...]:
-    parts: tuple[Split, Split] = ("tune", "held_out")
-    return tuple(split for split in parts if study.questions_of(split))
+def _splits(study: Study) -> tuple[Split, ...]:
+    return tuple(split for split in SPLITS if study.questions_of(split))
 
 
 def _accuracy(results: Sequence[QuestionResult]) -> Measured:
     if not results:
         return Measured(float("nan"))
-    return paired.share([one.correct for one in results], [one.video for one in results])
+    return paired.share([result.correct for result in results], [result.video for result in results])
 
 
 def _baseline_cost(results: Results, split: Split) -> AnswerCost | None:
@@ -480,7 +483,7 @@ def _held_out(
 
 
 def held_out(configuration: Configuration, outcome: Outcome, results: Results) -> HeldOut:
-    """A configuration's outcome on the held-out part with the intervals that belong beside it."""
+    """A configuration's outcome on the held-out split with the intervals that belong beside it."""
     after, before = _paired(configuration, results)
     right, right_before = [one.correct for one in after], [one.correct for one in before]
     videos = [one.video for one in after]
@@ -593,8 +596,8 @@ def _margin(question: StudyQuestion, before: QuestionResult, result: QuestionRes
 def _closest(
     trials: Sequence[TrialRecord], infeasible: Iterable[InfeasibleRecord]
 ) -> InfeasibleProposal | None:
-    tried = [InfeasibleProposal(one.configuration, one.binding_ratio) for one in trials]
-    tried += [InfeasibleProposal(one.configuration, one.binding_ratio) for one in infeasible]
+    tried = [InfeasibleProposal(trial.configuration, trial.binding_ratio) for trial in trials]
+    tried += [InfeasibleProposal(proposal.configuration, proposal.binding_ratio) for proposal in infeasible]
     return min(tried, key=lambda one: one.flops_ratio, default=None)
 
 
@@ -605,6 +608,6 @@ def _asked(store: Store) -> ModelUse:
 
 def _shared(completed: Sequence[TrialRecord], use: Mapping[int, ModelUse]) -> int:
     """Answers that completed trials found in the records instead of asking for them."""
-    judged = sum(one.outcome.questions for one in completed if one.outcome is not None)
-    asked = sum(use.get(one.number, ModelUse()).answers for one in completed)
+    judged = sum(trial.outcome.questions for trial in completed if trial.outcome is not None)
+    asked = sum(use.get(trial.number, ModelUse()).answers for trial in completed)
     return max(0, judged - asked)

@@ -85,9 +85,9 @@ def load_history(
     with Store.open(database or default_database(study.name), create=False) as store:
         record = store.require(study.name)
         searches = [
-            one
-            for one in store.searches()
-            if (budget is None or one.budget == budget) and (seed is None or one.seed == seed)
+            search
+            for search in store.searches()
+            if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
         ]
         if not searches:
             raise UserError(f"the study {study.name!r} has no such search; `tuner status` lists its searches")
@@ -99,7 +99,13 @@ def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: S
     that the study's search does not allow (`allowing`) dominate nothing.
     """
     left_out, trials, use = store.quarantined(), store.trials(), store.trial_use()
-    videos = len({one.video for one in record.questions if one.split == "tune" and one.id not in left_out})
+    videos = len(
+        {
+            question.video
+            for question in record.questions
+            if question.split == "tune" and question.id not in left_out
+        }
+    )
     allowed = {one.number for one in eligible(trials, allowing)}
     rows, points, seconds = [], list[tuple[float, float]](), 0.0
     for trial in trials:

@@ -137,7 +137,7 @@ class Inspection:
     study: str
     study_hash: str
     configuration: Configuration
-    # LLM prefill FLOPs over the unpruned model's, the larger of the study's parts.
+    # LLM prefill FLOPs over the unpruned model's, the larger of the study's splits.
     flops_ratio: float
     frames: int
     cells: int
@@ -176,7 +176,7 @@ def inspect(
     """Asks the model about up to 2 `most` held-out questions that flipped and `BIAS_QUESTIONS` others.
 
     A video that cannot be read any more is left out with a message. `configuration` was measured on the
-    held-out part. Errors: PipelineError when other tokens stay than were recorded, or memory does not
+    held-out split. Errors: PipelineError when other tokens stay than were recorded, or memory does not
     suffice.
     """
     progress = progress or NoProgress()
@@ -241,7 +241,7 @@ class _Asker:
         self.layout = planner.questions[0].layout
         self._evaluator = evaluator
         self._progress = progress
-        ids = [one.id for one in planner.questions if one.split == "held_out"]
+        ids = [question.id for question in planner.questions if question.split == "held_out"]
         found = store.answers(zip(ids, planner.fingerprints(self.method, ids), strict=True))
         self._recorded: dict[str, RecordedAnswer] = {name: answer for (name, _), answer in found.items()}
 
@@ -464,4 +464,4 @@ def unpack(content: bytes) -> Inspection | None:
 
 def _card_from(values: dict[str, Any]) -> Card:
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return Card(**values | lists | {"segments": tuple(Segment(**one) for one in values["segments"])})
+    return Card(**values | lists | {"segments": tuple(Segment(**segment) for segment in values["segments"])})

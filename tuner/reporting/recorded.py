@@ -90,8 +90,8 @@ def _differences(file: Path, recorded: Study, record: StudyRecord, tuned: Collec
         for one in (_without_videos(recorded, missing), _without_videos(here, missing))
     )
     what = describe_changes(before, now)
-    tags = {one.id: one.tags for one in here.questions}
-    if any(tags.get(one.id, one.tags) != one.tags for one in recorded.questions):
+    tags = {question.id: question.tags for question in here.questions}
+    if any(tags.get(question.id, question.tags) != question.tags for question in recorded.questions):
         what.append("other tags")
     if record.definition and here.search != recorded.search:
         what.append("another search section")
@@ -99,4 +99,4 @@ def _differences(file: Path, recorded: Study, record: StudyRecord, tuned: Collec
 
 
 def _without_videos(study: Study, names: set[str]) -> Study:
-    return study.without({one.id for one in study.questions if one.video in names})
+    return study.without({question.id for question in study.questions if question.video in names})

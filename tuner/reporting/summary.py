@@ -101,7 +101,7 @@ def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
     """The five knobs, then the choices that the study lists or that are not AdaTP's default."""
     known = choices(AdaTP)
     trials = [one for one in (summary.best, summary.defaults) if one is not None]
-    shown = worth_showing(summary.choices, [one.configuration for one in trials])
+    shown = worth_showing(summary.choices, [trial.configuration for trial in trials])
     meanings = {name: knob.meaning for name, knob in knobs(AdaTP).items()}
     meanings |= {name: known[name].meaning for name in shown}
     return tuple(
@@ -307,7 +307,7 @@ def accuracy_name(summary: RunSummary) -> str:
 
 
 def _changed(best: HeldOut) -> list[str]:
-    """What pruning changed on the held-out part: answers, whether that is chance, and how sure they are."""
+    """What pruning changed on the held-out split: answers, whether that is chance, and how sure they are."""
     outcome = best.outcome
     line = (
         f"Pruning flipped {best.flips} of {outcome.questions} answers: {outcome.regressions} lost, "
@@ -339,7 +339,11 @@ def verdict(summary: RunSummary) -> list[str]:
         f"{100 * chosen.difference:+.1f} points, lower bound {100 * chosen.bound:+.1f}."
     )
     for shown, said in ((True, "Shown"), (False, "Not shown")):
-        others = [str(one.trial) for one in summary.tested if one is not chosen and one.shown is shown]
+        others = [
+            str(candidate.trial)
+            for candidate in summary.tested
+            if candidate is not chosen and candidate.shown is shown
+        ]
         if others:
             line += f" {said} for trials tested besides: {', '.join(others)}."
     lines = [line, another_look(summary.look, level_of("max_drop", summary.look))]

@@ -20,7 +20,7 @@ Kind = Literal["trial", "pruned", "defaults", "best", "peer", "baseline", "infea
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One row of the table: a configuration (or the unpruned model) measured on one part of the study."""
+    """One row of the table: a configuration (or the unpruned model) measured on one split of the study."""
 
     kind: Kind
     split: Split
@@ -35,7 +35,7 @@ class ParetoPoint:
     flops_ratio_end_to_end: float | None
     regressions: int | None
     within_budget: bool
-    # Among the tune part's trials none is both cheaper (in prefill FLOPs) and better.
+    # Among the tune split's trials none is both cheaper (in prefill FLOPs) and better.
     on_front: bool
     tau_s: float | None = None
     tau_t: float | None = None

@@ -35,7 +35,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Trial:
-    """One evaluated configuration; its outcome is the tune part's and so never the headline."""
+    """One evaluated configuration; its outcome is the tune split's and so never the headline."""
 
     number: int
     configuration: Configuration
@@ -52,7 +52,7 @@ class PrunedTrial:
 
     number: int
     configuration: Configuration
-    # Its larger FLOPs ratio of the two parts: what the budget binds.
+    # Its larger FLOPs ratio of the two splits: what the budget binds.
     binding_ratio: float
     by: int
     videos: int
@@ -101,7 +101,7 @@ class TagRow:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One configuration on the held-out part: the outcome and the intervals that belong beside it."""
+    """One configuration on the held-out split: the outcome and the intervals that belong beside it."""
 
     configuration: Configuration
     outcome: Outcome
@@ -110,7 +110,7 @@ class HeldOut:
     difference: Measured
     # Two-sided p-value of a sign-flip permutation over videos.
     p_value: float | None = None
-    # Regressions as a share of the part's questions, with an interval.
+    # Regressions as a share of the split's questions, with an interval.
     regression_rate: Measured | None = None
     # McNemar's exact two-sided test, which takes questions as independent.
     mcnemar_p: float | None = None
@@ -134,10 +134,10 @@ class RunSummary:
     study_hash: str
     budget: float
     seed: int
-    # Unpruned accuracy per part.
+    # Unpruned accuracy per split.
     baseline: dict[Split, Measured]
     trials: tuple[Trial, ...]
-    # Best trial within the budget, as the tune part orders them; None when nothing fits.
+    # Best trial within the budget, as the tune split orders them; None when nothing fits.
     best: Trial | None
     best_held_out: HeldOut | None
     # AdaTP's defaults at the budget: the other four knobs at their defaults, p solved for the budget.
@@ -163,7 +163,7 @@ class RunSummary:
     baseline_cost: AnswerCost | None = None
     # When the best configuration pays; None when nothing fits.
     serving: ServingCost | None = None
-    # Whether the best configuration holds on the held-out part, and every test behind that.
+    # Whether the best configuration holds on the held-out split, and every test behind that.
     verdict: Verdict = "untested"
     # The largest drop as asked for ("0.02", "1%"; empty: nothing was), and as a fraction of the questions.
     max_drop: str = ""
@@ -176,7 +176,7 @@ class RunSummary:
     loss_correlation: float | None = None
     # Held-out accuracy of the best minus that of AdaTP's defaults at the same budget.
     over_defaults: Measured | None = None
-    # The smallest margin the held-out part can show: `tuner.statistics.paired.provable_drop`.
+    # The smallest margin the held-out split can show: `tuner.statistics.paired.provable_drop`.
     provable_drop: float | None = None
     noise: Noise | None = None
     pruned: tuple[PrunedTrial, ...] = ()
@@ -200,7 +200,12 @@ class RunSummary:
     def test_of_best(self) -> Tested | None:
         """The held-out test of the chosen trial; None where it was not tested."""
         return next(
-            (one for one in self.tested if self.best is not None and one.trial == self.best.number), None
+            (
+                candidate
+                for candidate in self.tested
+                if self.best is not None and candidate.trial == self.best.number
+            ),
+            None,
         )
 
     # "budget": the best within it; "max_drop": the cheapest that holds.
@@ -210,7 +215,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Compared:
-    """One way to prune, solved for the budget and measured on the held-out part."""
+    """One way to prune, solved for the budget and measured on the held-out split."""
 
     # As people call it: "FastV", "AdaTP without the boost".
     name: str
@@ -228,7 +233,7 @@ class Comparison:
     study: str
     study_hash: str
     budget: float
-    # On the held-out part, unpruned.
+    # On the held-out split, unpruned.
     baseline: Measured
     baseline_cost: AnswerCost | None
     rows: tuple[Compared, ...]

@@ -15,9 +15,9 @@ def worth_showing(listed: Collection[str], configurations: Iterable[Configuratio
     known = choices(AdaTP)
     differing = {
         name
-        for one in configurations
-        if one.method == AdaTP.name
-        for name, value in one.parameters
+        for configuration in configurations
+        if configuration.method == AdaTP.name
+        for name, value in configuration.parameters
         if name in known and value != known[name].default
     }
     return tuple(name for name in known if name in listed or name in differing)

@@ -128,7 +128,7 @@ def _ratios(
 ) -> Floats:
     """(S,) the larger of both splits' ratios; sums of integers, so exact at every step."""
     change = np.where(first, flops, flops - np.concatenate(([0], flops[:-1])))
-    split_of = {one.id: one.split for one in planner.questions}
+    split_of = {question.id: question.split for question in planner.questions}
     splits = np.array([split_of[name] for name in names])
     ratios = []
     for split in SPLITS:

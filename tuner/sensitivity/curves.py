@@ -143,7 +143,7 @@ def grid_track(
     judged: Mapping[Pair, QuestionResult],
 ) -> Track:
     """The answers of these configurations, ascending in the knob; one of them is the reference."""
-    values = np.array([float(getattr(one, knob)) for one in configurations])
+    values = np.array([float(getattr(configuration, knob)) for configuration in configurations])
     before = [one.logprob_right for one in split.baseline]
     rows, changes, prints = [], [], []
     for one in configurations:
@@ -155,7 +155,7 @@ def grid_track(
         )
         prints.append(found)
     at = int(np.flatnonzero(values == chosen)[0])
-    flops = np.array([planner.binding_ratio(one) for one in configurations])
+    flops = np.array([planner.binding_ratio(configuration) for configuration in configurations])
     correct = np.array(rows)
     return Track(
         knob=knob,

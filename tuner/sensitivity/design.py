@@ -204,7 +204,7 @@ class _Capped(AdaTP):
 
     def plain(self) -> AdaTP:
         """The plain AdaTP at this p."""
-        own = {one.name: getattr(self, one.name) for one in fields(AdaTP)}
+        own = {field.name: getattr(self, field.name) for field in fields(AdaTP)}
         cap = Range(self.gamma_cap, self.highest).clip(self.p + self.headroom * (1 - self.p))
         return AdaTP(**own | {"gamma_cap": cap})
 

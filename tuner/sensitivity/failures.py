@@ -31,8 +31,8 @@ def middle_frames(tracks: Sequence[Track], split: Compared, tags: Sequence[Mappi
     rows of all tracks, from a bootstrap over videos: testing all values finds no more by chance than one.
     """
     name: Final = "middle frames over-pruned"
-    middle = np.array([one.get("when") == "middle" for one in tags])
-    ends = np.array([one.get("when") in ("start", "end") for one in tags])
+    middle = np.array([tag.get("when") == "middle" for tag in tags])
+    ends = np.array([tag.get("when") in ("start", "end") for tag in tags])
     if not middle.any() or not ends.any() or len(set(split.videos)) < 2:
         return FailureMode(
             name,
@@ -81,7 +81,7 @@ def small_things(
     is the tune split, since the result may lead to another `deduplicate`, which held-out videos then judge.
     """
     name: Final = "small things lost to deduplication"
-    small = np.array([one.get("size") == "small" for one in tags])
+    small = np.array([tag.get("size") == "small" for tag in tags])
     if not small.any():
         return FailureMode(
             name,

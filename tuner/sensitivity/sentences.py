@@ -33,24 +33,24 @@ def flat(curve: Curve) -> Interval | None:
     """The values around the chosen one over which neither answers nor compute change."""
     chosen = _at_chosen(curve)
     same = [
-        one.difference == chosen.difference
-        and one.regressions == chosen.regressions
-        and one.gained == chosen.gained
-        and one.logprob_change == chosen.logprob_change
-        and one.flops_ratio == chosen.flops_ratio
-        for one in curve.points
+        point.difference == chosen.difference
+        and point.regressions == chosen.regressions
+        and point.gained == chosen.gained
+        and point.logprob_change == chosen.logprob_change
+        and point.flops_ratio == chosen.flops_ratio
+        for point in curve.points
     ]
     return _around(curve, same)
 
 
 def indifferent(curve: Curve, detectable: float) -> Interval | None:
     """The values around the chosen one over which accuracy changes by less than can be detected."""
-    return _around(curve, [abs(one.difference.value) < detectable for one in curve.points])
+    return _around(curve, [abs(point.difference.value) < detectable for point in curve.points])
 
 
 def _sentences(found: Sensitivity) -> Iterator[str]:
     what = "accuracy" if found.labelled else "agreement"
-    moving = [one for one in found.curves if len(one.points) > 1]
+    moving = [curve for curve in found.curves if len(curve.points) > 1]
     constant = [one for one in moving if _spread(one) == (0.0, 0.0)]
     by_size = sorted(
         (one for one in moving if one not in constant), key=lambda one: _size(_spread(one)), reverse=True
@@ -67,7 +67,7 @@ def _sentences(found: Sensitivity) -> Iterator[str]:
     yield from _hurts(matter, found)
     yield from _no_difference([one for one in by_size if one not in matter] + constant, matter, found, what)
     yield _binding(found)
-    yield from (one.evidence for one in found.failures)
+    yield from (failure.evidence for failure in found.failures)
     if detectable is not None:
         yield (
             f"With these {_questions(found)}, changes of {what} below about {100 * detectable:.1f} points "
@@ -86,7 +86,7 @@ def _effect(curve: Curve, found: Sensitivity) -> str:
     low, high = _spread(curve)
     whole = _whole(curve)
     text = f"{curve.knob} ({100 * low:+.1f} to {points(high)} from {value(whole.low)} to {value(whole.high)}"
-    inside = [one for one in curve.points if one.flops_ratio <= found.budget + TOLERANCE]
+    inside = [point for point in curve.points if point.flops_ratio <= found.budget + TOLERANCE]
     if inside and len(inside) < len(curve.points):
         best = max(one.difference.value for one in inside)
         worst = min(one.difference.value for one in inside)
@@ -123,7 +123,7 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
 
 def _questions(found: Sensitivity) -> str:
     """The number of questions and their split."""
-    count = next((one.questions for one in found.curves), 0)
+    count = next((curve.questions for curve in found.curves), 0)
     return f"{count} {'held-out' if found.split == 'held_out' else 'tune'} questions"
 
 
@@ -150,7 +150,7 @@ def _no_difference(
         over = indifferent(curve, detectable)
         if over is not None and over.high > over.low:
             most = max(
-                abs(one.difference.value) for one in curve.points if over.low <= one.value <= over.high
+                abs(point.difference.value) for point in curve.points if over.low <= point.value <= over.high
             )
             told.append(
                 f"{curve.knob} from {value(over.low)} to {value(over.high)} (at most {100 * most:.1f})"
@@ -219,8 +219,8 @@ def _edges(curve: Curve) -> Iterator[tuple[Curve, CurvePoint]]:
     """The first point outside the safe range on either side."""
     if curve.safe is None:
         return
-    below = [one for one in curve.points if one.until < curve.safe.low]
-    above = [one for one in curve.points if one.value > curve.safe.high]
+    below = [point for point in curve.points if point.until < curve.safe.low]
+    above = [point for point in curve.points if point.value > curve.safe.high]
     if below:
         yield curve, below[-1]
     if above:
@@ -328,7 +328,7 @@ def _compute(found: Sensitivity) -> str:
 
 
 def _at_chosen(curve: Curve) -> CurvePoint:
-    return next(one for one in curve.points if one.value <= curve.chosen <= one.until)
+    return next(point for point in curve.points if point.value <= curve.chosen <= point.until)
 
 
 def _around(curve: Curve, holds: Sequence[bool]) -> Interval | None:
@@ -348,7 +348,7 @@ def _whole(curve: Curve) -> Interval:
 
 
 def _spread(curve: Curve) -> tuple[float, float]:
-    changes = [one.difference.value for one in curve.points]
+    changes = [point.difference.value for point in curve.points]
     return min(changes), max(changes)
 
 

@@ -446,11 +446,11 @@ def test_patience_ends_a_search_that_gains_nothing(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", study) as store:
         sampler = Given([0.1] + [0.9] * 20)
         searched(study, store, sampler, batch_videos=5, patience=4)
-        # All are equally accurate and cost alike: the first gains, none of the next four does.
-        assert len(store.trials()) == 1 + 4
+        # All are equally accurate; the second is cheaper than the first, and none of the next four gains.
+        assert len(store.trials()) == 2 + 4
         searched(study, store, sampler, batch_videos=5, patience=4)
-        # All are equally accurate and cost alike: the first gains, none of the next four does.
-        assert len(store.trials()) == 1 + 4
+        # All are equally accurate; the second is cheaper than the first, and none of the next four gains.
+        assert len(store.trials()) == 2 + 4
 
 
 def test_the_best_is_also_solved_for_more_compute_and_never_chosen_there(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def question_flops(layout: Layout, kept: tuple[int, ...]) -> int:
         if layer in pruned_at:
             left = layout.text + kept[pruned_at.index(layer)]
             if left < tokens:  # one query row against the keys of the layer before
-                flops += SHAPE.hidden**2 + tokens * SHAPE.hidden
+                flops += tokens * SHAPE.hidden
             tokens = left
         if layer < pruned_at[0]:
             flops += chunk_flops(SHAPE, layout.text_after, layout.tokens - layout.text_after)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.break_even import Serving
@@ -441,10 +441,13 @@ def test_what_reports_need_belongs_to_one_definition(tmp_path: Path) -> None:
 
 
 def test_looking_answers_up_does_not_scan_them(tmp_path: Path) -> None:
-    with open_store(tmp_path / "t.db", make_study()) as store, store._transaction() as connection:
-        plan = connection.execute(
-            text(f"EXPLAIN QUERY PLAN {store._query('answer.*').text}"), {"pairs": "[]"}
-        ).all()
+    asked: list[str] = []
+    with open_store(tmp_path / "t.db", make_study()) as store:
+        event.listen(store._engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+        store.answers([(next(iter(store._prompts)), "f")])
+        with store._transaction() as connection:
+            (query,) = (one for one in asked if "json_each" in one)
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", ("[]",)).all()
     steps = [row[3] for row in plan]
     assert any("SEARCH answer USING INDEX" in one and "fingerprint=?" in one for one in steps)
     assert not any("SCAN answer" in one for one in steps)
