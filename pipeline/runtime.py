@@ -374,6 +374,15 @@ class Runtime:
         self.cache_counts["prefixes_reused" if key in self._prefixes else "prefixes_built"] += 1
         return self._prefixes.get(key, build)
 
+    @property
+    def prefix_bytes(self) -> int:
+        """Memory for stored prefixes; may be set once it is known what the loaded model leaves free."""
+        return self._prefixes.max_bytes
+
+    @prefix_bytes.setter
+    def prefix_bytes(self, value: int) -> None:
+        self._prefixes.max_bytes = value
+
     def forget_prefixes(self) -> None:
         """Frees the stored prefixes."""
         self._prefixes.clear()
@@ -383,7 +392,7 @@ class _PrefixStore:
     """Least recently used prefixes, within a bound in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._held: OrderedDict[tuple[str, int], Prefix] = OrderedDict()
 
     def get(self, key: tuple[str, int], build: Callable[[], Prefix]) -> Prefix:
@@ -392,7 +401,7 @@ class _PrefixStore:
             return self._held[key]
         prefix = build()
         self._held[key] = prefix
-        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > self._max_bytes:
+        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > self.max_bytes:
             self._held.popitem(last=False)
         return prefix
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from tuner.evaluation.evaluator import Executor
 from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
 from tuner.evaluation.progress import NoProgress
+from tuner.evaluation.tasks import Work
 from tuner.executors import starting
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
@@ -41,6 +43,12 @@ def make_executor(kind: str, evaluator: FakeEvaluator) -> Executor:
     from tuner.executors.ray_tune import RayExecutor
 
     return RayExecutor(evaluator, workers=int(kind.removeprefix("ray_")))
+
+
+def execute(kind: str, evaluator: FakeEvaluator, work: Work[Any]) -> None:
+    """Runs one piece of work, with workers of its own."""
+    with closing(make_executor(kind, evaluator)) as executor:
+        executor.run(work)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,7 +140,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
         evaluator = Meeting(study, folder=folder) if kind == "ray_2" else FakeEvaluator(study)
         with open_store(folder / "t.db", study) as store:
             loop = make_loop(study, store, progress=progress)
-            make_executor(kind, evaluator).run(loop)
+            execute(kind, evaluator, loop)
         return Ran(folder / "t.db", loop, progress.messages)
 
     return run
@@ -181,7 +189,7 @@ def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: py
     study, progress = make_study(), Told()
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, progress=progress)
-        make_executor("ray_5", FakeEvaluator(study)).run(loop)
+        execute("ray_5", FakeEvaluator(study), loop)
         assert loop.finished
         assert not loop.interrupted
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
@@ -204,7 +212,7 @@ def test_a_killed_worker_loses_only_its_rung(
     study = make_study()
     evaluator = FakeEvaluator(study, kill_marker=tmp_path / "killed", kill_after=kill_after)
     with open_store(tmp_path / "t.db", study) as store:
-        make_executor(kind, evaluator).run(make_loop(study, store))
+        execute(kind, evaluator, make_loop(study, store))
         assert (tmp_path / "killed").exists()
         if kind == "ray_1":
             assert table(store) == undisturbed
@@ -239,7 +247,7 @@ def test_questions_that_keep_killing_their_worker_end_the_run_with_a_clear_error
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
         with pytest.raises(EvaluationError, match=r"failed 3 times .* RuntimeError: no memory left"):
-            make_executor("ray_1", FakeEvaluator(study, always="no memory left")).run(loop)
+            execute("ray_1", FakeEvaluator(study, always="no memory left"), loop)
 
 
 @pytest.mark.parametrize("kind", ["in_process", "ray_1"])
@@ -249,7 +257,7 @@ def test_an_answer_that_is_not_a_number_ends_the_run_at_once(kind: str, tmp_path
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, progress=progress)
         with pytest.raises(NotFiniteError, match=r"^The model's answer to question 'v02\.mp4-q1' is not a"):
-            make_executor(kind, NotANumber(study)).run(loop)
+            execute(kind, NotANumber(study), loop)
         assert not [one for one in progress.messages if "failed" in one]
         assert store.quarantined() == {}
         # The baseline of all, and of the trial at most the batches before.
@@ -275,7 +283,7 @@ def test_a_question_that_runs_out_of_memory_is_left_out(kind: str, question: str
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        make_executor(kind, FakeEvaluator(study, hungry=question)).run(loop)
+        execute(kind, FakeEvaluator(study, hungry=question), loop)
         assert loop.finished
         assert not loop.interrupted
         assert list(store.quarantined()) == [question]
@@ -297,7 +305,7 @@ def test_a_question_that_kills_its_process_is_found_by_workers_and_left_out(tmp_
     process.join(60)
     assert process.exitcode == -9
     with open_store(tmp_path / "t.db", study) as store:
-        make_executor("ray_1", deadly).run(make_loop(study, store, trials=1))
+        execute("ray_1", deadly, make_loop(study, store, trials=1))
         assert "its worker process died" in store.quarantined()["v02.mp4-q1"]
     run_in_process(tmp_path / "t.db", deadly)
     with open_store(tmp_path / "t.db", study) as store:
@@ -333,7 +341,7 @@ def test_workers_that_cannot_be_started_are_no_questions_fault(tmp_path: Path) -
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         with pytest.raises(EvaluationError, match=r"No worker could be started 3 times in a row"):
-            make_executor("ray_1", Unloadable(study)).run(make_loop(study, store))
+            execute("ray_1", Unloadable(study), make_loop(study, store))
         assert store.quarantined() == {}
 
 
@@ -350,7 +358,7 @@ def test_an_interrupted_run_ends_after_the_rungs_in_flight(kind: str, tmp_path: 
             return record(*values)
 
         loop.record = interrupting  # type: ignore[method-assign]
-        make_executor(kind, FakeEvaluator(study)).run(loop)
+        execute(kind, FakeEvaluator(study), loop)
         assert loop.finished
         assert loop.interrupted
         assert len(store.trials()) < 6
@@ -368,7 +376,7 @@ def test_an_error_of_the_loop_comes_out_as_it_is(
         loop = make_loop(study, store)
         monkeypatch.setattr(Loop, "record", full)
         with pytest.raises(OSError, match="no space left on device"):
-            make_executor(kind, FakeEvaluator(study)).run(loop)
+            execute(kind, FakeEvaluator(study), loop)
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
@@ -377,5 +385,5 @@ def test_nothing_to_do_loads_no_model(kind: str, tmp_path: Path) -> None:
     run_in_process(tmp_path / "t.db", FakeEvaluator(study))
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        make_executor(kind, FakeEvaluator(study, always="nobody should ask")).run(loop)
+        execute(kind, FakeEvaluator(study, always="nobody should ask"), loop)
         assert loop.finished

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.flops import ModelShape, VisionShape
 from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
+from tuner.evaluation.description import ModelDescription
 from tuner.evaluation.search_loop import SearchLoop
 from tuner.planning.planner import Planner
 from tuner.records.definition import definition
@@ -217,6 +218,28 @@ class FakeEvaluator:
             "prefixes_built": len(calls),
             "prefixes_reused": asked - len(calls),
         }
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """Ignored: there are no files."""
+
+    def describe(self) -> list[ModelDescription]:
+        """A model of `SHAPE` on this machine's CPU."""
+        return [
+            ModelDescription(
+                host="here",
+                machine="CPU",
+                identity=self.study.model,
+                encoder_identity="siglip",
+                encoding=BASE,
+                dtype="float32",
+                device="cpu",
+                attention="sdpa",
+                pooling=None,
+                checkpoint_pooling=None,
+                cells=16,
+                shape=asdict(SHAPE),
+            )
+        ]
 
     def _one(self, configuration: Mapping[str, Any] | None, question_id: str) -> dict[str, Any]:
         question = self.study.question(question_id)

@@ -11,7 +11,8 @@ from pipeline.answering import Answer
 from pipeline.errors import VideoError
 from pipeline.methods import AdaTP, to_dict
 from pipeline.question import Question
-from tuner.evaluation.evaluator import DispensableCache, EvaluatorSpec, PipelineEvaluator, is_out_of_memory
+from tuner.evaluation.evaluator import DispensableCache, EvaluatorSpec, PipelineEvaluator
+from tuner.evaluation.memory import is_out_of_memory
 
 QUESTIONS = tuple(Question(f"q{i}", "what is it?") for i in range(7))
 
@@ -50,9 +51,10 @@ def evaluator(runtime, batch, contents=None, **options):
         videos={one.id: f"video {i // 3}" for i, one in enumerate(QUESTIONS)},
         cache=None,
         batch=batch,
-        contents=contents or {},
     )
-    return PipelineEvaluator(spec, runtime, **options)
+    one = PipelineEvaluator(spec, runtime, **options)
+    one.expect(contents or {})
+    return one
 
 
 def ids(answers):
