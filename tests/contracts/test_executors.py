@@ -8,15 +8,27 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import NotFiniteError
-from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tests.tuner.fakes import (
+    BASE,
+    SHAPE,
+    FakeEvaluator,
+    make_loop,
+    make_planner,
+    make_study,
+    open_store,
+    stored_questions,
+)
+from tuner.errors import UserError
+from tuner.evaluation.description import Computing
 from tuner.evaluation.evaluator import Executor
 from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
@@ -25,6 +37,8 @@ from tuner.evaluation.tasks import Work
 from tuner.executors import starting
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
+from tuner.runs.workers import Workers
+from tuner.study import Study
 
 EXECUTORS = ["in_process", "ray_1", "ray_2"]
 
@@ -111,10 +125,18 @@ class NotANumber(FakeEvaluator):
 
 
 class Told(NoProgress):
-    """Keeps the messages."""
+    """Keeps the messages, the phases and the steps done."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.phases: list[tuple[str, int]] = []
+        self.done = 0
+
+    def started(self, phase: str, total: int) -> None:
+        self.phases.append((phase, total))
+
+    def advanced(self, count: int = 1) -> None:
+        self.done += count
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -160,6 +182,82 @@ def test_everything_is_answered_once(kind: str, ran: Callable[[str], Ran]) -> No
             wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.split_of(one) == "tune"}
         held_out = len(study.questions_of("held_out"))
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())
+
+
+@dataclass
+class Loaded(FakeEvaluator):
+    """Leaves a file for each process that loads it."""
+
+    folder: Path = Path()
+
+    def __call__(self) -> FakeEvaluator:
+        (self.folder / f"{os.getpid()}.loaded").touch()
+        return self
+
+
+def asked_by_path(study: Study) -> dict[str, list[str]]:
+    paths = {video.name: str(video.path.absolute()) for video in study.videos}
+    return {path: [one.id for one in study.questions if one.video == name] for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("kind", ["in_process", "ray_2"])
+def test_workers_stay_from_encoding_to_the_search(kind: str, tmp_path: Path, undisturbed: list[Any]) -> None:
+    """As it was: the driver encoded, with a model and a number format of its own."""
+    study, progress = make_study(), Told()
+    with (
+        closing(Workers(make_executor(kind, Loaded(study, folder=tmp_path)), progress)) as workers,
+        open_store(tmp_path / "t.db", study) as store,
+    ):
+        assert workers.describe().shape == asdict(SHAPE)
+        encoded = workers.encode(asked_by_path(study))
+        layouts = {name: layout for video in encoded.values() for name, layout in video.layouts.items()}
+        for one in stored_questions(study):
+            np.testing.assert_array_equal(layouts[one.id].frame_relevance, one.layout.frame_relevance)
+        workers.run(make_loop(study, store))
+        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+        if kind == "in_process":
+            assert table(store) == undisturbed
+    assert progress.phases == [("encoding", 8)]
+    assert progress.done == 8
+    assert 1 <= len(list(tmp_path.glob("*.loaded"))) <= 2
+    assert not progress.messages
+
+
+def test_a_worker_that_dies_while_it_encodes_loses_its_video_only(tmp_path: Path) -> None:
+    """One is killed once and its video encoded by the next; a video that kills each time is told as one that
+    cannot be read, and all others are encoded.
+    """
+    study, progress = make_study(), Told()
+    evaluator = FakeEvaluator(
+        study,
+        kill_marker=tmp_path / "killed",
+        kill_marker_video="v02.mp4",
+        deadly_video="v05.mp4",
+        unreadable=("v06.mp4",),
+    )
+    with closing(Workers(make_executor("ray_1", evaluator), progress)) as workers:
+        encoded = {Path(path).name: one for path, one in workers.encode(asked_by_path(study)).items()}
+    assert len(encoded) == len(study.videos)
+    assert {name for name, one in encoded.items() if one.error is None} == {
+        "v00.mp4", "v01.mp4", "v02.mp4", "v03.mp4", "v04.mp4", "v07.mp4",
+    }  # fmt: skip
+    assert str(encoded["v05.mp4"].error).endswith(
+        "v05.mp4 could not be encoded: its worker process died (killed, or out of memory)"
+    )
+    assert progress.done == len(study.videos)
+
+
+@pytest.mark.parametrize("kind", ["in_process", "ray_1"])
+def test_a_worker_that_computes_otherwise_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    study = make_study()
+    with closing(Workers(make_executor(kind, FakeEvaluator(study)), Told())) as workers:
+        workers.require(Computing(BASE, "bfloat16", "cuda"))
+        with pytest.raises(
+            UserError,
+            match=r"^The worker on here computes in float32 on cpu, but the study is computed in bfloat16 on "
+            r"cuda: .* Allowed are workers",
+        ):
+            workers.describe()
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.cache import FeatureCache
@@ -218,7 +219,10 @@ class PipelineEvaluator:
         self._threads = spec.threads
         self._batch = spec.batch
         self._clip_bytes = clip_bytes
-        self._clips: OrderedDict[str, Clip] = OrderedDict()
+        self._clips: dict[str, Clip] = {}
+        # Which clip makes room is drawn, as in `Runtime`: of videos that are visited in turns and do not all
+        # fit, the least recently used is the one that is needed next.
+        self._drawn = Random(0)
         self._in_memory = 0
         # The runtime may have been used before.
         self._counted = Counter(runtime.cache_counts)
@@ -328,17 +332,20 @@ class PipelineEvaluator:
         return self._clip(self._videos[question]), self._questions[question]
 
     def _clip(self, path: str) -> Clip:
-        kept = self._clips.pop(path, None)
+        kept = self._clips.get(path)
         clip = self.runtime.encode(path) if kept is None else kept
         recorded = self._contents.get(path)
         if recorded is not None and clip.content_hash != recorded:
             raise VideoError(
                 f"video {path} is not the file that the study was recorded with: its bytes differ.", path
             )
-        self._in_memory += kept is not None
+        if kept is not None:
+            self._in_memory += 1
+            return clip
+        size = _size(clip) + sum(map(_size, self._clips.values()))
+        while self._clips and size > self._clip_bytes:
+            size -= _size(self._clips.pop(self._drawn.choice(list(self._clips))))
         self._clips[path] = clip
-        while len(self._clips) > 1 and sum(map(_size, self._clips.values())) > self._clip_bytes:
-            self._clips.popitem(last=False)
         return clip
 
 
