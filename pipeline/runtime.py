@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -403,26 +404,38 @@ class Runtime:
         extra = {name: tensor.to(device) for name, tensor in clip.extra.items()}
         return build_prefix(self.family, prompt, clip.features.to(device), extra, layers)
 
+    @property
+    def prefix_bytes(self) -> int:
+        """Memory for stored prefixes; may be set once it is known what the loaded model leaves free."""
+        return self._prefixes.max_bytes
+
+    @prefix_bytes.setter
+    def prefix_bytes(self, value: int) -> None:
+        self._prefixes.max_bytes = value
+
     def forget_prefixes(self) -> None:
         """Frees the stored prefixes."""
         self._prefixes.clear()
 
 
 class _PrefixStore:
-    """Least recently used prefixes, within a bound in bytes."""
+    """Prefixes within a bound in bytes. Which one makes room is drawn: of videos that are visited in turns
+    and do not all fit, the least recently used is the one that is needed next.
+    """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._held: OrderedDict[tuple[str, int], Prefix] = OrderedDict()
+        self.max_bytes = max_bytes
+        self._held: dict[tuple[str, int], Prefix] = {}
+        self._drawn = Random(0)
 
     def get(self, key: tuple[str, int], build: Callable[[], Prefix]) -> Prefix:
         if key in self._held:
-            self._held.move_to_end(key)
             return self._held[key]
         prefix = build()
+        size = prefix.nbytes + sum(held.nbytes for held in self._held.values())
+        while self._held and size > self.max_bytes:
+            size -= self._held.pop(self._drawn.choice(list(self._held))).nbytes
         self._held[key] = prefix
-        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > self._max_bytes:
-            self._held.popitem(last=False)
         return prefix
 
     def clear(self) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -279,12 +279,23 @@ def _shared_decoder() -> Decoder:
 
 
 def content_hash(path: str | Path) -> str:
-    """SHA-256 of the file's bytes, read in pieces; raises VideoError when it cannot be read."""
+    """SHA-256 of the file's bytes, read in pieces; raises VideoError when it cannot be read.
+
+    A process reads a file once, until its size or its time of modification changes.
+    """
     try:
-        with Path(check_file(path)).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        file = check_file(path)
+        state = Path(file).stat()
+        return _hashed(file, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise _video_error(path, f"cannot be read ({error.strerror})") from error
+
+
+@lru_cache(maxsize=2**16)
+def _hashed(path: str, size: int, modified: int) -> str:
+    """Size and modified, in bytes and nanoseconds: by which a changed file is known."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_file(path: str | Path) -> str:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.methods import AdaTP
 from pipeline.trace import Segment
-from tuner.reporting.inspection import FRAMES_PER_STRIP, BiasMaps, Card, Film, Inspection
+from tuner.evaluation.looking import FRAMES_PER_STRIP, Film
+from tuner.reporting.inspection import BiasMaps, Card, Inspection
 from tuner.study.values import Configuration
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from dashboards.picture.picture import Picture
 from pipeline.trace import Grid, Segment
-from tuner.reporting.inspection import FRAMES_PER_STRIP, Card, Film, Inspection, Kind
+from tuner.evaluation.looking import FRAMES_PER_STRIP, Film
+from tuner.reporting.inspection import Card, Inspection, Kind
 
 # Cards of each kind that are shown at once; the others are folded.
 OPEN = 6

@@ -7,22 +7,38 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import NotFiniteError
-from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tests.tuner.fakes import (
+    BASE,
+    SHAPE,
+    FakeEvaluator,
+    make_loop,
+    make_planner,
+    make_study,
+    open_store,
+    stored_questions,
+)
+from tuner.errors import UserError
+from tuner.evaluation.description import Computing
 from tuner.evaluation.evaluator import Executor
 from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
 from tuner.evaluation.progress import NoProgress
+from tuner.evaluation.tasks import Work
 from tuner.executors import starting
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
+from tuner.runs.workers import Workers
+from tuner.study import Study
 
 EXECUTORS = ["in_process", "ray_1", "ray_2"]
 
@@ -41,6 +57,12 @@ def make_executor(kind: str, evaluator: FakeEvaluator) -> Executor:
     from tuner.executors.ray_tune import RayExecutor
 
     return RayExecutor(evaluator, workers=int(kind.removeprefix("ray_")))
+
+
+def execute(kind: str, evaluator: FakeEvaluator, work: Work[Any]) -> None:
+    """Runs one piece of work, with workers of its own."""
+    with closing(make_executor(kind, evaluator)) as executor:
+        executor.run(work)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,10 +125,18 @@ class NotANumber(FakeEvaluator):
 
 
 class Told(NoProgress):
-    """Keeps the messages."""
+    """Keeps the messages, the phases and the steps done."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.phases: list[tuple[str, int]] = []
+        self.done = 0
+
+    def started(self, phase: str, total: int) -> None:
+        self.phases.append((phase, total))
+
+    def advanced(self, count: int = 1) -> None:
+        self.done += count
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -132,7 +162,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
         evaluator = Meeting(study, folder=folder) if kind == "ray_2" else FakeEvaluator(study)
         with open_store(folder / "t.db", study) as store:
             loop = make_loop(study, store, progress=progress)
-            make_executor(kind, evaluator).run(loop)
+            execute(kind, evaluator, loop)
         return Ran(folder / "t.db", loop, progress.messages)
 
     return run
@@ -152,6 +182,82 @@ def test_everything_is_answered_once(kind: str, ran: Callable[[str], Ran]) -> No
             wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.split_of(one) == "tune"}
         held_out = len(study.questions_of("held_out"))
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())
+
+
+@dataclass
+class Loaded(FakeEvaluator):
+    """Leaves a file for each process that loads it."""
+
+    folder: Path = Path()
+
+    def __call__(self) -> FakeEvaluator:
+        (self.folder / f"{os.getpid()}.loaded").touch()
+        return self
+
+
+def asked_by_path(study: Study) -> dict[str, list[str]]:
+    paths = {video.name: str(video.path.absolute()) for video in study.videos}
+    return {path: [one.id for one in study.questions if one.video == name] for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("kind", ["in_process", "ray_2"])
+def test_workers_stay_from_encoding_to_the_search(kind: str, tmp_path: Path, undisturbed: list[Any]) -> None:
+    """As it was: the driver encoded, with a model and a number format of its own."""
+    study, progress = make_study(), Told()
+    with (
+        closing(Workers(make_executor(kind, Loaded(study, folder=tmp_path)), progress)) as workers,
+        open_store(tmp_path / "t.db", study) as store,
+    ):
+        assert workers.describe().shape == asdict(SHAPE)
+        encoded = workers.encode(asked_by_path(study))
+        layouts = {name: layout for video in encoded.values() for name, layout in video.layouts.items()}
+        for one in stored_questions(study):
+            np.testing.assert_array_equal(layouts[one.id].frame_relevance, one.layout.frame_relevance)
+        workers.run(make_loop(study, store))
+        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+        if kind == "in_process":
+            assert table(store) == undisturbed
+    assert progress.phases == [("encoding", 8)]
+    assert progress.done == 8
+    assert 1 <= len(list(tmp_path.glob("*.loaded"))) <= 2
+    assert not progress.messages
+
+
+def test_a_worker_that_dies_while_it_encodes_loses_its_video_only(tmp_path: Path) -> None:
+    """One is killed once and its video encoded by the next; a video that kills each time is told as one that
+    cannot be read, and all others are encoded.
+    """
+    study, progress = make_study(), Told()
+    evaluator = FakeEvaluator(
+        study,
+        kill_marker=tmp_path / "killed",
+        kill_marker_video="v02.mp4",
+        deadly_video="v05.mp4",
+        unreadable=("v06.mp4",),
+    )
+    with closing(Workers(make_executor("ray_1", evaluator), progress)) as workers:
+        encoded = {Path(path).name: one for path, one in workers.encode(asked_by_path(study)).items()}
+    assert len(encoded) == len(study.videos)
+    assert {name for name, one in encoded.items() if one.error is None} == {
+        "v00.mp4", "v01.mp4", "v02.mp4", "v03.mp4", "v04.mp4", "v07.mp4",
+    }  # fmt: skip
+    assert str(encoded["v05.mp4"].error).endswith(
+        "v05.mp4 could not be encoded: its worker process died (killed, or out of memory)"
+    )
+    assert progress.done == len(study.videos)
+
+
+@pytest.mark.parametrize("kind", ["in_process", "ray_1"])
+def test_a_worker_that_computes_otherwise_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    study = make_study()
+    with closing(Workers(make_executor(kind, FakeEvaluator(study)), Told())) as workers:
+        workers.require(Computing(BASE, "bfloat16", "cuda"))
+        with pytest.raises(
+            UserError,
+            match=r"^The worker on here computes in float32 on cpu, but the study is computed in bfloat16 on "
+            r"cuda: .* Allowed are workers",
+        ):
+            workers.describe()
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
@@ -181,7 +287,7 @@ def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: py
     study, progress = make_study(), Told()
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, progress=progress)
-        make_executor("ray_5", FakeEvaluator(study)).run(loop)
+        execute("ray_5", FakeEvaluator(study), loop)
         assert loop.finished
         assert not loop.interrupted
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
@@ -204,7 +310,7 @@ def test_a_killed_worker_loses_only_its_rung(
     study = make_study()
     evaluator = FakeEvaluator(study, kill_marker=tmp_path / "killed", kill_after=kill_after)
     with open_store(tmp_path / "t.db", study) as store:
-        make_executor(kind, evaluator).run(make_loop(study, store))
+        execute(kind, evaluator, make_loop(study, store))
         assert (tmp_path / "killed").exists()
         if kind == "ray_1":
             assert table(store) == undisturbed
@@ -239,7 +345,7 @@ def test_questions_that_keep_killing_their_worker_end_the_run_with_a_clear_error
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
         with pytest.raises(EvaluationError, match=r"failed 3 times .* RuntimeError: no memory left"):
-            make_executor("ray_1", FakeEvaluator(study, always="no memory left")).run(loop)
+            execute("ray_1", FakeEvaluator(study, always="no memory left"), loop)
 
 
 @pytest.mark.parametrize("kind", ["in_process", "ray_1"])
@@ -249,7 +355,7 @@ def test_an_answer_that_is_not_a_number_ends_the_run_at_once(kind: str, tmp_path
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store, progress=progress)
         with pytest.raises(NotFiniteError, match=r"^The model's answer to question 'v02\.mp4-q1' is not a"):
-            make_executor(kind, NotANumber(study)).run(loop)
+            execute(kind, NotANumber(study), loop)
         assert not [one for one in progress.messages if "failed" in one]
         assert store.quarantined() == {}
         # The baseline of all, and of the trial at most the batches before.
@@ -275,7 +381,7 @@ def test_a_question_that_runs_out_of_memory_is_left_out(kind: str, question: str
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        make_executor(kind, FakeEvaluator(study, hungry=question)).run(loop)
+        execute(kind, FakeEvaluator(study, hungry=question), loop)
         assert loop.finished
         assert not loop.interrupted
         assert list(store.quarantined()) == [question]
@@ -297,7 +403,7 @@ def test_a_question_that_kills_its_process_is_found_by_workers_and_left_out(tmp_
     process.join(60)
     assert process.exitcode == -9
     with open_store(tmp_path / "t.db", study) as store:
-        make_executor("ray_1", deadly).run(make_loop(study, store, trials=1))
+        execute("ray_1", deadly, make_loop(study, store, trials=1))
         assert "its worker process died" in store.quarantined()["v02.mp4-q1"]
     run_in_process(tmp_path / "t.db", deadly)
     with open_store(tmp_path / "t.db", study) as store:
@@ -333,7 +439,7 @@ def test_workers_that_cannot_be_started_are_no_questions_fault(tmp_path: Path) -
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         with pytest.raises(EvaluationError, match=r"No worker could be started 3 times in a row"):
-            make_executor("ray_1", Unloadable(study)).run(make_loop(study, store))
+            execute("ray_1", Unloadable(study), make_loop(study, store))
         assert store.quarantined() == {}
 
 
@@ -350,7 +456,7 @@ def test_an_interrupted_run_ends_after_the_rungs_in_flight(kind: str, tmp_path: 
             return record(*values)
 
         loop.record = interrupting  # type: ignore[method-assign]
-        make_executor(kind, FakeEvaluator(study)).run(loop)
+        execute(kind, FakeEvaluator(study), loop)
         assert loop.finished
         assert loop.interrupted
         assert len(store.trials()) < 6
@@ -368,7 +474,7 @@ def test_an_error_of_the_loop_comes_out_as_it_is(
         loop = make_loop(study, store)
         monkeypatch.setattr(Loop, "record", full)
         with pytest.raises(OSError, match="no space left on device"):
-            make_executor(kind, FakeEvaluator(study)).run(loop)
+            execute(kind, FakeEvaluator(study), loop)
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
@@ -377,5 +483,5 @@ def test_nothing_to_do_loads_no_model(kind: str, tmp_path: Path) -> None:
     run_in_process(tmp_path / "t.db", FakeEvaluator(study))
     with open_store(tmp_path / "t.db", study) as store:
         loop = make_loop(study, store)
-        make_executor(kind, FakeEvaluator(study, always="nobody should ask")).run(loop)
+        execute(kind, FakeEvaluator(study, always="nobody should ask"), loop)
         assert loop.finished

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -665,6 +666,31 @@ def test_the_content_hash_is_the_files_sha256(whole: Path, tmp_path: Path) -> No
     assert content_hash(whole) == hashlib.sha256(whole.read_bytes()).hexdigest()
     with pytest.raises(VideoError, match="is not there"):
         content_hash(tmp_path / "missing.mp4")
+
+
+@pytest.mark.quick
+def test_a_file_is_read_once_to_be_hashed_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    digest = hashlib.file_digest
+
+    def counting(file: Any, name: Any) -> Any:
+        read.append(file)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"one")
+    first = content_hash(path)
+    assert content_hash(str(path)) == first
+    assert len(read) == 1
+    path.write_bytes(b"longer")
+    assert content_hash(path) != first
+    path.write_bytes(b"other.")
+    os.utime(path, ns=(1, 1))
+    assert content_hash(path) == hashlib.sha256(b"other.").hexdigest()
+    assert len(read) == 3
 
 
 def test_errors_survive_pickling(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def test_what_a_lost_node_was_doing_goes_to_those_that_are_left(
                 return record(task, *values)
 
             loop.record = losing  # type: ignore[method-assign]
-            RayExecutor(Slow(study, told=told), workers=4, address=cluster.address).run(loop)
+            executor = RayExecutor(Slow(study, told=told), workers=4, address=cluster.address)
+            with closing(executor):
+                executor.run(loop)
             assert len(nodes) == 1
             assert loop.finished
             assert not loop.interrupted

@@ -16,6 +16,8 @@ import numpy as np
 from pipeline.flops import ModelShape, VisionShape
 from pipeline.layout import Layout
 from pipeline.methods import AdaTP, from_dict
+from tuner.evaluation.description import ModelDescription
+from tuner.evaluation.evaluator import EncodedVideo
 from tuner.evaluation.search_loop import SearchLoop
 from tuner.planning.planner import Planner
 from tuner.records.definition import definition
@@ -174,6 +176,12 @@ class FakeEvaluator:
     hungry: str | None = None
     # Such questions harm only after this many calls.
     harmless_calls: int = 0
+    # Names of videos: that cannot be read, and that kill the process which encodes them: each time, or once.
+    unreadable: tuple[str, ...] = ()
+    deadly_video: str | None = None
+    kill_marker_video: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
     calls: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
     # Calls whose use of caches was told.
     counted: int = 0
@@ -217,6 +225,40 @@ class FakeEvaluator:
             "prefixes_built": len(calls),
             "prefixes_reused": asked - len(calls),
         }
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """Ignored: there are no files."""
+
+    def describe(self) -> list[ModelDescription]:
+        """A model of `SHAPE` on this machine's CPU."""
+        return [
+            ModelDescription(
+                host="here",
+                machine="CPU",
+                identity=self.study.model,
+                encoder_identity="siglip",
+                encoding=BASE,
+                dtype=self.dtype,
+                device=self.device,
+                attention="sdpa",
+                pooling=None,
+                checkpoint_pooling=None,
+                shape=asdict(SHAPE),
+            )
+        ]
+
+    def encode(self, video: str, questions: Sequence[str]) -> list[EncodedVideo]:
+        """The layouts of `stored_questions`; a video's name stands for its bytes."""
+        name = Path(video).name
+        again = self.kill_marker is None or self.kill_marker.exists()
+        if name == self.deadly_video or (name == self.kill_marker_video and not again):
+            if self.kill_marker is not None:
+                self.kill_marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        if name in self.unreadable:
+            return [EncodedVideo("", {}, f"video {video} is empty")]
+        return [EncodedVideo(name, {one: _layout(name, one) for one in questions})]
 
     def _one(self, configuration: Mapping[str, Any] | None, question_id: str) -> dict[str, Any]:
         question = self.study.question(question_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,11 @@ def parse_budget(text: str) -> float:
         return float(Decimal(number[:-1]) / 100 if percent else Decimal(number))
     except InvalidOperation:
         raise typer.BadParameter(f"a budget is a FLOPs ratio like 0.3 or 30%, but got {text!r}") from None
+
+
+def in_bytes(gib: float | None) -> int | None:
+    """GiB as bytes."""
+    return None if gib is None else int(gib * 2**30)
 
 
 def warn(text: str) -> None:
@@ -83,6 +89,28 @@ Batch = Annotated[
         min=1,
         help="Questions in one packed forward; their answers are those of 1, which asks as production "
         "does, up to rounding.",
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Folder of the vision features, one for all runs that are to share them; otherwise "
+        ".tuner/STUDY/features in this folder.",
+        envvar="TUNER_CACHE",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+CacheMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--cache-memory",
+        min=0.0,
+        metavar="GIB",
+        help="GiB of prefixes that each worker keeps on its device, and as many of vision features in host "
+        "memory; otherwise half of what is free on a GPU, and a quarter of what is free on the host.",
+        show_default=False,
     ),
 ]
 Address = Annotated[

@@ -1,25 +1,28 @@
-"""What runs inside a worker: a loaded model that answers a study's questions, one configuration at a time.
+"""What runs inside a worker: a loaded model that encodes a study's videos and answers its questions.
 
-Only plain data travels between driver and worker: a specification to the worker, dicts of answers back.
+Only plain data travels between driver and worker: a specification and calls to the worker, results back.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
-import sys
-from collections import Counter, OrderedDict
+import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.cache import FeatureCache
 from pipeline.errors import VideoError
+from pipeline.measure import machine
 from pipeline.question import Question, Scoring
 from pipeline.video import TIMEOUT
 from tuner.errors import without_passwords
-from tuner.evaluation.loop import Loop
+from tuner.evaluation.description import Computing, ModelDescription
+from tuner.evaluation.memory import free_memory, is_out_of_memory, store_bytes
+from tuner.evaluation.tasks import Work
 from tuner.study import Study
 
 if TYPE_CHECKING:
@@ -27,9 +30,10 @@ if TYPE_CHECKING:
 
     from pipeline.answering import Answer
     from pipeline.clip import Clip
+    from pipeline.layout import Layout
     from pipeline.runtime import Request, Runtime
 
-# Vision features of recently used clips that stay in memory, in bytes; a whole small study fits.
+# Vision features of recently used clips that stay in memory, in bytes, where nobody says how many.
 CLIP_BYTES = 512 * 2**20
 
 # The cache of vision features on disk: 1,000 clips of a 7B model in half precision.
@@ -62,6 +66,35 @@ class Evaluator(Protocol):
     def cache_use(self) -> dict[str, int]:
         """Fields of `CacheUse` counted since the last call, as plain data; zeros are left out."""
 
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """From now on videos must have these bytes: hashes by absolute path; others are not checked."""
+
+    def describe(self) -> list[ModelDescription]:
+        """The loaded model: a list of one."""
+
+    def encode(self, video: str, questions: Sequence[str]) -> list[EncodedVideo]:
+        """A video by its absolute path, for these questions about it: a list of one."""
+
+    def serve(self, question: str, configuration: Mapping[str, Any], profile: bool) -> list[dict[str, Any]]:
+        """See `serving.serve`."""
+
+    def time(self, question: str, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See `serving.time_answers`."""
+
+    def look(
+        self, question: str, configurations: Sequence[Mapping[str, Any]], film: bool
+    ) -> list[dict[str, Any]]:
+        """See `looking.look`."""
+
+
+class EncodedVideo(NamedTuple):
+    """What planning needs of a video, and what is wrong with one that cannot be read."""
+
+    content_hash: str
+    # By question id.
+    layouts: dict[str, Layout]
+    error: str | None = None
+
 
 EvaluatorFactory = Callable[[], Evaluator]
 
@@ -83,10 +116,19 @@ def refused_address(address: str, name: str) -> str | None:
 
 
 class Executor(Protocol):
-    """Evaluates what a loop proposes until there is nothing left."""
+    """Runs work on workers. They keep their models from one piece of work to the next, until `close`."""
 
-    def run(self, loop: Loop) -> None:
-        """Returns when the loop is finished; passes on what an evaluation or the loop raises."""
+    def run(self, work: Work[Any]) -> None:
+        """Returns when the work is finished; passes on what an evaluation or the work raises."""
+
+    def require(self, computing: Computing) -> None:
+        """From now on a worker that computes otherwise is refused when it has loaded its model."""
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """See `Evaluator.expect`; holds for all workers, later ones too."""
+
+    def close(self) -> None:
+        """Ends the workers."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +147,19 @@ class EvaluatorSpec:
     cache: str | None
     cache_bytes: int = CACHE_BYTES
     device: str = "auto"
-    # What the loaded model's encoding must be; None takes any.
-    encoding: str | None = None
     # Threads of the model on a CPU. With 1, results do not depend on how many workers share the machine.
     threads: int = 1
     # Questions in one packed forward.
     batch: int = 1
-    # What part of a GPU is this worker's.
-    gpu_share: float = 1.0
     # As in the study.
     pooling: str | None = None
     allow_pickle: bool = False
     decode_timeout: float = TIMEOUT
-    # Hash that the bytes of each video must have, by its path; videos without an entry are not checked.
-    contents: Mapping[str, str] = field(default_factory=dict)
+    # Bytes of each of a worker's stores (`memory`); None: a share of what is free.
+    store_bytes: int | None = None
+    # Workers that share the host's memory, and what part of a GPU is each one's.
+    workers: int = 1
+    gpu_share: float = 1.0
 
     @classmethod
     def of(
@@ -144,17 +185,13 @@ class EvaluatorSpec:
         )
 
     def load(self) -> Runtime:
-        """The model, loaded in this process.
-
-        Errors: ModelError if it cannot be loaded, or would encode otherwise than for the study's records.
-        """
+        """The model, loaded in this process. Errors: ModelError if it cannot be loaded."""
         import torch
 
-        from pipeline.errors import ModelError
         from pipeline.runtime import Runtime
 
         torch.set_num_threads(self.threads)
-        runtime = Runtime.load(
+        return Runtime.load(
             self.model,
             revision=self.revision,
             text_encoder=self.text_encoder,
@@ -167,31 +204,28 @@ class EvaluatorSpec:
             decode_timeout=self.decode_timeout,
             cache=None if self.cache is None else DispensableCache(self.cache, self.cache_bytes),
         )
-        if self.encoding not in (None, runtime.encoding):
-            raise ModelError(
-                f"{self.model} would encode otherwise than for the study's records: another number format "
-                "(records from a CPU, a run on a GPU, or the reverse), pooling, text encoder or version. "
-                f"Here: {runtime.family.dtype} on {runtime.family.device}."
-            )
-        _refuse_crowded(runtime, self.gpu_share, self.batch)
-        return runtime
 
     def __call__(self) -> PipelineEvaluator:
-        """A specification is its own factory."""
-        return PipelineEvaluator(self, self.load())
+        """A specification is its own factory: the loaded model, with stores as large as memory allows."""
+        runtime = self.load()
+        room = store_bytes(
+            runtime.family.device, workers=self.workers, gpu_share=self.gpu_share, asked=self.store_bytes
+        )
+        runtime.prefix_bytes = room.prefixes
+        _refuse_crowded(runtime, self.gpu_share, self.batch, room.prefixes)
+        return PipelineEvaluator(self, runtime, clip_bytes=room.clips)
 
 
-def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int) -> None:
+def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int, prefixes: int) -> None:
     """Errors: ModelError where this worker and the others with such a share do not fit on the GPU."""
     device = runtime.family.device
     # A fraction of a GPU is of a single GPU. Alone on it, a worker halves its packs where they do not fit.
-    workers = int(1 / gpu_share + 1e-9)
+    workers = int(1 / gpu_share + 1e-9) if gpu_share > 0 else 1
     if device.type != "cuda" or workers < 2:
         return
     import torch
 
     from pipeline.memory import WorkerMemory, refuse_crowded, working_bytes
-    from pipeline.runtime import PREFIX_BYTES
 
     family = runtime.family
     working = working_bytes(
@@ -203,7 +237,7 @@ def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int) -> None:
     )
     loaded = torch.cuda.memory_allocated(device)
     total = torch.cuda.get_device_properties(device).total_memory
-    refuse_crowded(WorkerMemory(loaded, PREFIX_BYTES, working), workers, total)
+    refuse_crowded(WorkerMemory(loaded, prefixes, working), workers, total)
 
 
 class PipelineEvaluator:
@@ -213,13 +247,69 @@ class PipelineEvaluator:
         self.runtime = runtime
         self._questions = {question.id: question for question in spec.questions}
         self._videos = spec.videos
-        self._contents = spec.contents
+        self._contents: Mapping[str, str] = {}
+        self._threads = spec.threads
         self._batch = spec.batch
         self._clip_bytes = clip_bytes
-        self._clips: OrderedDict[str, Clip] = OrderedDict()
+        self._clips: dict[str, Clip] = {}
+        # Which clip makes room is drawn, as in `Runtime`: of videos that are visited in turns and do not all
+        # fit, the least recently used is the one that is needed next.
+        self._drawn = Random(0)
         self._in_memory = 0
         # The runtime may have been used before.
         self._counted = Counter(runtime.cache_counts)
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """See `Evaluator.expect`."""
+        self._contents = contents
+
+    def describe(self) -> list[ModelDescription]:
+        """See `Evaluator.describe`."""
+        runtime, family = self.runtime, self.runtime.family
+        return [
+            ModelDescription(
+                host=socket.gethostname(),
+                machine=machine(gpu=family.device.type == "cuda", threads=self._threads),
+                identity=runtime.identity,
+                encoder_identity=runtime.encoder_identity,
+                encoding=runtime.encoding,
+                dtype=runtime.dtype,
+                device=family.device.type,
+                attention=family.attention,
+                pooling=family.pooling,
+                checkpoint_pooling=family.checkpoint_pooling,
+                shape=asdict(runtime.shape),
+            )
+        ]
+
+    def encode(self, video: str, questions: Sequence[str]) -> list[EncodedVideo]:
+        """See `Evaluator.encode`. Errors: NotFiniteError when the model makes no numbers of it."""
+        try:
+            clip = self._clip(video)
+        except VideoError as error:
+            return [EncodedVideo("", {}, str(error))]
+        layouts = {one: self.runtime.layout(clip, self._questions[one]) for one in questions}
+        return [EncodedVideo(clip.content_hash, layouts)]
+
+    def serve(self, question: str, configuration: Mapping[str, Any], profile: bool) -> list[dict[str, Any]]:
+        """See `Evaluator.serve`."""
+        from tuner.evaluation.serving import serve
+
+        return [serve(self.runtime, self.asked, question, configuration, profile=profile)]
+
+    def time(self, question: str, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """See `Evaluator.time`."""
+        from tuner.evaluation.serving import time_answers
+
+        return [time_answers(self.runtime, self.asked, question, configurations)]
+
+    def look(
+        self, question: str, configurations: Sequence[Mapping[str, Any]], film: bool
+    ) -> list[dict[str, Any]]:
+        """See `Evaluator.look`."""
+        from tuner.evaluation.looking import look
+
+        return [look(self.runtime, self.asked, question, configurations, film=film)]
 
     def answer(
         self,
@@ -273,21 +363,21 @@ class PipelineEvaluator:
         return self._clip(self._videos[question]), self._questions[question]
 
     def _clip(self, path: str) -> Clip:
-        if path in self._clips:
+        kept = self._clips.get(path)
+        clip = self.runtime.encode(path) if kept is None else kept
+        recorded = self._contents.get(path)
+        if recorded is not None and clip.content_hash != recorded:
+            raise VideoError(
+                f"video {path} is not the file that the study was recorded with: its bytes differ.", path
+            )
+        if kept is not None:
             self._in_memory += 1
-        else:
-            clip = self.runtime.encode(path)
-            recorded = self._contents.get(path)
-            if recorded is not None and clip.content_hash != recorded:
-                raise VideoError(
-                    f"video {path} is not the file that the study was recorded with: its bytes differ.",
-                    path,
-                )
-            self._clips[path] = clip
-            while len(self._clips) > 1 and sum(map(_size, self._clips.values())) > self._clip_bytes:
-                self._clips.popitem(last=False)
-        self._clips.move_to_end(path)
-        return self._clips[path]
+            return clip
+        size = _size(clip) + sum(map(_size, self._clips.values()))
+        while self._clips and size > self._clip_bytes:
+            size -= _size(self._clips.pop(self._drawn.choice(list(self._clips))))
+        self._clips[path] = clip
+        return clip
 
 
 class DispensableCache(FeatureCache):
@@ -309,23 +399,6 @@ class DispensableCache(FeatureCache):
                     error,
                 )
             self._told = True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the GPU or of the machine did not suffice; torch raises it in three ways."""
-    names = {one.__name__ for one in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
-
-
-def free_memory() -> None:
-    """Releases the memory that a failed forward left behind."""
-    gc.collect()
-    # Without torch there is nothing to release, and importing it takes seconds.
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _size(clip: Clip) -> int:

@@ -12,11 +12,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Literal
 
-from tuner.evaluation.tasks import VideoBatch
+from tuner.evaluation.tasks import FailureKind, VideoBatch
 from tuner.study.values import Configuration
-
-FailureKind = Literal["killed", "out_of_memory", "raised"]
-"""The worker's process died; memory did not suffice; the evaluator raised another error."""
 
 Consequence = Literal["retry", "ask_one_by_one", "quarantine", "end_run"]
 

@@ -18,13 +18,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
 
 from tuner.errors import UserError
-from tuner.evaluation.failures import FailureKind, Failures, keeps_failing, too_many_quarantined
+from tuner.evaluation.failures import Failures, keeps_failing, too_many_quarantined
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import judge, outcome, reference
-from tuner.evaluation.tasks import Evaluation, Kind, Task, VideoBatch
+from tuner.evaluation.tasks import Decision, Evaluation, FailureKind, Kind, Task, VideoBatch
 from tuner.planning.planner import Planner
 from tuner.records.measurements import CacheUse, ModelUse
 from tuner.records.store import Store
@@ -34,8 +33,6 @@ from tuner.statistics.guessing import against_guessing
 from tuner.statistics.wording import weak_baseline
 from tuner.study import Study
 from tuner.study.values import Configuration, Outcome, QuestionResult, Split
-
-Decision = Literal["continue", "stop"]
 
 
 class Loop(ABC):
@@ -80,6 +77,8 @@ class Loop(ABC):
         self._upcoming = self._schedule()
         self._waiting: deque[tuple[Evaluation, tuple[VideoBatch, ...]]] = deque()
         self._in_flight: dict[int, tuple[Evaluation, Task]] = {}
+        # The worker that was last asked about a video: its memory may still hold the video's features.
+        self._seen_by: dict[str, str] = {}
         self._failures = Failures()
         self._next_id = 0
         self._exhausted = False
@@ -104,14 +103,16 @@ class Loop(ABC):
 
     # What an executor calls
 
-    def propose(self) -> Task | None:
+    def propose(self, worker: str = "") -> Task | None:
         """The next task; None if there is none left (`finished`) or it depends on answers in flight.
 
+        worker: who asks. Of what waits for the same evaluation it gets videos that it was asked about before,
+        or nobody was, so that its memory holds what it needs of them.
         Errors: UserError if the baseline is complete, does no better than guessing and is not accepted.
         """
         while not self._interrupted:
             if self._waiting:
-                return self._hand_out(*self._waiting.popleft())
+                return self._hand_out(*self._waiting_for(worker), worker)
             evaluation = next(self._upcoming, _END)
             if evaluation is _END:
                 self._exhausted = True
@@ -411,13 +412,27 @@ class Loop(ABC):
             for start in range(0, len(videos), self._batch_videos):
                 yield tuple(one for video in videos[start : start + self._batch_videos] for one in video)
 
-    def _hand_out(self, evaluation: Evaluation, batches: tuple[VideoBatch, ...]) -> Task:
+    def _waiting_for(self, worker: str) -> tuple[Evaluation, tuple[VideoBatch, ...]]:
+        """Takes from what waits for the first evaluation the part that this worker knows best."""
+        first = self._waiting[0]
+        mine = self._seen_by.get
+        for share in self._waiting:
+            if share[0] is not first[0]:
+                break
+            if mine(self._study.question(share[1][0][0]).video, worker) == worker:
+                first = share
+                break
+        self._waiting.remove(first)
+        return first
+
+    def _hand_out(self, evaluation: Evaluation, batches: tuple[VideoBatch, ...], worker: str) -> Task:
         references = {}
         for one in (one for batch in batches for one in batch):
             text = reference(self._study.question(one), self._baseline_answers.get(one))
             if text is not None:
                 references[one] = text
         asked = {one for batch in batches for one in batch}
+        self._seen_by |= dict.fromkeys((self._study.question(one).video for one in asked), worker)
         task = Task(
             self._next_id,
             evaluation.kind,

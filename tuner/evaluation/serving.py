@@ -1,79 +1,70 @@
-"""What a configuration costs a server, measured with the study's model on held-out questions."""
+"""What a configuration costs a server, and how long ways to prune take: measured by a worker, with the
+study's model, on held-out questions.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from pipeline import measure
 from pipeline.break_even import Serving
 from pipeline.errors import PipelineError
 from pipeline.flops import plan_flops, unpruned_flops
-from pipeline.methods import Method
-from tuner.evaluation.evaluator import is_out_of_memory
+from pipeline.methods import Method, from_dict, to_dict
+from tuner.evaluation.call_loop import CallLoop
+from tuner.evaluation.memory import NO_MEMORY, is_out_of_memory
 from tuner.evaluation.progress import Progress
+from tuner.evaluation.tasks import Call, Work
 from tuner.planning.planner import Planner
-from tuner.records.measurements import MeasuredServing, Profiled
+from tuner.records.measurements import MeasuredServing, Profiled, Timed
 
 if TYPE_CHECKING:
     from pipeline.clip import Clip
     from pipeline.question import Question
     from pipeline.runtime import Runtime
-    from tuner.evaluation.evaluator import PipelineEvaluator
 
-# Questions that are timed, and seconds after which no further question begins.
+Find = Callable[[str], "tuple[Clip, Question]"]
+"""Gives a question by its id, with its encoded video. Errors: VideoError."""
+
+# Questions that are timed, and seconds after which no further question begins: for what a server pays, and
+# for ways to prune side by side.
 QUESTIONS = 5
 PATIENCE = 30.0
+TIMED_QUESTIONS = 12
+TIMED_PATIENCE = 60.0
 
 
-def measure_serving(
-    evaluator: PipelineEvaluator,
-    planner: Planner,
-    method: Method,
-    progress: Progress,
-    *,
-    leave_out: Collection[str] = (),
-) -> MeasuredServing:
-    """Times a few held-out questions, spread over their planned FLOPs, and lets torch count the FLOPs of the
-    median question. leave_out: ids of questions that are not asked.
+# In a worker
 
-    Errors: PipelineError if a video cannot be read any more or memory does not suffice.
+
+def serve(
+    runtime: Runtime, find: Find, question: str, configuration: Mapping[str, Any], *, profile: bool
+) -> dict[str, Any]:
+    """Times one question, and with `profile` lets torch count its FLOPs; `error` says why that is not
+    possible.
     """
-    asked = planner.spread(method, QUESTIONS, leave_out)
-    progress.started("costs", len(asked))
-    seconds: list[tuple[Serving, Serving]] = []
-    profiled = None
-    began = time.monotonic()
-    for one in asked:
-        if not seconds or time.monotonic() - began < PATIENCE:
-            clip, question = evaluator.asked(one.id)
-            try:
-                seconds.append(measure.serving_seconds(evaluator.runtime, clip, question, method))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise PipelineError("memory does not suffice.") from error
-            if len(seconds) == 1:
-                profiled = _profiled(evaluator.runtime, clip, question, method)
-        progress.advanced()
-    if profiled is None:
-        progress.message("torch.profiler's count was left out: its pass does not fit into memory.")
-    baseline, best = zip(*seconds, strict=True)
-    return MeasuredServing(
-        device=measure.device_name(evaluator.runtime),
-        questions=len(seconds),
-        value_bytes=evaluator.runtime.family.dtype.itemsize,
-        baseline=Serving.mean(baseline),
-        best=Serving.mean(best),
-        profiled=profiled,
-    )
+    method = from_dict(configuration)
+    try:
+        clip, asked = find(question)
+        baseline, best = measure.serving_seconds(runtime, clip, asked, method)
+        return {
+            "device": measure.device_name(runtime),
+            "value_bytes": runtime.family.dtype.itemsize,
+            "baseline": asdict(baseline),
+            "best": asdict(best),
+            "profiled": _profiled(runtime, clip, asked, method) if profile else None,
+        }
+    except Exception as error:  # noqa: BLE001 - raised again where nobody can act on it
+        return _error(error)
 
 
-def _profiled(runtime: Runtime, clip: Clip, question: Question, method: Method) -> Profiled | None:
+def _profiled(runtime: Runtime, clip: Clip, question: Question, method: Method) -> dict[str, Any] | None:
     layout, shape = runtime.layout(clip, question), runtime.shape
     try:
-        return Profiled(
+        found = Profiled(
             question=question.id,
             counted_baseline=measure.profiled_flops(runtime, clip, question, None),
             counted_best=measure.profiled_flops(runtime, clip, question, method),
@@ -84,3 +75,111 @@ def _profiled(runtime: Runtime, clip: Clip, question: Question, method: Method) 
         if not is_out_of_memory(error):
             raise
         return None
+    return asdict(found)
+
+
+def time_answers(
+    runtime: Runtime, find: Find, question: str, configurations: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Times prefill and answer of one question with the unpruned model and under each configuration, in
+    turns; `error` says why that is not possible.
+    """
+    methods = [from_dict(one) for one in configurations]
+    try:
+        clip, asked = find(question)
+        seconds = measure.answer_seconds(runtime, clip, asked, (None, *methods))
+        return {"device": measure.device_name(runtime), "seconds": seconds}
+    except Exception as error:  # noqa: BLE001 - raised again where nobody can act on it
+        return _error(error)
+
+
+def _error(error: Exception) -> dict[str, Any]:
+    """What the driver is told of an error that would come again; others are raised."""
+    if is_out_of_memory(error):
+        return {"error": NO_MEMORY}
+    if isinstance(error, PipelineError):
+        return {"error": str(error)}
+    raise error
+
+
+# In the driver
+
+
+def measure_serving(
+    run: Callable[[Work[Any]], None],
+    planner: Planner,
+    method: Method,
+    progress: Progress,
+    *,
+    leave_out: Collection[str] = (),
+) -> MeasuredServing:
+    """Has a few held-out questions timed, spread over their planned FLOPs, and the FLOPs of the median
+    question counted. run: runs work on workers. leave_out: ids of questions that are not asked.
+
+    Errors: PipelineError if a video cannot be read any more or memory does not suffice.
+    """
+    asked = planner.spread(method, QUESTIONS, leave_out)
+    configuration = to_dict(method)
+    calls = [
+        Call("serve", {"question": one.id, "configuration": configuration, "profile": index == 0})
+        for index, one in enumerate(asked)
+    ]
+    found = _measured(run, "Measuring what a server would pay", "costs", calls, PATIENCE, progress)
+    profiled = found[0]["profiled"]
+    if profiled is None:
+        progress.message("torch.profiler's count was left out: its pass does not fit into memory.")
+    return MeasuredServing(
+        device=found[0]["device"],
+        questions=len(found),
+        value_bytes=found[0]["value_bytes"],
+        baseline=Serving.mean([Serving(**one["baseline"]) for one in found]),
+        best=Serving.mean([Serving(**one["best"]) for one in found]),
+        profiled=None if profiled is None else Profiled(**profiled),
+    )
+
+
+def measure_times(
+    run: Callable[[Work[Any]], None],
+    planner: Planner,
+    methods: Sequence[Method],
+    progress: Progress,
+    *,
+    leave_out: Collection[str] = (),
+) -> list[Timed]:
+    """Has a few held-out questions timed under each method, on one worker. The parameters, and what is
+    raised: as of `measure_serving`.
+    """
+    asked = planner.spread(methods[0], TIMED_QUESTIONS, leave_out)
+    configurations = tuple(to_dict(one) for one in methods)
+    calls = [Call("time", {"question": one.id, "configurations": configurations}) for one in asked]
+    found = _measured(run, "Timing", "times", calls, TIMED_PATIENCE, progress)
+    columns = zip(*(one["seconds"] for one in found), strict=True)
+    baseline, *means = (sum(column) / len(found) for column in columns)
+    return [Timed(found[0]["device"], len(found), mean, baseline) for mean in means]
+
+
+def _measured(
+    run: Callable[[Work[Any]], None],
+    what: str,
+    phase: str,
+    calls: Sequence[Call],
+    patience: float,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The results of calls that one worker makes in turn, until patience (seconds) is over."""
+    found: list[dict[str, Any]] = []
+    began = time.monotonic()
+
+    def take(_: Call, results: list[dict[str, Any]]) -> bool:
+        found.extend(results)
+        return "error" in found[-1] or time.monotonic() - began >= patience
+
+    def give_up(_: Call, reason: str) -> None:
+        found.append({"error": reason})
+
+    loop = CallLoop(what, phase, [calls], take, give_up=give_up, progress=progress)
+    run(loop)
+    for one in found:
+        if "error" in one:
+            raise PipelineError(one["error"])
+    return found

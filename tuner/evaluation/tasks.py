@@ -1,19 +1,88 @@
-"""What the loop and an executor exchange: evaluations, and the attempts at them that are handed out."""
+"""What an executor and the work it runs exchange: tasks, the calls that they consist of, and the results.
+
+Work is a search, a comparison (`loop`), or calls of other kinds, such as encoding (`call_loop`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from tuner.records.measurements import CacheUse
 from tuner.records.values import RecordedAnswer
 from tuner.study.values import Configuration
+
+VideoBatch = tuple[str, ...]
+"""Ids of questions about a few whole videos: what is answered and recorded together."""
+
+Decision = Literal["continue", "stop"]
+"""Whether the worker goes on with the task's next batch."""
+
+FailureKind = Literal["killed", "out_of_memory", "raised"]
+"""The worker's process died; memory did not suffice; the evaluator raised another error."""
 
 Kind = Literal["baseline", "noise", "trial", "held_out", "asked"]
 """What an evaluation is for; "asked": a comparison or a sensitivity study needs it."""
 
-VideoBatch = tuple[str, ...]
-"""Ids of questions about a few whole videos: what is answered and recorded together."""
+
+class Call(NamedTuple):
+    """A call of a worker's evaluator, as plain data; it returns a list of plain data."""
+
+    method: Literal["answer", "describe", "encode", "serve", "time", "look"]
+    arguments: dict[str, Any]
+
+
+class Assignment(Protocol):
+    """What a worker is given at once: batches of calls, whose results are recorded batch by batch."""
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """One element for each batch."""
+
+    def calls(self, batch_index: int) -> list[Call]:
+        """What gives a batch's results."""
+
+    def read(self, results: Sequence[Any]) -> Sequence[Any]:
+        """A batch's results as `Work.record` takes them, from the plain data that its calls returned."""
+
+
+Assigned = TypeVar("Assigned", bound=Assignment)
+
+
+class Work(Protocol[Assigned]):
+    """What an executor runs to its end. It is called from one thread only."""
+
+    def propose(self, worker: str = "") -> Assigned | None:
+        """The next task for this worker; None if there is none left (`finished`) or it depends on results in
+        flight.
+        """
+
+    def record(
+        self,
+        task: Assigned,
+        batch_index: int,
+        results: Sequence[Any],
+        cache_use: CacheUse | None = None,
+    ) -> Decision:
+        """Takes the results of one batch; returns "stop" if this task needs no further batch."""
+
+    def failed(self, task: Assigned, reason: str, kind: FailureKind = "raised") -> None:
+        """An attempt ended without a result: what it had not recorded is proposed again, or given up."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to hand out and nothing is in flight."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the work was ended early."""
+
+    def interrupt(self) -> None:
+        """Ends the work after the batches in flight, which are still recorded."""
+
+    def say(self, text: str) -> None:
+        """Passes on a line from the executor that the user should read."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +105,27 @@ class Task:
         """Whether the questions are asked in packs of another size than usual, to measure the noise floor."""
         return self.kind == "noise"
 
-    def calls(self, batch_index: int) -> list[tuple[dict[str, Any] | None, VideoBatch]]:
-        """What answers a batch: pairs of a configuration as plain data (None: the unpruned model) and the ids
-        of its questions.
-        """
+    def calls(self, batch_index: int) -> list[Call]:
+        """What answers a batch: a call for each configuration in it."""
         groups: dict[Configuration | None, list[str]] = {}
         for question in self.batches[batch_index]:
             groups.setdefault(self.configurations.get(question, self.configuration), []).append(question)
         return [
-            (None if configuration is None else configuration.as_dict(), tuple(questions))
+            Call(
+                "answer",
+                {
+                    "configuration": None if configuration is None else configuration.as_dict(),
+                    "questions": tuple(questions),
+                    "references": {one: self.references[one] for one in questions if one in self.references},
+                    "reshaped": self.reshaped,
+                },
+            )
             for configuration, questions in groups.items()
         ]
+
+    def read(self, results: Sequence[Any]) -> list[RecordedAnswer]:
+        """The answers of a batch."""
+        return [RecordedAnswer.from_dict(one) for one in results]
 
 
 @dataclass(eq=False)

@@ -1,53 +1,83 @@
-"""Evaluates in this process, one task after another: for `--workers 1` and fast tests."""
+"""Runs work in this process, one task after another: for `--workers 1` and fast tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory, free_memory, is_out_of_memory
-from tuner.evaluation.loop import Loop
-from tuner.evaluation.tasks import Task
+from tuner.errors import UserError
+from tuner.evaluation.description import Computing
+from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory
+from tuner.evaluation.memory import free_memory, is_out_of_memory
+from tuner.evaluation.tasks import Assignment, Work
 from tuner.records.measurements import CacheUse
-from tuner.records.values import RecordedAnswer
 
 
-@dataclass(frozen=True)
 class InProcessExecutor:
-    """Calls the factory once, and only if there is something to evaluate.
+    """Calls the factory once, and only if there is something to do.
 
-    Memory that does not suffice for a question is reported to the loop; its cache use is counted with the
-    next batch that is answered. Any other exception of the evaluator ends the run, because the same question
-    would raise it again in the same process.
+    Memory that does not suffice for a call is reported to the work; its cache use is counted with the next
+    batch. Any other exception of the evaluator ends the run, because the same call would raise it again in
+    the same process.
     """
 
-    factory: EvaluatorFactory
+    def __init__(self, factory: EvaluatorFactory) -> None:
+        self._factory = factory
+        self._evaluator: Evaluator | None = None
+        self._required: Computing | None = None
+        self._contents: Mapping[str, str] | None = None
 
-    def run(self, loop: Loop) -> None:
-        """See `Executor.run`."""
-        evaluator: Evaluator | None = None
-        while (task := loop.propose()) is not None:
-            if evaluator is None:
-                evaluator = self.factory()
+    def run(self, work: Work[Any]) -> None:
+        """See `Executor.run`. Errors: UserError if the model computes otherwise than is required."""
+        while (task := work.propose()) is not None:
+            evaluator = self._loaded()
             for index in range(len(task.batches)):
-                answers = _answer(evaluator, task, index)
-                if isinstance(answers, str):
+                results = _results(evaluator, task, index)
+                if isinstance(results, str):
                     free_memory()
-                    loop.failed(task, answers, "out_of_memory")
+                    work.failed(task, results, "out_of_memory")
                     break
-                if loop.record(task, index, answers, CacheUse(**evaluator.cache_use())) == "stop":
+                use = CacheUse(**evaluator.cache_use())
+                if work.record(task, index, task.read(results), use) == "stop":
                     break
 
+    def require(self, computing: Computing) -> None:
+        """See `Executor.require`."""
+        self._required = computing
 
-def _answer(evaluator: Evaluator, task: Task, batch: int) -> list[RecordedAnswer] | str:
-    """The answers or, if memory does not suffice for them, the error's message."""
-    answers: list[dict[str, Any]] = []
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """See `Executor.expect`."""
+        self._contents = contents
+        if self._evaluator is not None:
+            self._evaluator.expect(contents)
+
+    def close(self) -> None:
+        """Gives the model's memory back."""
+        self._evaluator = None
+        free_memory()
+
+    def _loaded(self) -> Evaluator:
+        if self._evaluator is None:
+            evaluator = self._factory()
+            if self._required is not None:
+                refusal = evaluator.describe()[0].refusal(self._required)
+                if refusal is not None:
+                    raise UserError(refusal)
+            if self._contents is not None:
+                evaluator.expect(self._contents)
+            self._evaluator = evaluator
+        return self._evaluator
+
+
+def _results(evaluator: Evaluator, task: Assignment, batch: int) -> list[Any] | str:
+    """What the batch's calls return or, if memory does not suffice for them, the error's message."""
+    results: list[Any] = []
     try:
-        for configuration, questions in task.calls(batch):
-            answers += evaluator.answer(configuration, questions, task.references, reshaped=task.reshaped)
+        for call in task.calls(batch):
+            results += getattr(evaluator, call.method)(**call.arguments)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         # Only its text: the error itself keeps the failed forward's tensors alive.
         return f"{type(error).__name__}: {error}"
-    return [RecordedAnswer.from_dict(one) for one in answers]
+    return results

@@ -1,25 +1,30 @@
-"""Evaluates on long-lived Ray workers, local or in a cluster: the only module that imports Ray.
+"""Runs work on long-lived Ray workers, local or in a cluster: the only module that imports Ray.
 
-A Tune trial is a worker, from its start to its end: it loads the model once and gets one `Task` after
-another. Only workers that are ready get tasks: a task that is bound to a worker without a place would wait
-for ever while other workers have nothing to do. Tune's own retries, checkpoints and restores are not used,
-because the loop knows what is missing. The scheduler below records all results and passes on all decisions:
-Tune skips the searcher's `on_trial_result` when a trial is stopped, and skips the scheduler when the
-trainable reports that it is done. So the trainable never reports that.
+A Tune trial is a worker, from its start to its end: it loads the model once and gets one task after another,
+of one piece of work after another. Only workers that are ready get tasks: a task that is bound to a worker
+without a place would wait for ever while other workers have nothing to do. Tune's own retries, checkpoints
+and restores are not used, because the work knows what is missing. The scheduler below records all results and
+passes on all decisions: Tune skips the searcher's `on_trial_result` when a trial is stopped, and skips the
+scheduler when the trainable reports that it is done. So the trainable never reports that.
+
+Tune runs in a thread of its own for as long as there are workers. Its hooks hand everything that touches
+the work to the thread that called `run` and wait for it: records, progress and Ctrl-C stay in that thread.
+Between two pieces of work the hooks, and with them the workers, wait.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import ray
 from ray import cloudpickle as pickle
@@ -31,15 +36,14 @@ from ray.tune.result import HOSTNAME
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from pipeline.errors import NotFiniteError
+from pipeline.errors import ModelError, NotFiniteError
 from tuner.errors import UserError
-from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory, is_out_of_memory
-from tuner.evaluation.failures import FailureKind
-from tuner.evaluation.loop import Decision, Loop
-from tuner.evaluation.tasks import Task
+from tuner.evaluation.description import Computing, ModelDescription
+from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory
+from tuner.evaluation.memory import is_out_of_memory
+from tuner.evaluation.tasks import Assignment, Call, Decision, FailureKind, Work
 from tuner.executors.starting import Starting
 from tuner.records.measurements import CacheUse
-from tuner.records.values import RecordedAnswer
 
 # Read by Ray when it starts and by Tune when it runs.
 _ENVIRONMENT = {
@@ -50,7 +54,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ctrl-C is for the driver, which ends the run after the batches in flight.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # The loop reports a worker that died.
+    # The work reports a worker that died.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     # The state of the Tune experiment is never restored: writing it once an hour is writing it at the end.
@@ -73,49 +77,106 @@ _ANSWER = 10.0
 _IDLE = 0.1
 
 
-@dataclass(frozen=True)
+# Seconds within which a worker that is told to end has to end.
+_END = 10.0
+
+Value = TypeVar("Value")
+
+
 class RayExecutor:
-    """Runs `workers` evaluations at a time, each in a process of its own with `gpus_per_worker` GPUs.
+    """Runs tasks on `workers` workers, each in a process of its own with `gpus_per_worker` GPUs.
 
     address: of a running cluster. None starts Ray on this machine and ends it afterwards, unless it runs
     already. In a cluster every node must find videos, model and feature cache under the same paths.
     """
 
-    factory: EvaluatorFactory
-    workers: int
-    gpus_per_worker: float = 0.0
-    address: str | None = None
+    def __init__(
+        self,
+        factory: EvaluatorFactory,
+        workers: int,
+        gpus_per_worker: float = 0.0,
+        address: str | None = None,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be 1 or more, but got {workers=}.")
+        self._factory = factory
+        self._workers = workers
+        self._gpus_per_worker = gpus_per_worker
+        self._address = address
+        self._bridge = _Bridge(workers)
+        self._open = ExitStack()
+        self._tune: threading.Thread | None = None
 
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be 1 or more, but got {self.workers=}.")
+    def run(self, work: Work[Any]) -> None:
+        """See `Executor.run`. The first work that has something to do starts the workers.
 
-    def run(self, loop: Loop) -> None:
-        """See `Executor.run`.
-
-        Errors: UserError if the cluster cannot be reached or has too few GPUs; EvaluationError as
-        `Loop.failed`.
+        Errors: UserError if the cluster cannot be reached or has too few GPUs, or no worker computes as is
+        required; EvaluationError as `Loop.failed`.
         """
-        bridge = _Bridge(loop, self.workers)
         # Ray takes seconds to start, so first see whether there is anything to do.
-        bridge.first = loop.propose()
-        if bridge.first is None:
+        first = work.propose()
+        if first is None:
             return
-        with (
-            _quiet(),
-            _ray(self.workers, self.gpus_per_worker, self.address),
-            tempfile.TemporaryDirectory() as folder,
-        ):
+        self._start()
+        bridge = self._bridge
+        bridge.begin(work, first)
+        while not bridge.over:
+            try:
+                job = bridge.jobs.get(timeout=1.0)
+            except queue.Empty:
+                if self._tune is None or not self._tune.is_alive():
+                    raise bridge.error or RuntimeError("Ray Tune ended before its work did.") from None
+            else:
+                job()
+        if bridge.error is not None:
+            raise bridge.error
+
+    def require(self, computing: Computing) -> None:
+        """See `Executor.require`."""
+        self._bridge.required = computing
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """See `Executor.expect`."""
+        self._bridge.expect(contents)
+
+    def close(self) -> None:
+        """See `Executor.close`; the next work starts workers anew."""
+        thread, self._tune = self._tune, None
+        if thread is None:
+            return
+        self._bridge.close()
+        thread.join(_END)
+        # Ends Ray where it is ours, and with it workers that have not ended.
+        self._open.close()
+        required, contents = self._bridge.required, self._bridge.contents
+        self._bridge = _Bridge(self._workers)
+        self._bridge.required, self._bridge.contents = required, contents
+
+    def _start(self) -> None:
+        """Errors: UserError, see `run`."""
+        if self._tune is not None:
+            return
+        with ExitStack() as stack:
+            stack.enter_context(_quiet())
+            stack.enter_context(_ray(self._workers, self._gpus_per_worker, self._address))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            self._open = stack.pop_all()
+        self._tune = threading.Thread(target=self._run_tune, args=(folder,), name="tune", daemon=True)
+        self._tune.start()
+
+    def _run_tune(self, folder: str) -> None:
+        bridge = self._bridge
+        try:
             tune.run(
-                tune.with_parameters(_Trainable, factory=self.factory),
+                tune.with_parameters(_Trainable, factory=self._factory),
                 name="adatp",
                 search_alg=_Searcher(bridge),
                 scheduler=_Scheduler(bridge),
                 stop=_Stopper(bridge),
-                callbacks=[_Watch(bridge, self.gpus_per_worker)],
+                callbacks=[_Watch(bridge, self._gpus_per_worker)],
                 num_samples=-1,
-                max_concurrent_trials=self.workers,
-                resources_per_trial={"cpu": 1, "gpu": self.gpus_per_worker},
+                max_concurrent_trials=self._workers,
+                resources_per_trial={"cpu": 1, "gpu": self._gpus_per_worker},
                 max_failures=0,
                 raise_on_failed_trial=False,
                 storage_path=folder,
@@ -123,15 +184,15 @@ class RayExecutor:
                 trial_dirname_creator=_trial_name,
                 verbose=0,
             )
-        if bridge.error is not None:
-            raise bridge.error
+        except Exception as error:  # noqa: BLE001 - `run` raises it
+            bridge.error = bridge.error or error
 
 
 class _Trainable(tune.Trainable):
-    """A worker: keeps its evaluator and answers one batch per step.
+    """A worker: keeps its evaluator and makes the calls of one batch per step.
 
-    Each step reports a state: `place` (the process runs), `ready` (the model is loaded), `idle`, `answered`.
-    A batch's cache use is sent with its answers: the last counts of a worker that dies are lost.
+    Each step reports a state: `place` (the process runs), `ready` (the model is loaded), `idle`, `done`. A
+    batch's cache use is sent with its results: the last counts of a worker that dies are lost.
     """
 
     def setup(self, config: dict[str, Any], factory: EvaluatorFactory | None = None) -> None:
@@ -139,12 +200,17 @@ class _Trainable(tune.Trainable):
         self._factory = factory
         self._placed = False
         self._evaluator: Evaluator | None = None
-        self._task: dict[str, Any] | None = None
+        self._task: list[list[Call]] | None = None
         self._batch = 0
 
-    def assign(self, task: dict[str, Any] | None) -> None:
-        """Sets what the next steps answer, batch by batch; None: nothing for the moment."""
+    def assign(self, task: list[list[Call]] | None) -> None:
+        """Sets what the next steps do, batch by batch; None: nothing for the moment."""
         self._task, self._batch = task, 0
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """See `Evaluator.expect`."""
+        assert self._evaluator is not None
+        self._evaluator.expect(contents)
 
     def step(self) -> dict[str, Any]:
         # Loading takes minutes and may fail: the driver learns of the place first.
@@ -153,57 +219,109 @@ class _Trainable(tune.Trainable):
             return {"state": "place"}
         if self._evaluator is None:
             self._evaluator = self._factory()
-            return {"state": "ready"}
+            return {"state": "ready", "results": _pack(self._evaluator.describe())}
         if self._task is None:
             time.sleep(_IDLE)
             return {"state": "idle"}
         batch = self._batch
-        answers = []
-        for configuration, questions in self._task["batches"][batch]:
-            answers += self._evaluator.answer(
-                configuration, questions, self._task["references"], reshaped=self._task["reshaped"]
-            )
+        results: list[Any] = []
+        for call in self._task[batch]:
+            results += getattr(self._evaluator, call.method)(**call.arguments)
         self._batch += 1
-        # As pairs, because Tune flattens dicts.
+        # As pairs and bytes, because Tune flattens dicts.
         use = list(self._evaluator.cache_use().items())
-        return {"state": "answered", "batch": batch, "answers": answers, "cache_use": use}
+        return {"state": "done", "batch": batch, "results": _pack(results), "cache_use": use}
+
+
+def _pack(results: list[Any]) -> bytes:
+    """As Tune passes them on unread."""
+    packed: bytes = pickle.dumps(results)  # type: ignore[no-untyped-call]
+    return packed
 
 
 class _Bridge:
-    """What Tune's hooks share: the loop, the workers and their tasks by Tune trial, the first error."""
+    """What Tune's hooks share: the work, the workers and their tasks by Tune trial, the first error."""
 
-    def __init__(self, loop: Loop, workers: int) -> None:
-        self.loop = loop
-        self.first: Task | None = None
-        self.starting = Starting(workers, loop.say)
-        self.tasks: dict[str, Task] = {}
+    def __init__(self, workers: int) -> None:
+        self.work: Work[Any] | None = None
+        self.first: Assignment | None = None
+        self.starting = Starting(workers, self._say)
+        # Actors of workers that are ready.
+        self.actors: dict[str, Any] = {}
+        self.tasks: dict[str, Assignment] = {}
+        self.required: Computing | None = None
+        self.contents: Mapping[str, str] = {}
         self.error: Exception | None = None
+        # For the thread that called `run`.
+        self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
+        self.closed = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its stopper into an experiment state that is never restored.
         return {}
 
-    def next(self) -> Task | None:
-        if self.loop.interrupted:
+    def begin(self, work: Work[Any], first: Assignment) -> None:
+        self.work, self.first, self.error = work, first, None
+        self.tasks.clear()
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        self.contents = contents
+        for actor in self.actors.values():
+            actor.expect.remote(contents)
+
+    def close(self) -> None:
+        """Lets all hooks return at once, which end the workers."""
+        self.closed = True
+        while True:
+            try:
+                self.jobs.get_nowait()()
+            except queue.Empty:
+                return
+
+    def _say(self, text: str) -> None:
+        if self.work is not None:
+            self.work.say(text)
+
+    def next(self, worker: str) -> Assignment | None:
+        assert self.work is not None
+        if self.work.interrupted:
             return None
         task, self.first = self.first, None
-        return self.loop.propose() if task is None else task
+        return self.work.propose(worker) if task is None else task
 
     @property
     def over(self) -> bool:
-        """Whether nothing is being answered and nothing more will be."""
-        if self.error is not None:
+        """Whether nothing of the work is being done and nothing more will be."""
+        if self.error is not None or self.work is None:
             return True
-        return not self.tasks and (self.loop.finished or self.loop.interrupted)
+        return not self.tasks and (self.work.finished or self.work.interrupted)
 
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Keeps an error of the loop, to be raised as it is; Tune would wrap its text and continue."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - it is raised again by `RayExecutor.run`
-            self.error = self.error or error
-            self.loop.interrupt()
+    def ask(self, function: Callable[[], Value], otherwise: Value) -> Value:
+        """The function's value, computed in the thread that called `run`.
+
+        Its error is raised there as it is (Tune would wrap its text and continue), and ends the work; here
+        `otherwise` is returned then, as after `close`.
+        """
+        answered = threading.Event()
+        values: list[Value] = []
+
+        def job() -> None:
+            try:
+                if not self.closed:
+                    values.append(function())
+            except Exception as error:  # noqa: BLE001 - `RayExecutor.run` raises it
+                self.error = self.error or error
+                if self.work is not None:
+                    self.work.interrupt()
+            finally:
+                answered.set()
+
+        if self.closed:
+            return otherwise
+        self.jobs.put(job)
+        while not (answered.wait(1.0) or self.closed):
+            pass
+        return values[0] if values else otherwise
 
 
 class _Searcher(Searcher):
@@ -214,8 +332,9 @@ class _Searcher(Searcher):
         self._bridge = bridge
 
     def suggest(self, trial_id: str) -> Any:
-        if self._bridge.over:
-            return Searcher.FINISHED
+        return self._bridge.ask(lambda: self._suggest(trial_id), Searcher.FINISHED)
+
+    def _suggest(self, trial_id: str) -> Any:
         if self._bridge.starting.paused:
             return None
         self._bridge.starting.asked_for(trial_id)
@@ -234,54 +353,87 @@ class _Searcher(Searcher):
 
 
 class _Scheduler(TrialScheduler):
-    """Hands out what the loop proposes, records every batch and passes on the loop's decision."""
+    """Hands out what the work proposes, records every batch and passes on the work's decision."""
 
     def __init__(self, bridge: _Bridge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._bridge = bridge
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        stays = self._bridge.ask(lambda: self._result(trial, result), otherwise=True)
+        return str(TrialScheduler.CONTINUE if stays and not self._bridge.closed else TrialScheduler.STOP)
+
+    def _result(self, trial: Trial, result: dict[str, Any]) -> bool:
+        """Whether the worker stays."""
         bridge, worker = self._bridge, trial.trial_id
-        with bridge.guarded():
-            if result["state"] == "place":
-                bridge.starting.has_place(worker, result[HOSTNAME])
-            elif result["state"] == "ready":
-                bridge.starting.got_ready(worker)
-                self._hand_out(trial)
-            elif result["state"] == "idle":
-                self._hand_out(trial)
-            elif self._record(worker, result) == "stop":
-                del bridge.tasks[worker]
-                # Also if there is no task left: else it would answer the next batch of its last task.
-                self._hand_out(trial, had_task=True)
-        return str(TrialScheduler.STOP if bridge.over else TrialScheduler.CONTINUE)
+        if result["state"] == "place":
+            bridge.starting.has_place(worker, result[HOSTNAME])
+        elif result["state"] == "ready":
+            (found,) = pickle.loads(result["results"])
+            return self._is_taken(trial, found)
+        elif result["state"] == "idle":
+            self._hand_out(trial)
+        elif worker not in bridge.tasks:
+            # Of a task of earlier work, which an error ended.
+            self._hand_out(trial, had_task=True)
+        elif self._record(worker, result) == "stop":
+            del bridge.tasks[worker]
+            # Also if there is no task left: else it would answer the next batch of its last task.
+            self._hand_out(trial, had_task=True)
+        return True
+
+    def _is_taken(self, trial: Trial, found: ModelDescription) -> bool:
+        """Whether a worker whose model is loaded may answer for the study; the first says how it is done."""
+        bridge, worker = self._bridge, trial.trial_id
+        bridge.required = bridge.required or found.computing
+        refusal = found.refusal(bridge.required)
+        if refusal is not None:
+            self._not_started(worker, refusal, certain=True)
+            return False
+        bridge.starting.got_ready(worker)
+        actor: Any = trial.temporary_state.ray_actor
+        bridge.actors[worker] = actor
+        actor.expect.remote(bridge.contents)
+        self._hand_out(trial)
+        return True
+
+    def _not_started(self, worker: str, reason: str, *, certain: bool) -> None:
+        """Errors: UserError where the reason is certain to come again because all workers are alike."""
+        if certain and len(_nodes()) == 1:
+            raise UserError(reason)
+        self._bridge.starting.failed(worker, reason)
 
     def _record(self, worker: str, result: dict[str, Any]) -> Decision:
-        answers = [RecordedAnswer.from_dict(one) for one in result["answers"]]
-        use = CacheUse(**dict(result["cache_use"]))
-        return self._bridge.loop.record(self._bridge.tasks[worker], result["batch"], answers, use)
+        assert self._bridge.work is not None
+        task, use = self._bridge.tasks[worker], CacheUse(**dict(result["cache_use"]))
+        results = task.read(pickle.loads(result["results"]))
+        return self._bridge.work.record(task, result["batch"], results, use)
 
     def _hand_out(self, trial: Trial, *, had_task: bool = False) -> None:
-        """Gives this worker its next task, if there is one; otherwise it waits for answers in flight."""
-        task = self._bridge.next()
+        """Gives this worker its next task, if there is one; otherwise it waits for results in flight."""
+        task = self._bridge.next(trial.trial_id)
         if task is not None:
             self._bridge.tasks[trial.trial_id] = task
         if task is not None or had_task:
+            calls = None if task is None else [task.calls(index) for index in range(len(task.batches))]
             # Ray runs an actor's calls in order: this one before the step that Tune asks for next.
-            actor: Any = trial.temporary_state.ray_actor
-            actor.assign.remote(None if task is None else _plain(task))
+            self._bridge.actors[trial.trial_id].assign.remote(calls)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._bridge.ask(lambda: self._error(trial), None)
+
+    def _error(self, trial: Trial) -> None:
         bridge, worker = self._bridge, trial.trial_id
-        with bridge.guarded():
-            reason, end = _reason(trial)
-            if not bridge.starting.is_ready(worker):
-                bridge.starting.failed(worker, reason)
-                return
-            bridge.starting.died(worker)
-            task = bridge.tasks.pop(worker, None)
-            if task is not None:
-                bridge.loop.failed(task, reason, end)
+        bridge.actors.pop(worker, None)
+        reason, end = _reason(trial)
+        if not bridge.starting.is_ready(worker):
+            self._not_started(worker, reason, certain=end == "model")
+            return
+        bridge.starting.died(worker)
+        task = bridge.tasks.pop(worker, None)
+        if task is not None:
+            assert bridge.work is not None
+            bridge.work.failed(task, reason, "raised" if end == "model" else end)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         pending = (trial for trial in tune_controller.get_trials() if trial.status == Trial.PENDING)
@@ -291,13 +443,13 @@ class _Scheduler(TrialScheduler):
         """Nothing to do."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Nothing to do: the loop was told of every batch."""
+        """Nothing to do: the work was told of every batch."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Nothing to do."""
 
     def debug_string(self) -> str:
-        return "the loop decides"
+        return "the work decides"
 
 
 class _Watch(Callback):
@@ -309,8 +461,7 @@ class _Watch(Callback):
         self._each = f"1 CPU and {gpus_per_worker:g} GPU" if gpus_per_worker else "1 CPU"
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        with self._bridge.guarded():
-            self._bridge.starting.look(self._room, self._each)
+        self._bridge.ask(lambda: self._bridge.starting.look(self._room, self._each), None)
 
     def _room(self) -> int:
         """How many workers fit on all nodes together if nothing else runs there."""
@@ -333,7 +484,7 @@ def fitting(offered: dict[str, float], gpus: float) -> int:
 
 
 class _Stopper(Stopper):
-    """Ends Tune when nothing is left to answer, even if workers still wait for a place."""
+    """Ends Tune when its workers are no longer wanted, even if some still wait for a place."""
 
     def __init__(self, bridge: _Bridge) -> None:
         self._bridge = bridge
@@ -342,26 +493,17 @@ class _Stopper(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._bridge.over
-
-
-def _plain(task: Task) -> dict[str, Any]:
-    """A task as plain data, for a worker."""
-    return {
-        "batches": [task.calls(index) for index in range(len(task.batches))],
-        "references": dict(task.references),
-        "reshaped": task.reshaped,
-    }
+        return self._bridge.closed
 
 
 def _trial_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
-def _reason(trial: Trial) -> tuple[str, FailureKind]:
-    """Why an attempt failed, as a text for the user and as a kind for the loop.
+def _reason(trial: Trial) -> tuple[str, FailureKind | Literal["model"]]:
+    """Why an attempt failed, as a text for the user and as a kind for the work; "model": a ModelError.
 
-    Errors: NotFiniteError if the attempt raised it, because the question would raise it again.
+    Errors: NotFiniteError if the attempt raised it, because the same call would raise it again.
     """
     # Tune's own function reads these files from the storage, where they arrive later.
     if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
@@ -371,6 +513,8 @@ def _reason(trial: Trial) -> tuple[str, FailureKind]:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if isinstance(cause, NotFiniteError):
             raise cause
+        if isinstance(cause, ModelError):
+            return str(cause), "model"
         return f"{type(cause).__name__}: {cause}", _end(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "creation task" in lines[0]:

@@ -9,42 +9,33 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, VideoError
+from pipeline.errors import PipelineError
 from pipeline.keep_ratio import Unreachable
 from pipeline.layout import FloatArray, IntArray
-from pipeline.methods import AdaTP, FastV, Method
-from pipeline.trace import Segment, Trace, segments, trace
-from pipeline.video import read_frames
-from tuner.evaluation.evaluator import is_out_of_memory
+from pipeline.methods import FastV, to_dict
+from pipeline.trace import Segment
+from tuner.evaluation.call_loop import CallLoop
+from tuner.evaluation.looking import Film, Seen
 from tuner.evaluation.progress import NoProgress, Progress
+from tuner.evaluation.tasks import Call, Work
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
 from tuner.records.store import Store
-from tuner.records.values import RecordedAnswer
 from tuner.reporting.from_records import Results, flips
 from tuner.reporting.values import RegressionRow
 from tuner.study import Study, StudyQuestion
 from tuner.study.values import Configuration, QuestionResult
 
-if TYPE_CHECKING:
-    from tuner.evaluation.evaluator import PipelineEvaluator
-
 # Cards of each kind; those of the most certain baseline come first.
 MOST = 24
 # Questions, each of another video, that the maps are averaged over.
 BIAS_QUESTIONS = 40
-# Frames in one strip, which is as many as a laptop's screen shows side by side.
-FRAMES_PER_STRIP = 16
-# Of a frame in a strip, pixels. A multiple of 16, JPEG's blocks: frames do not run into each other.
-FRAME_WIDTH = 96
-JPEG_QUALITY = 60
 # The paper's figure: the top tenth of the tokens, and the last 4 of 32 frames.
 TOP_SHARE = 0.1
 LAST_SHARE = 1 / 8
@@ -53,19 +44,6 @@ LAST_SHARE = 1 / 8
 _VERSION = 3
 
 Kind = Literal["regression", "gain"]
-
-
-@dataclass(frozen=True, eq=False)
-class Film:
-    """A video's sampled frames, side by side in strips of up to `FRAMES_PER_STRIP`."""
-
-    # Of one frame, pixels.
-    width: int
-    height: int
-    # JPEG.
-    strips: tuple[bytes, ...]
-    # (frames,) seconds after the video's first frame.
-    times: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +141,7 @@ class Inspection:
 
 
 def inspect(
-    evaluator: PipelineEvaluator,
+    run: Callable[[Work[Any]], None],
     study: Study,
     study_hash: str,
     store: Store,
@@ -173,16 +151,16 @@ def inspect(
     most: int = MOST,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Asks the model about up to 2 `most` held-out questions that flipped and `BIAS_QUESTIONS` others.
+    """Has workers look at up to 2 `most` held-out questions that flipped and at `BIAS_QUESTIONS` others.
 
-    A video that cannot be read any more is left out with a message. `configuration` was measured on the
-    held-out split. Errors: PipelineError when other tokens stay than were recorded, or memory does not
-    suffice.
+    run: runs work on workers. A video that cannot be read any more is left out with a message.
+    `configuration` was measured on the held-out part. Errors: PipelineError when other tokens stay than were
+    recorded, or memory does not suffice.
     """
     progress = progress or NoProgress()
     results = Results(study, store, planner)
     study = results.study
-    asker = _Asker(evaluator, store, planner, configuration, progress)
+    method = configuration.build()
     lost, gained = flips(results, configuration)
     before = {one.question: one for one in results.of(None, "held_out")}
     after = {one.question: one for one in results.of(configuration, "held_out")}
@@ -190,91 +168,114 @@ def inspect(
     rows += [("regression", row) for row in sorted(lost, key=_certainty)[:most]]
     rows += [("gain", row) for row in sorted(gained, key=_certainty)[:most]]
     averaged = _spread([question for question in study.questions_of("held_out") if question.id in after])
-    progress.started("inspection", len(rows) + len(averaged))
-    cards = []
-    for kind, row in rows:
-        card = _card(kind, row, study.question(row.question), before, after, asker)
-        if card is not None:
-            cards.append(card)
-        progress.advanced()
-    one_shot = planner.solve(FastV(), planner.binding_ratio(asker.method))
-    bias = _bias(averaged, None if isinstance(one_shot, Unreachable) else one_shot, asker, progress)
+    one_shot = planner.solve(FastV(), planner.binding_ratio(method))
+    pruned = to_dict(method)
+    compared = (pruned,) if isinstance(one_shot, Unreachable) else (pruned, to_dict(one_shot))
+    filmed = {row.video: row.question for _, row in reversed(rows)}
+    of_cards = [_look(row.question, (pruned,), film=filmed[row.video] == row.question) for _, row in rows]
+    of_bias = [_look(question.id, compared, film=False) for question in averaged]
+    looks = _Looks(study, [*of_cards, *of_bias], _kept(store, planner, configuration), progress)
+    looks.make(run)
+    layout = planner.questions[0].layout
+    cards = tuple(
+        _card(kind, row, before, after, looks.seen[id(call)][0])
+        for (kind, row), call in zip(rows, of_cards, strict=True)
+        if row.video not in looks.unreadable
+    )
+    bias = _bias(
+        [
+            looks.seen[id(call)]
+            for question, call in zip(averaged, of_bias, strict=True)
+            if question.video not in looks.unreadable
+        ],
+        (layout.frames, layout.cells),
+        None if isinstance(one_shot, Unreachable) else one_shot.ratio,
+    )
     return Inspection(
         study=study.name,
         study_hash=study_hash,
         configuration=configuration,
-        flops_ratio=planner.binding_ratio(asker.method),
-        frames=asker.layout.frames,
-        cells=asker.layout.cells,
+        flops_ratio=planner.binding_ratio(method),
+        frames=layout.frames,
+        cells=layout.cells,
         questions=len(after),
         regressions=len(lost),
         gains=len(gained),
         labelled=study.labelled,
-        cards=tuple(cards),
-        films=asker.films,
+        cards=cards,
+        films={name: film for name, film in looks.films.items() if name not in looks.unreadable},
         bias=bias,
-        unreadable=asker.unreadable,
+        unreadable=looks.unreadable,
     )
 
 
-class _Asked(NamedTuple):
-    """A question's prefill under the inspected configuration."""
-
-    trace: Trace
-    segments: tuple[Segment, ...]
+def _look(question: str, configurations: tuple[dict[str, Any], ...], *, film: bool) -> Call:
+    return Call("look", {"question": question, "configurations": configurations, "film": film})
 
 
-class _Asker:
-    """The model with what it is asked: leaves out videos that cannot be read, and decodes each once."""
+def _kept(store: Store, planner: Planner, configuration: Configuration) -> dict[str, tuple[int, ...]]:
+    """By held-out question: the visual tokens left after each pruning when it was answered."""
+    ids = [one.id for one in planner.questions if one.split == "held_out"]
+    fingerprints = planner.fingerprints(configuration.build(), ids)
+    found = store.answers(zip(ids, fingerprints, strict=True))
+    return {question: answer.kept for (question, _), answer in found.items()}
+
+
+class _Looks:
+    """Gathers what workers see."""
 
     def __init__(
-        self,
-        evaluator: PipelineEvaluator,
-        store: Store,
-        planner: Planner,
-        configuration: Configuration,
-        progress: Progress,
+        self, study: Study, calls: Sequence[Call], kept: dict[str, tuple[int, ...]], progress: Progress
     ) -> None:
-        self.method = configuration.build()
+        # By the call's identity: under each of its configurations.
+        self.seen: dict[int, list[Seen]] = {}
         self.films: dict[str, Film] = {}
+        # Reasons by video.
         self.unreadable: dict[str, str] = {}
-        self.layout = planner.questions[0].layout
-        self._evaluator = evaluator
+        self._study = study
+        self._calls = calls
+        self._kept = kept
         self._progress = progress
-        ids = [question.id for question in planner.questions if question.split == "held_out"]
-        found = store.answers(zip(ids, planner.fingerprints(self.method, ids), strict=True))
-        self._recorded: dict[str, RecordedAnswer] = {name: answer for (name, _), answer in found.items()}
+        self._problem = ""
 
-    def ask(self, question: StudyQuestion, *, film: bool) -> _Asked | None:
-        """None where the video cannot be read; with `film` its frames are among `films` afterwards."""
-        if question.video in self.unreadable:
-            return None
-        try:
-            clip, asked = self._evaluator.asked(question.id)
-            if film and question.video not in self.films:
-                self.films[question.video] = _film(clip.path, clip.frame_times)
-        except VideoError as error:
-            self.unreadable[question.video] = str(error)
-            self._progress.message(f"Left out of the pictures: {error}")
-            return None
-        seen = self.trace(question, self.method)
-        recorded = self._recorded[question.id].kept
-        if seen.kept != recorded:
-            raise PipelineError(
-                f"question {question.id} kept {recorded} tokens when it was answered, but {seen.kept} now."
+    def make(self, run: Callable[[Work[Any]], None]) -> None:
+        """Makes the calls. Errors: PipelineError, see `inspect`."""
+        self._loop = CallLoop(
+            "Looking at what pruning does",
+            "inspection",
+            [[call] for call in self._calls],
+            self._take,
+            give_up=self._give_up,
+            progress=self._progress,
+        )
+        run(self._loop)
+        if self._problem:
+            raise PipelineError(self._problem)
+
+    def _take(self, call: Call, results: list[dict[str, Any]]) -> None:
+        (result,) = results
+        question = call.arguments["question"]
+        video = self._study.question(question).video
+        if "error" in result:
+            self._give_up(call, result["error"])
+        elif "unreadable" in result:
+            if video not in self.unreadable:
+                self.unreadable[video] = result["unreadable"]
+                self._progress.message(f"Left out of the pictures: {result['unreadable']}")
+        elif (now := result["seen"][0].kept) != self._kept[question]:
+            self._give_up(
+                call,
+                f"question {question} kept {self._kept[question]} tokens when it was answered, "
+                f"but {now} now.",
             )
-        if not isinstance(self.method, AdaTP):
-            return _Asked(seen, ())
-        return _Asked(seen, segments(self.method, self._evaluator.runtime.layout(clip, asked)))
+        else:
+            self.seen[id(call)] = result["seen"]
+            if result["film"] is not None:
+                self.films[video] = result["film"]
 
-    def trace(self, question: StudyQuestion, method: Method) -> Trace:
-        """The question's prefill under this method; its video can be read."""
-        try:
-            return trace(self._evaluator.runtime, *self._evaluator.asked(question.id), method)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise PipelineError("memory does not suffice.") from error
+    def _give_up(self, _: Call, reason: str) -> None:
+        self._problem = self._problem or reason
+        self._loop.leave_the_rest()
 
 
 def _certainty(row: RegressionRow) -> float:
@@ -298,16 +299,10 @@ def _spread(questions: Sequence[StudyQuestion]) -> list[StudyQuestion]:
 def _card(
     kind: Kind,
     row: RegressionRow,
-    question: StudyQuestion,
     before: dict[str, QuestionResult],
     after: dict[str, QuestionResult],
-    asker: _Asker,
-) -> Card | None:
-    asked = asker.ask(question, film=True)
-    if asked is None:
-        return None
-    last = len(asked.trace.layers) - 1
-    shown = sorted({0, last // 2, last}) if last >= 0 else []
+    seen: Seen,
+) -> Card:
     return Card(
         kind=kind,
         question=row.question,
@@ -322,9 +317,9 @@ def _card(
         baseline_probabilities=_probabilities(before[row.question].option_logprobs),
         pruned_probabilities=_probabilities(after[row.question].option_logprobs),
         tags=dict(row.tags),
-        segments=asked.segments,
-        layers=tuple(asked.trace.layers[index] for index in shown),
-        tokens=tuple(asked.trace.tokens[index] for index in shown),
+        segments=seen.segments,
+        layers=seen.layers,
+        tokens=seen.tokens,
     )
 
 
@@ -336,26 +331,24 @@ def _probabilities(logprobs: Sequence[float] | None) -> tuple[float, ...]:
 
 
 def _bias(
-    questions: Sequence[StudyQuestion], one_shot: Method | None, asker: _Asker, progress: Progress
+    looks: Sequence[Sequence[Seen]], shape: tuple[int, int], one_shot_ratio: float | None
 ) -> BiasMaps | None:
-    attention, kept, other, tops, to_video = [], [], [], [], []
-    for question in questions:
-        asked = asker.ask(question, film=False)
-        progress.advanced()
-        if asked is None:
-            continue
-        scores = asked.trace.attention
+    """looks: each under the inspected configuration and, where one is as cheap, under one pruning by
+    attention alone. shape: (frames, cells).
+    """
+    if not looks:
+        return None
+    attention, kept, tops, to_video = [], [], [], []
+    other: list[FloatArray] = []
+    for seen, *one_shot in looks:
+        scores = seen.attention
         attention.append(scores / scores.sum())
         to_video.append(scores.sum())
         tops.append(np.argsort(-scores, kind="stable")[: max(1, round(TOP_SHARE * scores.size))])
-        kept.append(_left(asked.trace, scores.size))
-        if one_shot is not None:
-            other.append(_left(asker.trace(question, one_shot), scores.size))
-    if not attention:
-        return None
-    layout = asker.layout
-    shape = (layout.frames, layout.cells)
-    first_of_last = (layout.frames - last_frames(layout.frames)) * layout.cells
+        kept.append(_left(seen))
+        other += map(_left, one_shot)
+    frames, cells = shape
+    first_of_last = (frames - last_frames(frames)) * cells
     return BiasMaps(
         questions=len(attention),
         attention=np.mean(attention, axis=0).reshape(shape),
@@ -363,44 +356,17 @@ def _bias(
         to_video=float(np.mean(to_video)),
         kept=np.mean(kept, axis=0).reshape(shape),
         one_shot=np.mean(other, axis=0).reshape(shape) if other else None,
-        one_shot_ratio=None if one_shot is None else one_shot.ratio,
+        one_shot_ratio=one_shot_ratio,
     )
 
 
-def _left(seen: Trace, visual: int) -> FloatArray:
+def _left(seen: Seen) -> FloatArray:
     """(visual,) 1 for each token that is left after the last pruning."""
     if not seen.tokens:
-        return np.ones(visual)
-    left = np.zeros(visual)
+        return np.ones(seen.attention.size)
+    left = np.zeros(seen.attention.size)
     left[seen.tokens[-1]] = 1
     return left
-
-
-def _film(path: str, times: FloatArray) -> Film:
-    """Errors: VideoError."""
-    frames = read_frames(path, len(times)).frames
-    small = [_small(frame) for frame in frames]
-    height, width, _ = small[0].shape
-    starts = range(0, len(small), FRAMES_PER_STRIP)
-    strips = (np.concatenate(small[start : start + FRAMES_PER_STRIP], axis=1) for start in starts)
-    return Film(width, height, tuple(_jpeg(strip) for strip in strips), np.asarray(times, dtype=np.float64))
-
-
-def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    height, width, _ = frame.shape
-    # Upright videos are no higher than wide ones are broad, or one card would fill a screen.
-    size = (FRAME_WIDTH, min(FRAME_WIDTH, max(1, round(FRAME_WIDTH * height / width))))
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return file.getvalue()
 
 
 # As bytes: numbers as arrays, everything else as JSON that names them.

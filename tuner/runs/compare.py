@@ -6,12 +6,9 @@ study's records like any other, so nothing is asked twice.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
-from pipeline import measure
 from pipeline.errors import PipelineError
 from pipeline.keep_ratio import Unreachable
 from pipeline.methods import (
@@ -26,12 +23,11 @@ from pipeline.methods import (
     VisionZip,
 )
 from tuner.errors import UserError
-from tuner.evaluation.evaluator import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import answer_cost
+from tuner.evaluation.serving import measure_times
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
-from tuner.records.measurements import Timed
 from tuner.records.store import Store
 from tuner.records.values import StudyRecord
 from tuner.reporting.from_records import (
@@ -47,13 +43,6 @@ from tuner.search.space import TOLERANCE, SearchSpace
 from tuner.statistics import paired
 from tuner.study import Search, Study
 from tuner.study.values import Configuration
-
-if TYPE_CHECKING:
-    from tuner.evaluation.evaluator import PipelineEvaluator
-
-# Held-out questions that are timed, and seconds after which no further one begins.
-QUESTIONS = 12
-PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +150,7 @@ def compare(study: Study, options: RunOptions, progress: Progress | None = None)
                 f"nothing prunes this study down to the budget {budget:g}; the smallest FLOPs ratios are "
                 + ", ".join(f"{ratio:.4f} ({name})" for name, ratio in smallest)
             )
-        session.execute(session.beside(lineup.configurations), options)
+        session.execute(session.beside(lineup.configurations))
         _time(session, lineup.configurations)
         return _comparison(session.study, session.store, session.record, budget, lineup, session.machine)
 
@@ -228,11 +217,13 @@ def _time(session: Session, configurations: Sequence[Configuration]) -> None:
     """
     if len(session.store.timed(configurations, session.machine)) == len(configurations):
         return
-    methods = [one.build() for one in configurations]
-    asked = session.planner.spread(methods[0], QUESTIONS, session.store.quarantined())
     try:
-        found = _timed(
-            session.model.evaluator(), methods, [question.id for question in asked], session.progress
+        found = measure_times(
+            session.workers.run_whole,
+            session.planner,
+            [one.build() for one in configurations],
+            session.progress,
+            leave_out=session.store.quarantined(),
         )
     except (PipelineError, UserError) as error:
         session.progress.message(f"Times could not be measured: {error}")
@@ -241,26 +232,4 @@ def _time(session: Session, configurations: Sequence[Configuration]) -> None:
             "Interrupted while timing. Everything answered is kept: the same command times again."
         ) from None
     else:
-        session.store.record_timed(session.machine, dict(zip(configurations, found, strict=True)))
-
-
-def _timed(
-    evaluator: PipelineEvaluator, methods: Sequence[Method], questions: Sequence[str], progress: Progress
-) -> list[Timed]:
-    """Errors: PipelineError when a video cannot be read any more, or memory does not suffice."""
-    progress.started("times", len(questions))
-    seconds: list[tuple[float, ...]] = []
-    began = time.monotonic()
-    for one in questions:
-        if not seconds or time.monotonic() - began < PATIENCE:
-            clip, question = evaluator.asked(one)
-            try:
-                seconds.append(measure.answer_seconds(evaluator.runtime, clip, question, (None, *methods)))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise PipelineError("memory does not suffice.") from error
-        progress.advanced()
-    baseline, *means = (sum(column) / len(seconds) for column in zip(*seconds, strict=True))
-    device = measure.device_name(evaluator.runtime)
-    return [Timed(device, len(seconds), mean, baseline) for mean in means]
+        session.store.record_timed(session.measured_on, dict(zip(configurations, found, strict=True)))

@@ -7,25 +7,19 @@ there returns without loading a model.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.errors import ModelError, PipelineError
+from pipeline.cache import FeatureCache
+from pipeline.errors import PipelineError
 from pipeline.measure import machine as machine_name
 from tuner.errors import UserError, disk_may_be_full
 from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
-from tuner.evaluation.evaluator import (
-    CACHE_BYTES,
-    EvaluatorSpec,
-    Executor,
-    refused_address,
-)
+from tuner.evaluation.description import Computing
+from tuner.evaluation.evaluator import CACHE_BYTES, EvaluatorSpec, Executor, refused_address
 from tuner.evaluation.loop import Loop
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.search_loop import SearchLoop
@@ -34,7 +28,6 @@ from tuner.executors.in_process import InProcessExecutor
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
 from tuner.records.lock import held
-from tuner.records.measurements import CacheUse
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StudyRecord
 from tuner.reporting.from_records import (
@@ -47,7 +40,8 @@ from tuner.reporting.from_records import (
 from tuner.reporting.inspection import inspect, pack, unpack
 from tuner.reporting.values import RunSummary
 from tuner.reporting.wording import pooled
-from tuner.runs.study_record import Model, define, revise
+from tuner.runs.study_record import define, revise
+from tuner.runs.workers import Workers
 from tuner.search.choices import in_words
 from tuner.search.sampler import SAMPLERS, SamplerName
 from tuner.search.selection import level_of
@@ -57,9 +51,6 @@ from tuner.statistics.paired import provable_drop
 from tuner.statistics.wording import looks_before, provable
 from tuner.study import Study
 from tuner.study.values import Configuration
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -93,6 +84,9 @@ class RunOptions:
     # Folder of the vision features; None is .tuner/<study>/features.
     cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
+    # Bytes of prefixes that each worker keeps on its device, and as many of vision features in host memory;
+    # None: a share of what is free.
+    cache_memory: int | None = None
     # Threads of each worker's model on a CPU.
     threads: int = 1
     # Questions that a worker asks in one packed forward; 1 asks as production does, to the last bit.
@@ -126,7 +120,7 @@ def run(
         loop = session.loop(options, clock, began)
         if not loop.trials:
             session.say_what_can_be_shown(options)
-        session.execute(loop, options)
+        session.execute(loop)
         session.measure_serving(options)
         if options.inspect:
             session.inspect(options)
@@ -141,18 +135,20 @@ def ask(
     Errors: as `run`.
     """
     with prepared(study, options, progress or NoProgress()) as session:
-        session.execute(session.beside(requests=requests), options)
+        session.execute(session.beside(requests=requests))
 
 
 @dataclass(eq=False)
 class Session:
-    """A study with open records and, where something had to be encoded, its model."""
+    """A study with open records, and the workers that hold its model."""
 
     study: Study
     store: Store
     record: StudyRecord
     planner: Planner
-    model: Model
+    workers: Workers
+    # What seconds are measured on, told without loading a model; None in a cluster, where a worker tells.
+    machine: str | None
     progress: Progress
     accept_weak_baseline: bool = False
 
@@ -225,13 +221,10 @@ class Session:
                 said += f" {looks_before(taken, level_of('max_drop', taken + 1))}"
             self.progress.message(said)
 
-    def execute(self, loop: Loop, options: RunOptions) -> None:
+    def execute(self, loop: Loop) -> None:
         """Runs a loop to its end. Errors: InterruptedRunError where a person ended it."""
         try:
-            with _interruptible(loop, self.progress):
-                self._executor(options).run(loop)
-        except ModelError as error:
-            raise UserError(str(error)) from error
+            self.workers.run(loop)
         except KeyboardInterrupt:
             loop.interrupt()
         if loop.interrupted:
@@ -240,15 +233,6 @@ class Session:
             raise InterruptedRunError(
                 f"Interrupted{so_far}. Everything answered is kept: the same command goes on."
             )
-
-    def _executor(self, options: RunOptions) -> Executor:
-        if options.workers == 1 and options.address is None:
-            return InProcessExecutor(self.model.evaluator)
-        from tuner.executors.ray_tune import RayExecutor
-
-        # The workers load their own.
-        self.model.release()
-        return RayExecutor(self.model.spec, options.workers, _gpus_per_worker(options), options.address)
 
     def measure_serving(self, options: RunOptions) -> None:
         """What a server would pay for the best configuration, once for each machine.
@@ -260,12 +244,11 @@ class Session:
         if choice is None:
             return
         best = choice.trial
-        machine = self.machine
-        if self.store.serving(best.configuration, machine) is not None:
+        if self.store.serving(best.configuration, self.machine) is not None:
             return
         try:
             found = measure_serving(
-                self.model.evaluator(),
+                self.workers.run_whole,
                 self.planner,
                 best.configuration.build(),
                 self.progress,
@@ -279,7 +262,7 @@ class Session:
                 "the same command measures it."
             ) from None
         else:
-            self.store.record_serving(best.configuration, machine, found)
+            self.store.record_serving(best.configuration, self.measured_on, found)
 
     def inspect(self, options: RunOptions) -> None:
         """What the best configuration does to the videos, once, for the pictures.
@@ -295,7 +278,7 @@ class Session:
             return
         try:
             found = inspect(
-                self.model.evaluator(),
+                self.workers.run_whole,
                 self.study,
                 self.record.hash,
                 self.store,
@@ -313,9 +296,9 @@ class Session:
             ) from None
 
     @property
-    def machine(self) -> str:
-        """What this process measures seconds on, told without loading a model."""
-        return _machine(self.model.spec)
+    def measured_on(self) -> str:
+        """What the workers measure seconds on."""
+        return self.machine or self.workers.describe().machine
 
     def summary(self, options: RunOptions) -> RunSummary:
         """What the search these options ask for has come to."""
@@ -332,32 +315,52 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
     folder = options.cache or Path(".tuner") / study.name / "features"
     with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
         before = store.find(study.name)
-        model = Model(_spec(study, options, folder))
-        try:
-            study, record = define(
-                study, before, store, model, progress, skip_bad_videos=options.skip_bad_videos
+        spec = _spec(study, options, folder)
+        with closing(Workers(_executor(spec, options), progress)) as workers:
+            setting = None if before is None else setting_from(before.setting)
+            if before is not None:
+                known = (None, None) if setting is None else (setting.dtype, setting.device)
+                workers.require(Computing(before.encoding, *known))
+            try:
+                study, record = define(
+                    study, before, store, workers, progress, skip_bad_videos=options.skip_bad_videos
+                )
+            except KeyboardInterrupt:
+                raise InterruptedRunError(
+                    "Interrupted while encoding. What was encoded is kept: the same command goes on."
+                ) from None
+            if workers.described:
+                store.count_cache_use(workers.cache_use)
+                held_there = FeatureCache(folder, options.cache_bytes).size_bytes / 2**20
+                progress.message(
+                    f"Vision features: {held_there:.0f} MiB in {folder.absolute()}, "
+                    f"at most {options.cache_bytes / 2**30:.3g} GiB."
+                )
+            elif setting is not None and setting.pooling is not None:
+                cells = record.questions[0].layout.cells
+                progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
+            if before is None:
+                store.begin(record)
+                if there := store.count_answers():
+                    progress.message(f"{there:,} answers to its questions are there already.")
+            elif record != before:
+                revise(study, before, record, store, progress)
+            contents = record.parts["videos"]
+            workers.expect({str(video.path.absolute()): contents[video.name] for video in study.videos})
+            planner = make_planner(record)
+            _check_budget(study, planner, _budget(options))
+            machine = None if options.address else _machine(spec)
+            yield Session(
+                study, store, record, planner, workers, machine, progress, options.accept_weak_baseline
             )
-        except KeyboardInterrupt:
-            raise InterruptedRunError(
-                "Interrupted while encoding. What was encoded is kept: the same command goes on."
-            ) from None
-        if model.loaded:
-            store.count_cache_use(CacheUse(**model.runtime.cache_counts))
-        if before is None:
-            store.begin(record)
-            if there := store.count_answers():
-                progress.message(f"{there:,} answers to its questions are there already.")
-        elif record != before:
-            revise(study, before, record, store, progress)
-        setting = setting_from(record.setting)
-        if not model.loaded and setting is not None and setting.pooling is not None:
-            cells = record.questions[0].layout.cells
-            progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
-        # Without the videos that turned out to be unreadable.
-        model.spec = _recorded_spec(study, options, folder, record)
-        planner = make_planner(record)
-        _check_budget(study, planner, _budget(options))
-        yield Session(study, store, record, planner, model, progress, options.accept_weak_baseline)
+
+
+def _executor(spec: EvaluatorSpec, options: RunOptions) -> Executor:
+    if options.workers == 1 and options.address is None:
+        return InProcessExecutor(spec)
+    from tuner.executors.ray_tune import RayExecutor
+
+    return RayExecutor(spec, options.workers, _gpus_per_worker(options), options.address)
 
 
 def _budget(options: RunOptions) -> float:
@@ -369,19 +372,19 @@ def _goal(options: RunOptions) -> Goal:
 
 
 def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
-    # Workers without a GPU would encode differently from a driver that sees one.
+    # A worker without a GPU of its own must not take one that it sees.
     in_process = options.workers == 1 and options.address is None
-    device = "auto" if in_process or _gpus_per_worker(options) > 0 else "cpu"
-    spec = EvaluatorSpec.of(study, folder, device=device, threads=options.threads, batch=options.batch)
-    share = 1.0 if in_process else min(1.0, _gpus_per_worker(options) or 1.0)
-    return replace(spec, cache_bytes=options.cache_bytes, gpu_share=share)
-
-
-def _recorded_spec(study: Study, options: RunOptions, folder: Path, record: StudyRecord) -> EvaluatorSpec:
-    """With the encoding and the videos that every worker must have."""
-    known = record.parts["videos"]
-    contents = {str(video.path.absolute()): known[video.name] for video in study.videos}
-    return replace(_spec(study, options, folder), encoding=record.encoding, contents=contents)
+    gpus = 1.0 if in_process else _gpus_per_worker(options)
+    spec = EvaluatorSpec.of(
+        study, folder, device="auto" if gpus > 0 else "cpu", threads=options.threads, batch=options.batch
+    )
+    return replace(
+        spec,
+        cache_bytes=options.cache_bytes,
+        store_bytes=options.cache_memory,
+        workers=options.workers,
+        gpu_share=gpus,
+    )
 
 
 def _machine(spec: EvaluatorSpec) -> str:
@@ -437,23 +440,3 @@ def _check_budget(study: Study, planner: Planner, budget: float) -> None:
             f"no configuration of this study fits the budget {budget:g}: the closest needs "
             f"{smallest:.4f}, the smallest budget that can be reached here ({knobs})"
         )
-
-
-@contextmanager
-def _interruptible(loop: Loop, progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C ends the batches in flight and keeps them, the second ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        if loop.interrupted:
-            raise KeyboardInterrupt
-        loop.interrupt()
-        progress.message("Ending the batch in flight; Ctrl-C again ends at once.")
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -6,19 +6,15 @@ questions or videos cost what they add. Only a model that is asked in another wa
 
 from __future__ import annotations
 
-import gc
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.cache import FeatureCache
 from pipeline.checkpoint import find_checkpoint
 from pipeline.errors import ModelError, VideoError
 from pipeline.layout import Layout
 from pipeline.plan import pruning_layers
 from pipeline.video import content_hash
 from tuner.errors import UserError
-from tuner.evaluation.evaluator import EvaluatorSpec, PipelineEvaluator
 from tuner.evaluation.progress import Progress
 from tuner.evaluation.rederive import rederive
 from tuner.planning.planner import fingerprint_base
@@ -27,54 +23,18 @@ from tuner.records.store import Store
 from tuner.records.values import StoredQuestion, StudyRecord, prompt_hash
 from tuner.reporting.from_records import make_planner, setting_from
 from tuner.reporting.wording import pooled
-from tuner.study import Study, StudyQuestion
+from tuner.runs.workers import Workers
+from tuner.study import Study
 from tuner.study.identity import describe_changes, study_identity
 from tuner.study.values import Setting
 from tuner.study.videos import leave_out
-
-if TYPE_CHECKING:
-    from pipeline.runtime import Runtime
-
-
-class Model:
-    """The study's model, loaded when it is first needed; `loaded` says whether it ever was."""
-
-    def __init__(self, spec: EvaluatorSpec) -> None:
-        self.spec = spec
-        self.loaded = False
-        self._runtime: Runtime | None = None
-
-    @property
-    def runtime(self) -> Runtime:
-        """The model as the pipeline runs it. Errors: UserError where it cannot be loaded."""
-        if self._runtime is None:
-            try:
-                self._runtime = self.spec.load()
-                self.loaded = True
-            except ModelError as error:
-                raise UserError(str(error)) from error
-        return self._runtime
-
-    def evaluator(self) -> PipelineEvaluator:
-        """What answers in this process."""
-        return PipelineEvaluator(self.spec, self.runtime)
-
-    def release(self) -> None:
-        """Gives its memory back."""
-        if self._runtime is not None:
-            self._runtime = None
-            gc.collect()
-            import torch
-
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
 
 
 def define(
     study: Study,
     before: StudyRecord | None,
     store: Store,
-    model: Model,
+    workers: Workers,
     progress: Progress,
     *,
     skip_bad_videos: bool,
@@ -94,15 +54,13 @@ def define(
         study = leave_out(study, still_bad, skip=skip_bad_videos)
         _refuse_other_model(study, before)
         layouts = _known_layouts(study, before, hashes)
-    bad = _encode(study, model, layouts, hashes, progress)
+    bad = _encode(study, workers, layouts, hashes, progress)
     study = leave_out(study, bad, skip=skip_bad_videos)
     study = _keep_in_tune(study, store, hashes, progress)
     if before is None:
-        encoding, identity = model.runtime.encoding, model.runtime.identity
+        encoding, identity = workers.describe().encoding, workers.describe().identity
     else:
         encoding, identity = before.encoding, before.parts["settings"]["model"]
-        if model.loaded and model.runtime.encoding != encoding:
-            raise UserError(*_another_model(study, ["this version encodes videos or questions differently"]))
     found = study_identity(study, model=identity, encoding=encoding, content_hashes=hashes)
     questions = tuple(
         StoredQuestion(one.id, one.video, study.split_of(one), layouts[one.id], dict(one.tags))
@@ -124,28 +82,28 @@ def define(
             questions=questions,
             definition=definition(study),
         )
-    runtime = model.runtime
-    family = runtime.family
+    found_model = workers.describe()
+    layers = found_model.shape["layers"]
     setting = asdict(
         Setting(
             model=study.model,
             model_revision=study.revision,
-            model_identity=runtime.identity,
+            model_identity=found_model.identity,
             text_encoder=study.text_encoder,
             text_encoder_revision=None,
             frames=study.frames,
             scoring=study.scoring,
             max_new_tokens=study.max_new_tokens,
-            pruning_layers=tuple(pruning_layers(runtime.shape.layers)),
-            layers=runtime.shape.layers,
-            text_encoder_identity=runtime.encoder_identity,
+            pruning_layers=tuple(pruning_layers(layers)),
+            layers=layers,
+            text_encoder_identity=found_model.encoder_identity,
             labelled=study.labelled,
-            encoding=runtime.encoding,
-            dtype=runtime.dtype,
-            attention=family.attention,
-            device=family.device.type,
-            pooling=family.pooling,
-            checkpoint_pooling=family.checkpoint_pooling,
+            encoding=found_model.encoding,
+            dtype=found_model.dtype,
+            attention=found_model.attention,
+            device=found_model.device,
+            pooling=found_model.pooling,
+            checkpoint_pooling=found_model.checkpoint_pooling,
         )
     )
     return study, StudyRecord(
@@ -153,9 +111,9 @@ def define(
         hash=found.hash,
         parts=found.parts,
         setting=setting,
-        shape=asdict(runtime.shape),
-        fingerprint_base=fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens),
-        text_encoder_identity=runtime.encoder_identity,
+        shape=found_model.shape,
+        fingerprint_base=fingerprint_base(found_model.encoding, study.scoring, study.max_new_tokens),
+        text_encoder_identity=found_model.encoder_identity,
         skipped=skipped,
         questions=questions,
         definition=definition(study),
@@ -173,7 +131,7 @@ def _known_layouts(study: Study, before: StudyRecord, hashes: dict[str, str]) ->
 
 def _encode(
     study: Study,
-    model: Model,
+    workers: Workers,
     layouts: dict[str, Layout],
     hashes: dict[str, str],
     progress: Progress,
@@ -181,33 +139,26 @@ def _encode(
     """Adds to `layouts` (by question id) and `hashes` (by video) those of videos with a question without a
     layout: once through the vision tower each. What is wrong with those that cannot be read, by name.
     """
-    asked: dict[str, list[StudyQuestion]] = {video.name: [] for video in study.videos}
+    asked: dict[str, list[str]] = {video.name: [] for video in study.videos}
     for question in study.questions:
-        asked[question.video].append(question)
-    new = [video for video in study.videos if any(one.id not in layouts for one in asked[video.name])]
+        asked[question.video].append(question.id)
+    new = [video for video in study.videos if any(one not in layouts for one in asked[video.name])]
     if not new:
         return {}
-    runtime = model.runtime
-    family = runtime.family
-    said = family.pooling is None
+    paths = {video.name: str(video.path.absolute()) for video in new}
+    encoded = workers.encode({paths[video.name]: asked[video.name] for video in new})
     bad = {}
-    progress.started("encoding", len(new))
     for video in new:
-        try:
-            clip = runtime.encode(video.path)
-        except VideoError as error:
-            bad[video.name] = str(error)
+        found = encoded[paths[video.name]]
+        if found.error is not None:
+            bad[video.name] = found.error
         else:
-            if family.pooling is not None and not said:
-                progress.message(pooled(family.pooling, family.checkpoint_pooling, clip.cells))
-                said = True
-            hashes[video.name] = clip.content_hash
-            layouts |= {question.id: runtime.layout(clip, question) for question in asked[video.name]}
-        progress.advanced()
-    folder, most = model.spec.cache, model.spec.cache_bytes
-    if folder is not None:
-        held = FeatureCache(folder, most).size_bytes / 2**20
-        progress.message(f"Vision features: {held:.0f} MiB in {folder}, at most {most / 2**30:.3g} GiB.")
+            hashes[video.name] = found.content_hash
+            layouts |= found.layouts
+    described = workers.describe()
+    if described.pooling is not None and layouts:
+        cells = next(iter(layouts.values())).cells
+        progress.message(pooled(described.pooling, described.checkpoint_pooling, cells))
     return bad
 
 

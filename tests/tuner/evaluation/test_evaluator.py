@@ -17,8 +17,8 @@ from tuner.evaluation.evaluator import (
     EvaluatorSpec,
     PipelineEvaluator,
     _refuse_crowded,
-    is_out_of_memory,
 )
+from tuner.evaluation.memory import is_out_of_memory
 
 QUESTIONS = tuple(Question(f"q{i}", "what is it?") for i in range(7))
 
@@ -57,9 +57,10 @@ def evaluator(runtime, batch, contents=None, **options):
         videos={one.id: f"video {i // 3}" for i, one in enumerate(QUESTIONS)},
         cache=None,
         batch=batch,
-        contents=contents or {},
     )
-    return PipelineEvaluator(spec, runtime, **options)
+    one = PipelineEvaluator(spec, runtime, **options)
+    one.expect(contents or {})
+    return one
 
 
 def ids(answers):
@@ -185,11 +186,11 @@ def test_workers_that_share_a_gpu_must_fit_it(monkeypatch, share, fits):
     )
     runtime = SimpleNamespace(family=family, shape=LLAVA_ONEVISION_7B, frames=32)
     if fits:
-        _refuse_crowded(runtime, share, batch=4)
+        _refuse_crowded(runtime, share, 4, 512 * 2**20)
     else:
         with pytest.raises(
             ModelError, match=r"4 workers share a GPU of 79\.0 GiB, but each takes up to .*: 3 fit"
         ):
-            _refuse_crowded(runtime, share, batch=4)
+            _refuse_crowded(runtime, share, 4, 512 * 2**20)
     family.device = torch.device("cpu")
-    _refuse_crowded(runtime, 0.01, batch=4)
+    _refuse_crowded(runtime, 0.01, 4, 512 * 2**20)

@@ -16,6 +16,7 @@ from tests.checkpoints import scenes, write_checkpoints
 from tests.inspections import make_bias, make_card, make_inspection
 from tests.tuner.runs.test_run import COLORS, OPTIONS, Recorder, make_study
 from tests.videos import write_video
+from tuner.evaluation import looking
 from tuner.evaluation.evaluator import PipelineEvaluator
 from tuner.records.database import default_database
 from tuner.records.schema import inspection_table
@@ -166,13 +167,13 @@ def test_other_tokens_than_recorded_are_no_picture_but_a_message(
     told: list[str] = []
     progress = Recorder()
     progress.message = told.append  # type: ignore[method-assign]
-    real = module.trace
+    real = looking.trace
 
     def fewer(*asked: Any) -> Any:
         seen = real(*asked)
         return replace(seen, tokens=tuple(tokens[1:] for tokens in seen.tokens))
 
-    monkeypatch.setattr(module, "trace", fewer)
+    monkeypatch.setattr(looking, "trace", fewer)
     summary = run(study, LOOKING, progress)
     assert load(summary) is None
     assert "could not be looked at: question v" in told[-1]
@@ -199,7 +200,7 @@ def test_a_look_that_fails_ends_no_run(
     told: list[str] = []
     progress = Recorder()
     progress.message = told.append  # type: ignore[method-assign]
-    monkeypatch.setattr(module, name, failure)
+    monkeypatch.setattr(looking, name, failure)
     summary = run(study, LOOKING, progress)
     assert summary.best is not None
     assert reason in told[-1]
@@ -211,7 +212,7 @@ def test_ctrl_c_while_looking_loses_nothing_else(study: Study, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "trace", stopped)
+        patch.setattr(looking, "trace", stopped)
         with pytest.raises(InterruptedRunError, match="the same command goes on"):
             run(study, LOOKING)
     assert load(run(study, LOOKING)) is not None
@@ -223,14 +224,14 @@ def test_an_unreadable_video_is_left_out_with_a_message(
     told: list[str] = []
     progress = Recorder()
     progress.message = told.append  # type: ignore[method-assign]
-    real = module._film
+    real = looking._film
 
     def gone(path: str, times: Any) -> Any:
         if path.endswith("v1.mp4"):
             raise VideoError("video v1.mp4 is gone", path)
         return real(path, times)
 
-    monkeypatch.setattr(module, "_film", gone)
+    monkeypatch.setattr(looking, "_film", gone)
     found = load(run(study, LOOKING, progress))
     assert found is not None
     assert {card.video for card in found.cards} == {"v3.mp4"}

@@ -180,10 +180,10 @@ def test_what_the_caches_did_is_recorded_from_the_encoding_on(study_run: Study) 
     use, noise = first.cache_use, first.noise
     assert use is not None
     assert noise is not None
-    # Each of four videos is encoded, and read by the evaluator when it is first asked about. What is measured
-    # for a server afterwards is not counted.
-    assert (first.videos, use.features_computed, use.features_read) == (4, 4, 4)
-    assert use.prefixes == use.features_in_memory + 4 == first.evaluated_answers + noise.questions
+    # Each of four videos is encoded, and stays in the worker's memory. What is measured for a server
+    # afterwards is not counted.
+    assert (first.videos, use.features_computed, use.features_read) == (4, 4, 0)
+    assert use.prefixes == use.features_in_memory == first.evaluated_answers + noise.questions
     # Unpruned, and up to the first pruning.
     assert use.prefixes_built == 8
     more = run(study_run, replace(OPTIONS, trials=6))
@@ -192,7 +192,7 @@ def test_what_the_caches_did_is_recorded_from_the_encoding_on(study_run: Study) 
     assert more.cache_use.prefixes == more.evaluated_answers + noise.questions > use.prefixes
     # Features outlive the records.
     anew = run(study_run, replace(OPTIONS, database="sqlite:///anew.db"))
-    assert anew.cache_use == replace(use, features_computed=0, features_read=8)
+    assert anew.cache_use == replace(use, features_computed=0, features_read=4)
 
 
 def test_what_answers_and_a_server_cost_is_recorded(study_run: Study) -> None:
