@@ -19,6 +19,7 @@ from tests.videos import write_video
 from tuner.cli.main import app
 from tuner.evaluation.progress import NoProgress
 from tuner.runs.check import ModelCheck, check_study
+from tuner.statistics.margin import DEFAULT_MAX_DROP
 from tuner.study import Study
 
 CHECKS = (
@@ -155,5 +156,5 @@ def test_the_command_prints_every_check_and_exits_by_them(study: Study) -> None:
     assert strict.exit_code == 1
     said = " ".join(strict.stdout.split())
     assert "FAILED split" in said
-    assert "allowed: losses above 2 points can be ruled out where nothing is lost" in said
+    assert f"allowed: losses above {100 * float(DEFAULT_MAX_DROP):.3g} points can be ruled out" in said
     assert "5 of 6 checks passed." in said
