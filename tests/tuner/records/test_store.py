@@ -24,6 +24,7 @@ from tests.tuner.fakes import (
 from tuner.errors import DiskFullError, UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
+from tuner.records.answers import look_up
 from tuner.records.database import default_database
 from tuner.records.measurements import CacheUse, MeasuredServing, Profiled, Timed
 from tuner.records.store import Store
@@ -442,9 +443,7 @@ def test_what_reports_need_belongs_to_one_definition(tmp_path: Path) -> None:
 
 def test_looking_answers_up_does_not_scan_them(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store, store._transaction() as connection:
-        plan = connection.execute(
-            text(f"EXPLAIN QUERY PLAN {store._query('answer.*').text}"), {"pairs": "[]"}
-        ).all()
+        plan = connection.execute(text(f"EXPLAIN QUERY PLAN {look_up('sqlite')}"), {"pairs": "[]"}).all()
     steps = [row[3] for row in plan]
     assert any("SEARCH answer USING INDEX" in one and "fingerprint=?" in one for one in steps)
     assert not any("SCAN answer" in one for one in steps)
