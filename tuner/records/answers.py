@@ -26,8 +26,25 @@ _WANTED = {
     ),
 }
 
+_SAID = answer_table.c[
+    "prompt_id",
+    "fingerprint",
+    "text",
+    "option",
+    "option_logprobs",
+    "logprob",
+    "kept",
+    "seconds",
+    "peak_bytes",
+]
+
 # So many are looked for at once: each answer that is found lies in memory as a row, too.
 _PAIRS_PER_QUERY = 20_000
+
+
+def look_up(dialect: str) -> str:
+    """The statement that finds answers, in SQLite's or PostgreSQL's words; `pairs`: see `_WANTED`."""
+    return f"SELECT {', '.join(f'answer.{column.name}' for column in _SAID)} FROM {_WANTED[dialect]}"
 
 
 class Answers(Connected):
@@ -41,19 +58,7 @@ class Answers(Connected):
             wanted[self._prompts[question], fingerprint].append(question)
         # In the order of the index.
         keys = sorted(wanted)
-        columns = answer_table.c[
-            "prompt_id",
-            "fingerprint",
-            "text",
-            "option",
-            "option_logprobs",
-            "logprob",
-            "kept",
-            "seconds",
-            "peak_bytes",
-        ]
-        names = ", ".join(f"answer.{column.name}" for column in columns)
-        query = text(f"SELECT {names} FROM {_WANTED[self._engine.dialect.name]}").columns(*columns)
+        query = text(look_up(self._engine.dialect.name)).columns(*_SAID)
         found: dict[Pair, RecordedAnswer] = {}
         with self._transaction() as connection:
             for start in range(0, len(keys), _PAIRS_PER_QUERY):

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.break_even import Serving
-from pipeline.methods import AdaTP, FastV
+from pipeline.methods import AdaTP, OneShot
 from tests.tuner.fakes import (
     FakeEvaluator,
     begin,
@@ -24,6 +24,7 @@ from tests.tuner.fakes import (
 from tuner.errors import DiskFullError, UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
+from tuner.records.answers import look_up
 from tuner.records.database import default_database
 from tuner.records.measurements import CacheUse, MeasuredServing, Profiled, Timed
 from tuner.records.store import Store
@@ -62,7 +63,7 @@ def test_a_study_comes_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored.layout.frame_relevance, one.layout.frame_relevance)
 
 
-@pytest.mark.parametrize("method", [KNOBS, replace(KNOBS, deduplicate="drop"), FastV(0.1)])
+@pytest.mark.parametrize("method", [KNOBS, replace(KNOBS, deduplicate="drop"), OneShot(0.1)])
 def test_a_trial_comes_back_bit_for_bit(tmp_path: Path, method: Any) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store:
         configuration = propose(store, 0, method)
@@ -237,7 +238,7 @@ def test_the_default_database_lies_in_the_working_directory() -> None:
 
 
 def test_what_a_server_pays_comes_back_by_configuration_and_machine(tmp_path: Path) -> None:
-    configuration, other = Configuration.from_method(KNOBS), Configuration.from_method(FastV(0.1))
+    configuration, other = Configuration.from_method(KNOBS), Configuration.from_method(OneShot(0.1))
     found = MeasuredServing(
         "a CPU", 5, 4, Serving(1, 0, 3, 0, 1 / 3), Serving(1, 2, 1, 1, 5), Profiled("q", 10, 4, 10, 4)
     )
@@ -365,7 +366,7 @@ def test_a_full_disk_is_one_message_and_the_same_run_goes_on(
 
 
 def test_times_side_by_side_are_those_measured_last_on_a_machine(tmp_path: Path) -> None:
-    one, other = Configuration.from_method(KNOBS), Configuration.from_method(FastV(0.1))
+    one, other = Configuration.from_method(KNOBS), Configuration.from_method(OneShot(0.1))
     first, second = Timed("a CPU", 12, 0.02, 0.05), Timed("a CPU", 10, 0.03, 0.06)
     with open_store(tmp_path / "t.db", make_study()) as store:
         assert store.timed([one, other]) == {}
@@ -435,19 +436,14 @@ def test_what_reports_need_belongs_to_one_definition(tmp_path: Path) -> None:
         store.record_inspection(configuration, b"second")
         store.record_sensitivity(0.3, "{}")
         assert (store.inspection(configuration), store.sensitivity(0.3)) == (b"second", "{}")
-        assert store.sensitivity(0.4) is store.inspection(Configuration.from_method(FastV(0.1))) is None
+        assert store.sensitivity(0.4) is store.inspection(Configuration.from_method(OneShot(0.1))) is None
         store.revise(replace(study_record(study), hash="another"))
         assert store.inspection(configuration) is store.sensitivity(0.3) is None
 
 
 def test_looking_answers_up_does_not_scan_them(tmp_path: Path) -> None:
-    asked: list[str] = []
-    with open_store(tmp_path / "t.db", make_study()) as store:
-        event.listen(store._engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
-        store.answers([(next(iter(store._prompts)), "f")])
-        with store._transaction() as connection:
-            (query,) = (one for one in asked if "json_each" in one)
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", ("[]",)).all()
+    with open_store(tmp_path / "t.db", make_study()) as store, store._transaction() as connection:
+        plan = connection.execute(text(f"EXPLAIN QUERY PLAN {look_up('sqlite')}"), {"pairs": "[]"}).all()
     steps = [row[3] for row in plan]
     assert any("SEARCH answer USING INDEX" in one and "fingerprint=?" in one for one in steps)
     assert not any("SCAN answer" in one for one in steps)
