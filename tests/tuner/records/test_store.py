@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.break_even import Serving
-from pipeline.methods import AdaTP, OneShot
+from pipeline.methods import AdaTP, FastV
 from tests.tuner.fakes import (
     FakeEvaluator,
     begin,
@@ -63,7 +63,7 @@ def test_a_study_comes_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored.layout.frame_relevance, one.layout.frame_relevance)
 
 
-@pytest.mark.parametrize("method", [KNOBS, replace(KNOBS, deduplicate="drop"), OneShot(0.1)])
+@pytest.mark.parametrize("method", [KNOBS, replace(KNOBS, deduplicate="drop"), FastV(0.1)])
 def test_a_trial_comes_back_bit_for_bit(tmp_path: Path, method: Any) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store:
         configuration = propose(store, 0, method)
@@ -238,7 +238,7 @@ def test_the_default_database_lies_in_the_working_directory() -> None:
 
 
 def test_what_a_server_pays_comes_back_by_configuration_and_machine(tmp_path: Path) -> None:
-    configuration, other = Configuration.from_method(KNOBS), Configuration.from_method(OneShot(0.1))
+    configuration, other = Configuration.from_method(KNOBS), Configuration.from_method(FastV(0.1))
     found = MeasuredServing(
         "a CPU", 5, 4, Serving(1, 0, 3, 0, 1 / 3), Serving(1, 2, 1, 1, 5), Profiled("q", 10, 4, 10, 4)
     )
@@ -366,7 +366,7 @@ def test_a_full_disk_is_one_message_and_the_same_run_goes_on(
 
 
 def test_times_side_by_side_are_those_measured_last_on_a_machine(tmp_path: Path) -> None:
-    one, other = Configuration.from_method(KNOBS), Configuration.from_method(OneShot(0.1))
+    one, other = Configuration.from_method(KNOBS), Configuration.from_method(FastV(0.1))
     first, second = Timed("a CPU", 12, 0.02, 0.05), Timed("a CPU", 10, 0.03, 0.06)
     with open_store(tmp_path / "t.db", make_study()) as store:
         assert store.timed([one, other]) == {}
@@ -436,7 +436,7 @@ def test_what_reports_need_belongs_to_one_definition(tmp_path: Path) -> None:
         store.record_inspection(configuration, b"second")
         store.record_sensitivity(0.3, "{}")
         assert (store.inspection(configuration), store.sensitivity(0.3)) == (b"second", "{}")
-        assert store.sensitivity(0.4) is store.inspection(Configuration.from_method(OneShot(0.1))) is None
+        assert store.sensitivity(0.4) is store.inspection(Configuration.from_method(FastV(0.1))) is None
         store.revise(replace(study_record(study), hash="another"))
         assert store.inspection(configuration) is store.sensitivity(0.3) is None
 
