@@ -43,10 +43,10 @@ class ByPlan(fakes.FakeEvaluator):
 
     asked: list[dict[str, Any]] = field(default_factory=list)
 
-    def answer(self, configuration: Any, *arguments: Any, **options: Any) -> Any:
+    def answer(self, configuration: Any, questions: Any, *arguments: Any, **options: Any) -> Any:
         if configuration is not None:
-            self.asked += [configuration] * len(arguments[0])
-        return super().answer(configuration, *arguments, **options)
+            self.asked += [configuration] * len(questions)
+        return super().answer(configuration, questions, *arguments, **options)
 
     def _one(self, configuration: Any, question_id: str) -> dict[str, Any]:
         question = self.study.question(question_id)
