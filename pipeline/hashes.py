@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-# Smaller files are read faster than a hash of them is looked up.
-_KEPT_FROM = 2**20
+# Bytes of a file; smaller ones are read in hundredths of a second.
+_KEPT_FROM = 2**24
 
 # Nanoseconds for which a file must have been left alone before its hash is kept: times of files are only as
 # fine as the system's clock tick, so a file just written may be written again without another time.

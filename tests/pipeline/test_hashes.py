@@ -18,6 +18,7 @@ LARGE = 2**20
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashes, "_KEPT_FROM", LARGE)
     monkeypatch.setattr(hashes, "_SETTLED", -(10**12))  # files of a test are new
     return tmp_path / "cache" / "adatp" / "hashes.json"
 
