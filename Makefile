@@ -5,7 +5,7 @@
 # make demo-model   builds the demo's model and videos again (about four hours on two cores; resumable)
 # make soak         the long tests
 # make bench        time and memory of the demo run, and its peers at the same FLOPs
-# make bench-search whole searches over the tabulated demo, by strategy (about 20 minutes)
+# make bench-search whole searches over the tabulated demo, by strategy (half an hour or more)
 # make bench-speed  a trial, a prefill and their memory against the unpruned model; attention backends. Another
 #                   machine: make bench-speed SPEED="--shape 7b --frames 32 --device cuda" BATCH=8
 # make clean        removes what was built, not what was measured
