@@ -234,7 +234,7 @@ def test_options_whose_logits_half_precision_rounds_to_the_same_differ(checkpoin
 
     def ask():
         hook = head.register_forward_hook(lambda _, args, out: seen.update(hidden=args[0], logits=out))
-        answer = runtime.answer(clip, Question("q", "what color?", words), None)
+        answer = runtime.answer(clip, Question("q", "what color is the ring?", words), None)
         hook.remove()
         return answer
 

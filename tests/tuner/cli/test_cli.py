@@ -545,7 +545,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     export = ("export", "--study", "tiny", "--output", "best.json")
     refused = call(*export)
     assert (refused.code, (tiny / "best.json").exists()) == (2, False)
-    assert "no configuration is shown to stay within 2 points" in refused.err
+    assert "no configuration is shown to stay within 3 points" in refused.err
     # Two held-out videos prove nothing.
     export = (*export, "--accept-regressions", "--accept-weak-baseline")
     written = tuner(*export, folder=tiny)
