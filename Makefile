@@ -20,7 +20,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 demo: $(STAMP)
-	$(BIN)/tuner run --study demo --budget 0.3 --max-drop 0.03
+	$(BIN)/tuner run --study demo --budget 0.3
 	$(BIN)/tuner export --study demo --output best.json
 
 test: $(STAMP)
