@@ -38,6 +38,7 @@ class VisionShape:
     text_mlp_width: int = 0
     text_tokens: int = 0  # the text tower runs at its full padded length
     embedding: int = 0  # width of the shared embedding
+    aligned_frame: int = 0  # one frame through an aligned encoder of its own; 0: it goes on from the tower
 
     def frame(self, hidden: int) -> int:
         """One frame through patch embedding, tower and projector (into a language model of width
@@ -50,8 +51,10 @@ class VisionShape:
 
     def frame_embedding(self) -> int:
         """One frame from tower features to its global visual token: remaining layers and attention-pooling
-        head.
+        head; or through the whole of another encoder.
         """
+        if self.aligned_frame:
+            return self.aligned_frame
         n, width = self.patches, self.width
         # The probe's query and output rows, keys and values of all patches, one row of attention, the head's
         # MLP.

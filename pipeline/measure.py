@@ -102,8 +102,8 @@ def serving_seconds(
     """
     from pipeline.video import read_frames
 
-    frames = read_frames(clip.path, runtime.frames, runtime._decode_timeout).frames
     family, encoder, device = runtime.family, runtime._encoder, runtime.family.device
+    frames = read_frames(clip.path, runtime.frames, runtime._decode_timeout, size=family.frame_size).frames
     plan = method.plan(runtime.layout(clip, question), runtime.shape.layers)
     seen = frames if plan.frames_encoded is None else frames[: plan.frames_encoded]
     vision = _seconds(device, lambda: family.encode_frames(frames))
@@ -111,7 +111,7 @@ def serving_seconds(
     frame_embedding = text_embedding = 0.0
     if plan.aligned:
         features = family.encode_frames(seen).tower_features
-        frame_embedding = _seconds(device, lambda: encoder.embed_frames(features))
+        frame_embedding = _seconds(device, lambda: encoder.embed_frames(seen, features))
         text_embedding = _seconds(device, lambda: encoder.embed_text(question.text))
     layers = runtime.shape.layers if plan.keeps_everything else plan.layers[0]
     prefix, asked = _prefix_and_question(runtime, clip, question, None, runtime.shape.layers)

@@ -206,9 +206,10 @@ class Runtime:
         self, frames: NDArray[np.uint8], times: NDArray[np.floating], seconds: float, name: str
     ) -> dict[str, torch.Tensor]:
         encoded = self.family.encode_frames(frames)
-        embeddings = self._encoder.embed_frames(encoded.tower_features)
+        embeddings = self._encoder.embed_frames(frames, encoded.tower_features)
         # One pooling for all that is said of a patch: (frames, patches, 1 + 1 + head).
-        attention = (self._encoder.pooling_attention(encoded.tower_features), encoded.received)
+        pooling = self._encoder.pooling_attention(frames, encoded.tower_features)
+        attention = (pooling, encoded.received)
         patches = torch.cat((*(one[..., None] for one in attention), encoded.keys), dim=-1)
         cells = self.family.pool(patches).cpu()
         stored = {

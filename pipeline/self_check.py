@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.checkpoint import Checkpoint, load_weights
+from pipeline.checkpoint import Checkpoint
 from pipeline.clip import Clip
+from pipeline.encoders import load_whole_encoder
 from pipeline.errors import PipelineError
 from pipeline.methods import AdaTP
 from pipeline.packing import Pack
@@ -220,23 +220,12 @@ def check_generate(runtime: Runtime, clip: Clip, question: Question, method: Ada
 def check_frame_embeddings(runtime: Runtime, siglip: Checkpoint, frames: NDArray[np.uint8]) -> Finding:
     """Embeddings by the model's tower and the SigLIP's last part, against the whole SigLIP's own.
 
-    frames: (n, H, W, 3) RGB. The whole vision side of the SigLIP is loaded for it, in float32.
+    frames: (n, H, W, 3) RGB. The whole SigLIP is loaded for it, in float32.
     """
-    from transformers import SiglipVisionModel
-
-    unread = r"^(text_model\.|logit_)"
-
-    class Whole(SiglipVisionModel):  # type: ignore[no-untyped-call]
-        """Says nothing of the text tower's weights, which stand in the same files."""
-
-        _keys_to_ignore_on_load_unexpected = {unread}  # noqa: RUF012 -- as transformers declares it
-
     family = runtime.family
-    model, _ = load_weights(siglip, Whole, dtype=torch.float32, device=family.device, unread=unread)
     encoded = family.encode_frames(frames)
-    ours = runtime._encoder.embed_frames(encoded.tower_features)
-    pixels: Any = family.pixels(frames)
-    whole = model(pixel_values=pixels.float()).pooler_output
+    ours = runtime._encoder.embed_frames(frames, encoded.tower_features)
+    whole = load_whole_encoder(siglip, family.device).embed_frames(frames, encoded.tower_features)
     alike = torch.nn.functional.cosine_similarity(ours, whole, dim=1)
     lowest = float(alike.min())
     return Finding(

@@ -105,7 +105,7 @@ def encoders(setup: Setup, repeats: int) -> dict[str, float]:
         family.device,
         {
             "vision tower, projector": lambda: family.encode_frames(frames),
-            "SigLIP layer, head": lambda: encoder.embed_frames(features),
+            "SigLIP layer, head": lambda: encoder.embed_frames(frames, features),
             "text tower": lambda: encoder.embed_text(setup.questions[0].text),
         },
         repeats,

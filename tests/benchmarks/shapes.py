@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.clip import Clip
-from pipeline.encoders import AlignedEncoder
+from pipeline.encoders import TowerEncoder
 from pipeline.families.llava_onevision import LlavaOnevision
 from pipeline.keep_ratio import Unreachable, solve_keep_ratio
 from pipeline.measure import device_name
@@ -136,7 +136,7 @@ def build(
     family = LlavaOnevision(Checkpoint(name, folder, f"random:{name}"), model, tokenizer)
     return Runtime(
         family,
-        AlignedEncoder(siglip, text_tokenizer, family.applied_vision_layers),
+        TowerEncoder(siglip, text_tokenizer, family.applied_vision_layers),
         identity=f"random:{name}:{seed}",
         encoder_identity=f"random:{name}:{seed}",
         frames=frames,

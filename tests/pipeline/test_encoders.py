@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipModel
 
 from pipeline.checkpoint import find_checkpoint
-from pipeline.encoders import load_encoder
+from pipeline.encoders import load_encoder, load_whole_encoder
 from pipeline.errors import ModelError
 from tests.checkpoints import Size, build_tokenizer, scenes, write_checkpoints
 from tests.pipeline.conftest import FRAMES
@@ -18,7 +19,8 @@ def siglip(checkpoints):
 @torch.no_grad()
 def test_a_frame_embedding_from_tower_features_is_what_the_whole_siglip_gives(runtime, siglip):
     frames = scenes(FRAMES)
-    from_tower = runtime._encoder.embed_frames(runtime.family.encode_frames(frames).tower_features)
+    tower = runtime.family.encode_frames(frames).tower_features
+    from_tower = runtime._encoder.embed_frames(frames, tower)
     whole = siglip.vision_model(pixel_values=runtime.family.pixels(frames)).pooler_output
     torch.testing.assert_close(from_tower, whole, rtol=0, atol=1e-6)
     assert whole.std() > 0.1  # far from all alike
@@ -73,3 +75,34 @@ def test_a_model_of_another_kind_is_refused(checkpoints, runtime):
         ModelError, match=r"is no SigLIP checkpoint: its config\.json says model_type 'llava_onevision'"
     ):
         load_encoder(find_checkpoint(str(checkpoints.model)), runtime.family)
+
+
+def test_a_whole_siglip_sees_frames_as_its_own_model_does(runtime, checkpoints):
+    """For models whose vision tower is no SigLIP: here the tower is one, so both ways agree."""
+    frames = scenes(4)
+    device = torch.device("cpu")
+    whole = load_whole_encoder(find_checkpoint(str(checkpoints.siglip)), device)
+    tower = runtime.family.encode_frames(frames).tower_features
+    continued = runtime._encoder.embed_frames(frames, tower)
+    torch.testing.assert_close(whole.embed_frames(frames, tower), continued, rtol=1e-4, atol=1e-4)
+    for patches in (tower.shape[1], 4):  # the same grid, and another model's
+        pooling = whole.pooling_attention(frames, tower[:, :patches])
+        assert pooling.shape == (4, patches)
+        torch.testing.assert_close(pooling.sum(dim=1), torch.ones(4))
+    text = "what color is the ring?"
+    np.testing.assert_allclose(whole.embed_text(text), runtime._encoder.embed_text(text), atol=1e-6)
+
+
+def test_a_whole_siglip_costs_its_own_tower_for_each_frame(runtime, checkpoints):
+    whole = load_whole_encoder(find_checkpoint(str(checkpoints.siglip)), torch.device("cpu"))
+    frames, tower = scenes(3), torch.zeros(3, 4, 8)
+    with FlopCounterMode(display=False) as counter:
+        whole.embed_frames(frames, tower)
+    vision = whole.extend(runtime.family.shape).vision
+    assert vision.frame_embedding() == vision.aligned_frame
+    # torch counts fused attention on a CPU as nothing.
+    own = whole._config.vision_config
+    patches = (own.image_size // own.patch_size) ** 2
+    attention = 2 * patches**2 * own.hidden_size * own.num_hidden_layers
+    counted = counter.get_total_flops() / 2 / 3
+    assert counted == pytest.approx(vision.aligned_frame - attention, rel=0.02)

@@ -23,6 +23,7 @@ METHODS = [
 
 def counted(runtime, clip, question, method=None):
     """Multiply-adds of a single-pass prefill without lm_head."""
+    runtime.layout(clip, question)  # embeds the question's text once
     with FlopCounterMode(display=False) as counter:
         runtime.one_pass(clip, question, method)
     return counter.get_total_flops() / 2 - runtime.family.lm_head.weight.numel()
@@ -59,7 +60,7 @@ def test_vision_tower_and_projector(eager):
 def test_frame_embeddings(eager):
     encoder, encoded = eager._encoder, eager.family.encode_frames(scenes(FRAMES))
     with eager_attention(encoder), FlopCounterMode(display=False) as counter:
-        encoder.embed_frames(encoded.tower_features)
+        encoder.embed_frames(scenes(FRAMES), encoded.tower_features)
     assert counter.get_total_flops() / 2 == FRAMES * eager.shape.vision.frame_embedding()
 
 

@@ -17,7 +17,7 @@ from pipeline.checkpoint import find_checkpoint, load_pretrained
 from pipeline.encoders import load_encoder
 from pipeline.errors import ModelError
 from pipeline.families import load_family
-from tests.checkpoints import Size, write_checkpoints, write_llava_video
+from tests.checkpoints import Size, scenes, write_checkpoints, write_llava_video
 
 CPU = torch.device("cpu")
 VISION_LAYERS = 4  # of the whole SigLIP: the tower has three
@@ -183,7 +183,7 @@ def test_of_siglip_only_what_the_tower_lacks_is_read(paths, read):
     with torch.no_grad():
         last = whole.vision_model.encoder.layers[-1](features, attention_mask=None)
         expected = whole.vision_model.head(whole.vision_model.post_layernorm(last))
-    torch.testing.assert_close(encoder.embed_frames(features), expected, rtol=0, atol=0)
+    torch.testing.assert_close(encoder.embed_frames(scenes(1), features), expected, rtol=0, atol=0)
 
 
 def test_an_encoder_that_lacks_a_weight_is_refused_by_its_name(paths, tmp_path):

@@ -212,11 +212,11 @@ class EvaluatorSpec:
             runtime.family.device, workers=self.workers, gpu_share=self.gpu_share, asked=self.store_bytes
         )
         runtime.prefix_bytes = room.prefixes
-        _refuse_crowded(runtime, self.gpu_share, self.batch, room.prefixes)
+        _refuse_crowded(runtime, self.gpu_share, self.batch)
         return PipelineEvaluator(self, runtime, clip_bytes=room.clips)
 
 
-def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int, prefixes: int) -> None:
+def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int) -> None:
     """Errors: ModelError where this worker and the others with such a share do not fit on the GPU."""
     device = runtime.family.device
     # A fraction of a GPU is of a single GPU. Alone on it, a worker halves its packs where they do not fit.
@@ -227,17 +227,14 @@ def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int, prefixes: in
 
     from pipeline.memory import WorkerMemory, refuse_crowded, working_bytes
 
-    family = runtime.family
-    working = working_bytes(
-        runtime.shape,
-        frames=runtime.frames,
-        tokens=family.video_tokens(runtime.frames) + PROMPT_TOKENS,
-        itemsize=family.dtype.itemsize,
-        batch=batch,
-    )
+    family, shape = runtime.family, runtime.shape
+    tokens, itemsize = family.video_tokens(runtime.frames) + PROMPT_TOKENS, family.dtype.itemsize
+    working = working_bytes(shape, frames=runtime.frames, tokens=tokens, itemsize=itemsize, batch=batch)
+    # The store of prefixes shrinks to what is free; a single one, the unpruned model's, has to fit.
+    prefix = tokens * shape.layers * 2 * shape.kv_width * itemsize
     loaded = torch.cuda.memory_allocated(device)
     total = torch.cuda.get_device_properties(device).total_memory
-    refuse_crowded(WorkerMemory(loaded, prefixes, working), workers, total)
+    refuse_crowded(WorkerMemory(loaded, prefix, working), workers, total)
 
 
 class PipelineEvaluator:

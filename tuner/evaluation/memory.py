@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.memory import host_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +23,6 @@ DEVICE_SHARE = 0.5
 
 # Of the host's free memory, shared by all workers: for vision features, and on a CPU as much for prefixes.
 HOST_SHARE = 0.25
-
-# What containers may use and use, by the two versions of Linux's control groups.
-_CONTAINER = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
 
 
 class StoreBytes(NamedTuple):
@@ -54,21 +46,6 @@ def store_bytes(
     if device.type != "cuda":
         return StoreBytes(host, host)
     return StoreBytes(int(DEVICE_SHARE * _device_bytes(device, min(1.0, gpu_share or 1.0))), host)
-
-
-def host_bytes() -> int:
-    """Memory of this machine, or of the container around this process, that is free."""
-    import psutil  # type: ignore[import-untyped]
-
-    free = int(psutil.virtual_memory().available)
-    for limit, usage in _CONTAINER:
-        try:
-            most, used = limit.read_text().strip(), int(usage.read_text())
-        except (OSError, ValueError):
-            continue
-        if most.isdigit():
-            free = min(free, max(0, int(most) - used))
-    return free
 
 
 def _device_bytes(device: torch.device, share: float) -> int:

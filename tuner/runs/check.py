@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.errors import ModelError, PipelineError, VideoError
+from pipeline.resizing import FrameSize
 from pipeline.self_check import Finding
 from pipeline.video import Decoder, content_hash
 from tuner.errors import UserError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+THUMBNAIL = FrameSize(64)  # frames that nobody looks at need not travel whole
 QUESTIONS = 3  # asked in most checks of the model
 ANSWERS = 8  # asked in two number formats
 TRIALS = 40  # what the estimate of a study's time is for, as `tuner run` does by default
@@ -67,7 +69,7 @@ def check_study(study: Study, max_drop: float, progress: Progress) -> Iterator[F
     with Decoder(study.decode_timeout) as decoder:
         for video in study.videos:
             try:
-                decoder.read_frames(video.path, study.frames)
+                decoder.read_frames(video.path, study.frames, size=THUMBNAIL)
                 hashes[content_hash(video.path)].append(video.name)
             except VideoError as error:
                 bad.append(str(error))

@@ -186,11 +186,11 @@ def test_workers_that_share_a_gpu_must_fit_it(monkeypatch, share, fits):
     )
     runtime = SimpleNamespace(family=family, shape=LLAVA_ONEVISION_7B, frames=32)
     if fits:
-        _refuse_crowded(runtime, share, 4, 512 * 2**20)
+        _refuse_crowded(runtime, share, 4)
     else:
         with pytest.raises(
             ModelError, match=r"4 workers share a GPU of 79\.0 GiB, but each takes up to .*: 3 fit"
         ):
-            _refuse_crowded(runtime, share, 4, 512 * 2**20)
+            _refuse_crowded(runtime, share, 4)
     family.device = torch.device("cpu")
-    _refuse_crowded(runtime, 0.01, 4, 512 * 2**20)
+    _refuse_crowded(runtime, 0.01, 4)

@@ -7,8 +7,9 @@ import psutil
 import pytest
 import torch
 
-from tuner.evaluation import memory
-from tuner.evaluation.memory import DEVICE_SHARE, HOST_SHARE, host_bytes, store_bytes
+from pipeline import memory
+from pipeline.memory import host_bytes
+from tuner.evaluation.memory import DEVICE_SHARE, HOST_SHARE, store_bytes
 
 pytestmark = pytest.mark.quick
 
