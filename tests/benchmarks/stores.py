@@ -82,7 +82,7 @@ class SizedRuntime:
 
     def encode(self, path: str) -> Clip:
         hidden = self.runtime.shape.hidden
-        trailing = self.family.trailing
+        trailing = 1
 
         def sized(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")

@@ -109,7 +109,8 @@ CacheMemory = Annotated[
         min=0.0,
         metavar="GIB",
         help="GiB of prefixes that each worker keeps on its device, and as many of vision features in host "
-        "memory; otherwise half of what is free on a GPU, and a quarter of what is free on the host.",
+        "memory; otherwise half of what is free on a GPU and a quarter of what is free on the host, or a "
+        "twentieth each on a CPU.",
         show_default=False,
     ),
 ]

@@ -21,7 +21,7 @@ from pipeline.question import Question, Scoring
 from pipeline.video import TIMEOUT
 from tuner.errors import without_passwords
 from tuner.evaluation.description import Computing, ModelDescription
-from tuner.evaluation.memory import free_memory, is_out_of_memory, store_bytes
+from tuner.evaluation.memory import free_memory, is_out_of_memory, store_bytes, trim
 from tuner.evaluation.tasks import Work
 from tuner.study import Study
 
@@ -331,6 +331,8 @@ class PipelineEvaluator:
             some = questions[len(answers) : len(answers) + batch]
             requests = [Request(*self.asked(one), method, references.get(one)) for one in some]
             answers += map(asdict, self._ask(requests))
+        if self.runtime.family.device.type == "cpu":
+            trim()
         return answers
 
     def cache_use(self) -> dict[str, int]:
