@@ -6,12 +6,13 @@
 # make soak         the long tests
 # make bench        time and memory of the demo run, and its peers at the same FLOPs
 # make bench-search whole searches over the tabulated demo, by strategy (half an hour or more)
+# make bench-gpu    where a GPU is at hand: the tests that need one, then the published 7B shapes in bfloat16
 # make bench-speed  a trial, a prefill and their memory against the unpruned model; attention backends. Another
 #                   machine: make bench-speed SPEED="--shape 7b --frames 32 --device cuda" BATCH=8
 # make clean        removes what was built, not what was measured
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check fix demo-model soak bench bench-search bench-speed clean
+.PHONY: demo test check fix demo-model soak bench bench-search bench-speed bench-gpu clean
 
 # First interpreter that runs and is new enough; a name on PATH alone may be a shim without a Python behind it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
@@ -52,6 +53,11 @@ bench-search: $(STAMP)
 
 SPEED ?= --shape 0.5b --frames 8
 BATCH ?= 1
+bench-gpu: $(STAMP)
+	$(BIN)/python -m pytest -q -m gpu
+	$(MAKE) bench-speed SPEED="--shape 7b --frames 32 --device cuda" BATCH=8
+	$(MAKE) bench-speed SPEED="--shape llava-video-7b --frames 64 --device cuda" BATCH=4
+
 bench-speed: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.trial $(SPEED)
 	$(BIN)/python -m tests.benchmarks.prefill $(SPEED) --batch $(BATCH)

@@ -23,13 +23,24 @@ from transformers.initialization import no_init_weights
 from pipeline.checkpoint import Checkpoint
 from pipeline.clip import Clip
 from pipeline.encoders import TowerEncoder
+from pipeline.families.base import Family
 from pipeline.families.llava_onevision import LlavaOnevision
+from pipeline.families.llava_video import LlavaVideo
 from pipeline.keep_ratio import Unreachable, solve_keep_ratio
 from pipeline.measure import device_name
 from pipeline.methods import AdaTP
 from pipeline.question import Question
 from pipeline.runtime import Runtime
-from tests.checkpoints import WORDS, Size, build_model, build_siglip, build_tokenizer, scenes, write_processor
+from tests.checkpoints import (
+    WORDS,
+    Size,
+    build_model,
+    build_qwen_tokenizer,
+    build_siglip,
+    build_tokenizer,
+    scenes,
+    write_processor,
+)
 from tests.videos import write_video
 
 SCENES = 6
@@ -60,6 +71,8 @@ SIZES = {
         hidden=3584, layers=28, heads=28, kv_heads=4, mlp=18944, vocabulary=152_128, tied=False, **_SIGLIP
     ),
 }
+# lmms-lab/LLaVA-Video-7B-Qwen2: the same parts, other tokens a frame and another prompt.
+SIZES["llava-video-7b"] = SIZES["7b"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +135,7 @@ def build(
     size = SIZES[name]
     folder.mkdir(parents=True, exist_ok=True)
     write_processor(folder, size.image, size.patch)
+    video = name.startswith("llava-video")
     tokenizer = build_tokenizer()
     text_tokenizer = build_tokenizer(model_max_length=size.text_length)
     cuda = [device] if device.type == "cuda" else []
@@ -133,7 +147,11 @@ def build(
             model = build_model(size, tokenizer, siglip).requires_grad_(requires_grad=False)
         model.tie_weights()
         _draw(model, but="vision_tower")  # these are the SigLIP's
-    family = LlavaOnevision(Checkpoint(name, folder, f"random:{name}"), model, tokenizer)
+    family: Family = (
+        LlavaVideo(model, build_qwen_tokenizer(), tells_times=True)
+        if video
+        else LlavaOnevision(Checkpoint(name, folder, f"random:{name}"), model, tokenizer)
+    )
     return Runtime(
         family,
         TowerEncoder(siglip, text_tokenizer, family.applied_vision_layers),

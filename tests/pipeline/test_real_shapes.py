@@ -16,16 +16,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.clip import Clip, Saliency
-from pipeline.families.llava_video import LlavaVideo
 from pipeline.methods import METHODS, AdaTP, Method
 from pipeline.packing import Pack
 from pipeline.question import Question
 from pipeline.runtime import Request, Runtime
 from tests.benchmarks.shapes import SIZES, build
-from tests.checkpoints import build_qwen_tokenizer
 
 # Frames and tokens a frame of the published evaluations.
-SHAPES = {"0.5b": (32, 196), "7b": (32, 196), "llava-video": (64, 182)}
+SHAPES = {"0.5b": (32, 196), "7b": (32, 196), "llava-video-7b": (64, 182)}
 LETTERS = Question("letters", "what color is the ring on brick?", ("red", "blue"))
 WORDS = Question("words", "what color is the ring on brick?", ("red", "dark blue", "top left of the scene"))
 FREE = Question("free", "what color is the ring on brick?")
@@ -49,18 +47,14 @@ class Dispatched(TorchDispatchMode):
 @pytest.fixture(scope="module", params=SHAPES)
 def loaded(request, tmp_path_factory) -> tuple[Runtime, Clip]:
     frames, cells = SHAPES[request.param]
-    size = "7b" if request.param == "llava-video" else request.param
     folder = tmp_path_factory.mktemp("shape")
     meta = torch.device("meta")
-    runtime = build(size, folder, device=meta, dtype=torch.bfloat16, frames=frames)
-    if request.param == "llava-video":
-        family = LlavaVideo(runtime.model, build_qwen_tokenizer(), tells_times=True)
-        runtime = Runtime(family, runtime._encoder, identity="", encoder_identity="", frames=frames)
+    runtime = build(request.param, folder, device=meta, dtype=torch.bfloat16, frames=frames)
     drawn = np.random.default_rng(0)
     embedding = drawn.normal(size=1152).astype(np.float32)
     runtime._text_embedding = lru_cache(lambda _: embedding)
-    trailing = 0 if request.param == "llava-video" else 1
-    hidden = SIZES[size].hidden
+    trailing = runtime.family.video_tokens(frames) - frames * cells
+    hidden = SIZES[request.param].hidden
     clip = Clip(
         "clip",
         "hash",
