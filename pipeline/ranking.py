@@ -23,9 +23,10 @@ class Stage:
     total: int  # visual tokens that stay
     frames: int
     cells: int
-    place: torch.Tensor  # (visual,) group x cells + cell of each original visual token
-    places: int
-    take: torch.Tensor  # (total,) which ranks stay when tokens are ordered by group, then by rank
+    # (visual,) of each original visual token: group x cells + cell, a number for each position of each group.
+    slot: torch.Tensor
+    slots: int  # how many there are
+    kept_ranks: torch.Tensor  # (total,) which ranks stay when tokens are ordered by group, then by rank
     groups: tuple[int, ...]  # on the host: tokens of each group before any pruning,
     kept: tuple[int, ...]  # and what stays of them
 
@@ -34,7 +35,7 @@ def stages(plan: Plan, layout: Layout, device: torch.device) -> tuple[Stage, ...
     """The prunings of a plan, prepared on the host and sent to the device in one copy."""
     groups = np.array(plan.groups, dtype=np.int64)
     visual = np.arange(layout.visual, dtype=np.int64)
-    place = np.repeat(np.arange(groups.size), groups) * layout.cells + visual % layout.cells
+    slot = np.repeat(np.arange(groups.size), groups) * layout.cells + visual % layout.cells
     takes, before = [], groups
     for kept in np.array(plan.kept, dtype=np.int64).reshape(len(plan.kept), groups.size):
         starts = (
@@ -42,11 +43,11 @@ def stages(plan: Plan, layout: Layout, device: torch.device) -> tuple[Stage, ...
         )  # where a group's block begins among the tokens that are still there
         takes.append(np.repeat(starts - (np.cumsum(kept) - kept), kept) + np.arange(kept.sum()))
         before = kept
-    packed = torch.from_numpy(np.concatenate([place, *takes])).to(device)
+    packed = torch.from_numpy(np.concatenate([slot, *takes])).to(device)
     parts = torch.split(packed, [layout.visual, *(take.size for take in takes)])
-    places = groups.size * layout.cells
+    slots = groups.size * layout.cells
     return tuple(
-        Stage(take.shape[0], layout.frames, layout.cells, parts[0], places, take, plan.groups, kept)
+        Stage(take.shape[0], layout.frames, layout.cells, parts[0], slots, take, plan.groups, kept)
         for take, kept in zip(parts[1:], plan.kept, strict=True)
     )
 
@@ -60,16 +61,16 @@ def best_in_groups(stage: Stage, scores: torch.Tensor, tokens: torch.Tensor, *, 
     """
     n = tokens.shape[0]
     by_score = scores.argsort(descending=True, stable=True)
-    place = stage.place[tokens]
+    slot = stage.slot[tokens]
     rank = torch.empty_like(by_score)
     rank[by_score] = torch.arange(n, device=rank.device)
-    key = place.div(stage.cells, rounding_mode="floor")  # the group
+    key = slot.div(stage.cells, rounding_mode="floor")  # the group
     if debias:
-        best = torch.full((stage.places,), n, dtype=rank.dtype, device=rank.device)
-        best.scatter_reduce_(0, place, rank, "amin")  # ranks are unique: exactly one representative
-        key = 2 * key + (best[place] != rank)
+        best = torch.full((stage.slots,), n, dtype=rank.dtype, device=rank.device)
+        best.scatter_reduce_(0, slot, rank, "amin")  # ranks are unique: exactly one representative
+        key = 2 * key + (best[slot] != rank)
     in_order = (key * n + rank).argsort()
-    return in_order[stage.take].sort().values
+    return in_order[stage.kept_ranks].sort().values
 
 
 def drawn_scores(seed: str, tokens: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ class Recorder:
         chosen = self.method.select(stage, scores, tokens, seed)
         kept = np.zeros(tokens.shape[0], dtype=bool)
         kept[chosen.cpu().numpy()] = True
-        places = stage.place[tokens].cpu().numpy()
+        places = stage.slot[tokens].cpu().numpy()
         self.choices.append(Choice(places, stage.cells, scores.double().cpu().numpy(), kept))
         if self.forced is None:
             return chosen

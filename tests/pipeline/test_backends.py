@@ -111,7 +111,7 @@ def test_noise_on_scores_moves_only_tokens_within_twice_the_noise(runtime, clip,
 
     def chosen(scores):
         kept = best_in_groups(stage, torch.from_numpy(scores), tokens, debias=debias)
-        return choice(scores, kept.numpy(), stage.place.numpy(), stage.cells)
+        return choice(scores, kept.numpy(), stage.slot.numpy(), stage.cells)
 
     for _ in range(50):
         scores = drawn.uniform(size=layout.visual)

@@ -239,7 +239,7 @@ def test_keeping_other_than_planned_is_an_error(runtime, clip, question, monkeyp
 
     def lose_one(self, j, *part):
         stage = self.stages[j]
-        object.__setattr__(stage, "take", stage.take[:-1])
+        object.__setattr__(stage, "kept_ranks", stage.kept_ranks[:-1])
         return prune(self, j, *part)
 
     monkeypatch.setattr(packing._Sequence, "_prune", lose_one)
