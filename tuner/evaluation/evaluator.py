@@ -213,7 +213,8 @@ class EvaluatorSpec:
         )
         runtime.prefix_bytes = room.prefixes
         _refuse_crowded(runtime, self.gpu_share, self.batch)
-        return PipelineEvaluator(self, runtime, clip_bytes=room.clips)
+        on_cpu = runtime.family.device.type == "cpu"
+        return PipelineEvaluator(self, runtime, clip_bytes=room.clips, trims=on_cpu)
 
 
 def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int) -> None:
@@ -238,10 +239,16 @@ def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int) -> None:
 
 
 class PipelineEvaluator:
-    """A `Runtime` for the study's questions, with recently used clips kept in memory."""
+    """A `Runtime` for the study's questions, with recently used clips kept in memory.
 
-    def __init__(self, spec: EvaluatorSpec, runtime: Runtime, clip_bytes: int = CLIP_BYTES) -> None:
+    trims: whether freed memory goes back to the system after each batch, as models on a CPU want it.
+    """
+
+    def __init__(
+        self, spec: EvaluatorSpec, runtime: Runtime, clip_bytes: int = CLIP_BYTES, *, trims: bool = False
+    ) -> None:
         self.runtime = runtime
+        self._trims = trims
         self._questions = {question.id: question for question in spec.questions}
         self._videos = spec.videos
         self._contents: Mapping[str, str] = {}
@@ -331,7 +338,7 @@ class PipelineEvaluator:
             some = questions[len(answers) : len(answers) + batch]
             requests = [Request(*self.asked(one), method, references.get(one)) for one in some]
             answers += map(asdict, self._ask(requests))
-        if self.runtime.family.device.type == "cpu":
+        if self._trims:
             trim()
         return answers
 
