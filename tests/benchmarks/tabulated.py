@@ -290,7 +290,8 @@ def _planner(study: Study, file: Any) -> Planner:
             file["tokens"], file["similarity"], file["relevance"], strict=True
         )
     ]
-    vision = VisionShape(**dict(zip(_VISION, map(int, file["vision"][0]), strict=True)))
+    # Fields that came later have defaults.
+    vision = VisionShape(**dict(zip(_VISION, map(int, file["vision"][0]), strict=False)))
     shape = ModelShape(**dict(zip(_SHAPE, map(int, file["shape"][0]), strict=True)), vision=vision)
     stored = tuple(
         StoredQuestion(one.id, one.video, study.split_of(one), layout)
