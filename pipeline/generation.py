@@ -48,10 +48,21 @@ class Prefill:
         The cache holds all tokens but the last, which `generate` reads itself: so the first token of the
         answer, too, is its own choice, by whatever logits processors and sampling it is given. Greedy
         decoding, sampling and streamers decode one sequence token by token and are supported; several
-        sequences are not, because the cache is one sequence's. Errors: UnsupportedError for the eager
+        sequences are refused, because the cache is one sequence's. Errors: UnsupportedError for the eager
         backend, whose masks `generate` makes for the longest layer alone.
         """
         from transformers import DynamicCache
+
+        class OneSequence(DynamicCache):
+            """Says by name what transformers would say by shapes."""
+
+            def update(self, key_states: torch.Tensor, *rest: Any, **options: Any) -> Any:
+                if len(key_states) != 1:
+                    raise UnsupportedError(
+                        "From a pruned prompt generate() decodes one sequence: num_beams and "
+                        "num_return_sequences are 1. Call it again for another sample."
+                    )
+                return super().update(key_states, *rest, **options)
 
         if self.family.attention == "eager":
             raise UnsupportedError(
@@ -59,7 +70,7 @@ class Prefill:
                 "flash_attention_2, but the model runs eager."
             )
         device = self.family.device
-        cache: Any = DynamicCache(config=self.family.language_model.config)
+        cache: Any = OneSequence(config=self.family.language_model.config)
         for layer, (keys, values) in sorted(self.keys_values.items()):
             cache.update(keys[:, :, :-1], values[:, :, :-1], layer)
         ids = torch.tensor([self.ids], device=device)

@@ -144,3 +144,12 @@ def test_several_sequences_are_refused(runtime, clip):
     prefill = runtime.prefill(clip, FREE, AdaTP(p=0.6))
     with pytest.raises(ValueError, match=r"One sequence goes on, \(1, tokens\), but got the shape \(2, 3\)"):
         prefill.follow_up(torch.zeros(2, 3), "and?")
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}], ids=str
+)
+def test_beams_and_several_answers_are_refused_by_name(runtime, clip, options):
+    prefill = runtime.prefill(clip, FREE, AdaTP(p=0.6))
+    with pytest.raises(UnsupportedError, match="num_beams and num_return_sequences are 1"):
+        runtime.model.generate(**prefill.inputs, max_new_tokens=3, **options)
