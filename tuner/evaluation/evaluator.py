@@ -348,18 +348,26 @@ class PipelineEvaluator:
         use, self._counted = now - self._counted, now
         return dict(use)
 
-    def _ask(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers; if memory does not suffice for so many at once, packs are halved from then on."""
+    def _ask(self, requests: Sequence[Request], *, alone: bool = False) -> list[Answer]:
+        """The answers. If memory does not suffice, stored prefixes give way first; then packs are halved from
+        then on.
+
+        alone: whether prefixes have given way already.
+        """
         try:
             return self.runtime.answer_many(requests)
         except Exception as error:
-            if len(requests) == 1 or not is_out_of_memory(error):
+            if (alone and len(requests) == 1) or not is_out_of_memory(error):
                 raise
         # Outside of the handler, where the failed forward's tensors are released.
+        if not alone:
+            self.runtime.forget_prefixes()
+            free_memory()
+            return self._ask(requests, alone=True)
         free_memory()
         half = (len(requests) + 1) // 2
         self._batch = min(self._batch, half)
-        return self._ask(requests[:half]) + self._ask(requests[half:])
+        return self._ask(requests[:half], alone=True) + self._ask(requests[half:], alone=True)
 
     def asked(self, question: str) -> tuple[Clip, Question]:
         """A question by its id, with its encoded video.

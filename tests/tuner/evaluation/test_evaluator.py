@@ -26,8 +26,9 @@ QUESTIONS = tuple(Question(f"q{i}", "what is it?") for i in range(7))
 class FakeRuntime:
     """Answers with what it was asked; packs above `room` do not fit."""
 
-    def __init__(self, room: int = 100) -> None:
+    def __init__(self, room: int = 100, held: int = 0) -> None:
         self.room = room
+        self.held = held  # of the room, by stored prefixes
         self.packs: list[list[str]] = []
         self.cache_counts = Counter({"features_computed": 5})  # for somebody else
 
@@ -35,9 +36,12 @@ class FakeRuntime:
         self.cache_counts["features_read"] += 1
         return SimpleNamespace(path=path, features=torch.zeros(1), frame_embeddings=torch.zeros(1))
 
+    def forget_prefixes(self):
+        self.held = 0
+
     def answer_many(self, requests):
         self.packs.append([one.question.id for one in requests])
-        if len(requests) > self.room:
+        if len(requests) > self.room - self.held:
             raise torch.OutOfMemoryError("out of memory")
         return [
             Answer(one.question.id, f"{one.clip.path} {one.reference}", None, None, None, (), 0.0, 0)
@@ -128,6 +132,16 @@ def test_a_video_that_is_not_the_recorded_one_is_refused():
     assert ids(one.answer(None, ["q0", "q6"], {})) == ["q0", "q6"]
     with pytest.raises(VideoError, match="video 1 is not the file that the study was recorded with"):
         one.answer(None, ["q0", "q3"], {})
+
+
+@pytest.mark.quick
+def test_stored_prefixes_give_way_before_packs_become_smaller_or_a_question_is_given_up():
+    """As it was: a question for which the stored prefixes left no room was quarantined."""
+    asked = [question.id for question in QUESTIONS]
+    runtime = FakeRuntime(room=4, held=2)
+    assert ids(evaluator(runtime, 4).answer(None, asked, {})) == asked
+    assert [len(pack) for pack in runtime.packs] == [4, 4, 3]
+    assert ids(evaluator(FakeRuntime(room=1, held=1), 1).answer(None, asked, {})) == asked
 
 
 @pytest.mark.quick
