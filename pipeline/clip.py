@@ -48,6 +48,11 @@ class Saliency:
     received: torch.Tensor
     keys: torch.Tensor  # (frames, cells, head) that layer's keys, mean over heads
 
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.pooling.nbytes + self.received.nbytes + self.keys.nbytes
+
     def to(self, device: torch.device) -> Saliency:
         """The same on `device`."""
         return Saliency(*(part.to(device) for part in (self.pooling, self.received, self.keys)))
@@ -73,6 +78,12 @@ class Clip:
     def shape(self) -> ClipShape:
         """What a prompt depends on."""
         return ClipShape(self.seconds, tuple(self.frame_times.tolist()), self.cells, self.trailing)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        own = self.features.nbytes + self.frame_embeddings.nbytes + self.saliency.nbytes
+        return own + sum(tensor.nbytes for tensor in self.extra.values())
 
     @property
     def frames(self) -> int:

@@ -102,8 +102,8 @@ def serving_seconds(
     """
     from pipeline.video import read_frames
 
-    family, encoder, device = runtime.family, runtime._encoder, runtime.family.device
-    frames = read_frames(clip.path, runtime.frames, runtime._decode_timeout, size=family.frame_size).frames
+    family, encoder, device = runtime.family, runtime.encoder, runtime.family.device
+    frames = read_frames(clip.path, runtime.frames, runtime.decode_timeout, size=family.frame_size).frames
     plan = method.plan(runtime.layout(clip, question), runtime.shape.layers)
     seen = frames if plan.frames_encoded is None else frames[: plan.frames_encoded]
     vision = _seconds(device, lambda: family.encode_frames(frames))
@@ -165,7 +165,7 @@ def _prefix_and_question(
     def build() -> None:
         runtime.forget_prefixes()
         with torch.inference_mode():
-            runtime._prefix(clip, layers)
+            runtime.prefix(clip, layers)
 
     prefix = _seconds(runtime.family.device, build)
     return prefix, _seconds(runtime.family.device, lambda: runtime.answer(clip, question, method))

@@ -68,9 +68,8 @@ class _Part:
     grow: bool
     owner: torch.Tensor | None = None  # (tokens,) a number for each piece, where there are several
     score_layer: int = -1  # the layer whose attention is wanted next, -1 for none
-    score_rows: slice = field(
-        default_factory=lambda: slice(-1, None)
-    )  # whose, counted from the end of the part
+    # Whose, counted from the end of the part.
+    score_rows: slice = field(default_factory=lambda: slice(-1, None))
     score_columns: torch.Tensor | None = None  # (visual,) to which of the tokens that they attend to
     scores: torch.Tensor | None = None
     # Handed what scores are made of, and the scores: for those who check them.

@@ -102,9 +102,9 @@ class Runtime:
             # Other backends round otherwise. The usual one is left out, so that what it stored stays.
             *((f"attention {family.attention}",) if family.attention != USUAL_ATTENTION else ()),
         )
-        self._encoder = encoder
+        self.encoder = encoder
         self._cache = cache
-        self._decode_timeout = decode_timeout
+        self.decode_timeout = decode_timeout
         self._prefixes = _PrefixStore(prefix_bytes)
         # Since it was loaded, how often a video's features were read from the disk cache or computed, and a
         # prefix was reused or built: `features_read`, `features_computed`, `prefixes_reused`,
@@ -178,7 +178,7 @@ class Runtime:
             self.cache_counts["features_read"] += 1
         else:
             frames, times, seconds = video.read_frames(
-                path, self.frames, self._decode_timeout, size=self.family.frame_size
+                path, self.frames, self.decode_timeout, size=self.family.frame_size
             )
             stored = self._encode_frames(frames, times, seconds, str(path))
             if self._cache is not None:
@@ -206,9 +206,9 @@ class Runtime:
         self, frames: NDArray[np.uint8], times: NDArray[np.floating], seconds: float, name: str
     ) -> dict[str, torch.Tensor]:
         encoded = self.family.encode_frames(frames)
-        embeddings = self._encoder.embed_frames(frames, encoded.tower_features)
+        embeddings = self.encoder.embed_frames(frames, encoded.tower_features)
         # One pooling for all that is said of a patch: (frames, patches, 1 + 1 + head).
-        pooling = self._encoder.pooling_attention(frames, encoded.tower_features)
+        pooling = self.encoder.pooling_attention(frames, encoded.tower_features)
         attention = (pooling, encoded.received)
         patches = torch.cat((*(one[..., None] for one in attention), encoded.keys), dim=-1)
         cells = self.family.pool(patches).cpu()
@@ -252,7 +252,7 @@ class Runtime:
         if stored is not None:
             embedding: NDArray[np.float32] = stored["text_embedding"].numpy()
             return embedding
-        embedding = self._encoder.embed_text(text)
+        embedding = self.encoder.embed_text(text)
         if not np.isfinite(embedding).all():
             raise NotFiniteError.of(f"The embedding of {text!r}")
         if self._cache is not None:
@@ -262,17 +262,18 @@ class Runtime:
 
     # -- planning ---------------------------------------------------------------------------------------
 
-    def _prompt(self, clip: Clip, question: Question) -> Prompt:
+    def prompt(self, clip: Clip, question: Question) -> Prompt:
+        """What the language model reads for this question about this video."""
         # Kept by all that a prompt depends on: two clips of one shape may share it, two shapes never.
         return self._made_prompt(prompt_text(question, self.scoring), clip.shape)
 
     def layout(self, clip: Clip, question: Question) -> Layout:
         """Where the question's tokens sit and how relevant each frame is to it."""
-        return clip.layout(self.text_embedding(question), self._prompt(clip, question))
+        return clip.layout(self.text_embedding(question), self.prompt(clip, question))
 
     def inputs(self, clip: Clip, question: Question) -> dict[str, Any]:
         """Keyword arguments to call the untouched `model` on the whole prompt in one pass."""
-        return self.family.video_inputs(self._prompt(clip, question), clip.features)
+        return self.family.video_inputs(self.prompt(clip, question), clip.features)
 
     def fingerprint(self, method: Method | None, layout: Layout) -> str:
         """What, beside the question, was asked of the model: equal fingerprints mean equal answers.
@@ -308,12 +309,12 @@ class Runtime:
 
         Errors: as `answer`.
         """
-        return prefill(self.family, self._item(Request(clip, question, method)))
+        return prefill(self.family, self.pack_item(Request(clip, question, method)))
 
     @torch.inference_mode()
     def one_pass(self, clip: Clip, question: Question, method: Method | None) -> Pack:
         """Reads the prompt from the first layer on, without a stored prefix: what FLOPs are counted of."""
-        return Pack(self.family, [self._item(Request(clip, question, method), stored=False)])
+        return Pack(self.family, [self.pack_item(Request(clip, question, method), stored=False)])
 
     @torch.inference_mode()
     def answer_many(self, requests: Sequence[Request]) -> list[Answer]:
@@ -327,7 +328,7 @@ class Runtime:
             return []
         begin = perf_counter()
         with PeakMemory(self.family.device) as peak:
-            pack = Pack(self.family, [self._item(request) for request in requests])
+            pack = Pack(self.family, [self.pack_item(request) for request in requests])
             chosen = {i: one.question for i, one in enumerate(requests) if one.question.options is not None}
             free = [i for i in range(len(requests)) if i not in chosen]
             texts = {
@@ -367,15 +368,16 @@ class Runtime:
                 answers.append(Answer(question.id, words[i], None, None, logprob, kept, seconds, peak_bytes))
         return answers
 
-    def _item(self, request: Request, *, stored: bool = True) -> PackItem:
+    def pack_item(self, request: Request, *, stored: bool = True) -> PackItem:
+        """A question as `Pack` takes it. stored: from the stored prefix, or from the first layer on."""
         clip, question, method, _ = request
         device = self.family.device
-        layout, prompt = self.layout(clip, question), self._prompt(clip, question)
+        layout, prompt = self.layout(clip, question), self.prompt(clip, question)
         plan = None if method is None else method.plan(layout, self.shape.layers)
         if plan is not None and plan.keeps_everything:
             plan = None
         layers = self.shape.layers if plan is None else plan.layers[0]
-        prefix = self._prefix(clip, layers) if stored else self._make_prefix(clip, 0)
+        prefix = self.prefix(clip, layers) if stored else self._make_prefix(clip, 0)
         merges = method is not None and plan is not None and method.merges
         return PackItem(
             prompt,
@@ -395,13 +397,14 @@ class Runtime:
         text: str = self.family.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
-    def _prefix(self, clip: Clip, layers: int) -> Prefix:
+    def prefix(self, clip: Clip, layers: int) -> Prefix:
+        """System prompt and video after so many layers: the stored ones, or made and stored now."""
         key = (clip.content_hash, layers)
         self.cache_counts["prefixes_reused" if key in self._prefixes else "prefixes_built"] += 1
         return self._prefixes.get(key, lambda: self._make_prefix(clip, layers))
 
     def _make_prefix(self, clip: Clip, layers: int) -> Prefix:
-        prompt, device = self._prompt(clip, Question("", "")), self.family.device
+        prompt, device = self.prompt(clip, Question("", "")), self.family.device
         extra = {name: tensor.to(device) for name, tensor in clip.extra.items()}
         return build_prefix(self.family, prompt, clip.features.to(device), extra, layers)
 

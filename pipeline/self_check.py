@@ -70,7 +70,7 @@ def check_prompt(runtime: Runtime, clip: Clip, question: Question) -> Finding:
     A template of another model writes its marks as ordinary letters: then the model never sees the end of the
     question as it was trained to.
     """
-    prompt, family = runtime._prompt(clip, question), runtime.family
+    prompt, family = runtime.prompt(clip, question), runtime.family
     behind = prompt.ids[prompt.question.stop :]
     asked = family.tokenizer.decode(list(prompt.ids[prompt.question]), skip_special_tokens=False)
     alike = "".join(asked.split()) == "".join(question.text.split())
@@ -135,7 +135,7 @@ def _logits(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], dtype
 @torch.inference_mode()
 def check_scores(runtime: Runtime, clip: Clip, questions: Sequence[Question], method: AdaTP) -> Finding:
     """The scores that rank tokens, against float64 from the same queries and keys: which half is best."""
-    compared, differing, worst = 0, 0, 0.0
+    compared, differing, errors = 0, 0, [0.0]
 
     def compare(
         scores: torch.Tensor,
@@ -145,10 +145,10 @@ def check_scores(runtime: Runtime, clip: Clip, questions: Sequence[Question], me
         columns: torch.Tensor,
         after: int,
     ) -> None:
-        nonlocal compared, differing, worst
+        nonlocal compared, differing
         exact = _exact(query, keys, scaling, after)[columns.cpu()]
         found = scores.double().cpu()
-        worst = max(worst, float(((found - exact).abs() / exact.clamp(min=1e-12)).max()))
+        errors.append(float(((found - exact).abs() / exact.clamp(min=1e-12)).max()))
         count = (len(exact) + 1) // 2
         cut = exact.sort(descending=True).values[count - 1]
         best, ours = (one.argsort(descending=True, stable=True)[:count] for one in (exact, found))
@@ -157,7 +157,8 @@ def check_scores(runtime: Runtime, clip: Clip, questions: Sequence[Question], me
         compared += 1
 
     for question in questions:
-        Pack(runtime.family, [runtime._item(Request(clip, question, method))], on_scores=compare)
+        Pack(runtime.family, [runtime.pack_item(Request(clip, question, method))], on_scores=compare)
+    worst = float(np.max(errors))  # unlike Python's, NaN where any is
     return Finding(
         "scores that rank tokens",
         compared > 0 and differing == 0 and math.isfinite(worst),
@@ -224,7 +225,7 @@ def check_frame_embeddings(runtime: Runtime, siglip: Checkpoint, frames: NDArray
     """
     family = runtime.family
     encoded = family.encode_frames(frames)
-    ours = runtime._encoder.embed_frames(frames, encoded.tower_features)
+    ours = runtime.encoder.embed_frames(frames, encoded.tower_features)
     whole = load_whole_encoder(siglip, family.device).embed_frames(frames, encoded.tower_features)
     alike = torch.nn.functional.cosine_similarity(ours, whole, dim=1)
     lowest = float(alike.min())

@@ -104,11 +104,11 @@ def trace(runtime: Runtime, clip: Clip, question: Question, method: Method) -> T
     from pipeline.runtime import Request
 
     with torch.inference_mode():
-        item = runtime._item(Request(clip, question, method))
+        item = runtime.pack_item(Request(clip, question, method))
         pack, plan = Pack(runtime.family, [item], observe=ATTENTION_LAYER), item.plan
         tokens = tuple(one.cpu().numpy().astype(np.int64) for one in pack.tokens(0))
         if plan is not None and (plan.layers[0] <= ATTENTION_LAYER or plan.score_rows == "question"):
-            whole = runtime._item(Request(clip, question, None))
+            whole = runtime.pack_item(Request(clip, question, None))
             pack = Pack(runtime.family, [whole], observe=ATTENTION_LAYER)
         attention = pack.observed(0).double().cpu().numpy()
     return Trace(() if plan is None else plan.layers, tokens, attention)

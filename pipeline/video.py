@@ -9,7 +9,6 @@ import the caller's `__main__` again, so that every user's script would need a g
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import os
 import selectors
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, VideoError
+from pipeline.hashes import file_hash
 from pipeline.resizing import FrameSize
 
 # Seconds without progress after which decoding is given up.
@@ -279,9 +279,10 @@ def _shared_decoder() -> Decoder:
 
 
 def content_hash(path: str | Path) -> str:
-    """SHA-256 of the file's bytes, read in pieces; raises VideoError when it cannot be read.
+    """SHA-256 of the file's bytes; raises VideoError when it cannot be read.
 
-    A process reads a file once, until its size or its time of modification changes.
+    A process reads a file once, and a machine a large file once, until its size or time of modification
+    changes.
     """
     try:
         file = check_file(path)
@@ -294,8 +295,7 @@ def content_hash(path: str | Path) -> str:
 @lru_cache(maxsize=2**16)
 def _hashed(path: str, size: int, modified: int) -> str:
     """Size and modified, in bytes and nanoseconds: by which a changed file is known."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(Path(path))
 
 
 def check_file(path: str | Path) -> str:

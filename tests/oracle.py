@@ -46,7 +46,7 @@ def representatives_first(tokens: list[int], scores: dict[int, float], cells: in
 @torch.no_grad()
 def adatp(runtime, clip, question, tau_s, tau_t, alpha_boost, gamma_cap, p):
     """Returns (vocabulary,) logits of the first token said, and the visual tokens kept at each pruning."""
-    family, prompt = runtime.family, runtime._prompt(clip, question)
+    family, prompt = runtime.family, runtime.prompt(clip, question)
     decoder, layers = family.language_model, family.layers
     text = torch.from_numpy(runtime.text_embedding(question))
     segments = segments_of(clip.frame_embeddings, tau_s)

@@ -106,7 +106,7 @@ def choices(
     runtime: Runtime, clip: Clip, question: Question, method: Ranked, forced: Sequence[Choice] | None = None
 ) -> list[Choice]:
     """The prunings of one question; with `forced`, each among the tokens that those choices left."""
-    asked = runtime._item(Request(clip, question, method))
+    asked = runtime.pack_item(Request(clip, question, method))
     recorder: Any = Recorder(method, forced)
     Pack(runtime.family, [replace(asked, method=recorder)])
     noted: list[Choice] = recorder.choices

@@ -59,7 +59,7 @@ def one_pass(runtime: Runtime, clip: Clip, question: Question, method: Method | 
 def split(runtime: Runtime, clip: Clip, question: Question, method: Method | None) -> None:
     """System prompt and video, then the question, as `Runtime.answer` does; planning included."""
     runtime.forget_prefixes()
-    Pack(runtime.family, [runtime._item(Request(clip, question, method))])
+    Pack(runtime.family, [runtime.pack_item(Request(clip, question, method))])
 
 
 def variants(
@@ -98,7 +98,7 @@ def own_work(
 def encoders(setup: Setup, repeats: int) -> dict[str, float]:
     """Median seconds of the encoder side for one video and one question."""
     runtime = setup.runtime
-    family, encoder = runtime.family, runtime._encoder
+    family, encoder = runtime.family, runtime.encoder
     frames = read_frames(setup.video, runtime.frames, size=family.frame_size).frames
     features = family.encode_frames(frames).tower_features
     return side_by_side(

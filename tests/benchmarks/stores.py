@@ -24,7 +24,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from pipeline import video
+from pipeline import hashes, video
 from pipeline.answering import Answer
 from pipeline.break_even import stored_numbers
 from pipeline.clip import Clip, Saliency
@@ -108,7 +108,7 @@ class SizedRuntime:
                 plan = method.plan(self._layouts[question.id], layers)
                 layers = layers if plan.keeps_everything else plan.layers[0]
             before = self.cache_counts["prefixes_built"]
-            self.runtime._prefix(clip, layers)
+            self.runtime.prefix(clip, layers)
             self._count(clip, method, built=self.cache_counts["prefixes_built"] > before)
             made_up = self._answers._one(None if method is None else to_dict(method), question.id)
             answers.append(Answer(**made_up, peak_bytes=None))
@@ -166,7 +166,7 @@ def count(
     with (
         open_store(folder / "t.db", study) as store,
         closing(InProcessExecutor(lambda: evaluator)) as executor,
-        mock.patch.object(video.hashlib, "file_digest", counting),
+        mock.patch.object(hashes.hashlib, "file_digest", counting),
     ):
         # The driver hashes the files too.
         for one in study.videos:

@@ -47,7 +47,7 @@ def test_a_trial_embeds_and_encodes_nothing(setup, clip, method):
     trial.trial(setup, clip, method, Clock(CPU))
     with (
         patch.object(runtime.family, "encode_frames", side_effect=AssertionError),
-        patch.object(runtime._encoder, "embed_text", side_effect=AssertionError),
+        patch.object(runtime.encoder, "embed_text", side_effect=AssertionError),
     ):
         trial.trial(setup, clip, method, Clock(CPU))
 

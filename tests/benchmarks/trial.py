@@ -50,7 +50,7 @@ def naive(setup: Setup, question: Question, method: AdaTP, clock: Clock) -> Said
         decoded = read_frames(setup.video, runtime.frames, size=runtime.family.frame_size)
     with (
         clock.during(VISION, runtime.family, "encode_frames"),
-        clock.during(FRAMES, runtime._encoder, "embed_frames"),
+        clock.during(FRAMES, runtime.encoder, "embed_frames"),
     ):
         clip = runtime._clip("", "", runtime._encode_frames(*decoded, setup.video.name))
     with clock.part(TEXT):
@@ -71,7 +71,7 @@ def trial(setup: Setup, clip: Clip, method: AdaTP, clock: Clock) -> list[Said]:
     first = method.plan(layouts[0], runtime.shape.layers).layers[0]
     runtime.forget_prefixes()
     with clock.part(PREFIX):
-        runtime._prefix(clip, first)
+        runtime.prefix(clip, first)
     said = []
     for question in setup.questions:
         with clock.part(QUESTION):

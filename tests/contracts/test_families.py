@@ -94,7 +94,7 @@ def test_a_frames_cells_do_not_depend_on_its_neighbours(family):
 
 
 def test_what_stands_before_the_video_is_the_same_for_all_videos_and_questions(runtime, clips):
-    prompts = [runtime._prompt(clip, question) for clip in clips for question in (QUESTION, FREE)]
+    prompts = [runtime.prompt(clip, question) for clip in clips for question in (QUESTION, FREE)]
     assert len({prompt.before for prompt in prompts}) == 1
     assert all(prompt.before and prompt.after for prompt in prompts)
     assert prompts[0].after != prompts[1].after
@@ -122,7 +122,7 @@ def test_a_further_turn_is_what_the_chat_template_writes_after_an_answer(family,
 
 
 def test_one_placeholder_stands_for_each_visual_token_and_nothing_else(runtime, family, clips):
-    clip, prompt = clips[0], runtime._prompt(clips[0], QUESTION)
+    clip, prompt = clips[0], runtime.prompt(clips[0], QUESTION)
     ids = runtime.inputs(clip, QUESTION)["input_ids"][0].tolist()
     visual = len(clip.features)
     assert ids == [*prompt.before, *[family.video_token_id] * visual, *prompt.after]
@@ -132,7 +132,7 @@ def test_one_placeholder_stands_for_each_visual_token_and_nothing_else(runtime, 
 
 @torch.no_grad()
 def test_calling_the_model_is_calling_its_decoder_on_the_packed_embeddings(runtime, family, clips):
-    prompt = runtime._prompt(clips[0], QUESTION)
+    prompt = runtime.prompt(clips[0], QUESTION)
     packed = torch.cat((family.embed(prompt.before)[0], clips[0].features, family.embed(prompt.after)[0]))
     hidden = family.language_model(inputs_embeds=packed[None]).last_hidden_state
     expected = family.lm_head(hidden[0, -1]).log_softmax(-1)

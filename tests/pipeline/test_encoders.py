@@ -20,7 +20,7 @@ def siglip(checkpoints):
 def test_a_frame_embedding_from_tower_features_is_what_the_whole_siglip_gives(runtime, siglip):
     frames = scenes(FRAMES)
     tower = runtime.family.encode_frames(frames).tower_features
-    from_tower = runtime._encoder.embed_frames(frames, tower)
+    from_tower = runtime.encoder.embed_frames(frames, tower)
     whole = siglip.vision_model(pixel_values=runtime.family.pixels(frames)).pooler_output
     torch.testing.assert_close(from_tower, whole, rtol=0, atol=1e-6)
     assert whole.std() > 0.1  # far from all alike
@@ -33,7 +33,7 @@ def test_a_text_embedding_is_cut_and_padded_to_the_encoders_length(runtime, sigl
     ids = tokenizer(text)["input_ids"][:16]
     ids += [tokenizer.pad_token_id] * (16 - len(ids))
     expected = siglip.text_model(input_ids=torch.tensor([ids])).pooler_output[0].numpy()
-    np.testing.assert_allclose(runtime._encoder.embed_text(text), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(runtime.encoder.embed_text(text), expected, rtol=0, atol=1e-6)
 
 
 def test_scenes_are_told_apart_by_their_frame_embeddings(clip):
@@ -83,14 +83,14 @@ def test_a_whole_siglip_sees_frames_as_its_own_model_does(runtime, checkpoints):
     device = torch.device("cpu")
     whole = load_whole_encoder(find_checkpoint(str(checkpoints.siglip)), device)
     tower = runtime.family.encode_frames(frames).tower_features
-    continued = runtime._encoder.embed_frames(frames, tower)
+    continued = runtime.encoder.embed_frames(frames, tower)
     torch.testing.assert_close(whole.embed_frames(frames, tower), continued, rtol=1e-4, atol=1e-4)
     for patches in (tower.shape[1], 4):  # the same grid, and another model's
         pooling = whole.pooling_attention(frames, tower[:, :patches])
         assert pooling.shape == (4, patches)
         torch.testing.assert_close(pooling.sum(dim=1), torch.ones(4))
     text = "what color is the ring?"
-    np.testing.assert_allclose(whole.embed_text(text), runtime._encoder.embed_text(text), atol=1e-6)
+    np.testing.assert_allclose(whole.embed_text(text), runtime.encoder.embed_text(text), atol=1e-6)
 
 
 def test_a_whole_siglip_costs_its_own_tower_for_each_frame(runtime, checkpoints):

@@ -58,14 +58,14 @@ def test_vision_tower_and_projector(eager):
 
 
 def test_frame_embeddings(eager):
-    encoder, encoded = eager._encoder, eager.family.encode_frames(scenes(FRAMES))
+    encoder, encoded = eager.encoder, eager.family.encode_frames(scenes(FRAMES))
     with eager_attention(encoder), FlopCounterMode(display=False) as counter:
         encoder.embed_frames(scenes(FRAMES), encoded.tower_features)
     assert counter.get_total_flops() / 2 == FRAMES * eager.shape.vision.frame_embedding()
 
 
 def test_text_embedding(eager):
-    encoder = eager._encoder
+    encoder = eager.encoder
     with eager_attention(encoder), FlopCounterMode(display=False) as counter:
         encoder.embed_text("what color is the ring?")
     assert counter.get_total_flops() / 2 == eager.shape.vision.text_embedding()

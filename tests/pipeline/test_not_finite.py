@@ -69,7 +69,7 @@ def test_an_option_whose_logit_overflows_is_not_merely_improbable(checkpoints, c
     clip = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
     question = Question("q", "what color?", ("red", "blue"))
     with torch.inference_mode():
-        hidden = Pack(runtime.family, [runtime._item(Request(clip, question, None))])._next.hidden[0]
+        hidden = Pack(runtime.family, [runtime.pack_item(Request(clip, question, None))])._next.hidden[0]
     (word,) = runtime.family.answer_ids("blue")
     runtime.family.lm_head.weight.data[word] = -60_000 * hidden.sign()
     with pytest.raises(NotFiniteError, match="answer to question 'q'"):
@@ -93,7 +93,7 @@ def test_a_deployed_model_raises_too(checkpoints, broken, tmp_path, monkeypatch)
 def test_a_video_without_numbers_is_not_encoded(checkpoints, part):
     """As it was: stored, and the first plan that needed frame embeddings raised a ValueError of its own."""
     runtime = load(checkpoints)
-    broken = runtime._encoder._head.probe
+    broken = runtime.encoder._head.probe
     if part == "projector":
         broken = runtime.model.model.multi_modal_projector.linear_1.bias
     broken.data.view(-1)[0] = float("nan")
@@ -104,6 +104,6 @@ def test_a_video_without_numbers_is_not_encoded(checkpoints, part):
 def test_a_question_whose_embedding_is_not_a_number_is_named(checkpoints, clip):
     """As it was: stored, then a ValueError that named nothing."""
     runtime = load(checkpoints)
-    runtime._encoder._text.head.bias.data[0] = float("nan")
+    runtime.encoder._text.head.bias.data[0] = float("nan")
     with pytest.raises(NotFiniteError, match=r"embedding of 'what color\?' is not a finite number"):
         runtime.answer(clip, Question("q", "what color?", OPTIONS), AdaTP(p=0.6))

@@ -106,7 +106,7 @@ def test_what_stands_beside_a_question_does_not_reach_it(runtime, clips, questio
     other = runtime.encode_frames(scenes(FRAMES, seed=99), np.arange(FRAMES) / 2)
     mine = Request(clips[0], questions[0], AdaTP(p=0.6))
     beside = Question("x", "what shape was the cube?", questions[0].options)
-    assert len(runtime._prompt(clips[0], beside).after) == len(runtime._prompt(clips[0], questions[0]).after)
+    assert len(runtime.prompt(clips[0], beside).after) == len(runtime.prompt(clips[0], questions[0]).after)
     plain = AdaTP(p=0.6, tau_s=-1.0)  # one segment: the same counts for both videos
     first = runtime.answer_many([mine, Request(clips[0], questions[0], plain)])[0]
     second = runtime.answer_many([mine, Request(other, beside, plain)])[0]
@@ -148,7 +148,7 @@ def test_a_split_prefill_equals_a_single_pass_up_to_rounding(request, which, cli
 @pytest.mark.parametrize("method", [None, AdaTP(p=0.6)], ids=name)
 def test_reading_an_answer_changes_nothing(runtime, clips, questions, method):
     with torch.inference_mode():
-        pack = Pack(runtime.family, [runtime._item(Request(clips[0], one, method)) for one in questions])
+        pack = Pack(runtime.family, [runtime.pack_item(Request(clips[0], one, method)) for one in questions])
         texts = {i: [(7, 8, 9), (10,)] for i in range(5)}
         first = pack.score(texts)
         said = pack.greedy([4, 0], 5, ())
@@ -160,7 +160,7 @@ def test_reading_an_answer_changes_nothing(runtime, clips, questions, method):
 
 
 def test_prefixes_are_never_written_to(runtime, clips, questions):
-    prefix = runtime._prefix(clips[0], 2)
+    prefix = runtime.prefix(clips[0], 2)
     held = [tensor.clone() for tensor in (*prefix.keys, *prefix.values, prefix.hidden)]
     runtime.answer_many([Request(clips[0], one, AdaTP(p=0.5)) for one in questions])
     now = (*prefix.keys, *prefix.values, prefix.hidden)
@@ -185,7 +185,7 @@ def test_an_attention_backend_nobody_tried_is_refused(runtime, clips, questions,
 
 def test_a_prefix_that_ends_after_the_first_pruning_is_refused(runtime, clips, questions):
     clip, question, method = clips[0], questions[0], AdaTP(p=0.5)
-    layout, prompt = runtime.layout(clip, question), runtime._prompt(clip, question)
+    layout, prompt = runtime.layout(clip, question), runtime.prompt(clip, question)
     prefix = build_prefix(runtime.family, prompt, clip.features, {}, 3)
     item = PackItem(prompt, layout, prefix, method, method.plan(layout, 12))
     with pytest.raises(ValueError, match="ends before layer 3, but the plan begins before 2"):
@@ -196,7 +196,7 @@ def test_a_prefix_that_ends_after_the_first_pruning_is_refused(runtime, clips, q
 
 @pytest.mark.parametrize("layers", [0, 2, 12])
 def test_a_prefix_computed_twice_is_the_same_bit_for_bit(runtime, clips, questions, layers):
-    prompt = runtime._prompt(clips[0], questions[0])
+    prompt = runtime.prompt(clips[0], questions[0])
     first, second = (build_prefix(runtime.family, prompt, clips[0].features, {}, layers) for _ in range(2))
     assert len(first.keys) == len(first.values) == layers
     assert all(

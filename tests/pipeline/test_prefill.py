@@ -129,7 +129,7 @@ def test_scores_are_the_attention_of_the_last_token_or_of_the_question_alone(
     scores = packing.row_scores
     monkeypatch.setattr(packing, "row_scores", lambda *given: found.append(scores(*given)) or found[-1])
     eager.one_pass(clip, question, AdaTP(p=0.6, score_query=score_query))
-    weights, prompt = reference.prefill(eager, clip, question, None).weights[1], eager._prompt(clip, question)
+    weights, prompt = reference.prefill(eager, clip, question, None).weights[1], eager.prompt(clip, question)
     rows = prompt.question if score_query == "mean" else slice(-1, None)
     assert score_query == "last" or rows.stop < len(prompt.ids)
     expected = weights[:, rows][..., torch.from_numpy(prompt.visual)].mean(dim=(0, 1))
@@ -187,14 +187,14 @@ def scattered(checkpoints, clip):
     drawn = torch.Generator().manual_seed(5)
     deep = torch.randn(clip.frames * clip.cells, clip.features.shape[1], generator=drawn) / 10
     return Runtime(
-        family, runtime._encoder, identity="scattered", encoder_identity="", frames=clip.frames
+        family, runtime.encoder, identity="scattered", encoder_identity="", frames=clip.frames
     ), replace(clip, extra={"deep": deep})
 
 
 @torch.no_grad()
 def by_layers(runtime, clip, question, forced, layers):
     """The decoder layer by layer on all tokens in one row, dropping those that are not in `forced`."""
-    family, prompt = runtime.family, runtime._prompt(clip, question)
+    family, prompt = runtime.family, runtime.prompt(clip, question)
     hidden = family.embed(prompt.ids)
     hidden[0, prompt.features] = clip.features
     rows, positions = np.arange(len(prompt.ids)), torch.from_numpy(prompt.positions[0])
@@ -220,7 +220,7 @@ def by_layers(runtime, clip, question, forced, layers):
 def test_visual_tokens_need_not_stand_side_by_side_and_decoders_may_add_to_them(scattered, question, method):
     runtime, clip = scattered
     layout = runtime.layout(clip, question)
-    assert layout.tokens == len(runtime._prompt(clip, question).ids)
+    assert layout.tokens == len(runtime.prompt(clip, question).ids)
     split, single = runtime.prefill(clip, question, method), runtime.one_pass(clip, question, method)
     forced = [tokens.numpy() for tokens in split.tokens]
     assert [list(tokens) for tokens in forced] == [tokens.tolist() for tokens in single.tokens(0)]
@@ -238,7 +238,7 @@ def test_several_such_questions_are_packed_as_each_alone(scattered, question):
     other = Question("q2", "what shape is first in the last scene?", ("ring", "ball"))
     asked = [Request(clip, one, AdaTP(p=0.6)) for one in (question, other)]
     with torch.inference_mode():
-        pack = Pack(runtime.family, [runtime._item(one) for one in asked])
+        pack = Pack(runtime.family, [runtime.pack_item(one) for one in asked])
     for index, one in enumerate(asked):
         alone = runtime.prefill(clip, one.question, one.method)
         torch.testing.assert_close(pack.logits(index), alone.logits, rtol=0, atol=5e-5)

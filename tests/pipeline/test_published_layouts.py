@@ -145,7 +145,7 @@ def test_the_aligned_encoder_reads_text_without_case_and_punctuation_and_to_its_
         ids += [end] * (64 - len(ids))
         with torch.no_grad():
             expected = published.whole.text_model(input_ids=torch.tensor([ids])).pooler_output[0].numpy()
-        np.testing.assert_allclose(runtime._encoder.embed_text(text), expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(runtime.encoder.embed_text(text), expected, rtol=0, atol=1e-6)
 
 
 # -- pixels and frame embeddings ----------------------------------------------------------------------------

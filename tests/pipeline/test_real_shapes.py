@@ -75,7 +75,7 @@ def loaded(request, tmp_path_factory) -> tuple[Runtime, Clip]:
 
 @torch.inference_mode()
 def asked(runtime: Runtime, clip: Clip, question: Question, method: Method | None, count: int = 1) -> Pack:
-    return Pack(runtime.family, [runtime._item(Request(clip, question, method)) for _ in range(count)])
+    return Pack(runtime.family, [runtime.pack_item(Request(clip, question, method)) for _ in range(count)])
 
 
 @pytest.mark.parametrize(

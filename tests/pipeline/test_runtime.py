@@ -42,7 +42,7 @@ def test_keeping_everything_is_the_untouched_model_called_twice_bit_for_bit(requ
     runtime = request.getfixturevalue(which)
     question = Question("q", "what color is the ring?", ("red", "blue", "green"))
     ids = runtime.inputs(clip, question)["input_ids"]
-    cut = ids.shape[1] - len(runtime._prompt(clip, question).after)
+    cut = ids.shape[1] - len(runtime.prompt(clip, question).after)
     with torch.inference_mode():
         video_part = runtime.model(
             **(runtime.inputs(clip, question) | {"input_ids": ids[:, :cut]}), use_cache=True, logits_to_keep=1
@@ -149,9 +149,9 @@ def test_text_embeddings_are_stored_on_disk_and_in_memory(checkpoints, tmp_path,
     embedded = []
     for _ in range(2):
         runtime = load(checkpoints, cache=cache)
-        embed = runtime._encoder.embed_text
+        embed = runtime.encoder.embed_text
         monkeypatch.setattr(
-            runtime._encoder, "embed_text", lambda text, embed=embed: embedded.append(text) or embed(text)
+            runtime.encoder, "embed_text", lambda text, embed=embed: embedded.append(text) or embed(text)
         )
         vectors = [runtime.text_embedding(Question(name, "what color?")) for name in ("a", "b")]
         assert (vectors[0] == vectors[1]).all()

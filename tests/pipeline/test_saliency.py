@@ -53,7 +53,7 @@ def test_the_attention_received_and_the_keys_are_those_of_the_layer_that_is_read
 @torch.no_grad()
 def test_the_pooling_heads_attention_is_that_to_the_towers_own_output(runtime, siglip):
     tower = runtime.family.encode_frames(scenes(3)).tower_features
-    got = runtime._encoder.pooling_attention(scenes(3), tower)
+    got = runtime.encoder.pooling_attention(scenes(3), tower)
     head, hidden = siglip.head, siglip.post_layernorm(tower)
     width = hidden.shape[-1]
     query, key, _ = head.attention.in_proj_weight.split(width)

@@ -184,7 +184,7 @@ def biased_clip(biased):
 
 def split(runtime, clip, question, method):
     with torch.inference_mode():
-        return Pack(runtime.family, [runtime._item(Request(clip, question, method))]).tokens(0)
+        return Pack(runtime.family, [runtime.pack_item(Request(clip, question, method))]).tokens(0)
 
 
 def whole(runtime, clip, question, method):
@@ -309,7 +309,7 @@ def test_pruning_and_options_of_several_words_never_wait_for_the_device(
     monkeypatch.setattr(runtime.family.language_model.config, "_attn_implementation", attention)
     question = Question("q", "what color?", ("red", "dark blue", "top left of the scene"))
     texts = [runtime.family.answer_ids(option) for option in question.options]
-    asked = [runtime._item(Request(clip, question, method)) for _ in range(2)]
+    asked = [runtime.pack_item(Request(clip, question, method)) for _ in range(2)]
     within, outside, layers = Border(), Border(), []
 
     def watching(function):

@@ -50,7 +50,7 @@ def check(
     found: list[Finding] = []
     checked = ModelCheck(loaded)
     with RichProgress(Console(stderr=True)) as progress:
-        findings = check_study(loaded, margin, progress)
+        findings = check_study(loaded, margin, progress, skip_bad_videos=skip_bad_videos)
         for finding in chain(findings, checked.findings(progress) if model else ()):
             found.append(finding)
             if not as_json:
@@ -81,10 +81,12 @@ def _print(finding: Finding, console: Console) -> None:
 
 
 def _print_estimate(estimate: Estimate, console: Console) -> None:
+    from tuner.runs.check import BUDGET, TRIALS
+
     parts = (
         ("encoding", estimate.encode),
         ("the unpruned answers", estimate.baseline),
-        ("40 trials at a budget of 0.3, at most", estimate.trials),
+        (f"{TRIALS} trials at a budget of {BUDGET:g}, at most", estimate.trials),
         ("held-out answers", estimate.held_out),
     )
     told = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts)

@@ -28,7 +28,7 @@ class ModelDescription:
     """A loaded model with its text encoder, and where it runs; the fields are plain data."""
 
     host: str
-    # As `meter.machine` names it.
+    # As `pipeline.measure.machine` names it.
     machine: str
     identity: str
     encoder_identity: str

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.answering import Answer
     from pipeline.clip import Clip
     from pipeline.layout import Layout
+    from pipeline.memory import WorkerMemory
     from pipeline.runtime import Request, Runtime
 
 # Vision features of recently used clips that stay in memory, in bytes, where nobody says how many.
@@ -184,8 +185,11 @@ class EvaluatorSpec:
             decode_timeout=study.decode_timeout,
         )
 
-    def load(self) -> Runtime:
-        """The model, loaded in this process. Errors: ModelError if it cannot be loaded."""
+    def load(self, dtype: str = "auto") -> Runtime:
+        """The model, loaded in this process. dtype: as of `Runtime.load`.
+
+        Errors: ModelError if it cannot be loaded.
+        """
         import torch
 
         from pipeline.runtime import Runtime
@@ -199,6 +203,7 @@ class EvaluatorSpec:
             scoring=self.scoring,
             max_new_tokens=self.max_new_tokens,
             device=self.device,
+            dtype=dtype,
             pooling=self.pooling,
             allow_pickle=self.allow_pickle,
             decode_timeout=self.decode_timeout,
@@ -226,16 +231,24 @@ def _refuse_crowded(runtime: Runtime, gpu_share: float, batch: int) -> None:
         return
     import torch
 
-    from pipeline.memory import WorkerMemory, refuse_crowded, working_bytes
+    from pipeline.memory import refuse_crowded
+
+    worker = worker_memory(runtime, torch.cuda.memory_allocated(device), batch)
+    refuse_crowded(worker, workers, torch.cuda.get_device_properties(device).total_memory)
+
+
+def worker_memory(runtime: Runtime, weights: int, batch: int) -> WorkerMemory:
+    """What a worker with this model takes of its device at least. weights: bytes that are loaded.
+
+    batch: questions in a pack. The store of prefixes shrinks to what is free; a single prefix, the unpruned
+    model's, has to fit.
+    """
+    from pipeline.memory import WorkerMemory, working_bytes
 
     family, shape = runtime.family, runtime.shape
     tokens, itemsize = family.video_tokens(runtime.frames) + PROMPT_TOKENS, family.dtype.itemsize
     working = working_bytes(shape, frames=runtime.frames, tokens=tokens, itemsize=itemsize, batch=batch)
-    # The store of prefixes shrinks to what is free; a single one, the unpruned model's, has to fit.
-    prefix = tokens * shape.layers * 2 * shape.kv_width * itemsize
-    loaded = torch.cuda.memory_allocated(device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    refuse_crowded(WorkerMemory(loaded, prefix, working), workers, total)
+    return WorkerMemory(weights, tokens * shape.layers * 2 * shape.kv_width * itemsize, working)
 
 
 class PipelineEvaluator:
@@ -387,9 +400,9 @@ class PipelineEvaluator:
         if kept is not None:
             self._in_memory += 1
             return clip
-        size = _size(clip) + sum(map(_size, self._clips.values()))
+        size = clip.nbytes + sum(held.nbytes for held in self._clips.values())
         while self._clips and size > self._clip_bytes:
-            size -= _size(self._clips.pop(self._drawn.choice(list(self._clips))))
+            size -= self._clips.pop(self._drawn.choice(list(self._clips))).nbytes
         self._clips[path] = clip
         return clip
 
@@ -413,7 +426,3 @@ class DispensableCache(FeatureCache):
                     error,
                 )
             self._told = True
-
-
-def _size(clip: Clip) -> int:
-    return int(clip.features.nbytes + clip.frame_embeddings.nbytes)

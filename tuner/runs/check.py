@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -15,12 +15,12 @@ from pipeline.resizing import FrameSize
 from pipeline.self_check import Finding
 from pipeline.video import Decoder, content_hash
 from tuner.errors import UserError
-from tuner.evaluation.evaluator import EvaluatorSpec
+from tuner.evaluation.evaluator import EvaluatorSpec, worker_memory
 from tuner.evaluation.progress import Progress
 from tuner.search.selection import level_of
 from tuner.statistics.paired import provable_drop
 from tuner.statistics.wording import provable
-from tuner.study import Study
+from tuner.study import Study, Video
 
 if TYPE_CHECKING:
     from pipeline.clip import Clip
@@ -56,8 +56,13 @@ class Estimate:
         return self.encode + self.baseline + self.trials + self.held_out
 
 
-def check_study(study: Study, max_drop: float, progress: Progress) -> Iterator[Finding]:
-    """What can be checked without a model: files, videos, options, labels, split."""
+def check_study(
+    study: Study, max_drop: float, progress: Progress, *, skip_bad_videos: bool = False
+) -> Iterator[Finding]:
+    """What can be checked without a model: files, videos, options, labels, split.
+
+    skip_bad_videos: videos that cannot be read are named and fail nothing, as a run would leave them out.
+    """
     yield Finding(
         "files",
         True,
@@ -76,7 +81,7 @@ def check_study(study: Study, max_drop: float, progress: Progress) -> Iterator[F
             progress.advanced()
     yield Finding(
         "videos",
-        not bad,
+        not bad or skip_bad_videos,
         "; ".join(bad) or f"{study.frames} frames read of each",
         "every video is read",
         "Mend or replace the files, or go on without them: --skip-bad-videos.",
@@ -140,17 +145,11 @@ class ModelCheck:
         self.estimate: Estimate | None = None
 
     def findings(self, progress: Progress) -> Iterator[Finding]:
-        """One by one, as they come. A check that fails does not end the others; what the pipeline refuses on
-        the way is the last.
+        """One by one, as they come. A check that fails does not end the others; without a video that can be
+        read and encoded there are no others.
 
         Errors: UserError where the model cannot be loaded.
         """
-        try:
-            yield from self._findings(progress)
-        except PipelineError as error:
-            yield Finding("asking the model", False, str(error), "no error")
-
-    def _findings(self, progress: Progress) -> Iterator[Finding]:
         from pipeline import self_check
         from pipeline.checkpoint import find_checkpoint
         from pipeline.video import read_frames
@@ -158,6 +157,7 @@ class ModelCheck:
         study = self._study
         try:
             runtime = self._spec.load()
+            siglip = find_checkpoint(study.text_encoder, allow_pickle=study.allow_pickle)
         except ModelError as error:
             raise UserError(str(error)) from error
         family = runtime.family
@@ -168,24 +168,53 @@ class ModelCheck:
             "the model that study.yaml names",
         )
         yield self_check.check_weights(runtime)
-        video = study.videos[0]
-        frames = read_frames(video.path, study.frames, study.decode_timeout).frames
-        siglip = find_checkpoint(study.text_encoder, allow_pickle=study.allow_pickle)
-        yield self_check.check_frame_embeddings(runtime, siglip, frames)
-        clip = runtime.encode(video.path)
-        asked: list[Question] = [one for one in study.questions if one.video == video.name]
-        asked = list(itertools.islice(itertools.chain(asked, study.questions), QUESTIONS))
+        encoded = self._encoded(runtime)
+        if isinstance(encoded, Finding):
+            yield encoded
+            return
+        video, clip = encoded
+        about = [question for question in study.questions if question.video == video.name]
+        asked = [*about, *study.questions][:QUESTIONS]
         method = self._method(runtime, clip, asked)
-        yield self_check.check_prompt(runtime, clip, asked[0])
-        yield self_check.check_untouched(runtime, clip, asked)
-        yield self_check.check_split(runtime, clip, asked, method)
-        yield self_check.check_scores(runtime, clip, asked, method)
-        yield self_check.check_counts(runtime, clip, asked, method)
-        yield self_check.check_generate(runtime, clip, asked[0], method)
-        yield self._precision(runtime, clip)
-        self.estimate = self._measured(runtime, progress, method)
+        half = "bfloat16" if runtime.dtype == "float32" else runtime.dtype
 
-    def _method(self, runtime: Runtime, clip: Clip, asked: list[Question]) -> AdaTP:
+        def frame_embeddings() -> Finding:
+            frames = read_frames(video.path, study.frames, study.decode_timeout).frames
+            return self_check.check_frame_embeddings(runtime, siglip, frames)
+
+        checks: dict[str, Callable[[], Finding]] = {
+            "frame embeddings against the whole SigLIP": frame_embeddings,
+            "prompt": partial(self_check.check_prompt, runtime, clip, asked[0]),
+            "untouched model against p = 1": partial(self_check.check_untouched, runtime, clip, asked),
+            "split against single prefill": partial(self_check.check_split, runtime, clip, asked, method),
+            "scores that rank tokens": partial(self_check.check_scores, runtime, clip, asked, method),
+            "tokens kept": partial(self_check.check_counts, runtime, clip, asked, method),
+            "generate() against answer()": partial(
+                self_check.check_generate, runtime, clip, asked[0], method
+            ),
+            f"{half} against float32": partial(self._precision, runtime, clip, about[:ANSWERS]),
+        }
+        for name, check in checks.items():
+            try:
+                yield check()
+            except PipelineError as error:
+                yield Finding(name, False, str(error), "no error")
+        with contextlib.suppress(PipelineError):  # a check before has said so
+            self.estimate = self._measured(runtime, progress, method)
+
+    def _encoded(self, runtime: Runtime) -> tuple[Video, Clip] | Finding:
+        """The study's first video that can be read, encoded; or why there is none."""
+        error: PipelineError | None = None
+        for video in self._study.videos:
+            try:
+                return video, runtime.encode(video.path)
+            except VideoError as reason:
+                error = reason
+            except PipelineError as reason:
+                return Finding("encoding", False, str(reason), "finite numbers")
+        return Finding("encoding", False, str(error), "a video that can be read")
+
+    def _method(self, runtime: Runtime, clip: Clip, asked: Sequence[Question]) -> AdaTP:
         from pipeline.keep_ratio import Unreachable, solve_keep_ratio
         from pipeline.methods import AdaTP
 
@@ -193,72 +222,48 @@ class ModelCheck:
         solved = solve_keep_ratio(AdaTP(), layouts, runtime.shape, BUDGET)
         return AdaTP() if isinstance(solved, Unreachable) else solved  # type: ignore[return-value]
 
-    def _precision(self, runtime: Runtime, clip: Clip) -> Finding:
+    def _precision(self, runtime: Runtime, clip: Clip, about: Sequence[Question]) -> Finding:
         from pipeline import self_check
-        from pipeline.runtime import Runtime
 
-        other = "bfloat16" if runtime.dtype == "float32" else "float32"
+        half = "bfloat16" if runtime.dtype == "float32" else runtime.dtype
         try:
-            twin = Runtime.load(
-                self._spec.model,
-                revision=self._spec.revision,
-                text_encoder=self._spec.text_encoder,
-                frames=self._spec.frames,
-                scoring=self._spec.scoring,
-                max_new_tokens=self._spec.max_new_tokens,
-                device=str(runtime.family.device),
-                dtype=other,
-                pooling=self._spec.pooling,
-                allow_pickle=self._spec.allow_pickle,
-            )
+            twin = self._spec.load(half if runtime.dtype == "float32" else "float32")
         except ModelError as error:
-            return Finding(
-                f"{runtime.dtype} against {other}",
-                True,
-                f"not compared: {error}",
-                "memory for a second model",
-            )
-        about: list[Question] = [
-            one for one in self._study.questions if one.video == self._study.videos[0].name
-        ]
-        return self_check.check_precision(runtime, twin, clip, about[:ANSWERS])
+            allowed = "memory for a second model"
+            return Finding(f"{half} against float32", True, f"not compared: {error}", allowed)
+        return self_check.check_precision(runtime, twin, clip, about)
 
     def _measured(self, runtime: Runtime, progress: Progress, method: AdaTP) -> Estimate:
-        from pipeline.memory import WorkerMemory, free_bytes, working_bytes
-        from pipeline.runtime import PREFIX_BYTES
+        from pipeline.memory import free_bytes
 
-        study, family = self._study, runtime.family
-        some = study.videos[: min(3, len(study.videos))]
+        study = self._study
+        some = study.videos[:QUESTIONS]
         progress.started("time", len(some))
         encode = unpruned = pruned = 0.0
-        questions = 0
+        encoded = questions = 0
         for video in some:
-            clip, seconds = _timed(partial(runtime.encode, video.path))
-            encode += seconds
+            progress.advanced()
+            try:
+                clip, seconds = _timed(partial(runtime.encode, video.path))
+            except VideoError:
+                continue
+            encoded, encode = encoded + 1, encode + seconds
             for question in [one for one in study.questions if one.video == video.name][:QUESTIONS]:
                 questions += 1
                 unpruned += _timed(partial(runtime.answer, clip, question, None))[1]
                 pruned += _timed(partial(runtime.answer, clip, question, method))[1]
-            progress.advanced()
+        if not questions:
+            raise VideoError("none of the first videos can be read", some[0].path)
         tune = sum(one.video not in study.held_out for one in study.questions)
         weights = sum(one.numel() * one.element_size() for one in runtime.model.parameters())
-        worker = WorkerMemory(
-            weights,
-            PREFIX_BYTES,
-            working_bytes(
-                runtime.shape,
-                frames=runtime.frames,
-                tokens=family.video_tokens(runtime.frames) + 512,
-                itemsize=family.dtype.itemsize,
-            ),
-        )
+        worker = worker_memory(runtime, weights, self._spec.batch)
         return Estimate(
-            encode=encode / len(some) * len(study.videos),
+            encode=encode / encoded * len(study.videos),
             baseline=unpruned / questions * len(study.questions),
             trials=TRIALS * pruned / questions * tune,
             held_out=pruned / questions * (len(study.questions) - tune),
             worker=str(worker),
-            workers=worker.fitting(weights + (free_bytes(family.device) or 0)),
+            workers=worker.fitting(weights + (free_bytes(runtime.family.device) or 0)),
         )
 
 

@@ -332,7 +332,7 @@ def test_a_model_trained_without_the_time_instruction_is_asked_without_it(tmp_pa
 
 def test_two_videos_of_other_times_are_told_apart_and_share_what_stands_before(runtime, clip, frames):
     later = runtime.encode_frames(frames, np.arange(FRAMES) * 100.0, seconds=900.0)
-    first, second = runtime._prompt(clip, QUESTION), runtime._prompt(later, QUESTION)
+    first, second = runtime.prompt(clip, QUESTION), runtime.prompt(later, QUESTION)
     assert first.before == second.before
     assert "lasts for 900.00 seconds" in runtime.family.tokenizer.decode(list(second.after))
     assert len(first.after) < len(second.after)
@@ -347,7 +347,7 @@ def test_the_length_told_is_the_files_also_from_stored_features(paths, tmp_path)
     said = []
     for _ in range(2):  # decoded, then from disk
         runtime = load_runtime(paths, cache=FeatureCache(tmp_path / "cache", 2**20), frames=4)
-        prompt = runtime._prompt(runtime.encode(video), QUESTION)
+        prompt = runtime.prompt(runtime.encode(video), QUESTION)
         said.append(runtime.family.tokenizer.decode(list(prompt.after)))
     assert said[0] == said[1]
     assert "lasts for 2.50 seconds, and 4 frames" in said[0]

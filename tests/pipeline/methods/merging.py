@@ -43,7 +43,7 @@ def by_hand(runtime: Runtime, method: Method, clip: Clip, question: Question) ->
     """Log-probabilities after a prompt whose video is replaced before the decoder sees it: no cache, nothing
     of pipeline.packing.
     """
-    family, prompt = runtime.family, runtime._prompt(clip, question)
+    family, prompt = runtime.family, runtime.prompt(clip, question)
     kept, states = of_clip(runtime, method, clip, question)
     before, after = family.embed(prompt.before), family.embed(prompt.after)
     trailing = clip.features[clip.frames * clip.cells :]

@@ -136,7 +136,7 @@ def test_the_model_reads_the_merged_tokens_at_their_own_positions(runtime, clip,
     prefill = runtime.prefill(clip, question, method)
     one_pass = prefill.logits.log_softmax(dim=-1)
     # A token that follows stands behind the whole prompt, not behind what is left of it.
-    assert prefill.next_position == len(runtime._prompt(clip, question).ids)
+    assert prefill.next_position == len(runtime.prompt(clip, question).ids)
     dark, blue = runtime.family.answer_ids("dark blue")
     generated = runtime.model.generate(
         **prefill.inputs,

@@ -34,7 +34,7 @@ class FakeRuntime:
 
     def encode(self, path):
         self.cache_counts["features_read"] += 1
-        return SimpleNamespace(path=path, features=torch.zeros(1), frame_embeddings=torch.zeros(1))
+        return SimpleNamespace(path=path, nbytes=8)
 
     def forget_prefixes(self):
         self.held = 0
@@ -125,9 +125,7 @@ def test_clips_in_memory_are_counted_until_they_are_told():
 def test_a_video_that_is_not_the_recorded_one_is_refused():
     """A worker's machine may have another file under the same path."""
     runtime = FakeRuntime()
-    runtime.encode = lambda path: SimpleNamespace(
-        path=path, content_hash=f"bytes of {path}", features=torch.zeros(1), frame_embeddings=torch.zeros(1)
-    )
+    runtime.encode = lambda path: SimpleNamespace(path=path, content_hash=f"bytes of {path}", nbytes=8)
     one = evaluator(runtime, 2, contents={"video 0": "bytes of video 0", "video 1": "others"})
     assert ids(one.answer(None, ["q0", "q6"], {})) == ["q0", "q6"]
     with pytest.raises(VideoError, match="video 1 is not the file that the study was recorded with"):

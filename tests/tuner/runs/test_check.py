@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from pipeline import packing
 from tests.checkpoints import Size, build_siglip, build_tokenizer, scenes, write_checkpoints
 from tests.tuner.runs.test_run import make_study
 from tests.videos import write_video
@@ -85,6 +86,34 @@ def test_a_broken_tensor_is_named(study: Study, value: float) -> None:
     edit_weights(Path(study.model) / "model.safetensors", damage)
     found = failed(study)
     assert "layers.3.mlp.up_proj.weight" in found["weights"]
+    if value != 0.0:
+        # Each check that reaches this layer says for itself that numbers are none.
+        before = {"frame embeddings against the whole SigLIP", "prompt", "scores that rank tokens"}
+        assert set(CHECKS) - set(found) == before | {"loading"}
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -1.0], ids=["nan", "reversed"])
+def test_scores_that_are_not_those_of_queries_and_keys_fail(
+    study: Study, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    """NaN compares with nothing: a largest error of 0 would look like none."""
+    scores = packing.row_scores
+    monkeypatch.setattr(packing, "row_scores", lambda *given: scores(*given) * wrong)
+    assert "scores that rank tokens" in failed(study)
+
+
+def test_a_video_that_cannot_be_read_does_not_keep_the_model_from_being_checked(study: Study) -> None:
+    (study.folder / "videos" / "v0.mp4").write_bytes(b"no video")
+    model = ModelCheck(study)
+    findings = list(model.findings(NoProgress()))
+    assert tuple(one.name for one in findings) == CHECKS
+    assert all(one.passed for one in findings)
+    assert model.estimate is not None
+    assert all(one.passed for one in check_study(study, 0.9, NoProgress(), skip_bad_videos=True))
+    assert list(checked(study)) == ["videos"]
+    for video in study.videos:
+        video.path.write_bytes(b"no video")
+    assert list(failed(study)) == ["encoding"]
 
 
 def test_another_siglip_fails_at_the_frame_embeddings(study: Study) -> None:
