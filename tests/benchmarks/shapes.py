@@ -73,6 +73,7 @@ SIZES = {
 }
 # lmms-lab/LLaVA-Video-7B-Qwen2: the same parts, other tokens a frame and another prompt.
 SIZES["llava-video-7b"] = SIZES["7b"]
+SIZES["llava-video-tiny"] = Size(image=192, vocabulary=512)  # for tests of the benchmarks
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,11 +148,11 @@ def build(
             model = build_model(size, tokenizer, siglip).requires_grad_(requires_grad=False)
         model.tie_weights()
         _draw(model, but="vision_tower")  # these are the SigLIP's
-    family: Family = (
-        LlavaVideo(model, build_qwen_tokenizer(), tells_times=True)
-        if video
-        else LlavaOnevision(Checkpoint(name, folder, f"random:{name}"), model, tokenizer)
-    )
+    family: Family = LlavaOnevision(Checkpoint(name, folder, f"random:{name}"), model, tokenizer)
+    if video:
+        # As its loader does: the last row of the embedding, which no token uses, stands for visual tokens.
+        model.config.video_token_id = size.vocabulary - 1
+        family = LlavaVideo(model, build_qwen_tokenizer(), tells_times=True)
     return Runtime(
         family,
         TowerEncoder(siglip, text_tokenizer, family.applied_vision_layers),

@@ -13,10 +13,10 @@ from tests.benchmarks.clock import Clock, side_by_side, verdict
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def options():
+@pytest.fixture(scope="module", params=["tiny", "llava-video-tiny"])
+def options(request):
     return argparse.Namespace(
-        shape="tiny", device="cpu", dtype=None, frames=8, threads=1, repeats=1, ratio=0.27, questions=3
+        shape=request.param, device="cpu", dtype=None, frames=8, threads=1, repeats=1, ratio=0.27, questions=3
     )
 
 
