@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -35,6 +37,19 @@ def moving_frames(count: int, height: int = 48, width: int = 64) -> NDArray[np.u
     return frames
 
 
+@contextmanager
+def _kept_priority() -> Iterator[None]:
+    """Undo what SVT-AV1 does under root: it gives the calling thread real-time priority 99, for good.
+
+    Every later child of the tests would inherit it, and a browser with such threads starves the machine.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def write_video(
     path: Path,
     frames: NDArray[np.uint8],
@@ -46,7 +61,10 @@ def write_video(
     container_options: Mapping[str, str] | None = None,
 ) -> Path:
     """Encode frames (n, H, W, 3) to `path`; its suffix decides the container."""
-    with av.open(str(path), "w", options=dict(container_options or {})) as container:
+    with (
+        _kept_priority(),
+        av.open(str(path), "w", options=dict(container_options or {})) as container,
+    ):
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
