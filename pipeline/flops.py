@@ -142,34 +142,30 @@ def unpruned_flops(layout: Layout, shape: ModelShape) -> int:
     return int(shape.layers * layer_flops(shape, layout.tokens))
 
 
+def _staged_flops(
+    shape: ModelShape, layers: Sequence[int], tokens: IntArray, rows: int | IntArray
+) -> IntArray:
+    """(L,) a prefill of tokens[j + 1] tokens from layers[j] on; `rows` query rows score the tokens before it.
+
+    tokens: (J + 1, L).
+    """
+    lasts = np.diff(np.array([0, *layers, shape.layers], dtype=np.int64))[:, None]  # decoder layers
+    scoring = (tokens[1:] < tokens[:-1]) * scoring_flops(shape, tokens[:-1], rows)
+    total: IntArray = (lasts * layer_flops(shape, tokens)).sum(axis=0) + scoring.sum(axis=0)
+    return total
+
+
 def plan_flops(plan: Plan, layout: Layout, shape: ModelShape) -> int:
     """The pruned prefill of one question, text, newlines and the method's own scoring included."""
-    tokens = plan.tokens_per_layer(shape.layers, layout)
-    rows = {"none": 0, "last": 1, "question": layout.question}[plan.score_rows]
-    scoring = sum(
-        scoring_flops(shape, tokens[layer - 1], rows)
-        for j, layer in enumerate(plan.layers)
-        if plan.total(j) < plan.total(j - 1)
-    )
-    return int(prefill_flops(shape, tokens) + scoring)
-
-
-def _by_question(plans: StudyPlans, shape: ModelShape, text: IntArray, scored: bool) -> IntArray:
-    """(L,) FLOPs with `text` tokens beside the visual ones; vectorised twin of plan_flops."""
-    tokens = plans.visual_by_stage + text  # (J + 1, L)
-    borders = np.array([0, *plans.layers, shape.layers], dtype=np.int64)
-    layers = np.diff(borders)[:, None]  # (J + 1, 1) decoder layers each stage lasts
-    total: IntArray = (layers * layer_flops(shape, tokens)).sum(axis=0)
-    if scored and plans.score_rows != "none" and plans.layers:
-        rows = 1 if plans.score_rows == "last" else plans.layouts.question
-        dropped = tokens[1:] < tokens[:-1]
-        total = total + (dropped * scoring_flops(shape, tokens[:-1], rows)).sum(axis=0)
-    return total
+    tokens = [layout.text + plan.total(j) for j in range(-1, len(plan.layers))]
+    rows = layout.question if plan.score_rows == "question" else int(plan.score_rows == "last")
+    return int(_staged_flops(shape, plan.layers, np.array(tokens)[:, None], rows)[0])
 
 
 def pruned_by_question(plans: StudyPlans, shape: ModelShape) -> IntArray:
     """(L,) pruned prefill of each question, scoring included."""
-    return _by_question(plans, shape, plans.layouts.text, scored=True)
+    rows = plans.layouts.question if plans.score_rows == "question" else int(plans.score_rows == "last")
+    return _staged_flops(shape, plans.layers, plans.visual_by_stage + plans.layouts.text, rows)
 
 
 def unpruned_by_question(layouts: Layouts, shape: ModelShape) -> IntArray:
@@ -183,33 +179,16 @@ def question_ratios(plans: StudyPlans, shape: ModelShape) -> FloatArray:
     return pruned_by_question(plans, shape) / unpruned_by_question(plans.layouts, shape)
 
 
-def flops_ratio(
-    plans: Sequence[Plan] | StudyPlans, layouts: Layouts | Sequence[Layout], shape: ModelShape
-) -> float:
+def flops_ratio(plans: StudyPlans, shape: ModelShape) -> float:
     """What `--budget` binds: pruned over unpruned prefill, both summed over the questions."""
-    layouts = Layouts.of(layouts)
-    if isinstance(plans, StudyPlans):
-        pruned = int(pruned_by_question(plans, shape).sum())
-    else:
-        pruned = sum(
-            plan_flops(plan, layout, shape) for plan, layout in zip(plans, layouts.items, strict=True)
-        )
-    return pruned / int(unpruned_by_question(layouts, shape).sum())
+    pruned = int(pruned_by_question(plans, shape).sum())
+    return pruned / int(unpruned_by_question(plans.layouts, shape).sum())
 
 
-def visual_only_ratio(
-    plans: Sequence[Plan] | StudyPlans, layouts: Layouts | Sequence[Layout], shape: ModelShape
-) -> float:
+def visual_only_ratio(plans: StudyPlans, shape: ModelShape) -> float:
     """The paper's way of counting: as if the visual tokens were alone in the language model."""
-    layouts = Layouts.of(layouts)
-    whole = int((shape.layers * layer_flops(shape, layouts.visual)).sum())
-    if isinstance(plans, StudyPlans):
-        return int(_by_question(plans, shape, np.zeros_like(layouts.text), scored=False).sum()) / whole
-    pruned = 0
-    for plan, layout in zip(plans, layouts.items, strict=True):
-        tokens = plan.tokens_per_layer(shape.layers, layout)
-        pruned += int(sum(layer_flops(shape, count - layout.text) for count in tokens))
-    return pruned / whole
+    pruned = int(_staged_flops(shape, plans.layers, plans.visual_by_stage, 0).sum())
+    return pruned / int((shape.layers * layer_flops(shape, plans.layouts.visual)).sum())
 
 
 def encoder_flops(plans: StudyPlans, shape: ModelShape) -> tuple[IntArray, IntArray]:
@@ -250,9 +229,9 @@ def compute(plans: StudyPlans, shape: ModelShape) -> Compute:
     """All ratios of one configuration; the shape needs its vision part."""
     ratios = question_ratios(plans, shape)
     return Compute(
-        flops_ratio=flops_ratio(plans, plans.layouts, shape),
+        flops_ratio=flops_ratio(plans, shape),
         flops_ratio_end_to_end=end_to_end_ratio(plans, shape),
-        flops_ratio_visual=visual_only_ratio(plans, plans.layouts, shape),
+        flops_ratio_visual=visual_only_ratio(plans, shape),
         flops_ratio_p95=float(np.quantile(ratios, 0.95)),
         flops_ratio_max=float(ratios.max()),
     )

@@ -52,6 +52,7 @@ class Prefill:
         backend, whose masks `generate` makes for the longest layer alone.
         """
         from transformers import DynamicCache
+        from transformers.generation.utils import ALL_CACHE_NAMES
 
         class OneSequence(DynamicCache):
             """Says by name what transformers would say by shapes."""
@@ -79,7 +80,7 @@ class Prefill:
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "position_ids": positions if len(positions) == 1 else positions[:, None],
-            "past_key_values": cache,
+            ALL_CACHE_NAMES[0]: cache,  # "past_key_values", from transformers 5.24 on "cache"
         }
 
     @torch.inference_mode()

@@ -39,7 +39,7 @@ def solve_keep_ratio(
 
     def ratio_at(value: float) -> float:
         plans = method.with_ratio(value).plans(layouts, shape.layers, partition)
-        return flops_ratio(plans, layouts, shape)
+        return flops_ratio(plans, shape)
 
     searched = knobs(method)[method.ratio_field]
     low, high = searched.low, searched.high
@@ -60,6 +60,5 @@ def solve_keep_ratio(
 
 def smallest_ratio(method: Method, layouts: Layouts | Sequence[Layout], shape: ModelShape) -> float:
     """The flops_ratio at the lower end of the method's searched range, its other fields as they are."""
-    layouts = Layouts.of(layouts)
     least = method.with_ratio(knobs(method)[method.ratio_field].low)
-    return flops_ratio(least.plans(layouts, shape.layers), layouts, shape)
+    return flops_ratio(least.plans(Layouts.of(layouts), shape.layers), shape)

@@ -67,7 +67,7 @@ def main() -> None:
         drawn += 1
         if drawn <= len(rows):
             continue
-        ratio = flops_ratio(method.plans(layouts, shape.layers), layouts, shape)
+        ratio = flops_ratio(method.plans(layouts, shape.layers), shape)
         right = demo.correct(asked, method, f"configuration {drawn}")
         values = [getattr(method, name) for name in KNOBS]
         rows.append(dict(zip(COLUMNS, [*values, ratio, float(right.mean())], strict=True)))

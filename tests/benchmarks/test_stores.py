@@ -22,7 +22,7 @@ def counted(folder: Path, prefix_bytes: int | None = None) -> Counted:
 
 
 def test_every_video_is_encoded_hashed_and_run_through_the_first_layers_once(tmp_path: Path) -> None:
-    """As it was: 512 MiB of prefixes, whatever the device, and each look at a video hashed its file."""
+    """At ae20304: 512 MiB of prefixes, whatever the device, and each look at a video hashed its file."""
     found = counted(tmp_path)
     assert found.files == found.hashed == 10
     # Each video when it is first pruned; the unpruned model's prefixes end at another layer.
@@ -35,7 +35,7 @@ def test_every_video_is_encoded_hashed_and_run_through_the_first_layers_once(tmp
 
 
 def test_stores_too_small_for_all_videos_hold_some_of_them(tmp_path: Path) -> None:
-    """As it was: of videos visited in turns the least recently used made room, which was the next one, so
+    """At ae20304: of videos visited in turns the least recently used made room, which was the next one, so
     that none was found.
     """
     found = counted(tmp_path, prefix_bytes=12 * 10**6)

@@ -202,7 +202,7 @@ def asked_by_path(study: Study) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("kind", ["in_process", "ray_2"])
 def test_workers_stay_from_encoding_to_the_search(kind: str, tmp_path: Path, undisturbed: list[Any]) -> None:
-    """As it was: the driver encoded, with a model and a number format of its own."""
+    """At ae20304: the driver encoded, with a model and a number format of its own."""
     study, progress = make_study(), Told()
     with (
         closing(Workers(make_executor(kind, Loaded(study, folder=tmp_path)), progress)) as workers,

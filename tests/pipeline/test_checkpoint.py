@@ -60,7 +60,7 @@ FILES = {"config.json": "{}", "model.safetensors": "weights", "tokenizer.json": 
 
 
 def test_an_id_and_a_folder_with_the_same_files_have_one_identity(tmp_path, monkeypatch):
-    """As it was: "owner/model@<commit>" by id, so a best.json tuned by id refused a local mirror."""
+    """At ae20304: "owner/model@<commit>" by id, so a best.json tuned by id refused a local mirror."""
     former = hub_cache(tmp_path / "hub", monkeypatch, FILES, large=["model.safetensors"])
     by_id = find_checkpoint("owner/model", "main")
     mirror = find_checkpoint(write(tmp_path / "mirror", **FILES, **{"README.md": "not read"}))

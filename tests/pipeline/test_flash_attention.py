@@ -109,7 +109,7 @@ def expected(runtime, requests):
 def test_answers_are_those_of_sdpa(flash, requests, expected):
     """Options of several tokens, free text, questions packed and alone; grouped-query attention throughout.
 
-    As it was: "Could not find ... adatp_packed_flash_attention_2".
+    At ae20304: "Could not find ... adatp_packed_flash_attention_2".
     """
     packed = flash.answer_many(requests)
     alone = [flash.answer(one.clip, one.question, one.method) for one in requests[: len(QUESTIONS)]]

@@ -70,10 +70,9 @@ def test_share_of_flops_before_rounding(p, percent):
 
 @pytest.mark.parametrize(("segments", "percent"), [(1, 27.05), (8, 27.10), (32, 27.31)])
 def test_share_of_flops_with_whole_tokens(segments, percent):
-    layout = video_alone(segments)
-    plan = AdaTP(p=0.85).plan(layout, 28)
-    assert len(plan.groups) == segments
-    assert 100 * visual_only_ratio([plan], [layout], LLAVA_ONEVISION_7B) == pytest.approx(percent, abs=0.005)
+    plans = AdaTP(p=0.85).plans(Layouts.of([video_alone(segments)]), 28)
+    assert len(plans.plan(0).groups) == segments
+    assert 100 * visual_only_ratio(plans, LLAVA_ONEVISION_7B) == pytest.approx(percent, abs=0.005)
 
 
 def test_end_to_end_27_percent_becomes_about_40():
@@ -89,14 +88,18 @@ def test_counting_a_study_equals_counting_its_questions(name):
     method = METHODS[name]().with_ratio(0.5)
     plans = method.plans(Layouts.of(layouts), 28)
     shape = LLAVA_ONEVISION_7B
-    assert flops_ratio(plans, layouts, shape) == flops_ratio(plans.plans(), layouts, shape)
-    assert visual_only_ratio(plans, layouts, shape) == visual_only_ratio(plans.plans(), layouts, shape)
-    each = [
-        plan_flops(plan, layout, shape) / unpruned_flops(layout, shape)
+    each = [plan_flops(plan, layout, shape) for plan, layout in zip(plans.plans(), layouts, strict=True)]
+    unpruned = [unpruned_flops(layout, shape) for layout in layouts]
+    assert flops_ratio(plans, shape) == sum(each) / sum(unpruned)
+    assert question_ratios(plans, shape).tolist() == (np.array(each) / unpruned).tolist()
+    visual = sum(
+        layer_flops(shape, tokens - layout.text)
         for plan, layout in zip(plans.plans(), layouts, strict=True)
-    ]
-    assert question_ratios(plans, shape).tolist() == each
-    assert compute(plans, shape).flops_ratio_max == max(each)
+        for tokens in plan.tokens_per_layer(28, layout)
+    )
+    whole = sum(28 * layer_flops(shape, layout.visual) for layout in layouts)
+    assert visual_only_ratio(plans, shape) == visual / whole
+    assert compute(plans, shape).flops_ratio_max == question_ratios(plans, shape).max()
 
 
 def test_scoring_is_counted_where_something_is_dropped_and_nowhere_else():

@@ -60,6 +60,7 @@ def written_out(eager, clip, method, prefill, following):
 
 @EVERY
 def test_greedy_decoding_equals_a_computation_from_scratch(runtime, eager, clip, method):
+    """At ae20304 `generate` had a prefill of its own, by hooks of 485 lines."""
     prefill = runtime.prefill(clip, FREE, method)
     out = generate(runtime, prefill)
     words = said(out, prefill)

@@ -105,7 +105,7 @@ def test_weights_stored_as_they_are_computed_with_are_the_pages_of_their_file(pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the process's mappings")
 def test_on_the_way_to_a_device_the_host_copies_no_weight(half, monkeypatch):
-    """As it was: the whole model converted in the host's memory first, 15 GB a worker at 7B."""
+    """At ae20304: the whole model converted in the host's memory first, 15 GB a worker at 7B."""
     made = []
 
     class Watch(TorchDispatchMode):
@@ -167,7 +167,7 @@ def test_tied_weights_stay_one(tmp_path):
 
 
 def test_of_siglip_only_what_the_tower_lacks_is_read(paths, read):
-    """As it was: the whole SigLIP, 3.5 GB in float32."""
+    """At ae20304: the whole SigLIP, 3.5 GB in float32."""
     family = load_family(find_checkpoint(str(paths.model)), device="cpu", dtype="auto", attention="sdpa")
     assert {name for name in read if "vision_tower.encoder.layers.0." in name}  # the spy sees what is read
     read.clear()

@@ -39,7 +39,7 @@ def broken(checkpoints):
 @pytest.mark.parametrize("method", [None, AdaTP(p=0.6), FewerFrames(0.5)], ids=str)
 @pytest.mark.parametrize("options", [OPTIONS, ("red", "blue"), None], ids=["words", "word", "free"])
 def test_an_answer_of_nan_names_the_question(broken, clip, options, method):
-    """As it was: the first option with log-probabilities of NaN, or the free answer ''."""
+    """At ae20304: the first option with log-probabilities of NaN, or the free answer ''."""
     question = Question("v1-q3", "what color is the ring?", options)
     message = "answer to question 'v1-q3' is not a finite number.*float16"
     with pytest.raises(NotFiniteError, match=message):
@@ -91,7 +91,7 @@ def test_a_deployed_model_raises_too(checkpoints, broken, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("part", ["projector", "pooling head"])
 def test_a_video_without_numbers_is_not_encoded(checkpoints, part):
-    """As it was: stored, and the first plan that needed frame embeddings raised a ValueError of its own."""
+    """At ae20304: stored, and the first plan that needed frame embeddings raised a ValueError of its own."""
     runtime = load(checkpoints)
     broken = runtime.encoder._head.probe
     if part == "projector":
@@ -102,7 +102,7 @@ def test_a_video_without_numbers_is_not_encoded(checkpoints, part):
 
 
 def test_a_question_whose_embedding_is_not_a_number_is_named(checkpoints, clip):
-    """As it was: stored, then a ValueError that named nothing."""
+    """At ae20304: stored, then a ValueError that named nothing."""
     runtime = load(checkpoints)
     runtime.encoder._text.head.bias.data[0] = float("nan")
     with pytest.raises(NotFiniteError, match=r"embedding of 'what color\?' is not a finite number"):

@@ -222,7 +222,7 @@ def test_half_precision_packs_too(checkpoints, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("words", [("red", "blue"), ("dark red", "dark blue")], ids=" or ".join)
 def test_options_whose_logits_half_precision_rounds_to_the_same_differ(checkpoints, dtype, words):
-    """Two words a rounding error of the logits apart: as it was they were equal, and the first was chosen."""
+    """Two words a rounding error of the logits apart: at ae20304 they were equal, the first was chosen."""
     runtime = Runtime.load(
         str(checkpoints.model), text_encoder=str(checkpoints.siglip), frames=FRAMES, dtype=dtype
     )

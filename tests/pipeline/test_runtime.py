@@ -300,7 +300,7 @@ def test_wrong_arguments_are_refused(checkpoints, change, message):
 def test_float16_is_taken_where_nothing_better_is_and_told(
     asked, device, has_bfloat16, expected, told, monkeypatch, caplog, tmp_path
 ):
-    """Whatever the checkpoint is stored in: as it was, a GPU with bfloat16 took a stored float16."""
+    """Whatever the checkpoint is stored in: at ae20304 a GPU with bfloat16 took a stored float16."""
     loaded = []
     module = SimpleNamespace(load=lambda checkpoint, **options: loaded.append(options["dtype"]))
     monkeypatch.setattr(families, "import_module", lambda name: module)

@@ -77,6 +77,9 @@ def with_common_part(common, dtype, rows=1, n=1500):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("common", [1e4, 6.4e4, 1e5])
 def test_tokens_are_those_of_exact_scores_however_large_the_products(common, dtype, rows):
+    """At ae20304 products were taken in half precision: of 25 % of 6,272 tokens, the share that exact scores
+    keep as well was .91, .78, .76 in bfloat16 and .99, .98, .26 in float16. Here: all of them.
+    """
     query, keys = with_common_part(common, dtype, rows)
     columns = torch.arange(10, 1490)
     wanted = exact(query, keys, 64**-0.5, columns)
@@ -111,6 +114,7 @@ def test_autocast_does_not_reach_what_is_merged(runtime, clip, question, method)
 @pytest.mark.quick
 @pytest.mark.parametrize("bytes_at_a_time", [1, 8 * 1500 * 4 * 2, 2**30])
 def test_scores_of_many_rows_are_the_same_run_by_run(bytes_at_a_time, monkeypatch):
+    """At ae20304 they were summed by index_add, whose order on a GPU differs from run to run."""
     monkeypatch.setattr(scores, "SCORE_BYTES", bytes_at_a_time)
     query, keys = with_common_part(0.0, torch.float32, rows=7)
     found = row_scores(query, keys, 0.125, torch.arange(100, 1500))
@@ -304,7 +308,10 @@ def on_meta(checkpoints):
 def test_pruning_and_options_of_several_words_never_wait_for_the_device(
     on_meta, method, attention, monkeypatch
 ):
-    """One value is read, at the end. Copies to the device are waited for, too: none within the layers."""
+    """One value is read, at the end. Copies to the device are waited for, too: none within the layers.
+
+    At ae20304 options of several words copied a mask from the host in every layer.
+    """
     runtime, clip = on_meta
     monkeypatch.setattr(runtime.family.language_model.config, "_attn_implementation", attention)
     question = Question("q", "what color?", ("red", "dark blue", "top left of the scene"))

@@ -26,7 +26,7 @@ def study(count: int, frames: int = 16, cells: int = 16) -> Layouts:
 
 
 def ratio(method, layouts, shape):
-    return flops_ratio(method.plans(layouts, shape.layers), layouts, shape)
+    return flops_ratio(method.plans(layouts, shape.layers), shape)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -64,6 +64,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_file_opened_is_part_of_the_identity(tmp_path, writer):
+    """At ae20304 pickled weights could be replaced, and the answers of the former ones were given, exit 0."""
     paths = WRITERS[writer](tmp_path)
     allowed = writer == "pickled"
 

@@ -106,7 +106,7 @@ class Planner:
     def binding_ratio(self, method: Method) -> float:
         """`cost(method).binding`, which the budget is compared with, without the other ratios."""
         return max(
-            flops_ratio(method.plans(layouts, self.shape.layers), layouts, self.shape)
+            flops_ratio(method.plans(layouts, self.shape.layers), self.shape)
             for layouts in self._layouts.values()
         )
 

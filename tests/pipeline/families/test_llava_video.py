@@ -198,6 +198,7 @@ def bilinear(copy):
 
 
 def test_bilinear_pooling_gives_the_references_tokens(bilinear, paths, frames):
+    """At ae20304 such a checkpoint was refused: average pooling was the only way."""
     weights = published_weights(paths.model)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
     patches = reference_tower(weights, pixels, layers=2, heads=4, patch=8)

@@ -134,7 +134,7 @@ def test_a_video_that_is_not_the_recorded_one_is_refused():
 
 @pytest.mark.quick
 def test_stored_prefixes_give_way_before_packs_become_smaller_or_a_question_is_given_up():
-    """As it was: a question for which the stored prefixes left no room was quarantined."""
+    """At ae20304: a question for which the stored prefixes left no room was quarantined."""
     asked = [question.id for question in QUESTIONS]
     runtime = FakeRuntime(room=4, held=2)
     assert ids(evaluator(runtime, 4).answer(None, asked, {})) == asked

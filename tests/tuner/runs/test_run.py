@@ -525,7 +525,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
 def test_answers_that_are_not_numbers_end_the_run_and_are_not_recorded(
     study: Study, monkeypatch: pytest.MonkeyPatch, pruned: bool
 ) -> None:
-    """As it was: NaN in the records, then a traceback of the database's."""
+    """At ae20304: NaN in the records, then a traceback of the database's."""
     if pruned:
         row_scores = packing.row_scores
         monkeypatch.setattr(packing, "row_scores", lambda *values: row_scores(*values) * float("nan"))

@@ -33,7 +33,7 @@ def defined(folder: Path, evaluator: FakeEvaluator, *, skip: bool = False) -> St
 
 
 def test_number_format_and_device_of_a_study_are_its_workers(tmp_path: Path) -> None:
-    """As it was: a driver without a GPU would have written float32 on cpu, and refused its own workers."""
+    """At ae20304: a driver without a GPU would have written float32 on cpu, and refused its own workers."""
     study = make_study()
     record = defined(tmp_path, FakeEvaluator(study, dtype="bfloat16", device="cuda"))
     setting = setting_from(record.setting)
