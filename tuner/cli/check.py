@@ -91,6 +91,8 @@ def _print_estimate(estimate: Estimate, console: Console) -> None:
     )
     told = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts)
     console.print(f"Estimated for one worker like this: {_duration(estimate.total)} ({told}).")
+    console.print(f"`tuner sensitivity` after that: {_duration(estimate.sensitivity)}.")
+    console.print(f"Smallest budget, going by the first videos: {estimate.smallest_budget:.3f}.")
     console.print(f"A worker takes up to {estimate.worker}; {estimate.workers} fit on this device.")
 
 

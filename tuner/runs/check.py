@@ -17,7 +17,11 @@ from pipeline.video import Decoder, content_hash
 from tuner.errors import UserError
 from tuner.evaluation.evaluator import EvaluatorSpec, worker_memory
 from tuner.evaluation.progress import Progress
+from tuner.planning.planner import Planner
+from tuner.records.values import StoredQuestion
+from tuner.runs.sensitivity import RUNS
 from tuner.search.selection import level_of
+from tuner.search.space import smallest_reachable
 from tuner.statistics.paired import provable_drop
 from tuner.statistics.wording import provable
 from tuner.study import Study, Video
@@ -35,6 +39,9 @@ QUESTIONS = 3  # asked in most checks of the model
 ANSWERS = 8  # asked in two number formats
 TRIALS = 40  # what the estimate of a study's time is for, as `tuner run` does by default
 BUDGET = 0.3  # FLOPs ratio of the configuration that the model is checked with
+# Answers that the curves of `tuner sensitivity` take for each held-out question: 22 in the demo (29,315 in
+# all, less the design). It depends on how often a threshold changes a plan, which only all videos could tell.
+CURVE_ANSWERS = 25
 # A share of right answers at one place of the options above which the labels look sorted. Our choice.
 LOPSIDED = 0.6
 
@@ -47,12 +54,14 @@ class Estimate:
     baseline: float  # the unpruned model on all questions
     trials: float  # TRIALS at BUDGET on all tune questions, none pruned early: an upper bound
     held_out: float  # the chosen configuration on the held-out questions
+    sensitivity: float  # `tuner sensitivity` after that
+    smallest_budget: float  # FLOPs ratio that some configuration reaches, going by the first videos
     worker: str  # memory of a worker, in words
     workers: int  # that fit on this device
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """All of `tuner run`."""
         return self.encode + self.baseline + self.trials + self.held_out
 
 
@@ -240,7 +249,8 @@ class ModelCheck:
         some = study.videos[:QUESTIONS]
         progress.started("time", len(some))
         encode = unpruned = pruned = 0.0
-        encoded = questions = 0
+        encoded = 0
+        questions: list[StoredQuestion] = []
         for video in some:
             progress.advanced()
             try:
@@ -249,19 +259,24 @@ class ModelCheck:
                 continue
             encoded, encode = encoded + 1, encode + seconds
             for question in [one for one in study.questions if one.video == video.name][:QUESTIONS]:
-                questions += 1
+                layout = runtime.layout(clip, question)
+                questions.append(StoredQuestion(question.id, video.name, "tune", layout))
                 unpruned += _timed(partial(runtime.answer, clip, question, None))[1]
                 pruned += _timed(partial(runtime.answer, clip, question, method))[1]
         if not questions:
             raise VideoError("none of the first videos can be read", some[0].path)
         tune = sum(one.video not in study.held_out for one in study.questions)
+        held_out = len(study.questions) - tune
+        each = pruned / len(questions)
         weights = sum(one.numel() * one.element_size() for one in runtime.model.parameters())
         worker = worker_memory(runtime, weights, self._spec.batch)
         return Estimate(
             encode=encode / encoded * len(study.videos),
-            baseline=unpruned / questions * len(study.questions),
-            trials=TRIALS * pruned / questions * tune,
-            held_out=pruned / questions * (len(study.questions) - tune),
+            baseline=unpruned / len(questions) * len(study.questions),
+            trials=TRIALS * each * tune,
+            held_out=each * held_out,
+            sensitivity=each * (RUNS * tune + CURVE_ANSWERS * held_out),
+            smallest_budget=smallest_reachable(Planner(questions, runtime.shape, ""), study.search),
             worker=str(worker),
             workers=worker.fitting(weights + (free_bytes(runtime.family.device) or 0)),
         )

@@ -68,6 +68,8 @@ def test_a_sound_model_passes_and_its_study_is_estimated(study: Study) -> None:
     assert estimate is not None
     assert min(estimate.encode, estimate.baseline, estimate.trials, estimate.held_out) > 0
     assert estimate.total == estimate.encode + estimate.baseline + estimate.trials + estimate.held_out
+    assert estimate.sensitivity > estimate.trials
+    assert 0 < estimate.smallest_budget < 0.9
     assert estimate.workers >= 0
 
 
