@@ -2,6 +2,7 @@
 # make test         all tests but the soak
 # make check        format, lint, types, import rules, quick tests
 # make fix          what `check` can repair by itself
+# make docs         the documentation as a site, in site/
 # make demo-model   builds the demo's model and videos again (about four hours on two cores; resumable)
 # make soak         the long tests
 # make bench        time and memory of the demo run, and its peers at the same FLOPs
@@ -12,7 +13,7 @@
 # make clean        removes what was built, not what was measured
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check fix demo-model soak bench bench-search bench-speed bench-gpu clean
+.PHONY: demo test check fix docs demo-model soak bench bench-search bench-speed bench-gpu clean
 
 # First interpreter that runs and is new enough; a name on PATH alone may be a shim without a Python behind it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
@@ -37,6 +38,9 @@ check: $(STAMP)
 fix: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --quiet --strict
 
 demo-model: $(STAMP)
 	$(BIN)/python -m studies.demo.build
@@ -72,5 +76,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find pipeline tuner dashboards studies tests -name __pycache__ -type d -prune -exec rm -rf {} +

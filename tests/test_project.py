@@ -115,6 +115,23 @@ def test_internal_links_lead_somewhere(document):
             )
 
 
+def test_the_documentation_builds_as_a_site_without_a_broken_link(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--strict",
+        "--site-dir",
+        tmp_path / "site",
+    ]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = {page.parent.name for page in (tmp_path / "site").glob("*/index.html")}
+    assert {path.stem for path in DOCS if path.parent.name == "docs"} <= pages
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
 def test_commands_in_the_documentation_exist(document):
