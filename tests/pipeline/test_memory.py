@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, Qwen2Config, Qwen2Model, SiglipVisionConfig, SiglipVisionModel
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from pipeline import memory
 from pipeline.errors import ModelError
@@ -74,7 +75,7 @@ def test_the_plan_of_an_answer_holds_for_the_7b_shape_and_is_not_wasteful(decode
     """The unpruned prompt of a video of 32 frames, on torch's meta device."""
     embeddings = torch.empty(1, TOKENS, LLAVA_ONEVISION_7B.hidden, dtype=torch.bfloat16, device="meta")
     peak = counted(
-        lambda: decoder(inputs_embeds=embeddings, past_key_values=DynamicCache(config=decoder.config))
+        lambda: decoder(inputs_embeds=embeddings, **{ALL_CACHE_NAMES[0]: DynamicCache(config=decoder.config)})
     )
     text_only = LLAVA_ONEVISION_7B.__class__(**{**vars(LLAVA_ONEVISION_7B), "vision": None})
     planned = working_bytes(text_only, frames=FRAMES, tokens=TOKENS, itemsize=2)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers.generation.utils import ALL_CACHE_NAMES
 
 from pipeline import families, packing, video
 from pipeline import runtime as runtime_module
@@ -48,7 +49,7 @@ def test_keeping_everything_is_the_untouched_model_called_twice_bit_for_bit(requ
             **(runtime.inputs(clip, question) | {"input_ids": ids[:, :cut]}), use_cache=True, logits_to_keep=1
         )
         logits = runtime.model(
-            input_ids=ids[:, cut:], past_key_values=video_part.past_key_values, logits_to_keep=1
+            input_ids=ids[:, cut:], logits_to_keep=1, **{ALL_CACHE_NAMES[0]: video_part[ALL_CACHE_NAMES[0]]}
         ).logits[0, -1]
     untouched = logits.log_softmax(-1)
     answer = runtime.answer(clip, question, method)
