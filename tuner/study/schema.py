@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pipeline.question import Scoring
 from pipeline.video import TIMEOUT
 from tuner.study.definition import HELD_OUT
 
@@ -81,7 +82,7 @@ class StudyKeys(_Edge):
         allow_inf_nan=False,
         description="a number above 0: seconds without progress after which decoding a video is given up",
     )
-    scoring: Literal["letter", "words"] = Field(default="letter", description="'letter' or 'words'")
+    scoring: Scoring = Field(default="letter", description="'letter', 'words' or 'words_per_token'")
     max_new_tokens: int = Field(
         default=16, ge=1, description="a whole number from 1 on: length of free answers"
     )
