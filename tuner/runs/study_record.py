@@ -44,6 +44,7 @@ def define(
 
     Errors: UserError when the model is asked in another way than before.
     """
+    base = ""
     hashes: dict[str, str] = {}
     layouts: dict[str, Layout] = {}
     if before is not None:
