@@ -10,11 +10,10 @@ import difflib
 import json
 import stat
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -22,6 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.reader import ReaderError
 
+from pipeline import strict_json
 from pipeline.question import without_letters
 from tuner.study.schema import QuestionKeys, StudyKeys
 
@@ -198,10 +198,7 @@ def parse_questions(file: Path, mistakes: Mistakes) -> tuple[ParsedQuestion, ...
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse)
-        except RecursionError:
-            mistakes.add(file, number, "this is not JSON: it is nested too deeply")
-            continue
+            value = strict_json.loads(line)
         except ValueError as error:
             problem = (
                 f"{error.msg}, column {error.colno}"
@@ -369,15 +366,3 @@ def _line(lines: Mapping[Location, int], location: Location) -> int:
     while location not in lines:
         location = location[:-1]
     return lines[location]
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"key {twice!r} occurs twice")
-    return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON value")
