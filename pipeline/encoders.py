@@ -103,7 +103,12 @@ class _Siglip:
     def embed_text(self, text: str) -> NDArray[np.float32]:
         """(E,) embedding, the text cut at (and padded to) the encoder's length, 64 tokens for SigLIP."""
         tokens = self._tokenizer(
-            text, padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
+            text,
+            padding="max_length",
+            max_length=self.text_length,
+            truncation=True,
+            return_tensors="pt",
+            split_special_tokens=True,  # "</s>" in a question is text
         )
         # SigLIP was trained without an attention mask: padding is part of what it reads.
         ids = tokens["input_ids"].to(self._head.probe.device)

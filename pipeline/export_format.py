@@ -18,10 +18,10 @@ def why_unreadable(schema: object) -> str | None:
     """Why a file with this `schema` cannot be read, as the end of a sentence that names it; None: it can."""
     if schema in READABLE:
         return None
-    number = str(schema).removeprefix(_NAME)
-    if number != schema and number.isdecimal() and int(number) > VERSION:
+    number = schema.removeprefix(_NAME) if isinstance(schema, str) else ""
+    if number != schema and number.isdecimal() and len(number) < 10 and int(number) > VERSION:
         return (
             f"has format {number} of a newer adatp-tuner, but the one installed here reads formats up to "
             f"{VERSION}: install the newer one, or export the file again with this one."
         )
-    return f"has the schema {schema!r}, but this version reads {' or '.join(map(repr, READABLE))}."
+    return f"has the schema {schema!r:.80}, but this version reads {' or '.join(map(repr, READABLE))}."

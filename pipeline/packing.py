@@ -320,14 +320,16 @@ class Pack:
 
     # -- answers ----------------------------------------------------------------------------------------
 
-    def score(self, texts: Mapping[int, Sequence[Sequence[int]]]) -> dict[int, tuple[float, ...]]:
+    def score(
+        self, texts: Mapping[int, Sequence[Sequence[int]]], *, mean: bool = False
+    ) -> dict[int, tuple[float, ...]]:
         """Log-probability of each of a question's token sequences as its answer, teacher-forced.
 
-        texts: by the question's place in the pack. Where the texts of a question differ in length, the end of
-        the answer is part of each: without it a text that begins another could never be the less probable of
-        the two. Texts of one token, all of one length, cost no forward; the others of all questions share
-        one, where each sees its prompt and itself. Errors: UnsupportedError when an end is to be scored and
-        the model has no token for it.
+        texts: by the question's place in the pack. mean: over the tokens scored, instead of their sum. Where
+        the texts of a question differ in length, the end of the answer is part of each: without it a text
+        that begins another could never be the less probable of the two. Texts of one token, all of one
+        length, cost no forward; the others of all questions share one, where each sees its prompt and itself.
+        Errors: UnsupportedError when an end is to be scored and the model has no token for it.
         """
         if any(len(ids) == 0 for several in texts.values() for ids in several):
             raise ValueError("Every text to score has at least one token.")
@@ -374,6 +376,10 @@ class Pack:
         total = list(islice(values, len(flat)))
         for i, few in scored:
             total[i] += _log_of_sum(list(islice(values, len(few))))
+        if mean:
+            total = [
+                one / (len(ids) + (index in ended)) for one, (index, ids) in zip(total, flat, strict=True)
+            ]
         left = iter(total)
         scores = {index: tuple(islice(left, len(several))) for index, several in texts.items()}
         for index, logprobs_of in scores.items():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline import strict_json
 from pipeline.answering import Answer
 from pipeline.checkpoint import find_checkpoint
 from pipeline.clip import Clip
@@ -17,12 +19,45 @@ from pipeline.export_format import why_unreadable
 from pipeline.generation import Prefill
 from pipeline.methods import from_dict
 from pipeline.methods.base import Method
-from pipeline.question import Question
+from pipeline.question import Question, Scoring
 from pipeline.runtime import USUAL_ATTENTION, Runtime
 
 ALWAYS_THERE = ("eager", "sdpa")  # attention backends that come with torch
 MEAN_OVER_ALL = "adatp-tuner/best/1"  # the format in which score_query "mean" meant something else
 CLIPS = 4  # encoded videos kept for further questions
+
+_Count = Annotated[int, Field(ge=1, le=100_000)]
+_Name = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Checkpoint(BaseModel):
+    """A model of an exported file."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: _Name
+    revision: _Name | None = None
+    identity: str | None = None
+
+
+class _Exported(BaseModel):
+    """What is read of an exported file; everything else in it is for people."""
+
+    model_config = ConfigDict(strict=True)
+
+    parameters: dict[str, int | _Number]
+    model: _Checkpoint
+    text_encoder: _Checkpoint
+    frames: _Count
+    method: str = "adatp"
+    selection: dict[str, str | int | _Number] = Field(default={})
+    scoring: Scoring = "words"
+    max_new_tokens: _Count = 16
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    attention: _Name | None = None
+    pooling: Literal["average", "bilinear", "max"] | None = None
+    encoding: str | None = None
 
 
 class Deployed:
@@ -54,6 +89,7 @@ class Deployed:
         """
         file = Path(path)
         exported = _read(file)
+        method = _method(exported, file)  # before anything large is loaded
         model, encoder = exported["model"], exported["text_encoder"]
         here = base or file.resolve().parent
         try:
@@ -62,9 +98,9 @@ class Deployed:
                 revision=model.get("revision"),
                 text_encoder=_locate(encoder["id"], here),
                 text_encoder_revision=encoder.get("revision"),
-                frames=int(exported["frames"]),
+                frames=exported["frames"],
                 scoring=exported.get("scoring", "words"),
-                max_new_tokens=int(exported.get("max_new_tokens", 16)),
+                max_new_tokens=exported.get("max_new_tokens", 16),
                 device=device,
                 dtype=dtype or exported.get("dtype") or "auto",
                 attention=attention or exported.get("attention") or USUAL_ATTENTION,
@@ -87,20 +123,6 @@ class Deployed:
         if differences:
             # At the line that called `pipeline.load`.
             warnings.warn(f"{file} {differences}: answers may differ from those measured.", stacklevel=3)
-        fields = {
-            "method": exported.get("method", "adatp"),
-            **exported["parameters"],
-            **exported.get("selection", {}),
-        }
-        if exported["schema"] == MEAN_OVER_ALL and fields.get("score_query") == "mean":
-            raise PipelineError(
-                f"{file} was measured with scores that are the mean over all tokens after the video, which "
-                "this version takes over the question alone: run `tuner run` and `tuner export` again."
-            )
-        try:
-            method = from_dict(fields)
-        except ValueError as error:
-            raise PipelineError(f"{file}: {error}") from error
         return cls(runtime, method, exported)
 
     def answer(self, video: str | Path, question: str, options: Sequence[str] | None = None) -> Answer:
@@ -174,9 +196,11 @@ def _differences(exported: dict[str, Any], runtime: Runtime) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        exported = json.loads(file.read_text(encoding="utf-8"))
+        exported = strict_json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PipelineError(f"{file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{file} is not valid JSON: it is no UTF-8 text.") from error
     except ValueError as error:
         raise PipelineError(f"{file} is not valid JSON: {error}.") from error
     # First: a newer file may have other keys.
@@ -191,8 +215,34 @@ def _read(file: Path) -> dict[str, Any]:
     for name in ("model", "text_encoder"):
         if not isinstance(exported[name], dict) or "id" not in exported[name]:
             raise PipelineError(f"{file}: {name} is an object with an id.")
+    try:
+        _Exported.model_validate(exported)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, one['loc']))} is {one['input']!r:.80} ({one['msg']})"
+            for one in error.errors(include_url=False, include_context=False)
+        ]
+        text = f"{file}: {'; '.join(problems)}."
+        raise PipelineError(text.encode("utf-8", "backslashreplace").decode()) from error
     result: dict[str, Any] = exported
     return result
+
+
+def _method(exported: dict[str, Any], file: Path) -> Method:
+    fields = {
+        "method": exported.get("method", "adatp"),
+        **exported["parameters"],
+        **exported.get("selection", {}),
+    }
+    if exported["schema"] == MEAN_OVER_ALL and fields.get("score_query") == "mean":
+        raise PipelineError(
+            f"{file} was measured with scores that are the mean over all tokens after the video, which "
+            "this version takes over the question alone: run `tuner run` and `tuner export` again."
+        )
+    try:
+        return from_dict(fields)
+    except ValueError as error:
+        raise PipelineError(f"{file}: {error}") from error
 
 
 def _formerly(part: dict[str, Any], identity: str, here: Path, allow_pickle: bool) -> bool:

@@ -30,7 +30,7 @@ from pipeline.packing import Pack, PackItem, build_prefix
 from pipeline.peak_memory import PeakMemory
 from pipeline.prefix import Prefix
 from pipeline.prompt import Prompt
-from pipeline.question import SCORING_VERSION, Question, Scoring, option_texts, prompt_text
+from pipeline.question import SCORING_VERSION, SCORINGS, Question, Scoring, option_texts, prompt_text
 
 if TYPE_CHECKING:
     from pipeline.cache import FeatureCache
@@ -82,8 +82,8 @@ class Runtime:
             raise ValueError(f"At least one frame is sampled, but got {frames=}.")
         if max_new_tokens < 1:
             raise ValueError(f"At least one token is generated, but got {max_new_tokens=}.")
-        if scoring not in ("letter", "words"):
-            raise ValueError(f"scoring is 'letter' or 'words', but got {scoring!r}.")
+        if scoring not in SCORINGS:
+            raise ValueError(f"scoring is one of {', '.join(SCORINGS)}, but got {scoring!r}.")
         self.family = family
         self.identity = identity
         self.encoder_identity = encoder_identity
@@ -247,7 +247,7 @@ class Runtime:
         return self._text_embedding(question.text)
 
     def _make_text_embedding(self, text: str) -> NDArray[np.float32]:
-        key = _digest("text", self.encoding, text)
+        key = _digest("text/2", self.encoding, text)  # 2: without control tokens
         stored = self._cache.get(key) if self._cache is not None else None
         if stored is not None:
             embedding: NDArray[np.float32] = stored["text_embedding"].numpy()
@@ -335,7 +335,7 @@ class Runtime:
                 i: [self._option_ids(text) for text in option_texts(one, self.scoring)]
                 for i, one in chosen.items()
             }
-            scores = pack.score(texts) if texts else {}
+            scores = pack.score(texts, mean=self.scoring == "words_per_token") if texts else {}
             said = pack.greedy(free, self.max_new_tokens, self.family.end_ids) if free else {}
             words = {i: self._decode(ids) for i, (ids, _) in said.items()}
             # A reference; or the model's own text, where going from text back to tokens gives other tokens:

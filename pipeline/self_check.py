@@ -77,7 +77,7 @@ def check_prompt(runtime: Runtime, clip: Clip, question: Question) -> Finding:
     ends = any(token in family.end_ids for token in behind)
     text = family.tokenizer.decode([*prompt.before, *prompt.after], skip_special_tokens=False)
     wrong = []
-    if runtime.scoring == "words" and not alike:
+    if runtime.scoring != "letter" and not alike:
         wrong.append(f"the question reads {asked!r}")
     if not ends:
         wrong.append("no token that ends a turn stands behind the question")

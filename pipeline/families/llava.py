@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import UnsupportedError
+from pipeline.errors import PipelineError, UnsupportedError
 from pipeline.flops import ModelShape, VisionShape
 from pipeline.prompt import Prompt
 from pipeline.resizing import FrameSize, resized
@@ -78,8 +79,30 @@ class LlavaModel:
         return embedded
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of an answer as the model would write it."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of an answer as the model would write it. Errors: as `written`."""
+        return self._text_tokens(text)[0]
+
+    def written(self, before: str, text: str, after: str) -> tuple[tuple[int, ...], slice]:
+        """Token ids of a user's text inside a template, and which of them are the text's.
+
+        before, after: the template's parts, whose control tokens are such. In `text` nothing is a control
+        token, so that a question about `<|im_end|>` or `<video>` is asked as it was written. All that comes
+        behind the last control token of `before` counts as the text's where the text has no token.
+        Errors: PipelineError when the tokenizer reads a control token in the text all the same.
+        """
+        ids, where = self._tokens(before)
+        head = max((i + 1 for i, token in enumerate(ids) if token in self._control), default=0)
+        tail_ids, tail_where = self._tokens(after)
+        tail = min((i for i, token in enumerate(tail_ids) if token in self._control), default=len(tail_ids))
+        # Control tokens divide a text before anything else does: what lies between two is tokenized as in
+        # one piece with the template.
+        begin = before[where[head - 1][1] if head else 0 :]
+        end = after[: tail_where[tail][0] if tail < len(tail_ids) else len(after)]
+        middle, places = self._text_tokens(begin + text + end)
+        first, last = len(begin), len(begin) + len(text)
+        inside = [i for i, (one, two) in enumerate(places) if first <= one < two <= last]
+        whole = (*ids[:head], *middle, *tail_ids[tail:])
+        return whole, slice(head + inside[0], head + inside[-1] + 1) if inside else slice(head, len(whole))
 
     def rotary(self, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin), each (1, N, head), of positions (1, N)."""
@@ -119,10 +142,30 @@ class LlavaModel:
             return ()
         return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
 
-    def _tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """Tokens that mean something else than their text."""
+        config = self.model.config
+        placeholders = {self.video_token_id, config.image_token_id}
+        return frozenset((*self.tokenizer.all_special_ids, *self.end_ids, *placeholders)) - {
+            self.tokenizer.unk_token_id  # of a text with unknown words
+        }
+
+    def _tokens(self, text: str, **options: Any) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """Token ids, and the characters (begin, end) that each stands for."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **options)
         return tuple(found["input_ids"]), found["offset_mapping"]
+
+    def _text_tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """As `_tokens`, without control tokens."""
+        ids, where = self._tokens(text, split_special_tokens=True)
+        for token, (begin, end) in zip(ids, where, strict=True):
+            if token in self._control:
+                raise PipelineError(
+                    f"The tokenizer reads {text[begin:end]!r} as a control token: write it otherwise in "
+                    f"{text!r}."
+                )
+        return ids, where
 
     @contextmanager
     def _watching_attention(self) -> Iterator[_TowerAttention]:
@@ -194,20 +237,6 @@ class _TowerAttention:
     def keys(self) -> torch.Tensor:
         """(frames, patches, head) float32."""
         return torch.cat(self._keys)
-
-
-def tokens_of(text: str, whole: str, where: Sequence[tuple[int, int]]) -> slice:
-    """The tokens in which the last occurrence of `text` in `whole` lies.
-
-    where: of each token the characters (begin, end) of `whole`. All tokens where the text is not found, as
-    when it is empty or a template changed it.
-    """
-    begin = whole.rfind(text) if text else -1
-    end = begin + len(text)
-    inside = (
-        [i for i, (first, last) in enumerate(where) if begin <= first < last <= end] if begin >= 0 else []
-    )
-    return slice(inside[0], inside[-1] + 1) if inside else slice(0, len(where))
 
 
 def _shape(config: Any, patches: int, applied_layers: int) -> ModelShape:

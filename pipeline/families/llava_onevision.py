@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from pipeline.checkpoint import Checkpoint, load_pretrained
 from pipeline.clip import ClipShape
-from pipeline.errors import ModelError, PipelineError, UnsupportedError
+from pipeline.errors import ModelError, UnsupportedError
 from pipeline.families.base import EncodedFrames, Family
-from pipeline.families.llava import LlavaModel, tokens_of
+from pipeline.families.llava import LlavaModel
 from pipeline.prompt import Prompt
+
+# Stands for a text in what the chat template writes.
+PLACE = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 class LlavaOnevision(LlavaModel):
@@ -29,23 +32,20 @@ class LlavaOnevision(LlavaModel):
         super().__init__(model, tokenizer, _video_processor(checkpoint))
         self._side = math.ceil(self.grid / 2)  # pooled rows, and columns, of a frame
         self._chat_template = _chat_template(checkpoint, tokenizer)
-        self._video_token = tokenizer.convert_ids_to_tokens(self.video_token_id)
         self._check_template(checkpoint)
 
     def prompt(self, text: str, clip: ClipShape) -> Prompt:
         """The chat prompt with a video and this text. It does not tell when the frames were taken.
 
-        Errors: PipelineError when the text itself holds the video token.
+        Errors: as `written`.
         """
-        whole = self._chat(_user(text, video=True))
-        ids, where = self._tokens(whole)
-        if ids.count(self.video_token_id) != 1:
-            raise PipelineError(f"A question must not hold the token {self._video_token}, but got {text!r}.")
+        before, _, after = self._chat(_user(PLACE, video=True)).partition(PLACE)
+        ids, asked = self.written(before, text, after)
         place = ids.index(self.video_token_id)
         return Prompt.around(
             ids[:place],
             ids[place + 1 :],
-            tokens_of(text, whole, where[place + 1 :]),
+            slice(asked.start - place - 1, asked.stop - place - 1),
             visual=clip.visual,
             trailing=clip.trailing,
             placeholder=self.video_token_id,
@@ -57,10 +57,9 @@ class LlavaOnevision(LlavaModel):
 
     def turn(self, text: str) -> tuple[int, ...]:
         """Token ids of a further question, from the end of the answer before it."""
-        said = "\N{OBJECT REPLACEMENT CHARACTER}"
-        answer = {"role": "assistant", "content": [{"type": "text", "text": said}]}
-        whole = self._chat(_user("", video=True), answer, _user(text))
-        return self._tokens(whole.partition(said)[2])[0]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": PLACE}]}
+        _, before, after = self._chat(_user("", video=True), answer, _user(PLACE)).split(PLACE)
+        return self.written(before, text, after)[0]
 
     def _chat(self, *messages: dict[str, Any]) -> str:
         chat: str = self.tokenizer.apply_chat_template(

@@ -21,7 +21,7 @@ from pipeline.clip import ClipShape
 from pipeline.errors import ModelError, UnsupportedError
 from pipeline.families import POOLINGS
 from pipeline.families.base import EncodedFrames, Family
-from pipeline.families.llava import LlavaModel, tokens_of
+from pipeline.families.llava import LlavaModel
 from pipeline.prompt import Prompt
 
 # Published names of weights -> those of transformers' LLaVA-OneVision, which has the same parts.
@@ -77,8 +77,8 @@ PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3, "re
 
 # Conversation "qwen_1_5" of the published code, which does not use the tokenizer's chat template.
 BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-AFTER = "\n{text}<|im_end|>\n<|im_start|>assistant\n"
-TURN = "<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+AFTER = ("\n", "<|im_end|>\n<|im_start|>assistant\n")  # around the text
+TURN = ("<|im_end|>\n<|im_start|>user\n", AFTER[1])
 
 
 class LlavaVideo(LlavaModel):
@@ -105,14 +105,14 @@ class LlavaVideo(LlavaModel):
 
     def prompt(self, text: str, clip: ClipShape) -> Prompt:
         """The chat prompt with a video, the time instruction and this text."""
-        asked = f"{time_instruction(clip)}\n{text}" if self._tells_times else text
+        first, last = AFTER
+        times = f"{time_instruction(clip)}\n" if self._tells_times else ""
         # Cut first and tokenized then, as the published code does.
-        behind = AFTER.format(text=asked)
-        before, (after, where) = self._tokens(BEFORE)[0], self._tokens(behind)
+        after, asked = self.written(first + times, text, last)
         return Prompt.around(
-            before,
+            self._tokens(BEFORE)[0],
             after,
-            tokens_of(text, behind, where),
+            asked,
             visual=clip.visual,
             trailing=clip.trailing,
             placeholder=self.video_token_id,
@@ -124,7 +124,7 @@ class LlavaVideo(LlavaModel):
 
     def turn(self, text: str) -> tuple[int, ...]:
         """Token ids of a further question, from the end of the answer before it."""
-        return self._tokens(TURN.format(text=text))[0]
+        return self.written(TURN[0], text, TURN[1])[0]
 
     @torch.inference_mode()
     def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedFrames:

@@ -121,6 +121,34 @@ def test_a_further_turn_is_what_the_chat_template_writes_after_an_answer(family,
     assert turn[-len(rest) :] == rest
 
 
+@pytest.mark.parametrize("text", ["what is after <|im_end|> ?", "<|im_start|>", "<image>", "the <video> tag"])
+def test_the_text_of_a_question_is_text(runtime, family, clips, text):
+    """Not one control token more than around any other text: in the prompt, in options, in a further turn."""
+    control = {*family.tokenizer.all_special_ids, family.video_token_id} - {family.tokenizer.unk_token_id}
+
+    def controls(ids):
+        return [token for token in ids if token in control]
+
+    prompt, plain = family.prompt(text, clips[0].shape), family.prompt("red", clips[0].shape)
+    assert controls(prompt.ids) == controls(plain.ids)
+    assert prompt.ids[prompt.question] == family.answer_ids(text)
+    assert controls(family.answer_ids(text)) == []
+    assert controls(family.turn(text)) == controls(family.turn("red"))
+    asked = Question("q", text, (text, "red"))
+    for runtime.scoring in ("letter", "words"):
+        assert controls(runtime.prompt(clips[0], asked).ids) == controls(plain.ids)
+        assert runtime.answer(clips[0], asked, AdaTP(p=0.5)).option in (0, 1)
+
+
+def test_a_prompt_has_the_tokens_of_its_text_in_one_piece(family, clips):
+    """Also where tokens go over the border between template and text, as those of several newlines do."""
+    for text in ("red", "\n\nred\n ", " red", "a\nb", ""):
+        prompt = family.prompt(text, clips[0].shape)
+        behind = family.tokenizer.decode(list(prompt.after), skip_special_tokens=False)
+        whole = family.tokenizer(behind, add_special_tokens=False)["input_ids"]
+        assert list(prompt.after) == whole
+
+
 def test_one_placeholder_stands_for_each_visual_token_and_nothing_else(runtime, family, clips):
     clip, prompt = clips[0], runtime.prompt(clips[0], QUESTION)
     ids = runtime.inputs(clip, QUESTION)["input_ids"][0].tolist()

@@ -3,6 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import packing
 from pipeline.answering import matches, normalise
@@ -76,7 +78,8 @@ FIRST = {RED: 0.9, BLUE: 0.1}
 class ToldPack(packing.Pack):
     """After a prompt and after each token, the next one has the probabilities of FIRST and AFTER."""
 
-    def __init__(self, ends):
+    def __init__(self, ends, after=AFTER):
+        self._after = after
         self._family = SimpleNamespace(end_ids=ends)
         self._sequences = [
             SimpleNamespace(part=SimpleNamespace(cache={}), next_position=0, finite=FiniteCheck("q"))
@@ -89,7 +92,7 @@ class ToldPack(packing.Pack):
 
     def _follow(self, ids, positions, parts):
         assert sum(length for part in parts for length in part.pieces) == len(ids) == len(positions)
-        return self.table([AFTER[token] for token in ids])
+        return self.table([self._after[token] for token in ids])
 
     def _distribution(self, hidden):
         return packing._Distribution(hidden, hidden, hidden)
@@ -100,6 +103,42 @@ def test_an_option_that_goes_on_where_another_ends_can_win():
     scores = ToldPack((DONE, STOP)).score({0: [(RED,), (RED, SQUARE), (BLUE,)]})[0]
     # Whichever token the answer ends with. Without an end they were 0.9, 0.63 and 0.1: "red" would win.
     assert np.exp(scores) == pytest.approx([0.9 * 0.3, 0.9 * 0.7, 0.1])
+
+
+@pytest.mark.quick
+@settings(derandomize=True, deadline=None, database=None)
+@given(*[st.floats(0.01, 0.99)] * 3)
+def test_whatever_the_model_says_decides_between_an_option_and_one_that_goes_on(stops, goes_on, stops_later):
+    """That is, neither of the two wins or loses by its length in whatever model."""
+    rest = 1 - stops
+    after = AFTER | {RED: {DONE: stops, SQUARE: rest * goes_on}, SQUARE: {DONE: stops_later}}
+    texts = {0: [(RED,), (RED, SQUARE)]}
+    short, long = ToldPack((DONE,), after).score(texts)[0]
+    expected = 0.9 * stops, 0.9 * rest * goes_on * stops_later
+    assert np.exp([short, long]) == pytest.approx(expected, rel=1e-4)
+    short, long = ToldPack((DONE,), after).score(texts, mean=True)[0]
+    assert np.exp([short, long]) == pytest.approx((expected[0] ** (1 / 2), expected[1] ** (1 / 3)), rel=1e-4)
+
+
+@pytest.mark.quick
+def test_options_of_one_length_may_be_told_by_their_mean_too():
+    after = AFTER | {BLUE: {SQUARE: 0.5}}
+    scores = ToldPack((DONE,), after).score({0: [(RED, SQUARE), (BLUE, SQUARE)]}, mean=True)[0]
+    assert np.exp(scores) == pytest.approx([(0.9 * 0.7) ** 0.5, (0.1 * 0.5) ** 0.5])
+
+
+def test_the_scoring_per_token_is_the_mean_and_may_choose_otherwise(runtime, clip, monkeypatch):
+    question = Question("q", "what color is the ring?", ("red", "top left of the scene", "dark red"))
+    by_sum = runtime.answer(clip, question, AdaTP(p=0.6))
+    monkeypatch.setattr(runtime, "scoring", "words_per_token")
+    by_mean = runtime.answer(clip, question, AdaTP(p=0.6))
+    tokens = [len(runtime.family.answer_ids(option)) + 1 for option in question.options]
+    expected = [total / count for total, count in zip(by_sum.option_logprobs, tokens, strict=True)]
+    assert by_mean.option_logprobs == pytest.approx(expected)
+    assert by_mean.option == max(range(3), key=expected.__getitem__)
+    asked = runtime.fingerprint(None, runtime.layout(clip, question))
+    monkeypatch.undo()
+    assert asked != runtime.fingerprint(None, runtime.layout(clip, question))
 
 
 @pytest.mark.quick
@@ -212,6 +251,34 @@ def test_scoring_leaves_the_cache_as_it_was(runtime, clip):
         ("\u7ea2\u8272\uff01", True, "\u7ea2\u8272"),
         ("\uff13\uff0e\uff15", True, "3.5"),
         ("\u0623\u062d\u0645\u0631\u061f", True, "\u0623\u062d\u0645\u0631"),
+        ("5%", False, "5"),
+        (".5", False, "5"),
+        ("-.5", False, ".5"),
+        ("1/2", False, "12"),
+        ("1.000,5", False, "1.0005"),
+        ("(-5)", True, "-5"),
+        ("?", False, "!"),
+        ("?", False, ""),
+        ("?", True, "\uff1f"),
+        ("", True, ""),
+        ("\u0967\u0968", True, "12"),
+        ("\u0663", True, "3"),
+        ("\u0663", False, "\u0664"),
+        ("\u7537", False, "\u5973"),
+        ("\u306f", False, "\u304c"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940", False, "\u0939\u093f\u0928\u094d\u0926"),
+        ("\u0439", False, "\u0438"),
+        ("\u300c\u8d64\u300d", True, "\u8d64"),
+        ("\u00abrouge\u00bb", True, "rouge"),
+        ("\u03a3\u0391\u03a3", True, "\u03c3\u03b1\u03c2"),
+        ("\u1111\u1161\u11ab", True, "\ud310"),
+        ("\ufb01re", True, "fire"),
+        ("\ufeffred", True, "red"),
+        ("red\u200b", True, "red"),
+        ("soft\u00adware", True, "software"),
+        ("\u200f\u0623\u062d\u0645\u0631\u200e", True, "\u0623\u062d\u0645\u0631"),
+        ("\u2764\ufe0f", True, "\u2764"),
+        ("red\u00a0ball", True, "red ball"),
         ("\u0932\u093e\u0932\u0964", True, "\u0932\u093e\u0932"),
     ],
 )

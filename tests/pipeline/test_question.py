@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.question import Question, option_texts, prompt_text
+from pipeline.question import Question, option_texts, prompt_text, without_letters
 
 pytestmark = pytest.mark.quick
 
@@ -38,6 +38,45 @@ def test_a_text_is_not_taken_for_a_list_of_its_letters():
         Question("q", "?", "red")
 
 
+@pytest.mark.parametrize(
+    "lettered",
+    [
+        ("A. red", "B. blue"),
+        ("A.  red", "B: blue"),
+        ("(A) red", "(B) blue"),
+        ("(A)red", "(B)blue"),
+        ("A) red", "B) blue"),
+        ("[A] red", "[B] blue"),
+        ("a. red", "b. blue"),
+        ("\uff08A\uff09red", "\uff08B\uff09blue"),
+        ("A\u3001red", "\uff22\uff0eblue"),
+    ],
+)
+def test_letters_that_options_have_already_are_not_written_twice(lettered):
+    question = Question("q", QUESTION.text, lettered)
+    for scoring in ("letter", "words", "words_per_token"):
+        assert prompt_text(question, scoring) == prompt_text(QUESTION, scoring)
+        assert option_texts(question, scoring) == option_texts(QUESTION, scoring)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("A. red", "blue"),
+        ("B. red", "A. blue"),
+        ("A.D.", "B.C."),
+        ("A red", "B blue"),
+        ("A", "B"),
+        ("A.", "B."),
+        ("A) ", "B) "),
+        ("A. red", "B. blue", "both"),
+        ("AA. red", "BB. blue"),
+    ],
+)
+def test_what_is_no_letter_of_an_option_stays(options):
+    assert without_letters(options) == options
+
+
 def test_an_unknown_scoring_is_refused():
-    with pytest.raises(ValueError, match="'letter' or 'words', but got 'digits'"):
+    with pytest.raises(ValueError, match="one of letter, words, words_per_token, but got 'digits'"):
         prompt_text(QUESTION, "digits")

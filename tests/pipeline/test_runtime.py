@@ -264,9 +264,16 @@ def test_relevance_is_of_the_stem_without_options(runtime, clip):
     assert (relevance[0] == relevance[1]).all()
 
 
-def test_a_question_that_holds_the_video_token_is_refused(runtime, clip):
-    with pytest.raises(PipelineError, match="must not hold the token <video>"):
-        runtime.answer(clip, Question("q", "what is <video>?", ("red", "blue")), None)
+def test_a_control_token_that_the_tokenizer_finds_in_a_text_all_the_same_is_refused(
+    runtime, clip, monkeypatch
+):
+    family, original = runtime.family, runtime.family._tokens
+    monkeypatch.setattr(family, "_tokens", lambda text, **_: original(text))
+    message = "reads '<video>' as a control token: write it otherwise in"
+    with pytest.raises(PipelineError, match=message):
+        family.prompt("what is <video>?", clip.shape)
+    with pytest.raises(PipelineError, match=message):
+        family.answer_ids("a <video>")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +281,7 @@ def test_a_question_that_holds_the_video_token_is_refused(runtime, clip):
     [
         ({"frames": 0}, "At least one frame"),
         ({"max_new_tokens": 0}, "At least one token"),
-        ({"scoring": "digits"}, "'letter' or 'words'"),
+        ({"scoring": "digits"}, "one of letter, words, words_per_token, but got 'digits'"),
         ({"device": "abacus"}, "device is 'auto' or a torch device"),
         ({"dtype": "int3"}, "dtype is 'auto' or one of float32, bfloat16, float16, but got 'int3'"),
     ],

@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipeline import strict_json
 from pipeline.break_even import Serving, break_even
 from pipeline.export_format import READABLE, SCHEMA, why_unreadable
 from tuner.errors import UserError
@@ -398,15 +399,18 @@ def read(path: Path) -> Best:
     Errors: UserError with everything that is wrong with it, or with the version alone where that is newer.
     """
     try:
-        content = path.read_bytes()
+        values = strict_json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # told below
-        unreadable = why_unreadable(json.loads(content)["schema"])
-        if unreadable is not None:
-            raise UserError(f"{path} {unreadable}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: it is no UTF-8 text.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    unreadable = why_unreadable(values["schema"]) if isinstance(values, dict) and "schema" in values else None
+    if unreadable is not None:
+        raise UserError(f"{path} {unreadable}")
     try:
-        return _adapter().validate_json(content)
+        return _adapter().validate_python(values)
     except ValidationError as error:
         problems = [
             f"{path}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()

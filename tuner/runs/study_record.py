@@ -44,6 +44,7 @@ def define(
 
     Errors: UserError when the model is asked in another way than before.
     """
+    base = ""
     hashes: dict[str, str] = {}
     layouts: dict[str, Layout] = {}
     if before is not None:
@@ -53,7 +54,9 @@ def define(
         }
         study = leave_out(study, still_bad, skip=skip_bad_videos)
         _refuse_other_model(study, before)
-        layouts = _known_layouts(study, before, hashes)
+        base = fingerprint_base(before.encoding, study.scoring, study.max_new_tokens)
+        # Another version may write other tokens into a prompt.
+        layouts = _known_layouts(study, before, hashes) if base == before.fingerprint_base else {}
     bad = _encode(study, workers, layouts, hashes, progress)
     study = leave_out(study, bad, skip=skip_bad_videos)
     study = _keep_in_tune(study, store, hashes, progress)
@@ -78,6 +81,7 @@ def define(
             hash=found.hash,
             parts=found.parts,
             setting=setting,
+            fingerprint_base=base,
             skipped=skipped,
             questions=questions,
             definition=definition(study),
@@ -187,13 +191,17 @@ def _keep_in_tune(study: Study, store: Store, hashes: dict[str, str], progress: 
 
 def revise(study: Study, before: StudyRecord, record: StudyRecord, store: Store, progress: Progress) -> None:
     """Takes a changed definition over; all answers that fit it are used again."""
-    if record.hash == before.hash:  # no outcome depends on what changed
+    asked_otherwise = record.fingerprint_base != before.fingerprint_base
+    if record.hash == before.hash and not asked_otherwise:  # no outcome depends on what changed
         store.revise(record)
         return
     store.register(record)
     found = rederive(study, store, make_planner(record))
     store.revise(record, found.trials, found.measured)
-    what = "; ".join(describe_changes(before.parts, record.parts))
+    changes = describe_changes(before.parts, record.parts)
+    if asked_otherwise:
+        changes.append("this version asks the model its questions otherwise")
+    what = "; ".join(changes)
     progress.message(
         f"The study changed since it was last run: {what}. {found.found:,} of the {found.needed:,} answers "
         "that its baseline and its trials need are there already."

@@ -244,7 +244,7 @@ def _checkpoint(
         mistakes.add(
             parsed.file, line, f"{key} folder {folder} is no {family} checkpoint: it has no config.json"
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         mistakes.add(
             parsed.file,
             line,
@@ -265,9 +265,9 @@ def _refuse_pooling(parsed: ParsedStudy, model: str, mistakes: Mistakes) -> None
     """Checked for a folder; a Hugging Face id is checked when the model is loaded."""
     try:
         found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # a Hugging Face id, or reported already
-    if found in FAMILIES and found not in POOLED:
+    if isinstance(found, str) and found in FAMILIES and found not in POOLED:
         mistakes.add(
             parsed.file,
             parsed.line("pooling"),

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import difflib
 import json
+import stat
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.reader import ReaderError
 
+from pipeline import strict_json
+from pipeline.question import without_letters
 from tuner.study.schema import QuestionKeys, StudyKeys
 
 Keys = TypeVar("Keys", bound=BaseModel)
 
 Location = tuple[int | str, ...]
+
+# What a definition may hold. Every reader is slow with YAML of many megabytes, and a few lines of aliases of
+# aliases make billions of values.
+_MOST_BYTES = 2**20
+_MOST_VALUES = 100_000
+
+# Of more mistakes in one place than this, nearest names are not looked for: there is another reason.
+_MOST_SUGGESTED = 20
 
 
 @dataclass
@@ -33,7 +46,9 @@ class Mistakes:
 
     def add(self, file: Path, line: int | None, sentence: str) -> None:
         """Adds a mistake; `line` counts from 1, None if the mistake is about the whole file."""
-        self.found.append(f"{file}:{line}: {sentence}" if line else f"{file}: {sentence}")
+        text = f"{file}:{line}: {sentence}" if line else f"{file}: {sentence}"
+        # Names of files may hold bytes that are no text, which no terminal takes.
+        self.found.append(text.encode("utf-8", "backslashreplace").decode())
 
 
 @dataclass(frozen=True)
@@ -61,30 +76,114 @@ class ParsedQuestion:
 
 
 def parse_study(file: Path, mistakes: Mistakes) -> ParsedStudy:
-    """The keys of study.yaml."""
+    """The keys of study.yaml.
+
+    A scalar in the place of a text is that text, as it is written: `revision: 12e45678` is no number.
+    """
     nothing = ParsedStudy(None, {}, file, {(): 1})
-    text = _text(file, mistakes)
+    text = _text(file, mistakes, _MOST_BYTES)
     if text is None:
         return nothing
+    tree = _Tree()
     try:
-        tree = YAML(typ="rt", pure=True).load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of directives; what they make of the values is checked
+            written = tree.read(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(str(error.problem or error.context).split())
         mistakes.add(file, mark.line + 1 if mark else None, f"this is not YAML: {problem}")
         return nothing
-    except YAMLError as error:
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        mistakes.add(file, line, f"this is not YAML: it holds the character {chr(error.character)!r}")
+        return nothing
+    except (YAMLError, ValueError) as error:
         mistakes.add(file, None, f"this is not YAML: {' '.join(str(error).split())}")
         return nothing
-    if not isinstance(tree, dict):
-        mistakes.add(
-            file, 1, f"{_shown(_plain(tree))} is no study; allowed is a mapping with {_names(StudyKeys)}"
-        )
+    except RecursionError:
+        mistakes.add(file, None, "this is not YAML: it is nested too deeply")
         return nothing
-    lines: dict[Location, int] = {(): 1}
-    _collect_lines(tree, (), lines)
-    written = _plain(tree)
-    return ParsedStudy(_validated(StudyKeys, written, file, lines, mistakes), written, file, lines)
+    if not isinstance(written, dict):
+        mistakes.add(file, 1, f"{_shown(written)} is no study; allowed is a mapping with {_names(StudyKeys)}")
+        return nothing
+    try:
+        StudyKeys.model_validate(written)
+    except ValidationError as error:
+        for one in error.errors(include_url=False, include_context=False):
+            if one["type"] == "string_type" and one["loc"] in tree.sources:
+                tree.set(one["loc"], tree.sources[one["loc"]])
+    keys = _validated(StudyKeys, written, file, tree.lines, mistakes, tree.sources)
+    return ParsedStudy(keys, written, file, tree.lines)
+
+
+class _Tree:
+    """YAML as plain values, with the line of each, and the text of those scalars that are no texts."""
+
+    def __init__(self) -> None:
+        self.lines: dict[Location, int] = {(): 1}
+        self.sources: dict[Location, str] = {}
+        self._yaml = YAML(typ="safe", pure=True)
+        self._values = 0
+        self._root: Any = None
+
+    def read(self, text: str) -> Any:
+        """Errors: YAMLError, ValueError and RecursionError where this is no YAML, or too much of it."""
+        node = self._yaml.compose(text)
+        self._root = None if node is None else self._value(node, (), ())
+        return self._root
+
+    def set(self, location: Location, value: Any) -> None:
+        """Another value in the place of the one there."""
+        inner = self._root
+        for step in location[:-1]:
+            inner = inner[step]
+        inner[location[-1]] = value
+
+    def _value(self, node: Node, location: Location, around: tuple[Node, ...]) -> Any:
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise ValueError(f"it has more than {_MOST_VALUES} values, aliases among them counted in full")
+        if any(node is one for one in around):
+            raise MarkedYAMLError(problem="an alias that holds itself", problem_mark=node.start_mark)
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, location)
+        if not str(node.tag).endswith((":map", ":seq")):
+            raise MarkedYAMLError(problem=f"the tag {node.tag}", problem_mark=node.start_mark)
+        inside = (*around, node)
+        if isinstance(node, MappingNode):
+            values = {}
+            for key, value in node.value:
+                if not isinstance(key, ScalarNode):
+                    raise MarkedYAMLError(problem="a key that is no text", problem_mark=key.start_mark)
+                name = str(key.value)
+                if name in values:
+                    raise MarkedYAMLError(
+                        problem=f"found duplicate key {name!r}", problem_mark=key.start_mark
+                    )
+                self.lines[(*location, name)] = key.start_mark.line + 1
+                values[name] = self._value(value, (*location, name), inside)
+            return values
+        items = []
+        for index, item in enumerate(node.value):
+            self.lines[(*location, index)] = item.start_mark.line + 1
+            items.append(self._value(item, (*location, index), inside))
+        return items
+
+    def _scalar(self, node: ScalarNode, location: Location) -> Any:
+        source = str(node.value)
+        try:
+            value = self._yaml.constructor.construct_object(node, deep=True)
+        except MarkedYAMLError:
+            raise
+        except Exception:  # noqa: BLE001 - a date in month 13 and the like, by whatever the constructor raises
+            return source
+        if value is None or isinstance(value, str):
+            return value
+        self.sources[location] = source
+        # Dates, bytes and integers of thousands of digits are what is written.
+        plain = isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() < 64)
+        return value if plain else source
 
 
 def parse_questions(file: Path, mistakes: Mistakes) -> tuple[ParsedQuestion, ...]:
@@ -99,8 +198,8 @@ def parse_questions(file: Path, mistakes: Mistakes) -> tuple[ParsedQuestion, ...
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
+            value = strict_json.loads(line)
+        except ValueError as error:
             problem = (
                 f"{error.msg}, column {error.colno}"
                 if isinstance(error, json.JSONDecodeError)
@@ -140,7 +239,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _options_fit(keys: QuestionKeys, file: Path, line: int, mistakes: Mistakes) -> bool:
     if keys.options is None:
         return True
-    repeated = sorted({option for option in keys.options if keys.options.count(option) > 1})
+    bare = without_letters(keys.options)
+    repeated = sorted({option for option in bare if bare.count(option) > 1})
     if repeated:
         mistakes.add(
             file, line, f"option {repeated[0]!r} occurs more than once; options differ from each other"
@@ -154,8 +254,19 @@ def _options_fit(keys: QuestionKeys, file: Path, line: int, mistakes: Mistakes) 
     return not repeated and not outside
 
 
-def _text(file: Path, mistakes: Mistakes) -> str | None:
+def _text(file: Path, mistakes: Mistakes, most_bytes: int | None = None) -> str | None:
     try:
+        state = file.stat()
+        if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):
+            mistakes.add(file, None, "cannot be read: it is no file")  # a pipe has no end
+            return None
+        if most_bytes is not None and state.st_size > most_bytes:
+            mistakes.add(
+                file,
+                None,
+                f"has {state.st_size} bytes; allowed is a definition of up to {most_bytes}",
+            )
+            return None
         return file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         mistakes.add(file, None, "there is no such file")
@@ -163,31 +274,44 @@ def _text(file: Path, mistakes: Mistakes) -> str | None:
         mistakes.add(file, None, f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         mistakes.add(file, error.object.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text")
+    except ValueError:
+        mistakes.add(file, None, "there is no such file")  # a name that no file system takes
     return None
 
 
 def _validated(
-    model: type[Keys], value: Any, file: Path, lines: Mapping[Location, int], mistakes: Mistakes
+    model: type[Keys],
+    value: Any,
+    file: Path,
+    lines: Mapping[Location, int],
+    mistakes: Mistakes,
+    sources: Mapping[Location, str] | None = None,
 ) -> Keys | None:
+    """`sources`: the texts of values that are none, to show them as they are written."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        for one in error.errors(include_url=False, include_context=False):
+        for number, one in enumerate(error.errors(include_url=False, include_context=False)):
             location = one["loc"]
-            mistakes.add(file, _line(lines, location), _sentence(model, location, one["type"], one["input"]))
+            shown = _short((sources or {}).get(location) or _shown(one["input"]))
+            sentence = _sentence(model, location, one["type"], shown, suggest=number < _MOST_SUGGESTED)
+            mistakes.add(file, _line(lines, location), sentence)
         return None
 
 
-def _sentence(model: type[BaseModel], location: Location, kind: str, value: Any) -> str:
+def _sentence(
+    model: type[BaseModel], location: Location, kind: str, shown: str, *, suggest: bool = True
+) -> str:
     name = _dotted(location)
+    owner, allowed = _owner(model, location)
     if kind == "extra_forbidden":
-        owner, _ = _owner(model, location)
-        key = str(location[-1])
-        return f"unknown key {name!r}{nearest(key, owner.model_fields)}; allowed are {_names(owner)}"
-    _, allowed = _owner(model, location)
+        near = nearest(str(location[-1]), owner.model_fields) if suggest else ""
+        return f"unknown key {_shown(name)}{near}; allowed are {_names(owner)}"
     if kind == "missing":
         return f"{name} is missing; allowed is {allowed}"
-    return f"{name} is {_shown(value)}; allowed is {allowed}"
+    if kind in ("string_unicode", "string_pattern_mismatch"):
+        return f"{name} holds a character that is none: {shown}; allowed is {allowed}"
+    return f"{name} is {shown}; allowed is {allowed}"
 
 
 def _owner(model: type[BaseModel], location: Location) -> tuple[type[BaseModel], str]:
@@ -227,7 +351,14 @@ def _dotted(location: Location) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "empty"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of many levels"
+    return _short(text)
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -235,41 +366,3 @@ def _line(lines: Mapping[Location, int], location: Location) -> int:
     while location not in lines:
         location = location[:-1]
     return lines[location]
-
-
-def _collect_lines(node: Any, location: Location, lines: dict[Location, int]) -> None:
-    if isinstance(node, CommentedMap):
-        for key, value in node.items():
-            inner = (*location, str(key))
-            lines[inner] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else _line(lines, location)
-            _collect_lines(value, inner, lines)
-    elif isinstance(node, CommentedSeq):
-        for index, value in enumerate(node):
-            inner = (*location, index)
-            lines[inner] = node.lc.item(index)[0] + 1
-            _collect_lines(value, inner, lines)
-
-
-def _plain(node: Any) -> Any:
-    """The same data without ruamel's own types, which hold comments and lines."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} occurs twice")
-    return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON value")

@@ -9,12 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pipeline.question import Scoring
 from pipeline.video import TIMEOUT
 from tuner.study.definition import HELD_OUT
 
+# NUL is in no file's name, and PostgreSQL has no text with it.
+Words = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 # Texts that are not empty; spaces around them are a mistake that nobody sees, so they are removed.
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+# What a database holds, and what no video and no answer comes near.
+_MOST_COUNTED = 100_000
 
 
 class _Edge(BaseModel):
@@ -31,7 +37,7 @@ class SplitKeys(_Edge):
         lt=1,
         description="a number between 0 and 1: the fraction of the videos held out",
     )
-    seed: int = Field(default=0, description="a whole number")
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63, description="a whole number of 64 bits")
     held_out_videos: list[Text] | None = Field(
         default=None, min_length=1, description="a list of video names, instead of held_out and seed"
     )
@@ -55,7 +61,7 @@ class StudyKeys(_Edge):
     name: Text | None = Field(
         default=None, description="a name without '/'; it is the folder's where none is given"
     )
-    description: str = Field(default="", description="text")
+    description: Words = Field(default="", description="text")
     model: Text = Field(
         description="a LLaVA-OneVision or LLaVA-Video checkpoint: a folder, relative to this file, or a "
         "Hugging Face id"
@@ -72,7 +78,11 @@ class StudyKeys(_Edge):
     allow_pickle: bool = Field(
         default=False, description="true or false: whether weights stored as pickles may be read"
     )
-    frames: int = Field(ge=2, description="a whole number from 2 on: frames sampled from each video")
+    frames: int = Field(
+        ge=2,
+        le=_MOST_COUNTED,
+        description="a whole number from 2 on (to 100000): frames sampled from each video",
+    )
     videos: Text = Field(default="videos", description="a folder, relative to this file")
     questions: Text = Field(default="questions.jsonl", description="a file, relative to this one")
     decode_timeout: float = Field(
@@ -81,9 +91,12 @@ class StudyKeys(_Edge):
         allow_inf_nan=False,
         description="a number above 0: seconds without progress after which decoding a video is given up",
     )
-    scoring: Literal["letter", "words"] = Field(default="letter", description="'letter' or 'words'")
+    scoring: Scoring = Field(default="letter", description="'letter', 'words' or 'words_per_token'")
     max_new_tokens: int = Field(
-        default=16, ge=1, description="a whole number from 1 on: length of free answers"
+        default=16,
+        ge=1,
+        le=_MOST_COUNTED,
+        description="a whole number from 1 on (to 100000): length of free answers",
     )
     split: SplitKeys = Field(
         default_factory=SplitKeys, description="the keys held_out, seed, held_out_videos"
@@ -101,4 +114,4 @@ class QuestionKeys(_Edge):
         default=None, min_length=2, max_length=26, description="a list of 2 to 26 different texts"
     )
     answer: Text | None = Field(default=None, description="text: one of the options where there are some")
-    tags: dict[Text, str] = Field(default={}, description="an object of texts")
+    tags: dict[Text, Words] = Field(default={}, description="an object of texts")

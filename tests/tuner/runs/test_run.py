@@ -352,6 +352,21 @@ def test_a_corrected_label_uses_every_answer_again(study_run: Study) -> None:
     assert [one.configuration for one in summary.trials] == [one.configuration for one in before.trials]
 
 
+def test_a_version_that_asks_otherwise_takes_no_old_answer_for_a_new_one(
+    study_run: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("pipeline.runtime", "tuner.planning.planner"):
+        monkeypatch.setattr(f"{place}.SCORING_VERSION", 99)
+    recorder = Recorder()
+    summary = run(study_run, OPTIONS, recorder)
+    (changed,) = [text for text in recorder.messages if "changed since" in text]
+    assert "this version asks the model its questions otherwise. 0 of the" in changed
+    assert dict(recorder.phases)["baseline"] == len(study_run.questions)
+    assert len(summary.trials) == OPTIONS.trials
+    with Store.open(default_database("tiny")) as store:
+        assert "/99|" in store.require("tiny").fingerprint_base
+
+
 def test_a_video_that_tuned_is_never_held_out_again(study_run: Study) -> None:
     recorder = Recorder()
     swapped = replace(study_run, held_out=frozenset({"v0.mp4", "v3.mp4"}))

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -180,9 +181,12 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
         (YAML.replace("8", "1"), "3: frames is 1; allowed is a whole number from 2 on"),
         (YAML.replace("8", "'8'"), "3: frames is '8'; allowed is a whole number from 2 on"),
         (YAML.replace("8", "8.5"), "3: frames is 8.5; allowed is a whole number from 2 on"),
-        (YAML.replace("8", "true"), "3: frames is True; allowed is a whole number from 2 on"),
+        (YAML.replace("8", "true"), "3: frames is true; allowed is a whole number from 2 on"),
         (YAML.replace("8", ""), "3: frames is empty; allowed is a whole number from 2 on"),
-        (YAML + "scoring: number\n", "4: scoring is 'number'; allowed is 'letter' or 'words'"),
+        (
+            YAML + "scoring: number\n",
+            "4: scoring is 'number'; allowed is 'letter', 'words' or ",
+        ),
         (YAML + "pooling: sum\n", "4: pooling is 'sum'; allowed is 'average', 'bilinear' or 'max'"),
         (
             YAML + "pooling: average\n",
@@ -190,10 +194,13 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
         ),
         (YAML + "allow_pickle: 1\n", "4: allow_pickle is 1; allowed is true or false"),
         (YAML + "decode_timeout: 0\n", "4: decode_timeout is 0; allowed is a number above 0: seconds"),
-        (YAML + "decode_timeout: .inf\n", "4: decode_timeout is inf; allowed is a number above 0: seconds"),
+        (YAML + "decode_timeout: .inf\n", "4: decode_timeout is .inf; allowed is a number above 0: seconds"),
         (YAML + "max_new_tokens: 0\n", "4: max_new_tokens is 0; allowed is a whole number from 1 on"),
         (YAML + "split: {held_out: 1.0}\n", "4: split.held_out is 1.0; allowed is a number between 0 and 1"),
-        (YAML + "split: {held_out: .nan}\n", "4: split.held_out is nan; allowed is a number between 0 and 1"),
+        (
+            YAML + "split: {held_out: .nan}\n",
+            "4: split.held_out is .nan; allowed is a number between",
+        ),
         (YAML + "split:\n  seed: x\n", "5: split.seed is 'x'; allowed is a whole number"),
         (YAML + "split: half\n", "4: split is 'half'; allowed is the keys held_out, seed, held_out_videos"),
         (
@@ -263,8 +270,25 @@ def test_a_file_that_is_no_study_says_so(files: StudyFiles) -> None:
         ),
         (
             YAML + "search:\n  choices: {deduplicate: [false]}\n",
-            "5: search.choices.deduplicate[0] is False; allowed is a list of one or more names",
+            "5: search.choices.deduplicate has 'false'; allowed are demote, drop, off",
         ),
+        (YAML + "decode_timeout: 12e45678\n", "4: decode_timeout is 12e45678; allowed is a number above 0"),
+        (YAML.replace("8", "2024-01-01"), "3: frames is 2024-01-01; allowed is a whole number from 2 on"),
+        (YAML.replace("8", "1:30"), "3: frames is '1:30'; allowed is a whole number from 2 on"),
+        (YAML.replace("8", "0x" + "f" * 5000), "3: frames is 0xfff"),
+        (YAML.replace("8", "9" * 5000), "3: frames is '999"),
+        (YAML + "allow_pickle: yes\n", "4: allow_pickle is 'yes'; allowed is true or false"),
+        (YAML + 'name: "a\\0b"\n', "4: name holds a character that is none: 'a\\x00b'; allowed is a name"),
+        (YAML + 'description: "\\ud800"\n', "4: description holds a character that is none: '\\ud800'"),
+        (YAML + "a: &a [b, *a]\n", "4: this is not YAML: an alias that holds itself"),
+        (
+            YAML + "b: !!python/name:os.system x\n",
+            "4: this is not YAML: could not determine",
+        ),
+        (YAML + "b: !new [x]\n", "4: this is not YAML: the tag !new"),
+        (YAML + "b: x\x01y\n", "4: this is not YAML: it holds the character '\\x01'"),
+        (YAML + "? [b]\n: c\n", "4: this is not YAML: a key that is no text"),
+        (YAML + "---\n" + YAML, "4: this is not YAML: but found another document"),
         (YAML + "name: a/b\n", "4: name is 'a/b'; allowed is a name of up to 100 characters"),
         (YAML + "name: ..\n", "4: name is '..'; allowed is a name of up to 100 characters"),
         (YAML + "revision: abc\n", "4: revision is given, but model is a folder"),
@@ -298,6 +322,60 @@ def test_a_mistake_in_study_yaml_gets_its_line_and_what_is_allowed(
     (problem,) = problems(files)
     assert problem.startswith(f"studies/mine/study.yaml:{expected}")
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    "written", ["12e45678", "1e5", "0017", "0o17", "1_000", "2024-01-01", "no", "yes", "true", "1:30"]
+)
+def test_a_text_in_study_yaml_is_what_is_written(files: StudyFiles, written: str) -> None:
+    """A commit may look like a number, and a video like a date."""
+    files.yaml = YAML.replace(": model", ": a/b") + (
+        f"revision: {written}\nname: {written}\nsplit: {{held_out_videos: [{written}]}}\n"
+    )
+    change(files, 8, video=written)
+    folder = files.write()
+    (folder / "videos" / written).write_bytes(b"video")
+    study = load_study(folder)
+    assert (study.revision, study.name, study.held_out) == (written, written, {written})
+
+
+@pytest.mark.parametrize(("written", "read"), [("0o17", 15), ("017", 17), ("0x10", 16), ("1_000", 1000)])
+def test_numbers_are_read_as_yaml_1_2_has_them(files: StudyFiles, written: str, read: int) -> None:
+    files.yaml = YAML.replace("8", written)
+    assert load_study(files.write()).frames == read
+
+
+@pytest.mark.parametrize(
+    ("yaml", "expected"),
+    [
+        ("[\n" * 5000, "this is not YAML: it is nested too deeply"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefghi")),
+            "this is not YAML: it has more than 100000 values, aliases among them counted in full",
+        ),
+        ("#" * (2**20 + 1), "has 1048577 bytes; allowed is a definition of up to 1048576"),
+    ],
+    ids=["deep", "bomb", "large"],
+)
+def test_what_would_take_for_ever_is_refused(files: StudyFiles, yaml: str, expected: str) -> None:
+    files.yaml = yaml
+    (problem,) = problems(files)
+    assert problem == f"studies/mine/study.yaml: {expected}"
+
+
+def test_questions_from_a_pipe_are_not_waited_for(files: StudyFiles) -> None:
+    folder = files.write()
+    (folder / "questions.jsonl").unlink()
+    os.mkfifo(folder / "questions.jsonl")
+    with pytest.raises(UserError, match=r"questions\.jsonl: cannot be read: it is no file"):
+        load_study(folder)
+
+
+def test_letters_before_options_do_not_hide_that_they_are_the_same(files: StudyFiles) -> None:
+    change(files, 5, options=["A. red", "B. red"], answer="A. red")
+    (problem,) = problems(files)
+    assert problem.startswith("studies/mine/questions.jsonl:5: option 'red' occurs more than once")
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -350,7 +428,7 @@ def test_a_broken_line_gets_its_number(files: StudyFiles, line: str, expected: s
         ({"id": " q1 "}, "id 'q1' is taken by line 2; each id occurs once"),
         ({"id": 5}, "id is 5; allowed is text that no other question has as its id"),
         ({"id": " "}, "id is ' '; allowed is text"),
-        ({"id": "\ud800"}, "id is '\\ud800'; allowed is text"),
+        ({"id": "\ud800"}, "id holds a character that is none: '\\ud800'; allowed is text"),
         ({"question": ""}, "question is ''; allowed is the question without its options"),
         ({"question": ...}, "question is missing; allowed is the question without its options"),
         ({"options": ["red"]}, "options is ['red']; allowed is a list of 2 to 26 different texts"),
