@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import Frames, Model, TextEncoder, warn
+from tuner.cli.created import say_created
+from tuner.cli.options import Frames, Model, TextEncoder
 from tuner.importing.formats import FORMATS
 
 
@@ -69,20 +70,10 @@ def import_(
         baseline=baseline,
         skip_bad_rows=skip_bad_rows,
     )
-    study = imported.study
-    for sentence in imported.left_out:
-        warn(f"Left out: {sentence}")
-    print(f"Wrote {study.folder / 'study.yaml'} and {study.questions_file.name} beside it.")
-    print(
-        f"{len(study.questions)} questions about {len(study.videos)} videos, "
-        f"{'with answers' if study.labelled else 'label-free'}. "
-        f"The videos stay where they are, in {folder}: nothing was copied or linked."
-    )
-    for note, count in imported.notes.items():
-        print(f"{count} of them {note}.")
+    remarks = [f"{count} of the questions: {note}." for note, count in imported.notes.items()]
     if imported.baselines:
-        print(
+        remarks.append(
             f"{imported.baselines} bring the unpruned model's answer by another program: `tuner run` says "
             "how many are the same here."
         )
-    print(f"Next: tuner check --study {to}")
+    say_created(to, imported.study, folder, imported.left_out, remarks)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import Frames, Model, NewStudy, TextEncoder, Videos, warn
+from tuner.cli.created import say_created
+from tuner.cli.options import Frames, Model, NewStudy, TextEncoder, Videos
 
 
 def init(
@@ -53,13 +54,4 @@ def init(
             progress.advanced()
 
         created = create_study(name, settings, questions=questions, prompts=prompt or (), looked_at=looked_at)
-    study = created.study
-    for sentence in created.left_out:
-        warn(f"Left out: {sentence}")
-    print(f"Wrote {study.folder / 'study.yaml'} and {study.questions_file.name} beside it.")
-    print(
-        f"{len(study.questions)} questions about {len(study.videos)} videos, "
-        f"{'with answers' if study.labelled else 'label-free'}. "
-        f"The videos stay where they are, in {videos}: nothing was copied or linked."
-    )
-    print(f"Next: tuner check --study {name}")
+    say_created(name, created.study, videos, created.left_out)

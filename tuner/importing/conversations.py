@@ -26,18 +26,17 @@ def read(record: Record) -> Row:
     notes = []
     if turns and turns[0][0] == "system":
         turns = turns[1:]
-        notes.append("had a system message, which is left out")
+        notes.append("system message left out")
     if [role for role, _ in turns[:2]] != ["user", "assistant"]:
         raise UnreadableError("the conversation does not begin with a user's and an assistant's message")
     if len(turns) > 2:
-        notes.append("had later exchanges, which are left out: they may refer to the first")
+        notes.append("later exchanges left out, as they may refer to the first")
     (_, asked), (_, said) = turns[:2]
     question, options = split_prompt(_without_placeholder(asked))
-    identifier = record.values.get("id")
     return Row(
         place=record.place,
-        # The ids of LLaVA's data sets number the videos' files and repeat.
-        id=f"{record.stem}-{record.number}" if identifier is None else f"{identifier}-{record.number}",
+        # LLaVA's own ids repeat.
+        id=f"{record.stem}-{record.number}",
         video=_video(record.values),
         question=question,
         options=options,

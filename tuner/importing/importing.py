@@ -34,7 +34,7 @@ class Imported:
     left_out: tuple[str, ...]
     """Rows with their places and reasons."""
     notes: Mapping[str, int]
-    """What was left out of rows, as the end of a sentence, and of how many."""
+    """What was left out of rows, and of how many."""
     baselines: int
     """Questions with an answer of the unpruned model by another program."""
 
@@ -146,7 +146,7 @@ def _with_subtitles(rows: list[Row], folder: Path, problems: Problems) -> list[R
             problems.append((row.place, str(error)))
             continue
         if not text:
-            row = replace(row, notes=(*row.notes, "have no subtitles in the folder"))
+            row = replace(row, notes=(*row.notes, "no subtitles in the folder"))
         else:
             # Behind the question: the text encoder, which says what in the video is asked about, reads the
             # first 64 tokens alone.

@@ -22,9 +22,9 @@ SUFFIXES = (".jsonl",)
 _VIDEO = ("videoID", "video_name", "video_path", "video", "video_id")
 _ID = ("question_id", "id")
 _NO_TAGS = {*_VIDEO, *_ID, "answer", "pred_answer", "parsed_pred", "pred", "score"}
-_NO_METRIC = ("doc", "arguments", "token_counts")
+_NO_METRIC = ("doc", "arguments", "token_counts", "submission")
 
-UNCLEAR = "have a baseline answer that names no option with certainty, which is left out"
+UNCLEAR = "baseline answer left out, as it names no option with certainty"
 
 
 def read(record: Record) -> Row:
@@ -95,7 +95,7 @@ def _asked(record: Record) -> tuple[str, tuple[str, ...] | None]:
     prompt = text_of(record, "input")
     if HEADING in prompt:
         raise UnreadableError(
-            "it was asked with subtitles: import the benchmark's own file with --subtitles, without this log"
+            "it was asked with subtitles: import the benchmark's own file with --subtitles, and without this log"
         )
     return split_prompt(prompt)
 

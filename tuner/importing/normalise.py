@@ -94,8 +94,8 @@ def answer_of(value: Any, options: Sequence[str] | None) -> str:
 
 
 def answer_to_prompt(value: Any, options: Sequence[str] | None) -> str:
-    """As `answer_of`, of a question that `split_prompt` took from a prompt: a mere letter without options means
-    that the options were not found. Errors: UnreadableError.
+    """As `answer_of`, of a question that `split_prompt` took from a prompt: a mere letter without options
+    means that the options were not found. Errors: UnreadableError.
     """
     answer = answer_of(value, options)
     if options is None and _LETTER.fullmatch(answer):

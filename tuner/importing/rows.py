@@ -54,7 +54,7 @@ class Row:
     """The unpruned model's answer by another program, as `answer`."""
     subtitles: Subtitles | None = None
     notes: tuple[str, ...] = ()
-    """What was left out, as the end of a sentence that begins with a number of questions."""
+    """What was left out of it."""
 
 
 def text_of(record: Record, key: str) -> str:

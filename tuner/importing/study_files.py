@@ -80,6 +80,8 @@ def study_folder(name: str) -> Path:
 
     Errors: UserError where there is one already.
     """
+    if not name.strip() or name in (".", ".."):
+        raise UserError(f"the new study's name is {name!r}; allowed is a name, or a path to a new folder")
     folder = Path(name) if os.sep in name else Path("studies") / name
     for file in (folder / "study.yaml", folder / QUESTIONS):
         if os.path.lexists(file):
@@ -121,9 +123,9 @@ def write_study(
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} cannot be written: {error}") from error
         try:
-            return load_study(folder)
+            return load_study(folder / "study.yaml")
         except UserError as error:
-            raise UserError(_at_their_places(error.problems, folder / QUESTIONS, places)) from None
+            raise UserError(_at_their_places(error.problems, folder, places)) from None
     except BaseException:
         for path in reversed(made):
             with suppress(OSError):
@@ -131,13 +133,12 @@ def write_study(
         raise
 
 
-def _at_their_places(problems: Iterable[str], file: Path, places: Sequence[str]) -> list[str]:
-    """Mistakes of the questions that were written, with the place that each came from."""
-    pattern = re.compile(re.escape(str(file)) + r":(\d+):")
+def _at_their_places(problems: Iterable[str], folder: Path, places: Sequence[str]) -> list[str]:
+    """Mistakes in the files of a folder that will be gone, with the places that the questions came from."""
+    question = re.compile(re.escape(str(folder / QUESTIONS)) + r":(\d+)(?=: )")
+    definition = re.compile(re.escape(str(folder / "study.yaml")) + r":\d+: ")
     return [
-        f"{places[int(found[1]) - 1]}:{problem[found.end() :]}"
-        if (found := pattern.match(problem))
-        else problem
+        question.sub(lambda found: places[int(found[1]) - 1], definition.sub("", problem))
         for problem in problems
     ]
 
@@ -190,8 +191,11 @@ def _text_encoder(model: str) -> str:
 
 def _relative(path: Path, folder: Path) -> str:
     """Relative to study.yaml, so that the whole can be moved; absolute where only the root is shared."""
-    target, start = path.absolute().resolve(), folder.absolute().resolve()
-    if len(os.path.commonpath([target, start])) <= 1:
+    target = path.expanduser().absolute()
+    target = target.resolve() if ".." in target.parts else target
+    # Resolved, for `..` leads to where a folder really lies.
+    start = folder.absolute().resolve()
+    if len(Path(os.path.commonpath([target, start])).parts) <= 1:
         return str(target)
     return Path(os.path.relpath(target, start)).as_posix()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tuner.importing.rows import Subtitles, UnreadableError
@@ -27,7 +27,7 @@ def subtitles_text(folder: Path, wanted: Subtitles) -> str | None:
 
     Errors: UnreadableError for a file that is none of the two.
     """
-    file = folder / wanted.file
+    file = folder / PurePosixPath(wanted.file).name
     if not file.is_file():
         return None
     try:

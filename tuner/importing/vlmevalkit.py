@@ -6,7 +6,7 @@ import ast
 from pathlib import PurePosixPath
 
 from tuner.importing.normalise import answer_of, options_of
-from tuner.importing.rows import Record, Row, UnreadableError, tags_of, text_of
+from tuner.importing.rows import Record, Row, Subtitles, UnreadableError, tags_of, text_of
 
 SUFFIXES = (".tsv",)
 
@@ -30,7 +30,7 @@ def read(record: Record) -> Row:
         try:
             baseline = answer_of(values["prediction"], options)
         except UnreadableError:
-            notes = ("have a prediction that names no option with certainty, which is left out",)
+            notes = ("prediction left out, as it names no option with certainty",)
     return Row(
         place=record.place,
         id=f"{record.stem}-{text_of(record, 'index')}",
@@ -42,5 +42,6 @@ def read(record: Record) -> Row:
         tags=tags_of(values, "duration", "domain", "sub_category", "task_type")
         if "domain" in values  # of MLVU the duration is in seconds
         else tags_of(values, "task_type"),
+        subtitles=Subtitles(values["subtitle_path"]) if values.get("subtitle_path") else None,
         notes=notes,
     )

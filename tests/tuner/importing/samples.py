@@ -399,7 +399,7 @@ SAMPLES = [
         videos=["youcook2/1.mp4", "youcook2/2.mp4"],
         questions=[
             {
-                "id": f"1-{number}",
+                "id": f"0_30_s_academic_mc_v0_1-{number}",
                 "video": f"youcook2/{number}.mp4",
                 "question": "What is the color of the pan?",
                 "options": ["Black", "Silver", "Red"],

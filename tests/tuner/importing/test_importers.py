@@ -1,4 +1,4 @@
-"""One contract for all importers: what is certain becomes a study, everything else is listed with its place."""
+"""One contract for all importers: what is certain becomes a study, all else is listed with its place."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_subtitles_are_left_out_or_put_behind_the_question() -> None:
         "What color is the car?\nThis video's subtitles are listed below:\nA red car.\nIt drives."
     )
     assert second["question"] == "What color is the car?"
-    assert result.notes == {"have no subtitles in the folder": 1}
+    assert result.notes == {"no subtitles in the folder": 1}
 
 
 def test_subtitles_of_a_part_are_those_said_in_it() -> None:
@@ -276,6 +276,12 @@ def test_a_log_brings_its_answers_to_the_benchmarks_own_file() -> None:
     assert result.baselines == 2
 
 
+WITH_SUBTITLES = (
+    "log.jsonl:5: it was asked with subtitles: import the benchmark's own file with --subtitles, and without "
+    "this log"
+)
+
+
 def test_lines_of_a_log_that_fit_no_question_are_listed() -> None:
     write_videos(VIDEOMME.videos)
     other = lmms_eval_line(1, None, "A", ["A"])
@@ -294,8 +300,7 @@ def test_lines_of_a_log_that_fit_no_question_are_listed() -> None:
         "log.jsonl:2: the question was answered before in this log",
         "log.jsonl:3: several questions of the source have this text and these options",
         "log.jsonl:4: no question of the source has this text and these options",
-        "log.jsonl:5: it was asked with subtitles: import the benchmark's own file with --subtitles, without "
-        "this log",
+        WITH_SUBTITLES,
         "log.jsonl:6: 'Think step by step.' follows the options: it is neither an option nor known",
     ]
 
