@@ -95,7 +95,8 @@ def _asked(record: Record) -> tuple[str, tuple[str, ...] | None]:
     prompt = text_of(record, "input")
     if HEADING in prompt:
         raise UnreadableError(
-            "it was asked with subtitles: import the benchmark's own file with --subtitles, and without this log"
+            "it was asked with subtitles: import the benchmark's own file with --subtitles, "
+            "and without this log"
         )
     return split_prompt(prompt)
 

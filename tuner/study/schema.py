@@ -101,8 +101,8 @@ class QuestionKeys(_Edge):
         default=None, min_length=2, max_length=26, description="a list of 2 to 26 different texts"
     )
     answer: Text | None = Field(default=None, description="text: one of the options where there are some")
+    tags: dict[Text, str] = Field(default={}, description="an object of texts")
     baseline: Text | None = Field(
         default=None,
         description="text: one of the options where there are some, as the unpruned model answered elsewhere",
     )
-    tags: dict[Text, str] = Field(default={}, description="an object of texts")
