@@ -55,7 +55,7 @@ def _turns(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     for turn in values[key]:
         who = turn.get(role) if isinstance(turn, dict) else None
         what = turn.get(content) if isinstance(turn, dict) else None
-        if who not in _ROLES or not isinstance(what, str):
+        if not isinstance(who, str) or who not in _ROLES or not isinstance(what, str):
             raise UnreadableError(
                 f"{turn!r} is no message; allowed are {role} ({', '.join(_ROLES)}) and {content}"
             )

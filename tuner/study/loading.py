@@ -264,7 +264,12 @@ def _checkpoint(
                 f"{key} folder {folder} is no {family} checkpoint: its model_type is {found!r}; "
                 f"allowed is {', '.join(map(repr, known))}",
             )
-    return str(folder.absolute())
+    return str(_absolute(folder))
+
+
+def _absolute(folder: Path) -> Path:
+    """The same folder, without `..` that would make messages hard to read."""
+    return folder.resolve() if ".." in folder.parts else folder.absolute()
 
 
 def _refuse_pooling(parsed: ParsedStudy, model: str, mistakes: Mistakes) -> None:
@@ -393,7 +398,7 @@ def _videos(
                 file, line.line, f"video is {line.keys.video!r}; allowed is a path that stays inside {folder}"
             )
             continue
-        videos[str(name)] = Video(str(name), folder.absolute() / name)
+        videos[str(name)] = Video(str(name), _absolute(folder) / name)
     return videos
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import NamedTuple
 
 import pytest
 
+from pipeline.methods import AdaTP
+from tests.summaries import make_outcome
 from tests.tuner import fakes
 from tests.tuner.importing.samples import SAMPLES, lmms_eval_line, write_rows
 from tuner.records.store import Store
+from tuner.study.values import Configuration
 
 ROOT = Path(__file__).parents[3]
 
@@ -108,6 +113,42 @@ def test_init_takes_questions_and_settings(call: Call) -> None:
         assert f"\n{line}\n" in text
 
 
+def test_neither_helps_nor_the_commands_load_what_is_heavy(tmp_path: Path) -> None:
+    program = """
+import runpy, sys
+def tuner(*arguments):
+    sys.argv = ["tuner", *arguments]
+    try:
+        runpy.run_module("tuner.cli.main", run_name="__main__")
+    except SystemExit as exit_:
+        assert not exit_.code, arguments
+def heavy(*names):
+    print("loaded:", [name for name in names if name in sys.modules])
+for command in ("init", "import", "list"):
+    tuner(command, "--help")
+heavy("torch", "ray", "mlflow", "optuna", "numpy", "pyarrow", "sqlalchemy")
+tuner("init", "mydata", "--videos", ".", "--questions", "q.jsonl")
+tuner("import", "csv", "ours.csv", "--to", "other")
+tuner("list")
+heavy("torch", "ray", "mlflow", "optuna", "pyarrow", "pandas")
+"""
+    rows = [{"video": name, "question": "What?"} for name in ("a.mp4", "b.mp4")]
+    write_rows(tmp_path / "ours.csv", rows)
+    write_rows(tmp_path / "q.jsonl", [row | {"id": row["video"]} for row in rows])
+    for row in rows:
+        (tmp_path / row["video"]).write_bytes(b"video")
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore::RuntimeWarning", "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert [line for line in finished.stdout.splitlines() if "loaded" in line] == ["loaded: []"] * 2
+
+
 # list
 
 
@@ -146,12 +187,14 @@ def test_list_shows_studies_and_the_state_of_their_records(call: Call) -> None:
 
 @pytest.mark.quick
 def test_list_counts_completed_trials_in_a_shared_database(call: Call) -> None:
-    from tuner.executors.in_process import InProcessExecutor
-
-    study = fakes.make_study()
-    with fakes.open_store(Path("shared.db"), study) as store:
-        InProcessExecutor(fakes.FakeEvaluator(study)).run(fakes.make_loop(study, store, trials=3))
-    assert re.search(r"fake .* 3 trials", call("list", "--database", "sqlite:///shared.db").out)
+    with fakes.open_store(Path("shared.db"), fakes.make_study()) as store:
+        search = store.search(0.35, 0, "budget", 3)
+        for number in range(3):  # the last one was killed
+            configuration = Configuration.from_method(AdaTP(p=0.8 + number / 100))
+            store.propose(search, number, configuration, 0.3)
+            if number < 2:
+                store.record({}, completed=(number, make_outcome()))
+    assert re.search(r"fake .* 2 trials", call("list", "--database", "sqlite:///shared.db").out)
     assert call("list", "--database", "sqlite:///gone.db").code == 2
 
 
