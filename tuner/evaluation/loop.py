@@ -309,8 +309,8 @@ class Loop(ABC):
         same, compared = same_elsewhere(self._study.questions, self._baseline_answers)
         if compared:
             self._progress.message(
-                f"Unpruned answers that are those of another program (`baseline` in the questions): {same} "
-                f"of {compared}, {same / compared:.1%}."
+                f"{same} of {compared} unpruned answers ({same / compared:.1%}) are those of another program "
+                "(`baseline` in the questions)."
             )
         self._check_baseline(new)
 

@@ -13,7 +13,7 @@ from pipeline.video import check_file
 from tuner.errors import UserError
 from tuner.importing.formats import format_of
 from tuner.importing.lmms_eval import with_baseline
-from tuner.importing.rows import Record, Row, UnreadableError
+from tuner.importing.rows import Problem, Row, UnreadableError
 from tuner.importing.sources import read_records
 from tuner.importing.study_files import Settings, study_folder, write_study
 from tuner.importing.subtitles import HEADING, subtitles_text
@@ -21,9 +21,6 @@ from tuner.importing.videos import Videos
 from tuner.study import Study
 
 SKIP_HINT = "--skip-bad-rows leaves them out"
-
-# Place and sentence of each row that cannot be taken.
-Problems = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -61,25 +58,27 @@ def import_study(
         raise UserError(f"{subtitles} is no folder; --subtitles names the folder that holds the subtitles")
     videos = Videos(settings.videos)
     places: dict[str, int] = {}  # in the order of the source
-    problems: Problems = []
+    problems: list[Problem] = []
     rows: list[Row] = []
     for record in read_records(source, importer.SUFFIXES):
-        place = record.place if isinstance(record, Record) else record[0]
-        places[place] = len(places)
+        places[record.place] = len(places)
+        if isinstance(record, Problem):
+            problems.append(record)
+            continue
         try:
-            rows.append(importer.read(record) if isinstance(record, Record) else _raise(record[1]))
+            rows.append(importer.read(record))
         except UnreadableError as error:
-            problems.append((place, str(error)))
+            problems.append(Problem(record.place, str(error)))
     if baseline is not None:
         joined = list(with_baseline(rows, baseline))
-        problems += [(one[0], str(one[1])) for one in joined if not isinstance(one, Row)]
+        problems += [one for one in joined if isinstance(one, Problem)]
         rows = [one for one in joined if isinstance(one, Row)]
     rows = _with_files(rows, videos, settings.videos, problems)
     if subtitles is not None:
         rows = _with_subtitles(rows, subtitles, problems)
     rows = _all_or_none(_distinct(rows, problems), problems)
     # Those of a baseline's log come last, in its order.
-    problems.sort(key=lambda problem: places.get(problem[0], len(places)))
+    problems.sort(key=lambda problem: places.get(problem.place, len(places)))
     listed = [f"{place}: {sentence}" for place, sentence in problems]
     if listed and not skip_bad_rows:
         raise UserError(listed, SKIP_HINT)
@@ -96,11 +95,7 @@ def import_study(
     return Imported(study, tuple(listed), notes, sum(row.baseline is not None for row in rows))
 
 
-def _raise(error: UnreadableError) -> Row:
-    raise error
-
-
-def _with_files(rows: list[Row], videos: Videos, folder: Path, problems: Problems) -> list[Row]:
+def _with_files(rows: list[Row], videos: Videos, folder: Path, problems: list[Problem]) -> list[Row]:
     """The rows with the files of their videos. Two names for one file may be two videos, one of them gone."""
     found: list[tuple[Row, str]] = []
     names = defaultdict[str, set[str]](set)
@@ -113,7 +108,7 @@ def _with_files(rows: list[Row], videos: Videos, folder: Path, problems: Problem
             if reason := checked[file]:
                 raise UnreadableError(reason)
         except UnreadableError as error:
-            problems.append((row.place, str(error)))
+            problems.append(Problem(row.place, str(error)))
             continue
         names[file].add(row.video)
         found.append((row, file))
@@ -121,7 +116,9 @@ def _with_files(rows: list[Row], videos: Videos, folder: Path, problems: Problem
     for row, file in found:
         if len(names[file]) > 1:
             listed = ", ".join(sorted(names[file]))
-            problems.append((row.place, f"the video {row.video!r} is {file}, and so are all of {listed}"))
+            problems.append(
+                Problem(row.place, f"the video {row.video!r} is {file}, and so are all of {listed}")
+            )
             continue
         kept.append(replace(row, video=file))
     return kept
@@ -135,7 +132,7 @@ def _wrong(file: Path) -> str | None:
     return None
 
 
-def _with_subtitles(rows: list[Row], folder: Path, problems: Problems) -> list[Row]:
+def _with_subtitles(rows: list[Row], folder: Path, problems: list[Problem]) -> list[Row]:
     if rows and all(row.subtitles is None for row in rows):
         raise UserError("this source names no subtitles: leave --subtitles out")
     with_them = []
@@ -143,7 +140,7 @@ def _with_subtitles(rows: list[Row], folder: Path, problems: Problems) -> list[R
         try:
             text = None if row.subtitles is None else subtitles_text(folder, row.subtitles)
         except UnreadableError as error:
-            problems.append((row.place, str(error)))
+            problems.append(Problem(row.place, str(error)))
             continue
         if not text:
             row = replace(row, notes=(*row.notes, "no subtitles in the folder"))
@@ -155,25 +152,25 @@ def _with_subtitles(rows: list[Row], folder: Path, problems: Problems) -> list[R
     return with_them
 
 
-def _distinct(rows: list[Row], problems: Problems) -> list[Row]:
+def _distinct(rows: list[Row], problems: list[Problem]) -> list[Row]:
     """Rows with ids of their own, made where the source has none."""
     first: dict[str, str] = {}
     kept = []
     for number, row in enumerate(rows, start=1):
         identifier = row.id or f"q{number}"
         if identifier in first:
-            problems.append((row.place, f"its id {identifier!r} is that of {first[identifier]}"))
+            problems.append(Problem(row.place, f"its id {identifier!r} is that of {first[identifier]}"))
             continue
         first[identifier] = row.place
         kept.append(replace(row, id=identifier))
     return kept
 
 
-def _all_or_none(rows: list[Row], problems: Problems) -> list[Row]:
+def _all_or_none(rows: list[Row], problems: list[Problem]) -> list[Row]:
     without = [row for row in rows if row.answer is None]
     if len(without) in (0, len(rows)):
         return rows
-    problems += [(row.place, "it has no answer, while others have one") for row in without]
+    problems += [Problem(row.place, "it has no answer, while others have one") for row in without]
     return [row for row in rows if row.answer is not None]
 
 

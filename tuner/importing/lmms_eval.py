@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.importing.normalise import answer_to_prompt, split_prompt
-from tuner.importing.rows import Record, Row, UnreadableError, tags_of, text_of
+from tuner.importing.rows import Problem, Record, Row, UnreadableError, tags_of, text_of
 from tuner.importing.sources import read_records
 from tuner.importing.subtitles import HEADING
 
@@ -50,7 +50,7 @@ def read(record: Record) -> Row:
     )
 
 
-def with_baseline(rows: Sequence[Row], log: Path) -> Iterator[Row | tuple[str, UnreadableError]]:
+def with_baseline(rows: Sequence[Row], log: Path) -> Iterator[Row | Problem]:
     """The rows with the answers of a log about them; a log's line that fits no row, or several, by its place.
 
     A line fits by question and options, and where several rows have these, by id or video too.
@@ -60,7 +60,7 @@ def with_baseline(rows: Sequence[Row], log: Path) -> Iterator[Row | tuple[str, U
         known[_key(row.question, row.options)].append(number)
     found: dict[int, Row] = {}
     for record in read_records(log, SUFFIXES):
-        if not isinstance(record, Record):
+        if isinstance(record, Problem):
             yield record
             continue
         try:
@@ -68,10 +68,10 @@ def with_baseline(rows: Sequence[Row], log: Path) -> Iterator[Row | tuple[str, U
             number = _fitting(record, rows, known.get(_key(question, options), []))
             baseline, notes = _response(record, rows[number].options)
         except UnreadableError as error:
-            yield record.place, error
+            yield Problem(record.place, str(error))
             continue
         if number in found:
-            yield record.place, UnreadableError("the question was answered before in this log")
+            yield Problem(record.place, "the question was answered before in this log")
         found[number] = replace(rows[number], baseline=baseline, notes=rows[number].notes + notes)
     for number, row in enumerate(rows):
         yield found.get(number, row)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class UnreadableError(Exception):
     """A record that cannot be read with certainty; the message is the end of a sentence that begins with its
     place.
     """
+
+
+class Problem(NamedTuple):
+    """What cannot be taken over: where it stands, and a sentence on what is wrong with it."""
+
+    place: str
+    sentence: str
 
 
 @dataclass(frozen=True)

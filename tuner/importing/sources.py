@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import UserError
-from tuner.importing.rows import Record, UnreadableError
+from tuner.importing.rows import Problem, Record
 
-Found = Record | tuple[str, UnreadableError]
-"""A record, or the place of something that is none and what is wrong there."""
+Found = Record | Problem
 
 
 def read_records(source: Path, suffixes: tuple[str, ...]) -> Iterator[Found]:
@@ -61,7 +60,7 @@ def _json_lines(file: Path) -> Iterator[Found]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield place, UnreadableError(f"this is not JSON: {getattr(error, 'msg', error)}")
+                yield Problem(place, f"this is not JSON: {getattr(error, 'msg', error)}")
                 continue
             yield _checked(value, place, number, file)
 
@@ -99,7 +98,7 @@ def _table(file: Path, delimiter: str) -> Iterator[Found]:
                     if len(set(names)) < len(names):
                         raise UserError(f"{place}: a column's name occurs twice")
                 elif len(row) != len(names):
-                    yield place, UnreadableError(f"{len(row)} columns; the first line names {len(names)}")
+                    yield Problem(place, f"{len(row)} columns; the first line names {len(names)}")
                 else:
                     yield _checked(dict(zip(names, row, strict=True)), place, rows.line_num, file)
         except csv.Error as error:
@@ -116,7 +115,7 @@ def _tsv(file: Path) -> Iterator[Found]:
 
 def _checked(value: Any, place: str, number: int, file: Path) -> Found:
     if not isinstance(value, dict):
-        return place, UnreadableError(f"{value!r} is no object")
+        return Problem(place, f"{value!r} is no object")
     return Record(value, place, number, file.stem)
 
 

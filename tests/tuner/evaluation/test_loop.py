@@ -696,4 +696,4 @@ def test_a_run_says_how_many_unpruned_answers_are_those_of_another_program(tmp_p
         )
         with_them = replace(study, questions=(*brought, *study.questions[4:]))
         run(make_loop(with_them, store, trials=0, progress=told), evaluator)
-    assert told.messages[-1].endswith("(`baseline` in the questions): 3 of 4, 75.0%.")
+    assert told.messages[-1].startswith("3 of 4 unpruned answers (75.0%) are those of another program")
