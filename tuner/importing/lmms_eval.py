@@ -1,7 +1,7 @@
 """lmms-eval's log of samples (`--log_samples`): questions as they were asked, with the baseline's answers.
 
 A log has neither the options nor, of most tasks, the video: the prompt's option lines and the video that the
-task's metric names are read. Other logs are joined to a benchmark's own file by `baseline_of`.
+task's metric names are read. Other logs are joined to a benchmark's own file by `with_baseline`.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def with_baseline(rows: Sequence[Row], log: Path) -> Iterator[Row | Problem]:
             continue
         if number in found:
             yield Problem(record.place, "the question was answered before in this log")
+            continue
         found[number] = replace(rows[number], baseline=baseline, notes=rows[number].notes + notes)
     for number, row in enumerate(rows):
         yield found.get(number, row)

@@ -38,6 +38,7 @@ _INSTRUCTIONS = tuple(
         r"((the )?(best|correct) )?(answer|option)( is)?: ?\(?",
         r"only give the best option",
         r"please answer directly with only the letter of the correct option and nothing else",
+        r"please select the correct answer from the options above",
         r"please provide your answer by stating the letter followed by the full option",
     )
 )

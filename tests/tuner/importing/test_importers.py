@@ -303,6 +303,8 @@ def test_lines_of_a_log_that_fit_no_question_are_listed() -> None:
         WITH_SUBTITLES,
         "log.jsonl:6: 'Think step by step.' follows the options: it is neither an option nor known",
     ]
+    imported(VIDEOMME, source, baseline=log, skip_bad_rows=True)
+    assert [one.get("baseline") for one in written()] == ["Red.", None], "the first line counts"
 
 
 def test_the_baseline_of_mlvu_is_found_by_the_question() -> None:
