@@ -14,6 +14,9 @@ from tuner.cli.archive import archive, restore
 from tuner.cli.check import check
 from tuner.cli.compare import compare
 from tuner.cli.export import export
+from tuner.cli.importing import import_
+from tuner.cli.init import init
+from tuner.cli.listing import list_
 from tuner.cli.report import report
 from tuner.cli.run import run
 from tuner.cli.sensitivity import sensitivity
@@ -31,6 +34,9 @@ app = typer.Typer(
     # A traceback is for our mistakes, and then a plain one.
     pretty_exceptions_enable=False,
 )
+app.command()(init)
+app.command("import")(import_)
+app.command("list")(list_)
 app.command()(check)
 app.command()(run)
 app.command()(compare)

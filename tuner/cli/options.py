@@ -131,3 +131,28 @@ AcceptWeakBaseline = Annotated[
 SkipBadVideos = Annotated[
     bool, typer.Option("--skip-bad-videos", help="Go on without videos that cannot be read.")
 ]
+NewStudy = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the new study, in ./studies/, or its path.")
+]
+Videos = Annotated[
+    Path, typer.Option("--videos", help="Folder of the videos, with all folders in it.", show_default=False)
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A LLaVA-OneVision or LLaVA-Video checkpoint: Hugging Face id or folder. Otherwise "
+        "LLaVA-OneVision 7B.",
+        show_default=False,
+    ),
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--text-encoder",
+        help="The SigLIP that the model's vision tower was taken from: id or folder. Otherwise the one of "
+        "all published checkpoints.",
+        show_default=False,
+    ),
+]
+Frames = Annotated[int, typer.Option("--frames", min=2, help="Frames sampled evenly from each video.")]

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from tuner.errors import UserError
 from tuner.evaluation.failures import Failures, keeps_failing, too_many_quarantined
 from tuner.evaluation.progress import NoProgress, Progress
-from tuner.evaluation.scoring import judge, outcome, reference
+from tuner.evaluation.scoring import judge, outcome, reference, same_elsewhere
 from tuner.evaluation.tasks import Decision, Evaluation, FailureKind, Kind, Task, VideoBatch
 from tuner.planning.planner import Planner
 from tuner.records.measurements import CacheUse, ModelUse
@@ -306,6 +306,12 @@ class Loop(ABC):
             question.id: judge(question, self._study.split_of(question), evaluation.answers[question.id])
             for question in self._study.questions
         }
+        same, compared = same_elsewhere(self._study.questions, self._baseline_answers)
+        if compared:
+            self._progress.message(
+                f"{same} of {compared} unpruned answers ({same / compared:.1%}) are those of another program "
+                "(`baseline` in the questions)."
+            )
         self._check_baseline(new)
 
     def _check_baseline(self, new: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pipeline.flops import Compute
 from tuner.records.values import RecordedAnswer
@@ -112,6 +113,21 @@ def answer_cost(results: Sequence[QuestionResult]) -> AnswerCost:
     if len(known) < len(results):
         return AnswerCost(seconds)
     return AnswerCost(seconds, sum(known) / len(known), max(known))
+
+
+def same_elsewhere(
+    questions: Iterable[StudyQuestion], answers: Mapping[str, RecordedAnswer]
+) -> tuple[int, int]:
+    """How many of the unpruned model's answers, by question id, are those of another program that the study
+    brings (`StudyQuestion.baseline`), and how many there are to compare.
+    """
+    same = compared = 0
+    for question in questions:
+        if question.baseline is not None and question.id in answers:
+            by_words = replace(question, answer=question.baseline)
+            same += judge(by_words, "tune", answers[question.id]).correct
+            compared += 1
+    return same, compared
 
 
 def reference(question: StudyQuestion, baseline: RecordedAnswer | None) -> str | None:

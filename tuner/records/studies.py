@@ -62,6 +62,20 @@ class Studies(Connected):
         with self._transaction() as connection:
             return tuple(connection.execute(query).scalars())
 
+    def completed_trials(self, name: str) -> int:
+        """Completed trials of the study in use under this name, without reading the study."""
+        query = (
+            select(func.count(trial_table.c.id))
+            .join(study_table, study_table.c.id == trial_table.c.study_id)
+            .where(
+                study_table.c.name == name,
+                study_table.c.archived.is_(None),
+                trial_table.c.accuracy.is_not(None),
+            )
+        )
+        with self._transaction() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def find(self, name: str) -> StudyRecord | None:
         """The study in use under this name, which then is the one this store writes to."""
         with self._transaction() as connection:

@@ -2,7 +2,8 @@
 
 from tuner.study.definition import CHOICES, Search, SkippedVideo, SplitSettings, Study, StudyQuestion, Video
 from tuner.study.identity import StudyIdentity, describe_changes, study_identity
-from tuner.study.loading import find_study, known_studies, load_study
+from tuner.study.loading import find_study, is_hugging_face_id, known_studies, load_study
+from tuner.study.parsing import nearest
 from tuner.study.split import hold_out
 from tuner.study.videos import check_videos, leave_out
 
@@ -19,8 +20,10 @@ __all__ = [
     "describe_changes",
     "find_study",
     "hold_out",
+    "is_hugging_face_id",
     "known_studies",
     "leave_out",
     "load_study",
+    "nearest",
     "study_identity",
 ]

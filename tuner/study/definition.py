@@ -48,6 +48,8 @@ class StudyQuestion(Question):
     """Free key-value pairs that regressions and sensitivities are broken down by."""
     line: int = 0
     """Line of questions.jsonl, counted from 1."""
+    baseline: str | None = None
+    """The unpruned model's answer by another program: one of the options, or words. It is only compared."""
 
 
 HELD_OUT = 0.8

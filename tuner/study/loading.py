@@ -75,6 +75,11 @@ def find_study(name_or_path: str | Path) -> Path:
     )
 
 
+def is_hugging_face_id(text: str) -> bool:
+    """Whether this is written like the id of a checkpoint: organisation/name."""
+    return _HUGGING_FACE_ID.fullmatch(text) is not None
+
+
 def study_name(file: Path) -> str:
     """The name of the study that this study.yaml defines, whatever else may be wrong with it."""
     written = parse_study(file, Mistakes()).written.get("name")
@@ -195,6 +200,7 @@ def _question(line: ParsedQuestion) -> StudyQuestion:
         answer=keys.answer,
         tags=dict(keys.tags),
         line=line.line,
+        baseline=keys.baseline,
     )
 
 
@@ -229,7 +235,7 @@ def _checkpoint(
     written = Path(value).expanduser() if value.startswith("~/") else Path(value)
     folder = parsed.file.parent / written
     if _kind(folder) != "folder":
-        if not _HUGGING_FACE_ID.fullmatch(value) or _kind(folder) == "file":
+        if not is_hugging_face_id(value) or _kind(folder) == "file":
             mistakes.add(
                 parsed.file,
                 line,
@@ -258,7 +264,12 @@ def _checkpoint(
                 f"{key} folder {folder} is no {family} checkpoint: its model_type is {found!r}; "
                 f"allowed is {', '.join(map(repr, known))}",
             )
-    return str(folder.absolute())
+    return str(_absolute(folder))
+
+
+def _absolute(folder: Path) -> Path:
+    """The same folder, without `..` that would make messages hard to read."""
+    return folder.resolve() if ".." in folder.parts else folder.absolute()
 
 
 def _refuse_pooling(parsed: ParsedStudy, model: str, mistakes: Mistakes) -> None:
@@ -387,7 +398,7 @@ def _videos(
                 file, line.line, f"video is {line.keys.video!r}; allowed is a path that stays inside {folder}"
             )
             continue
-        videos[str(name)] = Video(str(name), folder.absolute() / name)
+        videos[str(name)] = Video(str(name), _absolute(folder) / name)
     return videos
 
 

@@ -245,12 +245,14 @@ def _options_fit(keys: QuestionKeys, file: Path, line: int, mistakes: Mistakes) 
         mistakes.add(
             file, line, f"option {repeated[0]!r} occurs more than once; options differ from each other"
         )
-    outside = keys.answer is not None and keys.answer not in keys.options
-    if outside:
+    outside = [
+        (key, value)
+        for key, value in (("answer", keys.answer), ("baseline", keys.baseline))
+        if value is not None and value not in keys.options
+    ]
+    for key, value in outside:
         allowed = ", ".join(map(repr, keys.options))
-        mistakes.add(
-            file, line, f"answer {keys.answer!r} is not among the options; allowed is one of {allowed}"
-        )
+        mistakes.add(file, line, f"{key} {value!r} is not among the options; allowed is one of {allowed}")
     return not repeated and not outside
 
 

@@ -115,3 +115,7 @@ class QuestionKeys(_Edge):
     )
     answer: Text | None = Field(default=None, description="text: one of the options where there are some")
     tags: dict[Text, Words] = Field(default={}, description="an object of texts")
+    baseline: Text | None = Field(
+        default=None,
+        description="text: one of the options where there are some, as the unpruned model answered elsewhere",
+    )

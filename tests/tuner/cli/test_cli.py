@@ -127,7 +127,11 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    "command", [(), ("run",), ("compare",), ("status",), ("trials",), ("export",), ("sync",)]
+    "command",
+    [
+        *((), ("init",), ("import",), ("list",), ("run",), ("compare",)),
+        *(("status",), ("trials",), ("export",), ("sync",)),
+    ],
 )
 def test_every_command_has_help(call, command):
     finished = call(*command, "--help")

@@ -9,6 +9,7 @@ import pytest
 from tests.tuner.fakes import OPTIONS, FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.evaluation.failures import MOST_FAILURES, EvaluationError
 from tuner.evaluation.loop import Loop
+from tuner.evaluation.progress import NoProgress
 from tuner.evaluation.search_loop import ABOVE_BUDGET, MOST_INFEASIBLE
 from tuner.evaluation.tasks import Task
 from tuner.executors.in_process import InProcessExecutor
@@ -669,3 +670,30 @@ def test_a_trial_that_was_stopped_for_one_not_allowed_any_more_runs_to_its_end(t
         assert store.trials()[2].outcome is not None
         assert store.trials()[2].pruned is None
         assert len(store.trials()) == 3
+
+
+class Told(NoProgress):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_a_run_says_how_many_unpruned_answers_are_those_of_another_program(tmp_path: Path) -> None:
+    study = make_study()
+    evaluator, told = FakeEvaluator(study), Told()
+    with open_store(tmp_path / "t.db", study) as store:
+        run(make_loop(study, store, trials=0, progress=told), evaluator)
+        assert not any("another program" in text for text in told.messages)
+        ids = [one.id for one in study.questions]
+        here = dict(zip(ids, evaluator.answer(None, ids, {}), strict=True))
+        brought = tuple(
+            replace(one, baseline=OPTIONS[(here[one.id]["option"] + (number == 0)) % len(OPTIONS)])
+            for number, one in enumerate(study.questions[:4])
+        )
+        with_them = replace(study, questions=(*brought, *study.questions[4:]))
+        run(make_loop(with_them, store, trials=0, progress=told), evaluator)
+    assert told.messages[-1].startswith("3 of 4 unpruned answers (75.0%) are those of another program")

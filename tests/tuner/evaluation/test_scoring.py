@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.flops import Compute
-from tuner.evaluation.scoring import answer_cost, divergence, judge, outcome, reference
+from tuner.evaluation.scoring import answer_cost, divergence, judge, outcome, reference, same_elsewhere
 from tuner.records.values import RecordedAnswer
 from tuner.study import StudyQuestion
 from tuner.study.values import AnswerCost, QuestionResult
@@ -119,3 +119,16 @@ def test_memory_is_told_only_where_every_answer_tells_it() -> None:
 def test_an_outcome_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one result"):
         outcome("tune", COMPUTE, [], {})
+
+
+def test_answers_that_are_those_of_another_program_are_counted() -> None:
+    questions = (
+        replace(QUESTION, id="same", baseline="red"),
+        replace(QUESTION, id="other", baseline="green"),
+        replace(QUESTION, id="not asked there"),
+        replace(QUESTION, id="not answered here", baseline="red"),
+        replace(FREE, id="free", baseline="A ring"),
+    )
+    red = answer("red", 0, (-0.1, -3.0))
+    answers = {"same": red, "other": red, "not asked there": red, "free": answer("the ring.", None, None)}
+    assert same_elsewhere(questions, answers) == (2, 3)

@@ -439,6 +439,7 @@ def test_a_broken_line_gets_its_number(files: StudyFiles, line: str, expected: s
         ({"answer": "green"}, "answer 'green' is not among the options; allowed is one of 'red', 'blue'"),
         ({"answer": "A"}, "answer 'A' is not among the options; allowed is one of 'red', 'blue'"),
         ({"answer": 0}, "answer is 0; allowed is text: one of the options where there are some"),
+        ({"baseline": "A"}, "baseline 'A' is not among the options; allowed is one of 'red', 'blue'"),
         (
             {"anwser": "red"},
             "unknown key 'anwser' (did you mean 'answer'?); allowed are id, video, question, options, ",
