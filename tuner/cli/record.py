@@ -1,4 +1,4 @@
-"""Calling MLflow from a command: its failures are warnings, because the records hold everything already."""
+"""Figures and MLflow at a command's end: their failures are warnings, for the records hold everything."""
 
 from __future__ import annotations
 
@@ -13,6 +13,21 @@ if TYPE_CHECKING:
 
     from tuner.export.mlflow_mirror import MlflowMirror
     from tuner.reporting.values import Recorded
+
+
+def drawn(draw: Callable[[], Sequence[Path]], console: Console) -> Sequence[Path]:
+    """The files that were drawn; none, after a warning, where the system refuses to write them."""
+    try:
+        return draw()
+    except OSError as error:
+        where = "" if error.filename is None else f" to {Path(error.filename).absolute()}"
+        console.print(
+            f"The figures could not be written{where}: {error.strerror or error}. `tuner report` draws the "
+            "report into any file that --output names.",
+            style="yellow",
+            markup=False,
+        )
+        return ()
 
 
 def with_mlflow(

@@ -74,7 +74,7 @@ def sensitivity(
 
     from dashboards.folder import draw_sensitivity
     from tuner.cli.progress import RichProgress
-    from tuner.cli.record import record_files
+    from tuner.cli.record import drawn, record_files
     from tuner.cli.run import default_workers, quiet_libraries
     from tuner.runs.run import RunOptions
     from tuner.runs.sensitivity import sensitivity as find
@@ -100,7 +100,7 @@ def sensitivity(
     with RichProgress(console) as progress:
         found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
     saved = save_sensitivity(found, database)
-    files = draw_sensitivity(loaded, found, database)
+    files = drawn(lambda: draw_sensitivity(loaded, found, database), console)
     console.print(render(found))
     console.print(f"All numbers: {saved}", highlight=False, markup=False)
     record_files(found.study, found.study_hash, (saved, *files), tracking_uri, console)
