@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -81,6 +82,7 @@ def main() -> None:
     _prepare_streams()
     try:
         try:
+            _require_folder()
             with disk_may_be_full(), files_may_be_refused():
                 app()
         finally:
@@ -121,6 +123,13 @@ def _prepare_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As Python does it on stderr: a character that the terminal does not have is told by its number.
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _require_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working folder was removed; go into one that is there") from None
 
 
 def _flush() -> None:

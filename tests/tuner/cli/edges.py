@@ -141,7 +141,7 @@ class _Pipe:
 
     def read(self) -> str:
         """All of it, once the process has ended."""
-        with open(self._reader, encoding="utf-8", errors="replace") as reader:
+        with os.fdopen(self._reader, encoding="utf-8", errors="replace") as reader:
             return reader.read()
 
 

@@ -1,4 +1,4 @@
-"""Every command, under every condition that a shell, a disk or a terminal brings: a right result or one sentence.
+"""Every command, under every condition that a shell, a disk or a terminal brings: right, or one sentence.
 
 `make test` takes a sample in which every command and every condition occurs; the soak takes all.
 """
@@ -58,6 +58,8 @@ def folder(template: Path, tmp_path: Path) -> Iterator[Path]:
     for path in tmp_path.rglob("*"):
         if path.is_dir():
             path.chmod(0o755)
+    # Failures keep the folders of the last tests; copies of a study are too many.
+    shutil.rmtree(copy, ignore_errors=True)
 
 
 @pytest.mark.quick
