@@ -70,14 +70,17 @@ def is_full(error: OSError) -> bool:
 
 
 @contextmanager
-def disk_may_be_full() -> Iterator[None]:
-    """Turns an OSError that means a full disk into a DiskFullError; any other error is passed on."""
+def disk_may_be_full(what: str = "a file or the output") -> Iterator[None]:
+    """Turns an OSError that means a full disk into a DiskFullError; any other error is passed on.
+
+    what: is said to have no room where the error names no file.
+    """
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
-        raise DiskFullError.of(str(error.filename or "a file or the output"), error.strerror) from error
+        raise DiskFullError.of(str(error.filename or what), error.strerror) from error
 
 
 # No permission; a file system that may only be read; a file where a folder should be.

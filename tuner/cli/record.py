@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from tuner.reporting.values import Recorded
 
 
-def drawn(draw: Callable[[], Sequence[Path]], console: Console) -> Sequence[Path]:
-    """The files that were drawn; none, after a warning, where the system refuses to write them."""
+def written(
+    write: Callable[[], Sequence[Path]], console: Console, what: str = "The figures"
+) -> Sequence[Path]:
+    """The files that were written; none, after a warning, where the system refuses them."""
     try:
-        return draw()
+        return write()
     except OSError as error:
         where = "" if error.filename is None else f" to {Path(error.filename).absolute()}"
         console.print(
-            f"The figures could not be written{where}: {error.strerror or error}. `tuner report` draws the "
-            "report into any file that --output names.",
+            f"{what} could not be written{where}: {error.strerror or error}. The results are recorded, and "
+            "`tuner report` writes to any place that --output names.",
             style="yellow",
             markup=False,
         )

@@ -118,7 +118,8 @@ def call(made: ForkServerContext, folder: Path, command: str, condition: Conditi
     """The command's end, under this condition; arguments instead of the usual ones."""
     condition.prepare(folder)
     pipes = [_Pipe(folder.with_name(f"{folder.name}-{name}")) for name in ("out", "err")]
-    options = (one.format(folder=folder) for one in condition.options)
+    # `check` has no records.
+    options = (one.format(folder=folder) for one in condition.options if command != "check")
     arguments = arguments or ("--study", "fake", *COMMANDS[command], *options)
     process = made.Process(target=_command, args=(folder, condition.name, (command, *arguments)))
     process.start()
@@ -302,7 +303,7 @@ CONDITIONS = (
         read_only,
         without_privileges,
         codes=codes(_WRITERS, 2) | _OUTPUTS,
-        named="{folder}|tuner.db|best.json|report.html|mlflow",
+        named="{folder}|tuner.db|best.json|report.html|MLflow",
     ),
     Condition(
         "no records, read-only",
@@ -337,7 +338,7 @@ CONDITIONS = (
         "disk full",
         enter=no_file_may_grow,
         codes=codes(_WRITERS, 1) | _OUTPUTS,
-        named="tuner.db|best.json|report.html|MLflow",
+        named="tuner.db|best.json|report.html|the figures in",
     ),
     Condition("output to a full disk", enter=output_to("/dev/full"), otherwise=1, named="output"),
     Condition("output nobody reads", enter=output_unread, otherwise=141),
