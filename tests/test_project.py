@@ -283,7 +283,7 @@ def test_the_picture_of_the_house_shows_every_room_in_the_order_of_its_imports()
 
 @pytest.mark.quick
 def test_the_console_script_is_the_entry_point():
-    assert PROJECT["project"]["scripts"] == {"tuner": "tuner.cli.main:main"}
+    assert PROJECT["project"]["scripts"] == {"tuner": "tuner.cli.entry:main"}
     assert PROJECT["project"]["name"] == "adatp-tuner"
 
 

@@ -7,9 +7,11 @@ DiskFullError    nothing more can be written: printed without a traceback, exit 
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -68,14 +70,35 @@ def is_full(error: OSError) -> bool:
 
 
 @contextmanager
-def disk_may_be_full() -> Iterator[None]:
-    """Turns an OSError that means a full disk into a DiskFullError; any other error is passed on."""
+def disk_may_be_full(what: str = "a file or the output") -> Iterator[None]:
+    """Turns an OSError that means a full disk into a DiskFullError; any other error is passed on.
+
+    what: is said to have no room where the error names no file.
+    """
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
-        raise DiskFullError.of(str(error.filename or "a file"), error.strerror) from error
+        raise DiskFullError.of(str(error.filename or what), error.strerror) from error
+
+
+# No permission; a file system that may only be read; a file where a folder should be.
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+
+
+@contextmanager
+def files_may_be_refused() -> Iterator[None]:
+    """Turns an OSError by which the system refuses a file or folder into a UserError that names it; any other
+    error is passed on.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            raise
+        where = Path(os.fsdecode(error.filename)).absolute()
+        raise UserError(f"{where} cannot be read or written: {error.strerror}.") from error
 
 
 # In scheme://user:password@host. A password that was not quoted may hold any of /?#@, so that it ends at the

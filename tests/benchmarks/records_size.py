@@ -225,7 +225,7 @@ def command_seconds(url: str, *arguments: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         began, before = perf_counter(), os.times()
         subprocess.run(
-            [sys.executable, "-m", "tuner.cli.main", *arguments, "--study", "fake", "--database", url],
+            [sys.executable, "-m", "tuner.cli.entry", *arguments, "--study", "fake", "--database", url],
             check=True,
             capture_output=True,
             cwd=folder,

@@ -64,7 +64,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
     command = f"run --study ./small --budget 0.3 --trials {TRIALS}".split()
     with (folder / "output.txt").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "tuner.cli.main", *command, *options],
+            [sys.executable, "-m", "tuner.cli.entry", *command, *options],
             cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -89,7 +89,7 @@ def records(folder: Path) -> tuple[list[Any], list[Any]]:
 def front(folder: Path) -> set[int]:
     """Numbers of the trials on the front, as `tuner trials` tells them."""
     listed = subprocess.run(
-        [sys.executable, "-m", "tuner.cli.main", "trials", "--study", "./small", "--json"],
+        [sys.executable, "-m", "tuner.cli.entry", "trials", "--study", "./small", "--json"],
         cwd=folder,
         capture_output=True,
         check=True,

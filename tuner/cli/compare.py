@@ -55,7 +55,7 @@ def compare(
 
     from dashboards.folder import draw_comparison
     from tuner.cli.progress import RichProgress
-    from tuner.cli.record import record_files
+    from tuner.cli.record import record_files, written
     from tuner.cli.run import default_workers, quiet_libraries
     from tuner.reporting.comparison_table import render, table
     from tuner.runs.compare import compare as compare_study
@@ -79,7 +79,7 @@ def compare(
     quiet_libraries(downloads=not Path(loaded.model).is_dir())
     with RichProgress(console) as progress:
         comparison = compare_study(loaded, options, progress)
-    files = draw_comparison(loaded, comparison, database)
+    files = written(lambda: draw_comparison(loaded, comparison, database), console)
     # As wide as the table needs to be: a number cut short is none.
     width = Console(width=1000).measure(table(comparison)).maximum
     Console(width=max(width, console.width)).print(render(comparison))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from pipeline.errors import PipelineError
+from tuner.cli import interrupts
 from tuner.cli.archive import archive, restore
 from tuner.cli.check import check
 from tuner.cli.compare import compare
@@ -23,7 +29,17 @@ from tuner.cli.sensitivity import sensitivity
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
-from tuner.errors import EXIT_CODE, UserError, disk_may_be_full, without_passwords
+from tuner.errors import (
+    EXIT_CODE,
+    DiskFullError,
+    UserError,
+    disk_may_be_full,
+    files_may_be_refused,
+    is_full,
+    without_passwords,
+)
+
+_INTERRUPTED = "Interrupted. Everything recorded is kept."
 
 app = typer.Typer(
     name="tuner",
@@ -68,19 +84,81 @@ def _root(
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the command that the arguments name; `tuner.cli.entry` is what a shell calls."""
+    _prepare_streams()
     try:
-        with disk_may_be_full():
-            app()
+        try:
+            _require_folder()
+            with disk_may_be_full(), files_may_be_refused():
+                app()
+        finally:
+            # What does not fit, or nobody reads any more, shows here rather than when Python ends.
+            _flush()
+    except SystemExit as end:
+        # Typer and rich end so after Ctrl-C and where nobody reads any more.
+        if end.code == interrupts.INTERRUPTED:
+            _fail(_INTERRUPTED, interrupts.exit_code(interrupts.INTERRUPTED))
+        if isinstance(end.__context__, BrokenPipeError):
+            _end_without_reader()
+        raise
+    except KeyboardInterrupt:
+        _fail(_INTERRUPTED, interrupts.exit_code(interrupts.INTERRUPTED))
+    except BrokenPipeError:
+        _end_without_reader()
     except (UserError, PipelineError) as error:
         _fail(f"Error: {error}", getattr(error, "exit_code", EXIT_CODE))
     except Exception as error:
         # Ends of a run that are nobody's mistake, such as Ctrl-C or a full disk, carry their exit code.
         code = getattr(error, "exit_code", None)
-        if not isinstance(code, int):
-            sys.excepthook = _print_traceback
-            raise
-        _fail(str(error), code)
+        if isinstance(code, int):
+            _fail(str(error), interrupts.exit_code(code))
+        if interrupts.received():
+            # Some libraries make another error of it while they are imported.
+            _fail(_INTERRUPTED, interrupts.exit_code(interrupts.INTERRUPTED))
+        sys.excepthook = _print_traceback
+        raise
+
+
+def _prepare_streams() -> None:
+    """Makes every character printable, and gives the number of a closed stream to no file opened later."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As Python does it on stderr: a character that the terminal does not have is told by its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _require_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working folder was removed; go into one that is there") from None
+
+
+def _flush() -> None:
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        if is_full(error):
+            raise DiskFullError.of("the output", error.strerror) from error
+        raise
+
+
+def _end_without_reader() -> NoReturn:
+    """As a process ends by default that writes into a pipe which nobody reads any more, as after `| head`."""
+    _drop_output()
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _drop_output() -> None:
+    """What could not be written is still in a buffer, which Python would try to write at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
@@ -88,10 +166,13 @@ def _print_traceback(kind: type[BaseException], error: BaseException, where: Tra
     print(without_passwords("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
 
 
-def _fail(message: str, code: int) -> None:
-    print(without_passwords(message), file=sys.stderr)
+def _fail(message: str, code: int) -> NoReturn:
+    with suppress(OSError):
+        print(without_passwords(message), file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    from tuner.cli.entry import main as enter
+
+    enter()

@@ -1,4 +1,4 @@
-"""Calling MLflow from a command: its failures are warnings, because the records hold everything already."""
+"""Figures and MLflow at a command's end: their failures are warnings, for the records hold everything."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
     from tuner.export.mlflow_mirror import MlflowMirror
     from tuner.reporting.values import Recorded
+
+
+def written(
+    write: Callable[[], Sequence[Path]], console: Console, what: str = "The figures"
+) -> Sequence[Path]:
+    """The files that were written; none, after a warning, where the system refuses them."""
+    try:
+        return write()
+    except OSError as error:
+        where = "" if error.filename is None else f" to {Path(error.filename).absolute()}"
+        console.print(
+            f"{what} could not be written{where}: {error.strerror or error}. The results are recorded, and "
+            "`tuner report` writes to any place that --output names.",
+            style="yellow",
+            markup=False,
+        )
+        return ()
 
 
 def with_mlflow(

@@ -175,9 +175,9 @@ def _record(
 ) -> Recorded | None:
     """Draws the figures and hands them to MLflow with everything else; a failure is one warning."""
     from dashboards.folder import draw
-    from tuner.cli.record import with_mlflow
+    from tuner.cli.record import with_mlflow, written
 
-    files = draw(study, summary, options.database)
+    files = written(lambda: draw(study, summary, options.database), console)
     return with_mlflow(
         lambda mirror: mirror.record(summary, files), tracking_uri, console, "Recording in MLflow failed"
     )

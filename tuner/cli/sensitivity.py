@@ -74,7 +74,7 @@ def sensitivity(
 
     from dashboards.folder import draw_sensitivity
     from tuner.cli.progress import RichProgress
-    from tuner.cli.record import record_files
+    from tuner.cli.record import record_files, written
     from tuner.cli.run import default_workers, quiet_libraries
     from tuner.runs.run import RunOptions
     from tuner.runs.sensitivity import sensitivity as find
@@ -99,11 +99,12 @@ def sensitivity(
     quiet_libraries(downloads=not Path(loaded.model).is_dir())
     with RichProgress(console) as progress:
         found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
-    saved = save_sensitivity(found, database)
-    files = draw_sensitivity(loaded, found, database)
+    saved = written(lambda: (save_sensitivity(found, database),), console, "The file of all numbers")
+    figures = written(lambda: draw_sensitivity(loaded, found, database), console)
     console.print(render(found))
-    console.print(f"All numbers: {saved}", highlight=False, markup=False)
-    record_files(found.study, found.study_hash, (saved, *files), tracking_uri, console)
+    for file in saved:
+        console.print(f"All numbers: {file}", highlight=False, markup=False)
+    record_files(found.study, found.study_hash, (*saved, *figures), tracking_uri, console)
 
 
 def render(found: Sensitivity) -> RenderableType:

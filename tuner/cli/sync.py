@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tuner.cli.options import Database, RecordedStudy, TrackingUri, parse_budget, warn
+from tuner.errors import disk_may_be_full
 
 
 def sync(
@@ -40,7 +41,7 @@ def sync(
     loaded = open_study(study, database, warn)
     *earlier, latest = load_summaries(loaded, budget=budget, seed=seed, database=database)
     # MLflow keeps copies: nothing else is left in this folder, which may be read-only.
-    with tempfile.TemporaryDirectory() as figures:
+    with tempfile.TemporaryDirectory() as figures, disk_may_be_full(f"the figures in {figures}"):
         files = draw(loaded, latest, database, folder=Path(figures))
         recorded = with_mlflow(
             lambda mirror: mirror.record(latest, files, earlier=earlier),

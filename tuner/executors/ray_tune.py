@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import socket
 import tempfile
 import threading
@@ -556,6 +557,18 @@ def local_ray(workers: int) -> Iterator[None]:
 
 
 @contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Ray would end the process at SIGTERM, with exit code 1: the command line ends the run as at Ctrl-C."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Elsewhere Ray sets none, and none may be set.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[None]:
     """A connection to Ray; an existing connection is used and left open."""
     ours = not ray.is_initialized()
@@ -564,15 +577,16 @@ def _ray(workers: int, gpus_per_worker: float, address: str | None) -> Iterator[
     if ours and address is not None:
         _connect(address)
     elif ours:
-        ray.init(
-            # Never a cluster that happens to run on this machine: `--address auto` asks for that.
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        with _kept_handler():
+            ray.init(
+                # Never a cluster that happens to run on this machine: `--address auto` asks for that.
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
     try:
         offered = max((node.get("GPU", 0.0) for node in _nodes()), default=0.0)
         if gpus_per_worker > offered:

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from tuner.errors import DiskFullError, UserError, without_passwords
+from tuner.errors import DiskFullError, UserError, disk_may_be_full, is_full, without_passwords
 from tuner.records.schema import SCHEMA_REVISION
 
 # Alembic's, under a name of our own: MLflow and Optuna have theirs under its default one.
@@ -64,7 +64,8 @@ def open_engine(url: str, *, create: bool = True) -> Engine:
             raise UserError(_before_migration(engine, found))
         return engine
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        with disk_may_be_full():
+            _make_folder(file.parent)
         if file.is_file() and file.stat().st_size:
             # Opened for writing, another program's file would be changed by that alone.
             _examined(parsed, file, write=False)[0].dispose()
@@ -73,6 +74,18 @@ def open_engine(url: str, *, create: bool = True) -> Engine:
         with _told(engine), transaction(engine) as connection:
             _migrate(connection)
     return engine
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise UserError(
+            f"The folder {folder.absolute()} for the records cannot be made: {error.strerror}. Work in a "
+            "folder that can be written, or name a database elsewhere with --database."
+        ) from error
 
 
 def _examined(url: URL, file: Path | None, *, write: bool) -> tuple[Engine, str | None]:

@@ -13,7 +13,10 @@ from tuner.sensitivity.results import Sensitivity
 
 
 def save_sensitivity(found: Sensitivity, database: str | None = None) -> Path:
-    """Records it, and writes a file of its numbers whole or not at all; returns where."""
+    """Records it, and writes a file of its numbers whole or not at all; returns where.
+
+    Errors: OSError where the file cannot be written; then it is recorded all the same.
+    """
     text = json.dumps(asdict(found))
     with Store.open(database or default_database(found.study)) as store:
         store.require(found.study)

@@ -47,7 +47,7 @@ class Finished:
 def tuner(*arguments: str, folder: Path | None = None, **environment: str) -> Finished:
     """The console script, in a process of its own."""
     finished = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:tuner", "-m", "tuner.cli.main", *arguments],
+        [sys.executable, "-W", "error::DeprecationWarning:tuner", "-m", "tuner.cli.entry", *arguments],
         cwd=folder,
         env=os.environ
         | {"PYTHONPATH": str(Path(__file__).parents[3]), "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
@@ -112,7 +112,7 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
     program = (
         "import sys, runpy\n"
         "sys.argv = ['tuner', 'run', '--help']\n"
-        "try: runpy.run_module('tuner.cli.main', run_name='__main__')\n"
+        "try: runpy.run_module('tuner.cli.entry', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "heavy = ('torch', 'ray', 'mlflow', 'optuna', 'numpy', 'sqlalchemy')\n"
         "print([name for name in heavy if name in sys.modules])"
@@ -305,10 +305,10 @@ def test_other_errors_of_the_system_are_our_mistakes(call, monkeypatch):
     import tuner.reporting.recorded
 
     def broken(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "somewhere")
 
     monkeypatch.setattr(tuner.reporting.recorded, "opened", broken)
-    with pytest.raises(PermissionError):
+    with pytest.raises(FileNotFoundError):
         call("status", "--study", "demo")
 
 

@@ -1,0 +1,83 @@
+"""Every command, under every condition that a shell, a disk or a terminal brings: right, or one sentence.
+
+`make test` takes a sample in which every command and every condition occurs; the soak takes all.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from tests.tuner.cli.edges import COMMANDS, CONDITIONS, Condition, call, context, make_study
+from tuner.cli.main import app
+
+# Every so manieth pair of a command and a condition is in the sample.
+SAMPLE = 10
+PAIRS = [
+    pytest.param(
+        command,
+        condition,
+        id=f"{command}-{condition.name.replace(' ', '_')}",
+        marks=() if (row + column) % SAMPLE == 0 else pytest.mark.soak,
+    )
+    for row, command in enumerate(COMMANDS)
+    for column, condition in enumerate(CONDITIONS)
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> ForkServerContext:
+    return context()
+
+
+@pytest.fixture(scope="module")
+def template(
+    server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> Path:
+    """A study with everything that the commands can find."""
+    folder = tmp_path_factory.mktemp("edges") / "study"
+    make_study(folder, empty_database)
+    for command in ("run", "archive", "run", "compare", "sensitivity"):
+        ended = call(server, folder, command, CONDITIONS[0])
+        assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy that the test may spoil."""
+    copy = tmp_path / "study"
+    shutil.copytree(template, copy)
+    yield copy
+    for path in tmp_path.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
+    # Failures keep the folders of the last tests; copies of a study are too many.
+    shutil.rmtree(copy, ignore_errors=True)
+
+
+@pytest.mark.quick
+def test_every_command_is_among_those_that_are_tried() -> None:
+    assert set(COMMANDS) == set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("command", "condition"), PAIRS)
+def test_it_ends_rightly_or_with_a_sentence_that_names_what_is_wrong(
+    server: ForkServerContext, folder: Path, command: str, condition: Condition
+) -> None:
+    ended = call(server, folder, command, condition)
+    assert "Traceback" not in ended.err, ended.err
+    assert ended.code == condition.codes.get(command, condition.otherwise), ended.err + ended.out
+    if ended.code in (1, 2):
+        named = condition.named.format(folder=re.escape(str(folder)))
+        assert re.search(named, ended.err), ended.err
+        # One sentence each, not a list of what a library thinks.
+        assert 1 <= len(ended.err.splitlines()) <= 10, ended.err
+    elif condition.name.startswith("output in") and command != "sync":
+        assert ended.out
