@@ -76,8 +76,11 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _send_again(dropped: sys.UnraisableHookArgs) -> None:
-    """Python prints and drops what is raised in a destructor or in a callback of its imports."""
-    if isinstance(dropped.exc_value, KeyboardInterrupt):
-        threading.Timer(_AGAIN, signal.raise_signal, [signal.SIGINT]).start()
+    """Python prints and drops what is raised in a destructor or in a callback of its imports: the handler's
+    KeyboardInterrupt, or the SystemExit of the handler of SIGTERM that Ray has while it starts.
+    """
+    if isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
+        number = signal.SIGINT if isinstance(dropped.exc_value, KeyboardInterrupt) else signal.SIGTERM
+        threading.Timer(_AGAIN, signal.raise_signal, [number]).start()
     else:
         sys.__unraisablehook__(dropped)

@@ -562,6 +562,12 @@ def _kept_handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:
+        if not callable(before):
+            raise
+        # Ray's own handlers have ended its start.
+        before(signal.SIGTERM, None)
+        raise KeyboardInterrupt from None
     finally:
         # Elsewhere Ray sets none, and none may be set.
         if threading.current_thread() is threading.main_thread():

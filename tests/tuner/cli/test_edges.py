@@ -17,8 +17,8 @@ from typer.main import get_command
 from tests.tuner.cli.edges import COMMANDS, CONDITIONS, Condition, call, context, make_study
 from tuner.cli.main import app
 
-# Every so manieth pair of a command and a condition is in the sample.
-SAMPLE = 10
+# With as many commands, so that every condition meets one in the sample and every command two or three.
+SAMPLE = 11
 PAIRS = [
     pytest.param(
         command,
