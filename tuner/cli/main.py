@@ -170,9 +170,3 @@ def _fail(message: str, code: int) -> NoReturn:
     with suppress(OSError):
         print(without_passwords(message), file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    from tuner.cli.entry import main as enter
-
-    enter()
