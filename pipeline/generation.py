@@ -89,7 +89,7 @@ class Prefill:
 
         said: what `generate` returned for `inputs`, (1, M + t) token ids, or the t ids of the answer alone.
         text: the question as the user wrote it; the family's chat template goes around it. Errors: ValueError
-        for more than one sequence.
+        for a text, or more than one sequence.
         """
         if isinstance(said, torch.Tensor):
             if said.ndim != 2 or len(said) != 1:
@@ -97,6 +97,8 @@ class Prefill:
             answer = said[0, len(self.ids) :].tolist()
         else:
             answer = list(said)
+            if any(isinstance(token, str) for token in answer):
+                raise ValueError(f"What was said is given as token ids, but got the text {said!r}.")
         while answer and answer[-1] in self.family.end_ids:  # the next turn begins with it
             answer.pop()
         ids = [*answer, *self.family.turn(text)]

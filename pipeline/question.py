@@ -37,6 +37,10 @@ class Question:
     def __post_init__(self) -> None:
         if isinstance(self.options, str):  # its letters would be taken for options
             raise ValueError(f"options is a tuple of texts, but {self.id!r} has the text {self.options!r}.")
+        if not all(isinstance(text, str) for text in (self.text, *(self.options or ()))):
+            raise ValueError(
+                f"A question and its options are texts, but got {self.text!r}, {self.options!r}."
+            )
         if self.options is not None and not 2 <= len(self.options) <= len(LETTERS):
             raise ValueError(
                 f"A question has 2 to {len(LETTERS)} options, but {self.id!r} has {len(self.options)}."

@@ -90,6 +90,8 @@ def test_sampled_tokens_are_drawn_from_the_recomputed_distributions(runtime, eag
 def test_a_follow_up_turn_sees_the_tokens_chosen_first(runtime, eager, clip, method):
     first = runtime.prefill(clip, FREE, method)
     out = generate(runtime, first, max_new_tokens=3)
+    with pytest.raises(ValueError, match="as token ids, but got the text 'red'"):
+        first.follow_up("red", "is the ball on brick ?")
     second = first.follow_up(out.sequences, "is the ball on brick ?")
     answer = said(out, first)
     while answer and answer[-1] in runtime.family.end_ids:

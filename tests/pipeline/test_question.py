@@ -77,6 +77,14 @@ def test_what_is_no_letter_of_an_option_stays(options):
     assert without_letters(options) == options
 
 
+@pytest.mark.parametrize(
+    ("text", "options"), [(None, None), (("a",), None), ("?", (1, 2)), ("?", ("a", None))]
+)
+def test_what_is_no_text_is_refused(text, options):
+    with pytest.raises(ValueError, match="A question and its options are texts, but got"):
+        Question("q", text, options)
+
+
 def test_an_unknown_scoring_is_refused():
     with pytest.raises(ValueError, match="one of letter, words, words_per_token, but got 'digits'"):
         prompt_text(QUESTION, "digits")

@@ -135,6 +135,8 @@ class Study:
 
     def without(self, questions: Collection[str]) -> Study:
         """The study without the questions with these ids, and without videos that have no other question."""
+        if isinstance(questions, str):  # an id would be looked for among its parts
+            raise ValueError(f"questions is a collection of ids, but got the text {questions!r}.")
         kept = tuple(question for question in self.questions if question.id not in questions)
         asked = {question.video for question in kept}
         return replace(

@@ -32,7 +32,7 @@ Location = tuple[int | str, ...]
 # What a definition may hold. Every reader is slow with YAML of many megabytes, and a few lines of aliases of
 # aliases make billions of values.
 _MOST_BYTES = 2**20
-_MOST_VALUES = 100_000
+_MOST_VALUES = 20_000
 
 # Of more mistakes in one place than this, nearest names are not looked for: there is another reason.
 _MOST_SUGGESTED = 20

@@ -352,7 +352,7 @@ def test_numbers_are_read_as_yaml_1_2_has_them(files: StudyFiles, written: str, 
         (
             "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
             + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefghi")),
-            "this is not YAML: it has more than 100000 values, aliases among them counted in full",
+            "this is not YAML: it has more than 20000 values, aliases among them counted in full",
         ),
         ("#" * (2**20 + 1), "has 1048577 bytes; allowed is a definition of up to 1048576"),
     ],
