@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.errors import PipelineError, VideoError
 from pipeline.resizing import FrameSize, resized
 from pipeline.video import Decoder, content_hash, read_frames
 from tests.videos import (
+    TURNS,
     moving_frames,
     real_clip,
     truncated,
@@ -147,19 +148,6 @@ def test_a_mirrored_video_is_resized_upright(decoder: Decoder, tmp_path: Path) -
     frames = decoder.read_frames(path, 2, size=FrameSize(32, 2)).frames
     expected = [resized(frame.swapaxes(0, 1), 32, 2) for frame in all_frames(flat)]
     assert np.array_equal(frames, np.stack(expected))
-
-
-# What players make of a frame (H, W, 3), by the display matrix a b c d.
-TURNS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {
-    (1, 0, 0, 1): lambda frame: frame,
-    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),
-    (-1, 0, 0, -1): lambda frame: frame[::-1, ::-1],
-    (0, -1, 1, 0): np.rot90,
-    (-1, 0, 0, 1): lambda frame: frame[:, ::-1],
-    (1, 0, 0, -1): lambda frame: frame[::-1],
-    (0, 1, 1, 0): lambda frame: frame.swapaxes(0, 1),
-    (0, -1, -1, 0): lambda frame: frame.swapaxes(0, 1)[::-1, ::-1],
-}
 
 
 @pytest.mark.parametrize("matrix", TURNS, ids=str)
