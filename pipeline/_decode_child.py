@@ -50,6 +50,15 @@ resized = runpy.run_path(str(Path(__file__).with_name("resizing.py")))["resized"
 # Containers whose index decord seeks by exactly.
 DECORD_CONTAINERS = ("mov", "mp4", "matroska", "webm")
 
+# What decord shows exactly as PyAV. Damage of which a decoder does not tell (VP8, VP9) looks otherwise in its
+# older ffmpeg and with its threads, and HEVC of ten bits gets other colours.
+DECORD_CODECS = ("h264", "hevc")
+DECORD_PIXELS = ("yuv420p", "yuvj420p")
+
+# Longest gap between frames, in usual ones, over which none is missing: the older ffmpeg of decord fills in for
+# frames lost from within an H.264 stream otherwise than PyAV's.
+REGULAR = 1.5
+
 # Frames whose order is compared with that of their stamps where it is in doubt: more than any codec reorders.
 ORDER_CHECKED = 32
 
@@ -59,10 +68,7 @@ CLOCK_RESTART = 0.1
 # Where libraries write to: standard error, which `main` makes a file.
 LOG = 2
 
-# Codecs whose decoder tells of damage: threads show damaged frames differently from run to run.
-TELLING_CODECS = ("h264", "hevc")
-
-# Threads that decode one video of them in decord.
+# Threads that decode one video in decord.
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 
 # Threads that resize frames while the next ones are decoded, and how many frames may wait for them.
@@ -222,7 +228,10 @@ def inspect(path: str) -> Inspected:
             clock_restarts=clock_restarts,
             decord_is_exact=(
                 usable
+                and stream.codec.canonical_name in DECORD_CODECS
+                and stream.pix_fmt in DECORD_PIXELS
                 and key_stamps[:1] == ascending[:1]
+                and _is_regular(ascending)
                 and not shown_before_key
                 and not order_in_doubt
                 and (first_frame is None or _display_matrix(first_frame) is None)
@@ -235,6 +244,12 @@ def inspect(path: str) -> Inspected:
 def _clock_may_restart(container: Any) -> bool:
     """Whether this kind of container may be several recordings put end to end, each with its own clock."""
     return bool(container.format.flags & av.format.Flags.ts_discont.value)
+
+
+def _is_regular(stamps: Sequence[int]) -> bool:
+    """Whether these ascending stamps leave no gap in which a frame may be missing."""
+    gaps = np.diff(stamps)
+    return not gaps.size or bool(gaps.max() <= REGULAR * np.median(gaps))
 
 
 def timeline(shown: Sequence[Stamped], time_base: float, frame_seconds: float) -> Timeline:
@@ -266,11 +281,19 @@ def _joined(shown: Sequence[Stamped], time_base: float) -> list[Stamped]:
     joined: list[Stamped] = []
     shift = 0
     newest: int | None = None  # on the clock that goes on
+    latest: int | None = None  # the same of the stamps
+    restart = CLOCK_RESTART / time_base
     for one in shown:
         if one.clock is not None:
-            if newest is not None and one.clock + shift < newest - CLOCK_RESTART / time_base:
+            if (
+                newest is not None
+                and one.clock + shift < newest - restart
+                and (one.stamp is None or latest is None or one.stamp + shift < latest - restart)
+            ):
                 shift = newest + one.duration - one.clock
             newest = one.clock + shift
+        if one.stamp is not None:
+            latest = max(one.stamp + shift, latest or one.stamp + shift)
         joined.append(
             one._replace(
                 clock=None if one.clock is None else one.clock + shift,
@@ -309,7 +332,7 @@ def _why_it_does_not_open(path: str, error: FFmpegError) -> str:
         b"\x1aE\xdf\xa3",
         b"RIFF",
     ):
-        return "is truncated or damaged: it begins like a video, but its index is missing"
+        return "is truncated or damaged: it begins like a video, but its header or index cannot be read"
     return f"is not a video file ({error.strerror})"
 
 
@@ -333,9 +356,8 @@ def read_decord(path: str, count: int, size: Size | None) -> Frames:
     os.lseek(LOG, 0, os.SEEK_SET)
     os.ftruncate(LOG, 0)
     decord.logging.set_level(decord.logging.ERROR)
-    threads = DECODING_THREADS if inspected.codec in TELLING_CODECS else 1
     # fault_tol=0: a frame that cannot be decoded is an error, where decord otherwise returns its neighbour.
-    reader = decord.VideoReader(path, num_threads=threads, fault_tol=0)
+    reader = decord.VideoReader(path, num_threads=DECODING_THREADS, fault_tol=0)
     try:
         PROGRESS.report()
         total = len(reader)

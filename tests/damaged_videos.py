@@ -322,8 +322,8 @@ def absurd_dimensions(rng: Generator, bases: Bases, target: Path) -> Path:
     elif source.suffix == ".gif":
         data[6:8] = struct.pack("<H", value)
     else:
-        place = data.index(b"\xb0", data.index(b"\xe0", 100))  # PixelWidth within Video
-        data[place + 2 : place + 3] = bytes([value % 256])
+        for width in re.finditer(rb"\xb0[\x81\x82]", bytes(data)):  # Matroska's PixelWidth
+            data[width.end()] = value % 256
     return _written(target, source.suffix, data)
 
 
@@ -727,19 +727,21 @@ class Verdict(NamedTuple):
     kind: str
     name: str
     sound: bool
+    overlooked: bool  # sound by ffmpeg, while PyAV meets an error or no video
     outcome: str  # of OUTCOMES
     said: str  # the refusal, or what is wrong
     seconds: float
 
 
 class Plain(NamedTuple):
-    """A plain decode: every frame in the order shown."""
+    """A plain decode by PyAV: every frame in the order shown that no error spoilt."""
 
     frames: list[NDArray[np.uint8]]  # (H, W, 3) each, upright
     times: list[float | None]  # seconds after the first
+    errors: int  # met on the way
 
 
-def is_sound(path: Path) -> bool:
+def ffmpeg_calls_sound(path: Path) -> bool:
     """Whether ffmpeg reads the first video stream that is no cover, without an error, and shows a frame of it."""
     command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-err_detect", "explode", "-i", f"file:{path}"]
     command += ["-map", "0:V:0", "-progress", "-", "-f", "null", "-"]
@@ -751,27 +753,42 @@ def is_sound(path: Path) -> bool:
     return done.returncode == 0 and bool(shown) and int(shown[-1]) > 0
 
 
-def plain_decode(path: Path, *, only_unspoilt: bool) -> Plain:
-    """PyAV's frames; only_unspoilt: without those that an error spoilt, and going on after it."""
+def plain_decode(path: Path) -> Plain:
+    """PyAV's frames, going on after errors; a cover picture and a text file, which ffmpeg shows, are no video."""
     frames: list[NDArray[np.uint8]] = []
     stamps: list[float | None] = []
-    turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = TURNS[1, 0, 0, 1]
+    errors = 0
+    turn = TURNS[1, 0, 0, 1]
     width = height = 0
-    with av.open(f"file:{path}", metadata_errors="replace") as container:
+    try:
+        container = av.open(f"file:{path}", metadata_errors="replace")
+    except FFmpegError:
+        return Plain([], [], 1)
+    with container:
         stream = container.streams.best("video")
-        assert stream is not None
-        if only_unspoilt:
-            stream.codec_context.options = {"err_detect": "explode"}
+        if (
+            stream is None
+            or stream.codec_context is None
+            or stream.disposition & av.stream.Disposition.attached_pic
+            or container.format.name == "tty"
+        ):
+            return Plain([], [], 1)
+        stream.codec_context.options = {"err_detect": "explode"}
         packets = container.demux(stream)
+        decoded: list[av.VideoFrame] = []
         while True:
             try:
-                decoded = next(packets).decode()
+                packet = next(packets)
             except StopIteration:
                 break
             except FFmpegError:
-                if only_unspoilt:
-                    continue
-                raise
+                errors += 1
+                break
+            try:
+                decoded = packet.decode()
+            except FFmpegError:
+                errors += 1
+                continue
             for frame in decoded:
                 if not frames:
                     turn = nearest_turn(frame.side_data.get("DISPLAYMATRIX"))
@@ -779,7 +796,7 @@ def plain_decode(path: Path, *, only_unspoilt: bool) -> Plain:
                 frames.append(turn(frame.to_ndarray(format="rgb24", width=width, height=height)))
                 stamps.append(None if frame.pts is None else float(frame.pts * frame.time_base))
     first = stamps[0] if stamps else None
-    return Plain(frames, [None if one is None or first is None else one - first for one in stamps])
+    return Plain(frames, [None if one is None or first is None else one - first for one in stamps], errors)
 
 
 def nearest_turn(matrix: object) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
@@ -803,7 +820,9 @@ def judged(number: int, kind: str, path: Path, decoder: Decoder) -> Verdict:
     except Exception as error:  # noqa: BLE001 - any other exception would have ended the program
         outcome, said = "crash", repr(error)
     seconds = time.monotonic() - started
-    sound = is_sound(path)
+    plain = plain_decode(path)
+    by_ffmpeg = ffmpeg_calls_sound(path)
+    sound = by_ffmpeg and bool(plain.frames) and not plain.errors
     if seconds > 2 * LIMIT:
         outcome, said = "hang", f"{seconds:.0f} seconds"
     elif kind == "playlist":
@@ -812,18 +831,14 @@ def judged(number: int, kind: str, path: Path, decoder: Decoder) -> Verdict:
     elif outcome == "refused" and sound:
         outcome, said = "wrong", f"sound, but {said}"
     elif video is not None:
-        difference = _difference(video, path, sound)
+        difference = _difference(video, plain, sound)
         if difference:
             outcome, said = "wrong", difference
-    return Verdict(number, kind, path.name, sound, outcome, said, seconds)
+    return Verdict(number, kind, path.name, sound, by_ffmpeg and not sound, outcome, said, seconds)
 
 
-def _difference(video: DecodedVideo, path: Path, sound: bool) -> str:
+def _difference(video: DecodedVideo, plain: Plain, sound: bool) -> str:
     """What is wrong with these frames; empty: nothing."""
-    try:
-        plain = plain_decode(path, only_unspoilt=not sound)
-    except FFmpegError as error:
-        return f"read, but a plain decode fails: {error}"
     if not plain.frames:
         return "read, but a plain decode finds no frames"
     if not np.all(np.diff(video.times) >= 0) or video.times[0] != 0 or video.seconds < video.times[-1]:
@@ -847,9 +862,9 @@ def _difference(video: DecodedVideo, path: Path, sound: bool) -> str:
             return f"frame {index} of {len(plain.frames)} is {same or 'none'} (off by {off:.2f} on average)"
     times = [plain.times[index] for index in indices]
     known = [one for one in plain.times if one is not None]
-    if len(set(known)) == len(plain.times) and known == sorted(known):  # stamps that say when
-        if not np.allclose(video.times, np.array(times, float), atol=2e-3):
-            return f"times {video.times.tolist()} instead of {times}"
+    telling = len(set(known)) == len(plain.times) and known == sorted(known)
+    if telling and not np.allclose(video.times, np.array(times, float), atol=2e-3):
+        return f"times {video.times.tolist()} instead of {times}"
     return ""
 
 

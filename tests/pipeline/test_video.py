@@ -346,7 +346,10 @@ def broken_files(folder: Path, whole: Path) -> dict[str, Path]:
         ("folder", "is a folder, not a video file"),
         ("pipe", "is not a regular file"),
         ("sound", "holds no video stream"),
-        ("no index", "is truncated or damaged: it begins like a video, but its index is missing"),
+        (
+            "no index",
+            "is truncated or damaged: it begins like a video, but its header or index cannot be read",
+        ),
         ("cut", r"is truncated: \d+ of its 120 frames are there"),
         ("cut at the end", r"is truncated: 11\d of its 120 frames are there"),
         ("cut matroska", r"is truncated: it ends [12]\.\d seconds early"),
