@@ -55,8 +55,8 @@ DECORD_CONTAINERS = ("mov", "mp4", "matroska", "webm")
 DECORD_CODECS = ("h264", "hevc")
 DECORD_PIXELS = ("yuv420p", "yuvj420p")
 
-# Longest gap between frames, in usual ones, over which none is missing: the older ffmpeg of decord fills in for
-# frames lost from within an H.264 stream otherwise than PyAV's.
+# Longest gap between frames, in usual ones, over which none is missing: for frames lost from within an H.264
+# stream the older ffmpeg of decord fills in otherwise than PyAV's.
 REGULAR = 1.5
 
 # Frames whose order is compared with that of their stamps where it is in doubt: more than any codec reorders.
