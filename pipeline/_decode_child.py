@@ -10,8 +10,10 @@ the parent is killed.
 decord reads first, because it is faster. PyAV reads what decord cannot read exactly: streams whose key frames
 are followed by frames that are shown before them (open GOPs, the default of x265) and containers without an
 exact index (seen with MPEG-TS and AVI), where decord returns neighbours of the frames asked for; mirrored
-videos; several video streams; codecs that decord does not know (AV1). Times count from the first frame and
-come from the container's time stamps.
+videos; several video streams; streams with gaps in time; and all but 8-bit 4:2:0 of H.264 and HEVC. It also
+reads again what decord reported an error about, and is the one to decide what is damaged: a frame is refused
+where its decoder met an error since the last key frame. Times count from the first frame and come from the
+container's time stamps.
 """
 
 from __future__ import annotations
@@ -198,7 +200,8 @@ def inspect(path: str) -> Inspected:
                 key_stamps.append(packet.pts)
             elif newest_key is not None and packet.pts < newest_key:
                 shown_before_key = True
-        # The header's count proves nothing: AVIs count frames dropped while recording, edit lists hide some.
+        # A header's count or length proves nothing: AVIs count frames dropped while recording, edit lists hide
+        # some, and Matroska that was still being written is read to its end by ffmpeg and PyAV too.
         if cut_off:
             if stream.frames > whole:
                 raise UnreadableError(f"is truncated: {whole} of its {stream.frames} frames are there")
@@ -293,7 +296,7 @@ def _joined(shown: Sequence[Stamped], time_base: float) -> list[Stamped]:
                 shift = newest + one.duration - one.clock
             newest = one.clock + shift
         if one.stamp is not None:
-            latest = max(one.stamp + shift, latest or one.stamp + shift)
+            latest = one.stamp + shift if latest is None else max(latest, one.stamp + shift)
         joined.append(
             one._replace(
                 clock=None if one.clock is None else one.clock + shift,
