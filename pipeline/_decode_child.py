@@ -200,8 +200,8 @@ def inspect(path: str) -> Inspected:
                 key_stamps.append(packet.pts)
             elif newest_key is not None and packet.pts < newest_key:
                 shown_before_key = True
-        # A header's count or length proves nothing: AVIs count frames dropped while recording, edit lists hide
-        # some, and Matroska that was still being written is read to its end by ffmpeg and PyAV too.
+        # A header's count or length proves nothing: AVIs count frames dropped while recording, edit lists
+        # hide some, and ffmpeg and PyAV read Matroska that just ends to where it ends.
         if cut_off:
             if stream.frames > whole:
                 raise UnreadableError(f"is truncated: {whole} of its {stream.frames} frames are there")
