@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
+from av.error import FFmpegError
 
 from pipeline.errors import PipelineError, VideoError
 from pipeline.resizing import FrameSize, resized
@@ -304,6 +305,44 @@ def test_the_damaged_real_clip_is_named_with_its_damage(decoder: Decoder) -> Non
         VideoError, match=r"decord_corrupted\.mp4 is damaged: it cannot be decoded near second 3\.0"
     ):
         decoder.read_frames(path, 8)
+
+
+def spoilt_quietly(source: Path, target: Path) -> bool:
+    """Damage one byte so that a plain decode raises nothing, and only marks a frame."""
+    data = source.read_bytes()
+    for place in range(len(data) // 2, len(data), 41):
+        target.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        with contextlib.suppress(FFmpegError), av.open(str(target)) as container:
+            if any([frame.is_corrupt for frame in container.decode(video=0)]):
+                return True
+    return False
+
+
+def test_spoilt_frames_are_not_shown_as_whole(decoder: Decoder, whole: Path, tmp_path: Path) -> None:
+    """H.264's decoder fills in what it cannot decode, and decord tells of it in its log alone."""
+    path = tmp_path / "flipped.mp4"
+    assert spoilt_quietly(whole, path)
+    with pytest.raises(VideoError, match=r"is damaged: it cannot be decoded near second \d\.\d"):
+        decoder.read_frames(path, 120)
+
+
+def test_an_index_without_key_frames_changes_no_frame(decoder: Decoder, whole: Path, tmp_path: Path) -> None:
+    """A lost table of key frames means that every frame is one: seeking would begin anywhere."""
+    path = tmp_path / "every_frame_a_key.mp4"
+    path.write_bytes(whole.read_bytes().replace(b"stss", b"free"))
+    indices = np.linspace(0, 119, 7, dtype=int)
+    assert np.array_equal(decoder.read_frames(path, 7).frames, np.stack(all_frames(path))[indices])
+
+
+def test_ten_bits_of_hevc_keep_their_colours(decoder: Decoder, tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "ten.mp4",
+        moving_frames(10),
+        codec="libx265",
+        pixel_format="yuv420p10le",
+        options={"x265-params": "bframes=0:log-level=none"},
+    )
+    assert np.array_equal(decoder.read_frames(path, 10).frames, np.stack(all_frames(path)))
 
 
 def broken_files(folder: Path, whole: Path) -> dict[str, Path]:
