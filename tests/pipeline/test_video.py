@@ -313,7 +313,8 @@ def spoilt_quietly(source: Path, target: Path) -> bool:
     for place in range(len(data) // 2, len(data), 41):
         target.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
         with contextlib.suppress(FFmpegError), av.open(str(target)) as container:
-            if any([frame.is_corrupt for frame in container.decode(video=0)]):
+            marks = [frame.is_corrupt for frame in container.decode(video=0)]
+            if any(marks):
                 return True
     return False
 
