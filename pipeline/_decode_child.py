@@ -10,8 +10,10 @@ the parent is killed.
 decord reads first, because it is faster. PyAV reads what decord cannot read exactly: streams whose key frames
 are followed by frames that are shown before them (open GOPs, the default of x265) and containers without an
 exact index (seen with MPEG-TS and AVI), where decord returns neighbours of the frames asked for; mirrored
-videos; several video streams; codecs that decord does not know (AV1). Times count from the first frame and
-come from the container's time stamps.
+videos; several video streams; streams with gaps in time; and all but 8-bit 4:2:0 of H.264 and HEVC. It also
+reads again what decord reported an error about, and is the one to decide what is damaged: a frame is refused
+where its decoder met an error since the last key frame. Times count from the first frame and come from the
+container's time stamps.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ import os
 import queue
 import runpy
 import sys
+import tempfile
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -48,13 +52,25 @@ resized = runpy.run_path(str(Path(__file__).with_name("resizing.py")))["resized"
 # Containers whose index decord seeks by exactly.
 DECORD_CONTAINERS = ("mov", "mp4", "matroska", "webm")
 
+# What decord shows exactly as PyAV. Damage of which a decoder does not tell (VP8, VP9) looks otherwise in its
+# older ffmpeg and with its threads, and HEVC of ten bits gets other colours.
+DECORD_CODECS = ("h264", "hevc")
+DECORD_PIXELS = ("yuv420p", "yuvj420p")
+
+# Longest gap between frames, in usual ones, over which none is missing: for frames lost from within an H.264
+# stream the older ffmpeg of decord fills in otherwise than PyAV's.
+REGULAR = 1.5
+
 # Frames whose order is compared with that of their stamps where it is in doubt: more than any codec reorders.
 ORDER_CHECKED = 32
 
 # Seconds by which a decoding stamp must lie before an earlier one to begin a new recording; ffmpeg's value.
 CLOCK_RESTART = 0.1
 
-# Threads that decode one video.
+# Where libraries write to: standard error, which `main` makes a file.
+LOG = 2
+
+# Threads that decode one video in decord.
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 
 # Threads that resize frames while the next ones are decoded, and how many frames may wait for them.
@@ -155,31 +171,23 @@ def sample(total: int, count: int) -> NDArray[np.int64]:
 def inspect(path: str) -> Inspected:
     """Read the container from end to end: what is in it, and whether it is all there."""
     try:
-        container = av.open(path)
+        container = av.open(path, metadata_errors="replace")
     except FFmpegError as error:
         raise UnreadableError(_why_it_does_not_open(path, error)) from error
     with container:
         stream = _video_stream(container)
-        declared = stream.frames
-        # Matroska declares no number of frames: there the end of the last packet of any stream must reach the
-        # declared end of the file.
-        streams = [stream] if declared else list(container.streams)
         packets: list[Stamped] = []
         key_stamps: list[int] = []
         newest_key: int | None = None
         shown_before_key = False
         first_frame: Any = None
         whole = 0
-        end = 0.0
-        for packet in container.demux(streams):
-            PROGRESS.report()
+        cut_off = False
+        for packet in _packets(container, stream):
             if not packet.size:
                 continue
-            if packet.pts is not None and packet.time_base is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index:
-                continue
-            whole += not packet.is_corrupt  # a packet cut off by the end of the file is marked corrupt
+            cut_off = packet.is_corrupt
+            whole += not packet.is_corrupt
             if first_frame is None:
                 first_frame = _first_frame(packet)
             if packet.is_discard:
@@ -192,13 +200,12 @@ def inspect(path: str) -> Inspected:
                 key_stamps.append(packet.pts)
             elif newest_key is not None and packet.pts < newest_key:
                 shown_before_key = True
-        # The header of an AVI counts frames dropped while recording, which stand in it as empty chunks.
-        dropped = container.format.name == "avi" and _riff_is_whole(path)
-        if declared > whole and not dropped and _frames_outside_edit_list(path) < declared:
-            raise UnreadableError(f"is truncated: {whole} of its {declared} frames are there")
-        missing = (container.duration or 0) / av.time_base - end
-        if "matroska" in container.format.name and missing > max(0.5, 0.05 * end):
-            raise UnreadableError(f"is truncated: it ends {missing:.1f} seconds early")
+        # A header's count or length proves nothing: AVIs count frames dropped while recording, edit lists
+        # hide some, and ffmpeg and PyAV read Matroska that just ends to where it ends.
+        if cut_off:
+            if stream.frames > whole:
+                raise UnreadableError(f"is truncated: {whole} of its {stream.frames} frames are there")
+            raise UnreadableError("is truncated: its last frame is cut off")
         if not packets:
             raise UnreadableError("holds no video frames")
         stamps = [packet.stamp for packet in packets if packet.stamp is not None]
@@ -224,6 +231,10 @@ def inspect(path: str) -> Inspected:
             clock_restarts=clock_restarts,
             decord_is_exact=(
                 usable
+                and stream.codec.canonical_name in DECORD_CODECS
+                and stream.pix_fmt in DECORD_PIXELS
+                and key_stamps[:1] == ascending[:1]
+                and _is_regular(ascending)
                 and not shown_before_key
                 and not order_in_doubt
                 and (first_frame is None or _display_matrix(first_frame) is None)
@@ -236,6 +247,12 @@ def inspect(path: str) -> Inspected:
 def _clock_may_restart(container: Any) -> bool:
     """Whether this kind of container may be several recordings put end to end, each with its own clock."""
     return bool(container.format.flags & av.format.Flags.ts_discont.value)
+
+
+def _is_regular(stamps: Sequence[int]) -> bool:
+    """Whether these ascending stamps leave no gap in which a frame may be missing."""
+    gaps = np.diff(stamps)
+    return not gaps.size or bool(gaps.max() <= REGULAR * np.median(gaps))
 
 
 def timeline(shown: Sequence[Stamped], time_base: float, frame_seconds: float) -> Timeline:
@@ -267,11 +284,19 @@ def _joined(shown: Sequence[Stamped], time_base: float) -> list[Stamped]:
     joined: list[Stamped] = []
     shift = 0
     newest: int | None = None  # on the clock that goes on
+    latest: int | None = None  # the same of the stamps
+    restart = CLOCK_RESTART / time_base
     for one in shown:
         if one.clock is not None:
-            if newest is not None and one.clock + shift < newest - CLOCK_RESTART / time_base:
+            if (
+                newest is not None
+                and one.clock + shift < newest - restart
+                and (one.stamp is None or latest is None or one.stamp + shift < latest - restart)
+            ):
                 shift = newest + one.duration - one.clock
             newest = one.clock + shift
+        if one.stamp is not None:
+            latest = one.stamp + shift if latest is None else max(latest, one.stamp + shift)
         joined.append(
             one._replace(
                 clock=None if one.clock is None else one.clock + shift,
@@ -279,6 +304,20 @@ def _joined(shown: Sequence[Stamped], time_base: float) -> list[Stamped]:
             )
         )
     return joined
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Packets from the present position on."""
+    packets = container.demux(stream)
+    while True:
+        PROGRESS.report()
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except FFmpegError as error:
+            raise UnreadableError(f"is damaged: its container cannot be read ({error.strerror})") from error
+        yield packet
 
 
 def _first_frame(packet: Any) -> Any:
@@ -296,45 +335,30 @@ def _why_it_does_not_open(path: str, error: FFmpegError) -> str:
         b"\x1aE\xdf\xa3",
         b"RIFF",
     ):
-        return "is truncated or damaged: it begins like a video, but its index is missing"
+        return "is truncated or damaged: it begins like a video, but its header or index cannot be read"
     return f"is not a video file ({error.strerror})"
 
 
 def _video_stream(container: Any) -> Any:
+    """The stream that ffmpeg would show, made to raise an error where it would show a spoilt frame."""
     stream = container.streams.best("video")
     # ffmpeg shows cover pictures of music, and text files, as videos.
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
         raise UnreadableError("holds no video stream")
     if container.format.name == "tty":
         raise UnreadableError("is a text file, not a video")
+    if stream.codec_context is None:
+        raise UnreadableError("is damaged, or of a codec that is not known here")
+    stream.codec_context.options = {"err_detect": "explode"}
     return stream
-
-
-def _frames_outside_edit_list(path: str) -> int:
-    """Count of whole frames without regard to an edit list, which may hide frames that are there."""
-    with av.open(path, options={"ignore_editlist": "1"}) as container:
-        stream = _video_stream(container)
-        whole = 0
-        for packet in container.demux(stream):
-            PROGRESS.report()
-            whole += bool(packet.size and not packet.is_corrupt)
-        return whole
-
-
-def _riff_is_whole(path: str) -> bool:
-    """Whether an AVI is as long as its outermost chunks say; large ones have several."""
-    size = Path(path).stat().st_size
-    end = 0
-    with Path(path).open("rb") as file:
-        while end < size and file.read(4) == b"RIFF":
-            end += 8 + int.from_bytes(file.read(4), "little")
-            file.seek(end)
-    return end <= size
 
 
 def read_decord(path: str, count: int, size: Size | None) -> Frames:
     """Use decord."""
     inspected = inspect(path)
+    os.lseek(LOG, 0, os.SEEK_SET)
+    os.ftruncate(LOG, 0)
+    decord.logging.set_level(decord.logging.ERROR)
     # fault_tol=0: a frame that cannot be decoded is an error, where decord otherwise returns its neighbour.
     reader = decord.VideoReader(path, num_threads=DECODING_THREADS, fault_tol=0)
     try:
@@ -343,7 +367,9 @@ def read_decord(path: str, count: int, size: Size | None) -> Frames:
         if total != inspected.total:
             raise RuntimeError(f"decord counts {total} frames, the container {inspected.total}")
         indices = sample(total, count)
-        keys = [0, *reader.get_key_indices()]
+        keys = list(reader.get_key_indices())
+        if keys != [bisect_left(inspected.stamps or (), stamp) for stamp in inspected.key_stamps]:
+            raise RuntimeError("decord takes other frames for key frames than the container does")
         pixels = _Pixels(count, size)
         position = 0
         index = -1
@@ -365,6 +391,9 @@ def read_decord(path: str, count: int, size: Size | None) -> Frames:
                 raise RuntimeError(f"decord returned a frame of shape {image.shape}")
             pixels.add(image)
             PROGRESS.report()
+        # decord shows spoilt frames as if they were whole; that they are spoilt stands in the log alone.
+        if os.fstat(LOG).st_size:
+            raise RuntimeError("decord met errors on the way")
         return Frames(pixels.array, inspected.timeline.times[indices], inspected.timeline.seconds)
     finally:
         del reader  # an idle reader goes on decoding ahead
@@ -376,22 +405,24 @@ def read_pyav(path: str, count: int, size: Size | None) -> Frames:
     shown = inspected.timeline
     indices = sample(inspected.total, count)
     if inspected.stamps is not None and (not inspected.order_in_doubt or _shown_as_stamped(path, inspected)):
-        found = _read_stamps(path, [inspected.stamps[i] for i in indices], inspected, size)
+        found = None
+        with suppress(UnreadableError):  # which may come from a wrong index: decoding in order decides
+            found = _read_stamps(path, [inspected.stamps[i] for i in indices], inspected, size)
         if found is not None:
             return Frames(found.array, shown.times[indices], shown.seconds)
-    decoded, pixels = _read_indices(path, indices.tolist(), size)
+    decoded, pixels = _read_indices(path, indices.tolist(), inspected, size)
     if len(decoded) != inspected.total:
         if inspected.clock_restarts:
             decoded = _joined(decoded, inspected.time_base)
         shown = timeline(decoded, inspected.time_base, inspected.frame_seconds)
         indices = sample(len(decoded), count)
-        pixels = _read_indices(path, indices.tolist(), size)[1]
+        pixels = _read_indices(path, indices.tolist(), inspected, size)[1]
     return Frames(pixels.array, shown.times[indices], shown.seconds)
 
 
 def _shown_as_stamped(path: str, inspected: Inspected) -> bool:
     """Whether the first frames come out of the decoder in the order of the container's stamps."""
-    with av.open(path) as container:
+    with av.open(path, metadata_errors="replace") as container:
         decoded = islice(_decode(container, _video_stream(container), inspected), ORDER_CHECKED)
         stamps = tuple(frame.pts for frame in decoded)
     return inspected.stamps is not None and stamps == inspected.stamps[: len(stamps)]
@@ -400,7 +431,7 @@ def _shown_as_stamped(path: str, inspected: Inspected) -> bool:
 def _read_stamps(path: str, wanted: list[int], inspected: Inspected, size: Size | None) -> _Pixels | None:
     """Frames shown at these stamps, ascending; None where the decoder's stamps are not the container's."""
     pixels = _Pixels(len(wanted), size)
-    with av.open(path) as container:
+    with av.open(path, metadata_errors="replace") as container:
         stream = _video_stream(container)
         decoded = _decode(container, stream, inspected)
         frame: Any = None
@@ -411,12 +442,15 @@ def _read_stamps(path: str, wanted: list[int], inspected: Inspected, size: Size 
             # Seeking pays only over a key frame that is still ahead.
             key = bisect_right(inspected.key_stamps, stamp) - 1
             if frame is not None and key >= 0 and inspected.key_stamps[key] > frame.pts:
+                start = inspected.key_stamps[key]
                 try:
-                    container.seek(inspected.key_stamps[key], stream=stream)
+                    container.seek(start, stream=stream)
                 except FFmpegError:  # a bare stream, without a container
                     return None
-                decoded = _decode(container, stream, inspected)
-                frame = None
+                decoded = _decode(container, stream, inspected, start)
+                frame = next((one for one in decoded if one.pts is not None and one.pts >= start), None)
+                if frame is None or frame.pts != start or not frame.key_frame:
+                    return None  # the index is wrong: frames from here on would lack what they build on
             while frame is None or frame.pts is None or frame.pts < stamp:
                 frame = next(decoded, None)
                 if frame is None:
@@ -427,13 +461,15 @@ def _read_stamps(path: str, wanted: list[int], inspected: Inspected, size: Size 
     return pixels
 
 
-def _read_indices(path: str, wanted: list[int], size: Size | None) -> tuple[list[Stamped], _Pixels]:
+def _read_indices(
+    path: str, wanted: list[int], inspected: Inspected, size: Size | None
+) -> tuple[list[Stamped], _Pixels]:
     """The stamps of all frames in the order shown, which are their own clock, and the frames wanted."""
     pixels = _Pixels(len(wanted), size)
     copies = Counter(wanted)
     shown: list[Stamped] = []
-    with av.open(path) as container:
-        for frame in _decode(container, _video_stream(container), None):
+    with av.open(path, metadata_errors="replace") as container:
+        for frame in _decode(container, _video_stream(container), inspected):
             for copy in range(copies[len(shown)]):
                 if copy:
                     pixels.repeat()
@@ -445,15 +481,19 @@ def _read_indices(path: str, wanted: list[int], size: Size | None) -> tuple[list
     return shown, pixels
 
 
-def _decode(container: Any, stream: Any, inspected: Inspected | None) -> Iterator[Any]:
-    """Frames from the present position on; a packet that cannot be decoded makes the video a damaged one."""
-    for packet in container.demux(stream):
-        PROGRESS.report()
+def _decode(container: Any, stream: Any, inspected: Inspected, start: int | None = None) -> Iterator[Any]:
+    """Frames from the present position on; a packet that cannot be decoded makes the video a damaged one.
+
+    start: stamp of the key frame sought; frames shown before it may lack what they build on.
+    """
+    for packet in _packets(container, stream):
         try:
             yield from packet.decode()
         except FFmpegError as error:
+            if start is not None and packet.pts is not None and packet.pts < start:
+                continue
             where = ""
-            if inspected is not None and inspected.stamps is not None and packet.pts is not None:
+            if inspected.stamps is not None and packet.pts is not None:
                 second = (packet.pts - inspected.stamps[0]) * inspected.time_base
                 where = f" near second {second:.1f}"
             raise UnreadableError(f"is damaged: it cannot be decoded{where} ({error.strerror})") from error
@@ -583,7 +623,9 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] |
 def main() -> None:
     """Answer requests until standard input closes."""
     PROGRESS.output = replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), LOG)
+    os.dup2(LOG, 1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     _send(replies, {"ok": True}, None)  # ready: what was slow about starting is over

@@ -39,7 +39,8 @@ PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever i
 
 # Part of every cache key and of what answers are recorded by: raise it when encoding changes, or what a model
 # answers, so that neither features nor answers stored before are taken for new ones.
-ENCODING_VERSION = 4
+# 5: spoilt frames of damaged videos, VP8, VP9 and more than 8 bits were read otherwise before.
+ENCODING_VERSION = 5
 
 USUAL_ATTENTION = "sdpa"  # of transformers' attention implementations
 

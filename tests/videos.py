@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,19 @@ from numpy.typing import NDArray
 
 # Clips with rights of their own, kept beside the checkout and not redistributed with it.
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "videos"
+
+
+# What players make of a frame (H, W, 3), by the display matrix a b c d.
+TURNS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {
+    (1, 0, 0, 1): lambda frame: frame,
+    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),
+    (-1, 0, 0, -1): lambda frame: frame[::-1, ::-1],
+    (0, -1, 1, 0): np.rot90,
+    (-1, 0, 0, 1): lambda frame: frame[:, ::-1],
+    (1, 0, 0, -1): lambda frame: frame[::-1],
+    (0, 1, 1, 0): lambda frame: frame.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda frame: frame.swapaxes(0, 1)[::-1, ::-1],
+}
 
 
 def real_clip(name: str) -> Path:
