@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import sys
 import time
 import warnings
 from collections import Counter
@@ -20,7 +21,8 @@ from pipeline.production import _method, _read
 from tests.summaries import make_summary
 from tests.tuner.study.conftest import YAML as RIGHT
 from tests.tuner.study.conftest import StudyFiles
-from tests.tuner.study.mutations import as_json, as_yaml, mutated
+from tests.tuner.study.mutations import BOMB, as_json, as_yaml, mutated
+from tuner.cli.main import main
 from tuner.errors import UserError
 from tuner.export.best_file import export, read
 from tuner.study import load_study, study_identity
@@ -157,6 +159,36 @@ def test_mutated_questions_are_read_right_or_told(folder: Path) -> None:
 
 def test_mutated_exports_are_read_right_or_told(folder: Path, best: Any) -> None:
     assert check(folder, 150, best, as_json, right_best).total() >= 150
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("study.yaml", b"\xff", "study.yaml:1: this is not UTF-8 text"),
+        ("study.yaml", RIGHT.encode() + b"a: &a [*a]\n", "study.yaml:4: this is not YAML: "),
+        ("study.yaml", BOMB.replace("*a", "x").encode(), "study.yaml: this is not YAML: it has more than"),
+        ("study.yaml", RIGHT.encode() + b'name: "\\ud800"\n', "study.yaml:4: name holds a character that is"),
+        ("questions.jsonl", b'{"id": 1e999}', "questions.jsonl:1: this is not JSON: 1e999 is too large"),
+        ("questions.jsonl", b'\n{"id": "\\ud800"}', "questions.jsonl:2: id holds a character that is none"),
+    ],
+    ids=["bytes", "alias", "bomb", "surrogate", "number", "escape"],
+)
+def test_the_command_line_tells_the_mistake_and_ends_with_2(
+    file: str,
+    content: bytes,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = StudyFiles(tmp_path / "mine").write()
+    (folder / file).write_bytes(content)
+    for command in (["check"], ["run", "--budget", "0.5"]):
+        monkeypatch.setattr(sys, "argv", ["tuner", *command, "--study", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.soak
