@@ -24,6 +24,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: int | None = None
 
 
+class _Interrupt(KeyboardInterrupt):
+    """Of a class of its own: Python ends itself by SIGINT, whatever the exit code, once a KeyboardInterrupt
+    proper has left the evaluation of a string.
+    """
+
+
 def exit_code(otherwise: int) -> int:
     """That of the signal which ended this command; `otherwise` where none came."""
     return otherwise if _received is None else 128 + _received
@@ -63,7 +69,7 @@ def _end(number: int, _: FrameType | None) -> NoReturn:
 def _interrupt(number: int, _: FrameType | None) -> NoReturn:
     global _received
     _received = _received or number
-    raise KeyboardInterrupt
+    raise _Interrupt
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
@@ -71,7 +77,7 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:
     _received = _received or number
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
-        raise KeyboardInterrupt
+        raise _Interrupt
     handler(signal.SIGINT, frame)
 
 

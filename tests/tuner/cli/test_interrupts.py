@@ -175,8 +175,7 @@ def test_interrupted_at_random_moments_it_goes_on_as_if_nothing_had_happened(tmp
         ended = interrupted(tmp_path, after, number, *COMMANDS[name])
         # Some are over before; `check` finds too few videos.
         over = {0, 1} if name == "check" else {0}
-        # A shell tells both alike. Python ends itself by SIGINT where the interrupt fell into the evaluation
-        # of a string, or into its last moment.
+        # A shell tells both alike; the second is Python's last moment, when it has given handlers back.
         right = (
             ended.code in {128 + number, -number} | over
             and "Traceback" not in ended.output
