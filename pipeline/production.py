@@ -101,6 +101,9 @@ class Deployed:
             method = from_dict(fields)
         except ValueError as error:
             raise PipelineError(f"{file}: {error}") from error
+        not_shown = _not_shown(exported)
+        if not_shown:
+            warnings.warn(f"{file} {not_shown}", stacklevel=3)
         return cls(runtime, method, exported)
 
     def answer(self, video: str | Path, question: str, options: Sequence[str] | None = None) -> Answer:
@@ -145,9 +148,9 @@ def load(
 ) -> Deployed:
     """The configuration in an exported file (best.json), ready to answer as it was measured.
 
-    dtype, attention: instead of those measured with, with a warning where they differ. allow_pickle: whether
-    weights stored as pickles may be read. Errors: PipelineError and its kinds; each message says what is
-    wrong with the file or the model it names.
+    dtype, attention: instead of those measured with, with a warning where they differ; another one where the
+    file's verdict is not "shown". allow_pickle: whether weights stored as pickles may be read. Errors:
+    PipelineError and its kinds; each message says what is wrong with the file or the model it names.
     """
     return Deployed.load(path, device=device, dtype=dtype, attention=attention, allow_pickle=allow_pickle)
 
@@ -170,6 +173,25 @@ def _differences(exported: dict[str, Any], runtime: Runtime) -> str:
     if comparable and exported.get("encoding") not in (None, runtime.encoding):
         return "was measured by a version of this program that encodes videos otherwise"
     return ""
+
+
+def _not_shown(exported: dict[str, Any]) -> str:
+    """What was not shown of the configuration, after the file's name; empty where it was shown to hold."""
+    verdict = exported.get("verdict", "untested")
+    if verdict == "shown":
+        return ""
+    if verdict == "untested":
+        return "was never tested against the unpruned model on held-out videos: what it loses is not known."
+    found, trial = "", exported.get("provenance", {}).get("trial")
+    for test in exported.get("tested", ()):
+        if test.get("trial") == trial:
+            found = (
+                f": the difference is {100 * test['difference']:+.1f} points there, and it may be "
+                f"{100 * test['bound']:+.1f}"
+            )
+    margin = exported.get("margin")
+    allowed = "its margin" if margin is None else f"{100 * margin:.3g} points of accuracy"
+    return f"is not shown to lose no more than {allowed} on held-out videos{found}."
 
 
 def _read(file: Path) -> dict[str, Any]:
