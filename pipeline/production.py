@@ -58,9 +58,9 @@ class Deployed:
         here = base or file.resolve().parent
         try:
             runtime = Runtime.load(
-                _locate(model["id"], here),
+                locate(model["id"], here),
                 revision=model.get("revision"),
-                text_encoder=_locate(encoder["id"], here),
+                text_encoder=locate(encoder["id"], here),
                 text_encoder_revision=encoder.get("revision"),
                 frames=int(exported["frames"]),
                 scoring=exported.get("scoring", "words"),
@@ -219,11 +219,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _formerly(part: dict[str, Any], identity: str, here: Path, allow_pickle: bool) -> bool:
     """Whether an earlier version gave this identity to the checkpoint that is found now."""
-    checkpoint = find_checkpoint(_locate(part["id"], here), part.get("revision"), allow_pickle=allow_pickle)
+    checkpoint = find_checkpoint(locate(part["id"], here), part.get("revision"), allow_pickle=allow_pickle)
     return checkpoint.is_identified_by(identity)
 
 
-def _locate(name: str, base: Path) -> str:
+def locate(name: str, base: Path) -> str:
     """The folder of that name beside the exported file, or else `name` itself."""
     beside = base / name
     return str(beside) if beside.is_dir() else name
