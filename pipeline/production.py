@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,20 +87,7 @@ class Deployed:
         if differences:
             # At the line that called `pipeline.load`.
             warnings.warn(f"{file} {differences}: answers may differ from those measured.", stacklevel=3)
-        fields = {
-            "method": exported.get("method", "adatp"),
-            **exported["parameters"],
-            **exported.get("selection", {}),
-        }
-        if exported["schema"] == MEAN_OVER_ALL and fields.get("score_query") == "mean":
-            raise PipelineError(
-                f"{file} was measured with scores that are the mean over all tokens after the video, which "
-                "this version takes over the question alone: run `tuner run` and `tuner export` again."
-            )
-        try:
-            method = from_dict(fields)
-        except ValueError as error:
-            raise PipelineError(f"{file}: {error}") from error
+        method = method_of(file, exported)
         not_shown = _not_shown(exported)
         if not_shown:
             warnings.warn(f"{file} {not_shown}", stacklevel=3)
@@ -153,6 +140,27 @@ def load(
     PipelineError and its kinds; each message says what is wrong with the file or the model it names.
     """
     return Deployed.load(path, device=device, dtype=dtype, attention=attention, allow_pickle=allow_pickle)
+
+
+def method_of(file: Path, exported: Mapping[str, Any]) -> Method:
+    """The configuration in the content of an exported file.
+
+    Errors: PipelineError when there is none, or it meant something else when it was measured.
+    """
+    fields = {
+        "method": exported.get("method", "adatp"),
+        **exported["parameters"],
+        **exported.get("selection", {}),
+    }
+    if exported["schema"] == MEAN_OVER_ALL and fields.get("score_query") == "mean":
+        raise PipelineError(
+            f"{file} was measured with scores that are the mean over all tokens after the video, which "
+            "this version takes over the question alone: run `tuner run` and `tuner export` again."
+        )
+    try:
+        return from_dict(fields)
+    except ValueError as error:
+        raise PipelineError(f"{file}: {error}") from error
 
 
 def _differences(exported: dict[str, Any], runtime: Runtime) -> str:
@@ -224,6 +232,6 @@ def _formerly(part: dict[str, Any], identity: str, here: Path, allow_pickle: boo
 
 
 def locate(name: str, base: Path) -> str:
-    """The folder of that name beside the exported file, or else `name` itself."""
+    """A checkpoint that an exported file names: the folder beside the file, or else `name` itself."""
     beside = base / name
     return str(beside) if beside.is_dir() else name

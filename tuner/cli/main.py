@@ -20,6 +20,7 @@ from tuner.cli.sensitivity import sensitivity
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
+from tuner.cli.verify import verify
 from tuner.errors import EXIT_CODE, UserError, disk_may_be_full, without_passwords
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command()(compare)
 app.command()(status)
 app.command()(trials)
 app.command()(export)
+app.command()(verify)
 app.command()(report)
 app.command()(sync)
 app.command()(sensitivity)
