@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from tuner.cli.archive import archive, restore
 from tuner.cli.check import check
 from tuner.cli.compare import compare
+from tuner.cli.doctor import doctor
 from tuner.cli.export import export
 from tuner.cli.report import report
 from tuner.cli.run import run
@@ -44,6 +45,7 @@ app.command()(sync)
 app.command()(sensitivity)
 app.command()(archive)
 app.command()(restore)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -663,3 +663,7 @@ def _worth(summary: RunSummary) -> WorthNumbers | None:
         return None
     interval = None if found.interval is None else (found.interval.low, found.interval.high)
     return WorthNumbers(found.value, interval, None if summary.cost is None else summary.cost.passes)
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")  # noqa: T201 - the file's content
