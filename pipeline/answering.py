@@ -33,6 +33,15 @@ class Answer:
     kept: tuple[int, ...]  # visual tokens that really stayed, per pruning layer; empty for the unpruned model
     seconds: float  # from question to answer, encoding of the video not included
     peak_bytes: int | None = None  # memory added meanwhile: see pipeline.peak_memory.PeakMemory
+    # What pruning saved, by this question's plan: the language model's prefill in FLOPs over the unpruned
+    # one's, and the visual tokens that the video has. 1 and all tokens where nothing was pruned.
+    flops_ratio: float = 1.0
+    visual_tokens: int = 0
+
+    @property
+    def tokens_left(self) -> int:
+        """Visual tokens after the last pruning."""
+        return self.kept[-1] if self.kept else self.visual_tokens
 
 
 def normalise(text: str) -> str:

@@ -7,9 +7,13 @@ all earlier versions are still read.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 _NAME = "adatp-tuner/best/"
 VERSION = 2  # 2: score_query "mean" is over the question alone, before over all tokens after the video
 SCHEMA = f"{_NAME}{VERSION}"
+# The JSON Schema of the current format, which covers the earlier ones; written from `tuner.export.best_file`.
+SCHEMA_FILE = Path(__file__).with_name("best.schema.json")
 # What the key `schema` may hold.
 READABLE = tuple(f"{_NAME}{version}" for version in range(1, VERSION + 1))
 

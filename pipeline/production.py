@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -89,14 +89,14 @@ class Deployed:
         """
         file = Path(path)
         exported = _read(file)
-        method = _method(exported, file)  # before anything large is loaded
+        method = method_of(file, exported)  # before anything large is loaded
         model, encoder = exported["model"], exported["text_encoder"]
         here = base or file.resolve().parent
         try:
             runtime = Runtime.load(
-                _locate(model["id"], here),
+                locate(model["id"], here),
                 revision=model.get("revision"),
-                text_encoder=_locate(encoder["id"], here),
+                text_encoder=locate(encoder["id"], here),
                 text_encoder_revision=encoder.get("revision"),
                 frames=exported["frames"],
                 scoring=exported.get("scoring", "words"),
@@ -123,6 +123,9 @@ class Deployed:
         if differences:
             # At the line that called `pipeline.load`.
             warnings.warn(f"{file} {differences}: answers may differ from those measured.", stacklevel=3)
+        not_shown = _not_shown(exported)
+        if not_shown:
+            warnings.warn(f"{file} {not_shown}", stacklevel=3)
         return cls(runtime, method, exported)
 
     def answer(self, video: str | Path, question: str, options: Sequence[str] | None = None) -> Answer:
@@ -167,11 +170,32 @@ def load(
 ) -> Deployed:
     """The configuration in an exported file (best.json), ready to answer as it was measured.
 
-    dtype, attention: instead of those measured with, with a warning where they differ. allow_pickle: whether
-    weights stored as pickles may be read. Errors: PipelineError and its kinds; each message says what is
-    wrong with the file or the model it names.
+    dtype, attention: instead of those measured with, with a warning where they differ; another one where the
+    file's verdict is not "shown". allow_pickle: whether weights stored as pickles may be read. Errors:
+    PipelineError and its kinds; each message says what is wrong with the file or the model it names.
     """
     return Deployed.load(path, device=device, dtype=dtype, attention=attention, allow_pickle=allow_pickle)
+
+
+def method_of(file: Path, exported: Mapping[str, Any]) -> Method:
+    """The configuration in the content of an exported file.
+
+    Errors: PipelineError when there is none, or it meant something else when it was measured.
+    """
+    fields = {
+        "method": exported.get("method", "adatp"),
+        **exported["parameters"],
+        **exported.get("selection", {}),
+    }
+    if exported["schema"] == MEAN_OVER_ALL and fields.get("score_query") == "mean":
+        raise PipelineError(
+            f"{file} was measured with scores that are the mean over all tokens after the video, which "
+            "this version takes over the question alone: run `tuner run` and `tuner export` again."
+        )
+    try:
+        return from_dict(fields)
+    except ValueError as error:
+        raise PipelineError(f"{file}: {error}") from error
 
 
 def _differences(exported: dict[str, Any], runtime: Runtime) -> str:
@@ -192,6 +216,25 @@ def _differences(exported: dict[str, Any], runtime: Runtime) -> str:
     if comparable and exported.get("encoding") not in (None, runtime.encoding):
         return "was measured by a version of this program that encodes videos otherwise"
     return ""
+
+
+def _not_shown(exported: dict[str, Any]) -> str:
+    """What was not shown of the configuration, after the file's name; empty where it was shown to hold."""
+    verdict = exported.get("verdict", "untested")
+    if verdict == "shown":
+        return ""
+    if verdict == "untested":
+        return "was never tested against the unpruned model on held-out videos: what it loses is not known."
+    found, trial = "", exported.get("provenance", {}).get("trial")
+    for test in exported.get("tested", ()):
+        if test.get("trial") == trial:
+            found = (
+                f": the difference is {100 * test['difference']:+.1f} points there, and it may be "
+                f"{100 * test['bound']:+.1f}"
+            )
+    margin = exported.get("margin")
+    allowed = "its margin" if margin is None else f"{100 * margin:.3g} points of accuracy"
+    return f"is not shown to lose no more than {allowed} on held-out videos{found}."
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -228,30 +271,13 @@ def _read(file: Path) -> dict[str, Any]:
     return result
 
 
-def _method(exported: dict[str, Any], file: Path) -> Method:
-    fields = {
-        "method": exported.get("method", "adatp"),
-        **exported["parameters"],
-        **exported.get("selection", {}),
-    }
-    if exported["schema"] == MEAN_OVER_ALL and fields.get("score_query") == "mean":
-        raise PipelineError(
-            f"{file} was measured with scores that are the mean over all tokens after the video, which "
-            "this version takes over the question alone: run `tuner run` and `tuner export` again."
-        )
-    try:
-        return from_dict(fields)
-    except ValueError as error:
-        raise PipelineError(f"{file}: {error}") from error
-
-
 def _formerly(part: dict[str, Any], identity: str, here: Path, allow_pickle: bool) -> bool:
     """Whether an earlier version gave this identity to the checkpoint that is found now."""
-    checkpoint = find_checkpoint(_locate(part["id"], here), part.get("revision"), allow_pickle=allow_pickle)
+    checkpoint = find_checkpoint(locate(part["id"], here), part.get("revision"), allow_pickle=allow_pickle)
     return checkpoint.is_identified_by(identity)
 
 
-def _locate(name: str, base: Path) -> str:
-    """The folder of that name beside the exported file, or else `name` itself."""
+def locate(name: str, base: Path) -> str:
+    """A checkpoint that an exported file names: the folder beside the file, or else `name` itself."""
     beside = base / name
     return str(beside) if beside.is_dir() else name

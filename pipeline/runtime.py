@@ -22,7 +22,7 @@ from pipeline.encoders import AlignedEncoder, load_encoder
 from pipeline.errors import NotFiniteError
 from pipeline.families import load_family
 from pipeline.families.base import Family
-from pipeline.flops import ModelShape
+from pipeline.flops import ModelShape, plan_flops, unpruned_flops
 from pipeline.generation import Prefill, prefill
 from pipeline.layout import Layout
 from pipeline.methods.base import Method
@@ -329,7 +329,8 @@ class Runtime:
             return []
         begin = perf_counter()
         with PeakMemory(self.family.device) as peak:
-            pack = Pack(self.family, [self.pack_item(request) for request in requests])
+            items = [self.pack_item(request) for request in requests]
+            pack = Pack(self.family, items)
             chosen = {i: one.question for i, one in enumerate(requests) if one.question.options is not None}
             free = [i for i in range(len(requests)) if i not in chosen]
             texts = {
@@ -347,8 +348,9 @@ class Runtime:
         seconds = (perf_counter() - begin) / len(requests)
         peak_bytes = None if peak.bytes is None else peak.bytes // len(requests)
         answers = []
-        for i, request in enumerate(requests):
+        for i, (request, item) in enumerate(zip(requests, items, strict=True)):
             question, kept = request.question, pack.kept(i)
+            saved = (self._flops_ratio(item), item.layout.visual)
             if question.options is not None:
                 best = max(range(len(scores[i])), key=scores[i].__getitem__)
                 answers.append(
@@ -361,12 +363,15 @@ class Runtime:
                         kept,
                         seconds,
                         peak_bytes,
+                        *saved,
                     )
                 )
             else:
                 known = rescored[i][0] if i in rescored else said[i][1]
                 logprob = known if wanted[i] else None
-                answers.append(Answer(question.id, words[i], None, None, logprob, kept, seconds, peak_bytes))
+                answers.append(
+                    Answer(question.id, words[i], None, None, logprob, kept, seconds, peak_bytes, *saved)
+                )
         return answers
 
     def pack_item(self, request: Request, *, stored: bool = True) -> PackItem:
@@ -390,6 +395,12 @@ class Runtime:
             clip.saliency.to(device) if merges else None,
             {name: tensor.to(device) for name, tensor in clip.extra.items()},
         )
+
+    def _flops_ratio(self, item: PackItem) -> float:
+        """The question's prefill by its plan over the unpruned one."""
+        if item.plan is None:
+            return 1.0
+        return plan_flops(item.plan, item.layout, self.shape) / unpruned_flops(item.layout, self.shape)
 
     def _reference_ids(self, reference: str | None, said: str) -> tuple[int, ...]:
         return self._option_ids(said if reference is None else reference)

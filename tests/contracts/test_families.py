@@ -246,6 +246,7 @@ def test_an_exported_configuration_loads_and_answers_about_a_file(runtime, paths
         "scoring": "words",
         "dtype": "float32",
         "attention": "sdpa",
+        "verdict": "shown",
     }
     (tmp_path / "best.json").write_text(json.dumps(exported))
     answer = pipeline.load(tmp_path / "best.json").answer(video, QUESTION.text, QUESTION.options)

@@ -80,6 +80,7 @@ def test_a_deployed_model_raises_too(checkpoints, broken, tmp_path, monkeypatch)
     exported = {
         "schema": SCHEMA, "parameters": {"p": 0.6}, "frames": FRAMES, "dtype": "float32", "attention": "sdpa",
         "model": {"id": str(checkpoints.model)}, "text_encoder": {"id": str(checkpoints.siglip)},
+        "verdict": "shown",
     }  # fmt: skip
     (tmp_path / "best.json").write_text(json.dumps(exported))
     write_video(tmp_path / "video.mp4", scenes(FRAMES))

@@ -13,6 +13,8 @@ from pipeline import video
 from pipeline.checkpoint import find_checkpoint
 from pipeline.errors import PipelineError, UnsupportedError
 from pipeline.export_format import SCHEMA, VERSION
+from pipeline.flops import question_ratios
+from pipeline.layout import Layouts
 from pipeline.methods import AdaTP, from_dict
 from pipeline.question import Question
 from pipeline.runtime import Runtime
@@ -37,6 +39,7 @@ def exported(checkpoints, runtime):
         "device": "cpu",
         "pooling": None,
         "encoding": runtime.encoding,
+        "verdict": "shown",
     }
 
 
@@ -66,9 +69,8 @@ def test_an_export_answers_what_the_study_measured(tmp_path, exported, file, run
     assert deployed.method == AdaTP(p=0.6)
     answer = deployed.answer(path, "what color is the ring?", ["red", "dark blue"])
     clip = runtime.encode(path)
-    expected = runtime.answer(
-        clip, Question("x", "what color is the ring?", ("red", "dark blue")), AdaTP(p=0.6)
-    )
+    asked = Question("x", "what color is the ring?", ("red", "dark blue"))
+    expected = runtime.answer(clip, asked, AdaTP(p=0.6))
     assert (answer.text, answer.option_logprobs, answer.kept) == (
         expected.text, expected.option_logprobs, expected.kept,
     )  # fmt: skip
@@ -192,6 +194,47 @@ def test_a_broken_file_is_refused(tmp_path, content, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(PipelineError, match="cannot be read: No such file"):
         pipeline.load(tmp_path / "best.json")
+
+
+def test_an_answer_says_what_pruning_saved(tmp_path, exported, file, runtime):
+    answer = pipeline.load(write(tmp_path, exported)).answer(file[0], "what is on sea?")
+    clip, asked = runtime.encode(file[0]), Question("x", "what is on sea?")
+    layout, method = runtime.layout(clip, asked), AdaTP(p=0.6)
+    (ratio,) = question_ratios(method.plans(Layouts.of([layout]), runtime.shape.layers), runtime.shape)
+    assert answer.flops_ratio == pytest.approx(ratio)
+    assert 0 < answer.flops_ratio < 1
+    assert (answer.visual_tokens, answer.tokens_left) == (layout.visual, answer.kept[-1])
+    unpruned = runtime.answer(clip, asked, None)
+    assert (unpruned.flops_ratio, unpruned.tokens_left) == (1.0, layout.visual)
+
+
+@pytest.mark.parametrize(
+    ("file_says", "message"),
+    [
+        ({"verdict": None}, None),
+        ({"verdict": "untested"}, "was never tested against the unpruned model"),
+        (
+            {
+                "verdict": "not_shown",
+                "margin": 0.02,
+                "provenance": {"trial": 7},
+                "tested": [{"trial": 3}, {"trial": 7, "difference": -0.01, "bound": -0.031}],
+            },
+            r"lose no more than 2 points .*: the difference is -1\.0 points there, and it may be -3\.1\.",
+        ),
+        ({"verdict": "not_shown"}, r"no more than its margin on held-out videos\."),
+    ],
+    ids=["missing", "untested", "tested", "margin unknown"],
+)
+def test_a_verdict_that_is_not_shown_is_told_once(tmp_path, exported, file_says, message):
+    exported |= file_says
+    if exported["verdict"] is None:
+        del exported["verdict"]
+        message = "was never tested"
+    with pytest.warns(UserWarning, match=message) as told:
+        pipeline.load(write(tmp_path, exported))
+    assert len(told) == 1
+    assert Path(told[0].filename) == Path(__file__)
 
 
 # -- as it was measured -------------------------------------------------------------------------------------

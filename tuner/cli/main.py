@@ -19,6 +19,7 @@ from tuner.cli import interrupts
 from tuner.cli.archive import archive, restore
 from tuner.cli.check import check
 from tuner.cli.compare import compare
+from tuner.cli.doctor import doctor
 from tuner.cli.export import export
 from tuner.cli.importing import import_
 from tuner.cli.init import init
@@ -29,6 +30,7 @@ from tuner.cli.sensitivity import sensitivity
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
+from tuner.cli.verify import verify
 from tuner.errors import (
     EXIT_CODE,
     DiskFullError,
@@ -59,11 +61,13 @@ app.command()(compare)
 app.command()(status)
 app.command()(trials)
 app.command()(export)
+app.command()(verify)
 app.command()(report)
 app.command()(sync)
 app.command()(sensitivity)
 app.command()(archive)
 app.command()(restore)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -156,6 +156,9 @@ class EvaluatorSpec:
     pooling: str | None = None
     allow_pickle: bool = False
     decode_timeout: float = TIMEOUT
+    # As of `Runtime.load`; a study leaves both to the model and its device.
+    dtype: str = "auto"
+    attention: str | None = None
     # Bytes of each of a worker's stores (`memory`); None: a share of what is free.
     store_bytes: int | None = None
     # Workers that share the host's memory, and what part of a GPU is each one's.
@@ -185,14 +188,14 @@ class EvaluatorSpec:
             decode_timeout=study.decode_timeout,
         )
 
-    def load(self, dtype: str = "auto") -> Runtime:
-        """The model, loaded in this process. dtype: as of `Runtime.load`.
+    def load(self, dtype: str | None = None) -> Runtime:
+        """The model, loaded in this process. dtype: instead of the specification's.
 
         Errors: ModelError if it cannot be loaded.
         """
         import torch
 
-        from pipeline.runtime import Runtime
+        from pipeline.runtime import USUAL_ATTENTION, Runtime
 
         torch.set_num_threads(self.threads)
         return Runtime.load(
@@ -203,7 +206,8 @@ class EvaluatorSpec:
             scoring=self.scoring,
             max_new_tokens=self.max_new_tokens,
             device=self.device,
-            dtype=dtype,
+            dtype=dtype or self.dtype,
+            attention=self.attention or USUAL_ATTENTION,
             pooling=self.pooling,
             allow_pickle=self.allow_pickle,
             decode_timeout=self.decode_timeout,

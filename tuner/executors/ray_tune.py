@@ -556,6 +556,14 @@ def local_ray(workers: int) -> Iterator[None]:
         yield
 
 
+def cluster_resources(address: str) -> str:
+    """What a cluster offers, in words. Errors: UserError if there is none."""
+    with _quiet(), _ray(1, 0.0, address):
+        nodes = _nodes()
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    return f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs"
+
+
 @contextmanager
 def _kept_handler() -> Iterator[None]:
     """Ray would end the process at SIGTERM, with exit code 1: the command line ends the run as at Ctrl-C."""

@@ -27,6 +27,7 @@ from tuner.errors import UserError
 from tuner.records.measurements import Profiled, ServingCost
 from tuner.records.values import Look
 from tuner.reporting.values import HeldOut, RunSummary, TagRow
+from tuner.search.selection import level_of
 from tuner.statistics.values import Guessing, Measured, Noise, Tested, Verdict
 from tuner.statistics.wording import weak_baseline
 from tuner.study.values import AnswerCost
@@ -211,6 +212,19 @@ class Checkpoint(_Strict):
 
 
 @dataclass(frozen=True)
+class AnswerNumbers(_Strict):
+    """What was answered to a held-out question; `asked` identifies its text, options and video.
+
+    `unpruned` is the unpruned model's answer; null: the same.
+    """
+
+    question: str
+    asked: str
+    text: str
+    unpruned: str | None = None
+
+
+@dataclass(frozen=True)
 class Provenance(_Strict):
     """Where the configuration comes from; nothing here changes an answer."""
 
@@ -226,6 +240,8 @@ class Provenance(_Strict):
     # Answers that the model gave, and answers that trials shared through equal plans instead.
     evaluated_answers: int | None = None
     shared_answers: int | None = None
+    # Whether a person chose the trial, not the search.
+    chosen_by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -275,6 +291,8 @@ class Best(_Strict):
     accepted_weak_baseline: bool = False
     # Questions that are left out of all numbers, because they killed their workers: reasons by id.
     quarantined: dict[str, str] = field(default_factory=dict)
+    # What `tuner verify` compares with; older files have none.
+    answers: list[AnswerNumbers] = field(default_factory=list)
 
 
 def export(
@@ -298,10 +316,21 @@ def export(
         accept_regressions=accept_regressions,
         accept_weak_baseline=accept_weak_baseline,
     )
-    write_whole(
-        path, json.dumps(dataclasses.asdict(best), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write(best, path)
     return best
+
+
+def write(best: Best, path: Path) -> None:
+    """Writes the file, completely or not at all. Errors: UserError if it cannot be written."""
+    values = dataclasses.asdict(best)
+    # Last and a line each: there are thousands of them.
+    answers = [
+        json.dumps({name: text for name, text in one.items() if text is not None}, ensure_ascii=False)
+        for one in values.pop("answers")
+    ]
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    listed = ",".join(f"\n    {one}" for one in answers) + "\n  " if answers else ""
+    write_whole(path, f'{text},\n  "answers": [{listed}]\n}}\n')
 
 
 def describe(
@@ -316,12 +345,16 @@ def describe(
     trial, held_out, setting = summary.best, summary.best_held_out, summary.setting
     if trial is None:
         raise UserError(_nothing_fits(summary))
+    if held_out is None and summary.chosen_by_hand:
+        raise UserError(_not_shown(summary))
     if held_out is None or setting is None:
         raise UserError(
             f"study {summary.study} is not finished: its best configuration has no held-out result yet."
         )
     largest = max(trial.outcome.flops_ratio, held_out.outcome.flops_ratio)
-    if largest > summary.budget + _BUDGET_TOLERANCE:
+    # Only a person takes a trial from beyond the search's budget.
+    budget = summary.budget if trial.within_budget else largest
+    if largest > budget + _BUDGET_TOLERANCE:
         raise ValueError(
             f"An exported configuration must fit the budget {summary.budget}, but needs {largest}."
         )
@@ -356,7 +389,7 @@ def describe(
         scoring=setting.scoring,
         max_new_tokens=setting.max_new_tokens,
         labelled=setting.labelled,
-        budget=summary.budget,
+        budget=budget,
         measured=_measured(held_out),
         baseline=_baseline(summary.baseline["held_out"], summary.baseline_cost),
         serving=None if summary.serving is None else _serving(summary.serving),
@@ -372,6 +405,7 @@ def describe(
             versions=versions(),
             evaluated_answers=summary.evaluated_answers,
             shared_answers=summary.shared_answers,
+            chosen_by_hand=summary.chosen_by_hand,
         ),
         dtype=setting.dtype,
         attention=setting.attention,
@@ -384,12 +418,18 @@ def describe(
         tested=[TestedNumbers(**dataclasses.asdict(candidate)) for candidate in summary.tested],
         looks=[_look(look) for look in summary.looks],
         look=summary.look,
-        over_defaults=_worth(summary),
+        over_defaults=_worth(summary) if trial.within_budget else None,
         noise_floor=None if summary.noise is None else NoiseNumbers(**dataclasses.asdict(summary.noise)),
         accepted_regressions=summary.verdict != "shown",
         guessing=None if guessing is None else GuessingNumbers(**dataclasses.asdict(guessing)),
         accepted_weak_baseline=weak,
         quarantined=dict(summary.quarantined),
+        answers=[
+            AnswerNumbers(
+                one.question, one.asked, one.text, None if one.unpruned == one.text else one.unpruned
+            )
+            for one in summary.answers
+        ],
     )
 
 
@@ -419,14 +459,29 @@ def read(path: Path) -> Best:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of best.json, the parameters' ranges derived from the methods' own fields."""
+    """JSON Schema of best.json in all its formats, the parameters' ranges derived from the methods' own
+    fields. `pipeline/best.schema.json` holds it.
+    """
     from pipeline.methods import METHODS
     from pipeline.methods import json_schema as method_schema
 
     schema = _adapter().json_schema()
     schema["$defs"] |= {name: method_schema(method) for name, method in METHODS.items()}
     schema["properties"]["schema"]["enum"] = list(READABLE)
-    return schema
+    measured = schema["$defs"]["MeasuredNumbers"]
+    measured["properties"]["part"] = {
+        "deprecated": True,
+        "description": "split, in format 1",
+        "type": "string",
+    }
+    measured["required"].remove("split")
+    measured["oneOf"] = [{"required": ["split"]}, {"required": ["part"]}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:{SCHEMA}", **schema}
+
+
+def schema_text() -> str:
+    """What `pipeline/best.schema.json` holds."""
+    return json.dumps(json_schema(), indent=2) + "\n"
 
 
 def versions() -> dict[str, str]:
@@ -548,6 +603,12 @@ def _nothing_fits(summary: RunSummary) -> str:
 
 
 def _not_shown(summary: RunSummary) -> str:
+    if summary.chosen_by_hand and not summary.tested and summary.best is not None:
+        return (
+            f"trial {summary.best.number} was not tested on the held-out videos: `tuner export --measure` "
+            f"asks what is missing and tests it, which is look {summary.look} of this study (level "
+            f"{100 * level_of('trial', summary.look):.2g} %)"
+        )
     if summary.tested and summary.margin is not None:
         worst = max(summary.tested, key=lambda one: one.bound)
         found = (
@@ -606,3 +667,7 @@ def _worth(summary: RunSummary) -> WorthNumbers | None:
         return None
     interval = None if found.interval is None else (found.interval.low, found.interval.high)
     return WorthNumbers(found.value, interval, None if summary.cost is None else summary.cost.passes)
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")  # noqa: T201 - the file's content

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, insert, select
 from tuner.records.connected import Connected
 from tuner.records.rows import configuration_of, digest, knob_columns, outcome_columns, outcome_of
 from tuner.records.schema import look_table, measured_table, study_table
-from tuner.records.values import Look, SearchRecord
+from tuner.records.values import Look, LookGoal, SearchRecord
 from tuner.statistics.values import Verdict
 from tuner.study.values import Configuration, Outcome
 
@@ -57,17 +57,19 @@ class HeldOut(Connected):
         *,
         level: float | None = None,
         candidates: Sequence[int] = (),
+        goal: LookGoal | None = None,
     ) -> None:
         """Adds a look: what held-out videos say of `trial`, which the search chose at its margin when the
         study had so many completed trials. The same look again, as of a run that is repeated, adds nothing.
 
-        level: the test's significance level; candidates: trial numbers in the order they were tested.
+        level: the test's significance level; candidates: trial numbers in the order they were tested; goal:
+        instead of the search's, "trial" where a person chose.
         """
         values = {
             "study_id": self._study_id,
             "search_id": search.id,
             "study_hash": self._hash,
-            "goal": search.goal,
+            "goal": goal or search.goal,
             "budget": search.budget,
             "seed": search.seed,
             "max_drop": search.max_drop,

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, Self
 
 from pipeline.layout import Layout
+from pipeline.question import Question
 from tuner.statistics.margin import DEFAULT_MAX_DROP
 from tuner.statistics.values import Verdict
 from tuner.study.values import Configuration, Outcome, Split
@@ -23,7 +24,17 @@ def prompt_hash(text: str, options: Sequence[str] | None) -> str:
     return hashlib.sha256(json.dumps([text, None if options is None else list(options)]).encode()).hexdigest()
 
 
+def asked_hash(question: Question, content: str) -> str:
+    """What identifies a question about a video, in twelve hexadecimal digits: its text and options, and the
+    hash of the video's bytes.
+    """
+    asked = f"{prompt_hash(question.text, question.options)} {content}"
+    return hashlib.sha256(asked.encode()).hexdigest()[:12]
+
+
 Goal = Literal["budget", "max_drop"]
+# Of a look: what a search was for, or a trial that a person chose.
+LookGoal = Literal["budget", "max_drop", "trial"]
 Purpose = Literal["search", "above"]
 
 
@@ -166,12 +177,12 @@ class Derived:
 
 @dataclass(frozen=True)
 class Look:
-    """What held-out videos said of a search's choice at a margin.
+    """What held-out videos said of a search's choice, or of a trial that a person chose, at a margin.
 
     Levels of the tests hold for the looks that were planned: who sees one can move the next.
     """
 
-    goal: Literal["budget", "max_drop"]
+    goal: LookGoal
     budget: float
     seed: int
     max_drop: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.flops import ModelShape, VisionShape
@@ -23,13 +23,17 @@ from tuner.records.store import Store
 from tuner.records.values import (
     Goal,
     InfeasibleRecord,
+    LookGoal,
     RecordedAnswer,
     SearchRecord,
     StudyRecord,
     TrialRecord,
+    asked_hash,
 )
+from tuner.reporting.trial_table import front_numbers
 from tuner.reporting.values import (
     HeldOut,
+    HeldOutAnswer,
     InfeasibleProposal,
     PrunedTrial,
     RegressionRow,
@@ -37,7 +41,7 @@ from tuner.reporting.values import (
     TagRow,
     Trial,
 )
-from tuner.search.selection import Choice, Looks, choose, eligible, level_of
+from tuner.search.selection import Choice, HeldOutResults, Looks, choose, eligible, examine, level_of
 from tuner.search.space import TOLERANCE, SearchSpace, allows, smallest_reachable
 from tuner.statistics import paired
 from tuner.statistics.guessing import against_guessing
@@ -171,30 +175,78 @@ def _chosen(
     return _choice(search, store, results, trials, taken=False)
 
 
-def _choice(
-    search: SearchRecord, store: Store, results: Results, trials: Sequence[TrialRecord], *, taken: bool
-) -> Choice | None:
-    """taken: with the held-out answers of configurations, not of the baseline alone."""
-    measured = store.measured() if taken else {}
+def _held_out_of(results: Results, measured: Mapping[Configuration, Outcome]) -> HeldOutResults:
+    """The held-out answers of the baseline, and of configurations that are among `measured`."""
 
     def held_out_of(configuration: Configuration | None) -> list[QuestionResult] | None:
         if configuration is not None and configuration not in measured:
             return None
         return results.of(configuration, "held_out")
 
+    return held_out_of
+
+
+def choice_of_trial(
+    study: Study, store: Store, planner: Planner, search: SearchRecord, number: int
+) -> Choice:
+    """What held-out videos say of a trial that a person chose, at the search's margin.
+
+    Errors: UserError where there is no such trial, or it cannot be chosen.
+    """
+    return _choice_of_trial(search, store, Results(study, store, planner), number)
+
+
+def _choice_of_trial(search: SearchRecord, store: Store, results: Results, number: int) -> Choice:
+    return examine(
+        complete_trial(store.trials(), results.study, number),
+        MaxDrop.parse(search.max_drop),
+        _held_out_of(results, store.measured()),
+        store.looks(),
+        {one.id for one in store.searches()},
+    )
+
+
+def complete_trial(trials: Sequence[TrialRecord], study: Study, number: int) -> TrialRecord:
+    """The trial of this number. Errors: UserError where there is none that can be chosen."""
+    trial = next((one for one in trials if one.number == number), None)
+    if trial is None:
+        known = f"0 to {trials[-1].number}" if trials else "none"
+        raise UserError(f"the study {study.name!r} has no trial {number}; its trials are {known}")
+    if trial.pruned is not None:
+        raise UserError(
+            f"trial {number} was stopped after {trial.pruned.videos} videos, because trial "
+            f"{trial.pruned.by} did better at its cost: what it answers is not known"
+        )
+    if trial.outcome is None:
+        raise UserError(f"trial {number} is not complete: `tuner run` finishes it")
+    if not allows(study.search, trial.configuration):
+        raise UserError(f"study.yaml does not allow the knobs or choices of trial {number} any more")
+    return trial
+
+
+def _choice(
+    search: SearchRecord, store: Store, results: Results, trials: Sequence[TrialRecord], *, taken: bool
+) -> Choice | None:
+    """taken: with the held-out answers of configurations, not of the baseline alone."""
     return choose(
         eligible(trials, results.study.search),
         search.goal,
         search.budget,
         MaxDrop.parse(search.max_drop),
         results.of(None, "tune"),
-        held_out_of,
+        _held_out_of(results, store.measured() if taken else {}),
         Looks.of(store.looks(), search),
     )
 
 
-def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRecord) -> RunSummary:
-    """What a search has come to so far. `store` has found `record`."""
+def summarise(
+    study: Study, store: Store, record: StudyRecord, search: SearchRecord, *, trial: int | None = None
+) -> RunSummary:
+    """What a search has come to so far, or what there is to say of that trial in its place. `store` has found
+    `record`.
+
+    Errors: UserError where there is no such trial, or it cannot be chosen.
+    """
     planner = make_planner(record)
     results = Results(study, store, planner)
     # Without the questions that are left out: all numbers are about the same ones.
@@ -212,6 +264,11 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     measured = store.measured()
     baseline = {split: _accuracy(results.of(None, split)) for split in _splits(study)}
     choice = _chosen(search, store, results, recorded)
+    if trial is not None:
+        choice = _choice_of_trial(search, store, results, trial)
+        if not choice.recorded:  # a reader takes no look
+            choice = replace(choice, verdict="untested", tested=())
+    goal: LookGoal = search.goal if trial is None else "trial"
     best = None if choice is None else choice.trial
     wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
@@ -255,7 +312,7 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         tested=() if choice is None else choice.tested,
         looks=tuple(one for _, one in store.looks()),
         look=1 if choice is None else choice.look,
-        provable_drop=_provable_drop(study, search.goal, 1 if choice is None else choice.look),
+        provable_drop=_provable_drop(study, goal, 1 if choice is None else choice.look),
         loss_correlation=_loss_correlation(best.configuration, results)
         if best is not None and best_measured
         else None,
@@ -286,6 +343,10 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
         held_out_videos=len({question.video for question in study.questions_of("held_out")}),
         cache_use=cache_use,
         guessing=against_guessing(study, [one for split in baseline for one in results.of(None, split)]),
+        chosen_by_hand=trial is not None,
+        answers=_held_out_answers(best.configuration, results, record.parts["videos"])
+        if best is not None and best_measured
+        else (),
     )
 
 
@@ -298,7 +359,22 @@ def _paired(
     return after, [before[one.question] for one in after]
 
 
-def _provable_drop(study: Study, goal: Goal, look: int) -> float | None:
+def _held_out_answers(
+    configuration: Configuration, results: Results, contents: Mapping[str, str]
+) -> tuple[HeldOutAnswer, ...]:
+    pairs = zip(*_paired(configuration, results), strict=True)
+    return tuple(
+        HeldOutAnswer(
+            after.question,
+            asked_hash(results.study.question(after.question), contents[after.video]),
+            after.text,
+            before.text,
+        )
+        for after, before in pairs
+    )
+
+
+def _provable_drop(study: Study, goal: LookGoal, look: int) -> float | None:
     videos = [question.video for question in study.questions_of("held_out")]
     return paired.provable_drop(videos, level=level_of(goal, look)) if videos else None
 
@@ -337,13 +413,68 @@ def _over(
 
 
 def load_summary(
-    study: Study, *, budget: float | None = None, seed: int | None = None, database: str | None = None
+    study: Study,
+    *,
+    budget: float | None = None,
+    seed: int | None = None,
+    database: str | None = None,
+    trial: int | None = None,
 ) -> RunSummary:
-    """The summary of the study's latest search, or of the latest with this budget and seed.
+    """The summary of the study's latest search, or of the latest with this budget and seed; with that trial
+    in the place of what the search has come to.
 
-    Errors: UserError when the study was never run or has no such search.
+    Errors: UserError when the study was never run, or has no such search or trial.
     """
-    return load_summaries(study, budget=budget, seed=seed, database=database, latest=True)[0]
+    with _recorded(study, database) as (store, record):
+        search = find_search(study, store, budget=budget, seed=seed)
+        return summarise(study, store, record, search, trial=trial)
+
+
+def front_trials(
+    study: Study,
+    most: int,
+    *,
+    budget: float | None = None,
+    seed: int | None = None,
+    database: str | None = None,
+) -> tuple[int, ...]:
+    """Numbers of up to so many trials within the budget: what the search has come to, then the others on the
+    front of accuracy against FLOPs ratio (tune videos), the most accurate first.
+
+    Errors: as `load_summary`.
+    """
+    with _recorded(study, database) as (store, record):
+        summary = summarise(study, store, record, find_search(study, store, budget=budget, seed=seed))
+    fitting = {one.number: one.outcome for one in summary.trials if one.within_budget}
+    front = front_numbers((number, one.accuracy, one.flops_ratio) for number, one in fitting.items())
+    rest = sorted(front, key=lambda number: (-fitting[number].accuracy, fitting[number].flops_ratio, number))
+    first = [] if summary.best is None else [summary.best.number]
+    return tuple(dict.fromkeys([*first, *rest]))[:most]
+
+
+def find_search(
+    study: Study, store: Store, *, budget: float | None = None, seed: int | None = None
+) -> SearchRecord:
+    """The study's latest search, or the latest with this budget and seed.
+
+    Errors: UserError where there is none.
+    """
+    return _searches(study, store, budget, seed)[-1]
+
+
+def _searches(study: Study, store: Store, budget: float | None, seed: int | None) -> list[SearchRecord]:
+    """Errors: UserError where there is none."""
+    found = [
+        search
+        for search in store.searches()
+        if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
+    ]
+    if found:
+        return found
+    known = ", ".join(f"budget {search.budget:g} seed {search.seed}" for search in store.searches())
+    if not known:
+        raise UserError(f"nothing was searched in the study {study.name!r} yet: `tuner run` does that")
+    raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
 
 
 def find_summary(study: Study, *, budget: float, database: str | None = None) -> RunSummary | None:
@@ -364,27 +495,14 @@ def load_summaries(
     budget: float | None = None,
     seed: int | None = None,
     database: str | None = None,
-    latest: bool = False,
 ) -> tuple[RunSummary, ...]:
     """The summaries of the study's searches, or of those with this budget and seed, the latest at the end.
 
-    latest: of that one alone. Errors: as `load_summary`.
+    Errors: as `load_summary`.
     """
     with _recorded(study, database) as (store, record):
-        searches = [
-            search
-            for search in store.searches()
-            if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
-        ]
-        if not searches:
-            known = ", ".join(f"budget {search.budget:g} seed {search.seed}" for search in store.searches())
-            if not known:
-                raise UserError(
-                    f"nothing was searched in the study {study.name!r} yet: `tuner run` does that"
-                )
-            raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
-        wanted = searches[-1:] if latest else searches
-        return tuple(summarise(study, store, record, one) for one in wanted)
+        searches = _searches(study, store, budget, seed)
+        return tuple(summarise(study, store, record, one) for one in searches)
 
 
 @contextmanager

@@ -357,6 +357,8 @@ def verdict(summary: RunSummary) -> list[str]:
 
 
 def _asked(look: Look) -> str:
+    if look.goal == "trial":
+        return f"trial {look.trial}, chosen by a person, --max-drop {look.max_drop}"
     goal = f"budget {look.budget:g}" if look.goal == "budget" else "the cheapest"
     return f"{goal}, seed {look.seed}, --max-drop {look.max_drop}, trial {look.trial}"
 

@@ -127,6 +127,17 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class HeldOutAnswer:
+    """What a configuration and the unpruned model answered to a held-out question."""
+
+    question: str
+    # `tuner.records.values.asked_hash`.
+    asked: str
+    text: str
+    unpruned: str
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """All that `tuner run` reports at its end, and all that export, mirror and figures are drawn from."""
 
@@ -195,6 +206,10 @@ class RunSummary:
     cache_use: CacheUse | None = None
     # None in a study without labelled options.
     guessing: Guessing | None = None
+    # Whether a person chose `best`, not the search.
+    chosen_by_hand: bool = False
+    # Of `best` to the held-out questions, in the study's order.
+    answers: tuple[HeldOutAnswer, ...] = ()
 
     @property
     def test_of_best(self) -> Tested | None:

@@ -310,13 +310,13 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
     """The study with its records, made where there are none and brought up to date where the study changed,
     and the budget checked.
     """
-    _check(options)
+    check_options(options)
     database = options.database or default_database(study.name)
     folder = options.cache or Path(".tuner") / study.name / "features"
     with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
         before = store.find(study.name)
-        spec = _spec(study, options, folder)
-        with closing(Workers(_executor(spec, options), progress)) as workers:
+        spec = worker_spec(study, options, folder)
+        with closing(Workers(executor_for(spec, options), progress)) as workers:
             setting = None if before is None else setting_from(before.setting)
             if before is not None:
                 known = (None, None) if setting is None else (setting.dtype, setting.device)
@@ -355,7 +355,8 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
             )
 
 
-def _executor(spec: EvaluatorSpec, options: RunOptions) -> Executor:
+def executor_for(spec: EvaluatorSpec, options: RunOptions) -> Executor:
+    """This process, or Ray workers, as the options ask for."""
     if options.workers == 1 and options.address is None:
         return InProcessExecutor(spec)
     from tuner.executors.ray_tune import RayExecutor
@@ -371,7 +372,8 @@ def _goal(options: RunOptions) -> Goal:
     return "max_drop" if options.budget is None else "budget"
 
 
-def _spec(study: Study, options: RunOptions, folder: Path) -> EvaluatorSpec:
+def worker_spec(study: Study, options: RunOptions, folder: Path | None) -> EvaluatorSpec:
+    """What a worker loads; `folder`: of the vision features, None for keeping none."""
     # A worker without a GPU of its own must not take one that it sees.
     in_process = options.workers == 1 and options.address is None
     gpus = 1.0 if in_process else _gpus_per_worker(options)
@@ -403,7 +405,7 @@ def _gpus_per_worker(options: RunOptions) -> float:
     return min(1.0, here / options.workers)
 
 
-def _check(options: RunOptions) -> None:
+def check_options(options: RunOptions) -> None:
     """Errors: UserError with everything that is wrong with the options."""
     problems = []
     if options.budget is not None and not 0 < options.budget <= 1:

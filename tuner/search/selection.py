@@ -14,11 +14,11 @@ spending), so that whatever was asked before, a study errs in at most so many ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from tuner.records.values import Goal, Look, SearchRecord, TrialRecord
+from tuner.records.values import Goal, Look, LookGoal, SearchRecord, TrialRecord
 from tuner.search.space import TOLERANCE, allows
 from tuner.statistics import paired
 from tuner.statistics.margin import MaxDrop
@@ -42,7 +42,7 @@ HeldOutResults = Callable[[Configuration | None], Sequence[QuestionResult] | Non
 """The judged held-out answers of a configuration (None: the baseline); None while some are missing."""
 
 
-def level_of(goal: Goal, look: int, position: int = 0) -> float:
+def level_of(goal: LookGoal, look: int, position: int = 0) -> float:
     """The level of a look's candidate at that position (from 0); looks are counted from 1, over the study."""
     share = FIRST_LOOK if look == 1 else (1 - FIRST_LOOK) / (look * (look - 1))
     return LEVEL * share * (CANDIDATES[position] if goal == "budget" else 1.0)
@@ -186,6 +186,44 @@ def _choose(
             break
     # Where nothing passes within a budget, the best on the tune split stands, marked as not shown.
     return Choice(shown or sequence[0], "shown" if shown else "not_shown", margin, tuple(tested), look=look)
+
+
+def examine(
+    trial: TrialRecord,
+    max_drop: MaxDrop,
+    held_out: HeldOutResults,
+    looks: Sequence[tuple[int, Look]],
+    searches: Collection[int],
+) -> Choice:
+    """What held-out videos say of one trial that a person chose.
+
+    By the look in which it was tested at this margin already, whoever took it; else by a look of its own that
+    is still to be recorded, with all of that look's level. looks: all of the study, each with its search's
+    id; searches: the ids of those whose trials have these numbers, which an archived study's have not.
+    """
+    look, level, recorded = len(looks) + 1, level_of("trial", len(looks) + 1), False
+    for number, (search, one) in enumerate(looks, start=1):
+        tested = one.candidates or (one.trial,)
+        if search in searches and one.max_drop == str(max_drop) and trial.number in tested:
+            look, recorded = number, True
+            level = level_of(one.goal, number, tested.index(trial.number))
+            break
+    before = {one.question: one.correct for one in held_out(None) or ()}
+    after = held_out(trial.configuration)
+    if not before or not after:
+        margin = None if max_drop.relative else max_drop.value
+        return Choice(trial, "untested", margin, pending=trial, look=look)
+    margin = max_drop.absolute(sum(before.values()) / len(before))
+    found = paired.non_inferiority(
+        [one.correct for one in after],
+        [before[one.question] for one in after],
+        [one.video for one in after],
+        margin,
+        level=level,
+    )
+    test = Tested(trial.number, margin, found.difference, found.bound, found.level, found.shown)
+    verdict: Verdict = "shown" if found.shown else "not_shown"
+    return Choice(trial, verdict, margin, (test,), look=look, recorded=recorded)
 
 
 def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:

@@ -110,17 +110,19 @@ def tiny(tmp_path_factory) -> Path:
 
 def test_help_comes_at_once_and_loads_nothing_heavy():
     program = (
-        "import sys, runpy\n"
-        "sys.argv = ['tuner', 'run', '--help']\n"
-        "try: runpy.run_module('tuner.cli.entry', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "heavy = ('torch', 'ray', 'mlflow', 'optuna', 'numpy', 'sqlalchemy')\n"
-        "print([name for name in heavy if name in sys.modules])"
+        "import sys, tuner.cli.entry\n"
+        "from typer.main import get_command\n"
+        "from typer.testing import CliRunner\n"
+        "from tuner.cli.main import app\n"
+        "asked = ['--help'], *([name, '--help'] for name in get_command(app).commands)\n"
+        "codes = {CliRunner().invoke(app, one).exit_code for one in asked}\n"
+        "heavy = ('torch', 'ray', 'mlflow', 'optuna', 'transformers', 'numpy', 'sqlalchemy')\n"
+        "print([name for name in heavy if name in sys.modules], codes)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert finished.stdout.splitlines()[-1] == "[]"
+    assert finished.stdout.splitlines()[-1] == "[] {0}"
     # Of computing, not of waiting: other work on the machine plays no part.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
@@ -129,7 +131,7 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
 @pytest.mark.parametrize(
     "command",
     [
-        *((), ("init",), ("import",), ("list",), ("run",), ("compare",)),
+        *((), ("init",), ("import",), ("list",), ("run",), ("compare",), ("verify",), ("doctor",)),
         *(("status",), ("trials",), ("export",), ("sync",)),
     ],
 )
@@ -396,6 +398,44 @@ def test_trials_lists_every_trial(call, fake_study):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--trial", "6"), "trial 6 was stopped after 3 videos, because trial 2 did better"),
+        (("--trial", "7"), "trial 7 is not complete"),
+        (("--trial", "99"), "has no trial 99; its trials are 0 to 7"),
+        (("--trial", "0", "--top", "2"), "give one of them"),
+        (("--measure",), "--measure is for --trial and --top"),
+        (("--seed", "5", "--top", "3"), "has no such search"),
+    ],
+)
+def test_a_trial_that_cannot_be_exported_is_one_message(
+    call, fake_study, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    finished = call("export", "--study", "fake", "--database", fake_study, *arguments)
+    assert (finished.code, list(tmp_path.glob("*.json"))) == (2, [])
+    assert message in finished.err
+
+
+@pytest.mark.quick
+def test_the_schema_is_printed(call):
+    assert json.loads(call("export", "--schema").out)["$defs"]["adatp"]
+
+
+def test_doctor_says_what_is_to_be_done(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finished = call("doctor", "--json", "--database", f"sqlite:///{tmp_path}/none.db")
+    checks = {one["name"]: one for one in json.loads(finished.out)["checks"]}
+    assert {"python", "torch", "GPU", "memory", "disk", "PyAV", "decord", "Hugging Face Hub"} < set(checks)
+    assert "is not there yet" in checks["database"]["found"]
+    (tmp_path / "none.db").write_text("no database")
+    finished = call("doctor", "--database", f"sqlite:///{tmp_path}/none.db")
+    assert finished.code == 1
+    assert "TO DO database" in finished.out
+
+
+@pytest.mark.quick
 def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study):
     with Store.open(fake_study) as store:
         store.find("fake")
@@ -561,6 +601,22 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     assert best["provenance"]["mlflow_run"]
     assert (best["verdict"], best["accepted_regressions"]) == ("not_shown", True)
 
+    number = next(number for number in range(3) if number != best["provenance"]["trial"])
+    hand = (*export, "--output", "hand.json", "--trial", str(number))
+    refused = call(*(one for one in hand if not one.startswith("--accept")))
+    assert (refused.code, (tiny / "hand.json").exists()) == (2, False)
+    assert "--measure` asks what is missing and tests it, which is look 2" in refused.err
+    by_hand = call(*hand, "--measure")
+    assert by_hand.code == 0, by_hand.err
+    content = json.loads((tiny / "hand.json").read_text())
+    assert (content["provenance"]["trial"], content["provenance"]["chosen_by_hand"]) == (number, True)
+    assert (content["look"], [one["trial"] for one in content["tested"]]) == (2, [number])
+    assert [(one["goal"], one["candidates"]) for one in content["looks"][1:]] == [("trial", [number])]
+    # Once more it is the same look.
+    assert call(*hand, "--measure").code == 0
+    assert json.loads((tiny / "hand.json").read_text()) == content
+    assert call(*export).code == 0
+
     listed = tuner("trials", "--study", "tiny", "--json", folder=tiny)
     assert [row["state"] for row in json.loads(listed.out) if row["purpose"] == "search"] == ["complete"] * 3
 
@@ -578,7 +634,9 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
 
     from pipeline import load
 
-    answer = load(tiny / "best.json").answer(
+    with pytest.warns(UserWarning, match="is not shown to lose no more than 3 points"):
+        deployed = load(tiny / "best.json")
+    answer = deployed.answer(
         tiny / "studies/tiny/videos/v0.mp4", "what color is the top of the ring?", COLORS
     )
     assert answer.text in COLORS

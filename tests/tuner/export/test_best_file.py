@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from pipeline.break_even import Serving
-from pipeline.export_format import SCHEMA, VERSION
+from pipeline.export_format import SCHEMA, SCHEMA_FILE, VERSION
 from pipeline.methods import AdaTP, from_dict
 from pipeline.runtime import Runtime
 from tests.summaries import make_held_out, make_outcome, make_serving, make_setting, make_summary, make_tested
 from tuner.errors import UserError
 from tuner.export import best_file as exporting
-from tuner.export.best_file import export, json_schema, read
+from tuner.export.best_file import export, json_schema, read, schema_text
+from tuner.reporting.values import HeldOutAnswer
 from tuner.study.values import Configuration
 
 pytestmark = pytest.mark.quick
+
+DATA = Path(__file__).parents[2] / "data"
 
 
 def test_the_file_holds_the_configuration_and_its_evidence(tmp_path):
@@ -189,9 +192,66 @@ def test_what_is_written_is_read_back(tmp_path):
 
 def test_a_file_of_the_first_format_is_read(tmp_path):
     """A file of the demo as version 0.1.0 exported it."""
-    best = read(Path(__file__).parents[2] / "data" / "best-1.json")
+    best = read(DATA / "best-1.json")
     assert (best.schema, best.verdict, best.provenance.trial) == ("adatp-tuner/best/1", "shown", 6)
     assert best.schema in json_schema()["properties"]["schema"]["enum"]
+
+
+def test_a_file_of_the_second_format_is_read():
+    """A file of the demo from before answers were listed."""
+    best = read(DATA / "best-2.json")
+    assert (best.schema, best.verdict, best.answers) == ("adatp-tuner/best/2", "shown", [])
+
+
+def test_the_published_schema_is_that_of_the_code():
+    write_it = "python -m tuner.export.best_file > pipeline/best.schema.json"
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), write_it
+
+
+def test_files_of_all_formats_are_valid_by_the_published_schema(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema", reason="comes with other packages")
+    check = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+    export(make_summary(answers=ANSWERS), tmp_path / "best.json")
+    files = [DATA / "best-1.json", DATA / "best-2.json", tmp_path / "best.json"]
+    contents = [json.loads(file.read_text()) for file in files]
+    assert [[one.message for one in check.iter_errors(content)] for content in contents] == [[], [], []]
+    assert not check.is_valid(contents[2] | {"bugdet": 0.2})
+    assert not check.is_valid(contents[2] | {"schema": f"adatp-tuner/best/{VERSION + 1}"})
+
+
+ANSWERS = (
+    HeldOutAnswer("q1", "0123456789ab", "red", "red"),
+    HeldOutAnswer("q2", "ba9876543210", "blau", "grün"),
+)
+
+
+def test_answers_stand_in_a_line_each(tmp_path):
+    path = tmp_path / "best.json"
+    assert export(make_summary(answers=ANSWERS), path) == read(path)
+    assert path.read_text(encoding="utf-8").endswith(
+        '  "answers": [\n'
+        '    {"question": "q1", "asked": "0123456789ab", "text": "red"},\n'
+        '    {"question": "q2", "asked": "ba9876543210", "text": "blau", "unpruned": "grün"}\n'
+        "  ]\n}\n"
+    )
+
+
+def test_a_trial_that_a_person_chose_is_exported_where_it_was_tested(tmp_path):
+    by_hand = make_summary(chosen_by_hand=True)
+    assert export(by_hand, tmp_path / "best.json").provenance.chosen_by_hand
+    untested = replace(by_hand, verdict="untested", tested=(), look=3)
+    with pytest.raises(UserError, match=r"trial \d+ was not tested .*--measure.* look 3 .* 0\.17 %"):
+        export(untested, tmp_path / "other.json")
+    with pytest.raises(UserError, match="--measure"):
+        export(replace(untested, best_held_out=None), tmp_path / "other.json", accept_regressions=True)
+
+
+def test_a_chosen_trial_beyond_the_budget_brings_its_own(tmp_path):
+    summary = make_summary(chosen_by_hand=True)
+    best = replace(summary.best, within_budget=False)
+    held_out = make_held_out(summary.best.configuration, flops_ratio=0.41)
+    exported = export(replace(summary, best=best, best_held_out=held_out), tmp_path / "best.json")
+    assert (exported.budget, exported.over_defaults) == (0.41, None)
 
 
 def test_a_file_of_a_newer_format_is_one_clear_message(tmp_path):

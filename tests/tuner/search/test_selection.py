@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tuner.errors import UserError
-from tuner.records.values import TrialRecord
+from tuner.records.values import Look, TrialRecord
 from tuner.search.selection import (
     CANDIDATES,
     MOST_CANDIDATES,
@@ -15,6 +15,7 @@ from tuner.search.selection import (
     candidates,
     choose,
     choose_best,
+    examine,
     hypervolume,
     level_of,
 )
@@ -204,3 +205,36 @@ def test_hypervolume() -> None:
     assert hypervolume(points, (0.4, 0.4)) == pytest.approx(0.03 + 0.06 + 0.01)
     assert hypervolume(points, (0.1, 0.4)) == 0
     assert hypervolume([], (1, 0)) == 0
+
+
+def look(trial: int, *candidates: int, goal: str = "budget", max_drop: str = "0.02") -> Look:
+    return Look(goal, 0.3, 0, max_drop, 10, trial, "shown", candidates=candidates)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("looks", "number", "level"),
+    [
+        ([], 1, 0.04),
+        ([(1, look(0, 0))], 2, 0.005),  # it was not among those tested
+        ([(1, look(0, 0, 1, 2))], 1, 0.004),  # the third of a look: a tenth of its level
+        ([(1, look(0, 0)), (1, look(2, 2, goal="trial"))], 2, 0.005),
+        ([(1, look(2, 2, max_drop="0.05"))], 2, 0.005),  # another margin
+        ([(9, look(2, 2))], 2, 0.005),  # trial 2 of an archived study is another one
+    ],
+)
+def test_a_trial_that_a_person_chose_is_tested_at_the_level_of_its_look(
+    looks: list[tuple[int, Look]], number: int, level: float
+) -> None:
+    chosen = trial(2, 0.2, 0.9)
+    found = examine(chosen, MaxDrop(0.02), lambda _: results([]), looks, {1, 2})
+    assert (found.trial, found.look, found.recorded) == (chosen, number, number <= len(looks))
+    assert found.tested[0].level == pytest.approx(level)
+    assert found.verdict == ("shown" if found.tested[0].bound >= -0.02 else "not_shown")
+
+
+def test_a_trial_without_held_out_answers_is_untested() -> None:
+    def held_out(configuration: Configuration | None) -> list[QuestionResult] | None:
+        return results([]) if configuration is None else None
+
+    found = examine(trial(2, 0.2, 0.9), MaxDrop(0.02), held_out, [], {1})
+    assert (found.verdict, found.tested, found.look, found.recorded) == ("untested", (), 1, False)

@@ -1,0 +1,50 @@
+"""`tuner doctor`: whether this machine has what a study needs, and what to do where it has not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from tuner.cli.options import Address, Database, TrackingUri
+
+if TYPE_CHECKING:
+    from tuner.runs.doctor import Check
+
+FAILED = 1  # exit code where something is to be done
+
+
+def doctor(
+    database: Database = None,
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine: versions, GPU, memory, disk, decoders, network settings, database, MLflow, Ray.
+
+    Database, MLflow server and cluster are asked where they are named. Exit code 0: all is well; 1: something
+    is to be done.
+    """
+    from rich.console import Console
+
+    from tuner.runs.doctor import examine
+
+    console = Console(highlight=False)
+    found: list[Check] = []
+    for finding in examine(database=database, tracking_uri=tracking_uri, address=address):
+        found.append(finding)
+        if not as_json:
+            mark = "[green]ok   [/green]" if finding.passed else "[bold red]TO DO[/bold red]"
+            console.print(
+                f"{mark} [bold]{escape(finding.name)}[/bold]: {escape(finding.found)}", soft_wrap=True
+            )
+            if not finding.passed:
+                console.print(f"      {escape(finding.advice)}", soft_wrap=True)
+    well = all(one.passed for one in found)
+    if as_json:
+        typer.echo(json.dumps({"passed": well, "checks": [asdict(one) for one in found]}, indent=2))
+    if not well:
+        raise typer.Exit(FAILED)
