@@ -48,12 +48,12 @@ def export(
 
     from tuner.export.best_file import export as write
     from tuner.reporting.from_records import load_summary
+    from tuner.reporting.overview import exported
     from tuner.reporting.recorded import open_study
-    from tuner.reporting.summary import render
 
     loaded = open_study(study, database, warn)
     summary = load_summary(loaded, budget=budget, seed=seed, database=database)
-    console = Console()
+    console = Console(highlight=False)
     recorded = _find(summary, tracking_uri, console)
     write(
         summary,
@@ -62,7 +62,8 @@ def export(
         accept_regressions=accept_regressions,
         accept_weak_baseline=accept_weak_baseline,
     )
-    console.print(render(summary, exported=output, recorded=recorded))
+    for line in exported(summary, output, width=console.width):
+        console.print(line, soft_wrap=True)
 
 
 def _find(summary: RunSummary, tracking_uri: str | None, console: Console) -> Recorded | None:

@@ -17,6 +17,7 @@ from tuner.cli.export import export
 from tuner.cli.report import report
 from tuner.cli.run import run
 from tuner.cli.sensitivity import sensitivity
+from tuner.cli.show import show
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
@@ -35,6 +36,7 @@ app.command()(check)
 app.command()(run)
 app.command()(compare)
 app.command()(status)
+app.command()(show)
 app.command()(trials)
 app.command()(export)
 app.command()(report)

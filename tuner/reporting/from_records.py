@@ -37,6 +37,7 @@ from tuner.reporting.values import (
     TagRow,
     Trial,
 )
+from tuner.reporting.wording import searched_for
 from tuner.search.selection import Choice, Looks, choose, eligible, level_of
 from tuner.search.space import TOLERANCE, SearchSpace, allows, smallest_reachable
 from tuner.statistics import paired
@@ -371,20 +372,33 @@ def load_summaries(
     latest: of that one alone. Errors: as `load_summary`.
     """
     with _recorded(study, database) as (store, record):
-        searches = [
-            search
-            for search in store.searches()
-            if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
-        ]
-        if not searches:
-            known = ", ".join(f"budget {search.budget:g} seed {search.seed}" for search in store.searches())
-            if not known:
-                raise UserError(
-                    f"nothing was searched in the study {study.name!r} yet: `tuner run` does that"
-                )
-            raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
+        searches = find_searches(store, study.name, budget=budget, seed=seed)
         wanted = searches[-1:] if latest else searches
         return tuple(summarise(study, store, record, one) for one in wanted)
+
+
+def find_searches(
+    store: Store, study: str, *, budget: float | None = None, seed: int | None = None
+) -> list[SearchRecord]:
+    """The study's searches, or those with this budget and seed, the latest at the end.
+
+    Errors: UserError where there is none.
+    """
+    known = store.searches()
+    found = [
+        search
+        for search in known
+        if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
+    ]
+    if not known:
+        raise UserError(f"nothing was searched in the study {study!r} yet: `tuner run` does that")
+    if not found:
+        told = ", ".join(
+            f"{searched_for(one.goal, one.budget, one.max_drop)} (--budget {one.budget:g} --seed {one.seed})"
+            for one in known
+        )
+        raise UserError(f"the study {study!r} has no such search; its searches are: {told}")
+    return found
 
 
 @contextmanager

@@ -178,6 +178,20 @@ def guessed(summary: RunSummary) -> bool:
     return summary.guessing is not None and summary.guessing.no_better
 
 
+def exceeded(summary: RunSummary) -> bool:
+    """Whether the whole interval lies beyond the margin, so that more videos of this kind would not help."""
+    interval = None if summary.best_held_out is None else summary.best_held_out.difference.interval
+    return interval is not None and summary.margin is not None and interval.high < -summary.margin
+
+
+def drowned(summary: RunSummary) -> bool:
+    """Without labels: whether the unpruned model itself differs from its answers by more than the margin."""
+    setting, noise, margin = summary.setting, summary.noise, summary.margin
+    if setting is None or setting.labelled or noise is None or margin is None or summary.best is None:
+        return False
+    return margin <= noise.flip_rate
+
+
 def _study_cost(cost: StudyCost) -> str:
     text = (
         f"This study cost {cost.passes:.1f} baseline passes so far (a pass: every video encoded and every "

@@ -316,7 +316,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
     with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
         before = store.find(study.name)
         spec = _spec(study, options, folder)
-        with closing(Workers(_executor(spec, options), progress)) as workers:
+        with closing(Workers(_executor(spec, options, progress), progress)) as workers:
             setting = None if before is None else setting_from(before.setting)
             if before is not None:
                 known = (None, None) if setting is None else (setting.dtype, setting.device)
@@ -355,12 +355,12 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
             )
 
 
-def _executor(spec: EvaluatorSpec, options: RunOptions) -> Executor:
+def _executor(spec: EvaluatorSpec, options: RunOptions, progress: Progress) -> Executor:
     if options.workers == 1 and options.address is None:
-        return InProcessExecutor(spec)
+        return InProcessExecutor(spec, progress)
     from tuner.executors.ray_tune import RayExecutor
 
-    return RayExecutor(spec, options.workers, _gpus_per_worker(options), options.address)
+    return RayExecutor(spec, options.workers, _gpus_per_worker(options), options.address, progress)
 
 
 def _budget(options: RunOptions) -> float:
