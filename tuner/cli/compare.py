@@ -80,9 +80,9 @@ def compare(
         loaded = load_study(study, skip_bad_videos=skip_bad_videos)
         quiet_libraries(downloads=not Path(loaded.model).is_dir())
         comparison = compare_study(loaded, options, progress)
-        progress.started("report", None)
+        progress.started("drawing the report", None)
         files = draw_comparison(loaded, comparison, database)
-        progress.started("MLflow", None)
+        progress.started("recording in MLflow", None)
         recorded = record_files(
             comparison.study, comparison.study_hash, files, tracking_uri, progress.console
         )

@@ -142,9 +142,9 @@ def run(
         loaded = load_study(study, skip_bad_videos=skip_bad_videos)
         quiet_libraries(downloads=not Path(loaded.model).is_dir())
         summary = run_study(loaded, options, progress)
-        progress.started("report", None)
+        progress.started("drawing the report", None)
         files = draw(loaded, summary, database)
-        progress.started("MLflow", None)
+        progress.started("recording in MLflow", None)
         recorded = with_mlflow(
             lambda mirror: mirror.record(summary, files),
             tracking_uri,

@@ -101,10 +101,10 @@ def sensitivity(
         loaded = load_study(study, skip_bad_videos=skip_bad_videos)
         quiet_libraries(downloads=not Path(loaded.model).is_dir())
         found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
-        progress.started("report", None)
+        progress.started("drawing the report", None)
         saved = save_sensitivity(found, database)
         files = draw_sensitivity(loaded, found, database)
-        progress.started("MLflow", None)
+        progress.started("recording in MLflow", None)
         recorded = record_files(
             found.study, found.study_hash, (saved, *files), tracking_uri, progress.console
         )
