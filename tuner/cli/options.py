@@ -114,8 +114,8 @@ Batch = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Questions in one packed forward; their answers are those of 1, which asks as production "
-        "does, up to rounding.",
+        help="Questions per forward pass. Affects speed; answers match those of 1, as in production, up to "
+        "rounding.",
     ),
 ]
 Cache = Annotated[

@@ -115,6 +115,7 @@ def run(
         progress.started("reading the study", None)
         # They take seconds: not before something is shown.
         from dashboards.folder import draw
+        from tuner.cli.mirroring import mirroring
         from tuner.cli.record import with_mlflow
         from tuner.runs.run import RunOptions
         from tuner.runs.run import run as run_study
@@ -141,7 +142,8 @@ def run(
         )
         loaded = load_study(study, skip_bad_videos=skip_bad_videos)
         quiet_libraries(downloads=not Path(loaded.model).is_dir())
-        summary = run_study(loaded, options, progress)
+        with mirroring(study, database, tracking_uri):
+            summary = run_study(loaded, options, progress)
         progress.started("drawing the report", None)
         files = draw(loaded, summary, database)
         progress.started("recording in MLflow", None)
