@@ -231,7 +231,8 @@ class Session:
             done = sum(trial.outcome is not None for trial in loop.trials)
             so_far = f" with {done} trials complete" if isinstance(loop, SearchLoop) else ""
             raise InterruptedRunError(
-                f"Interrupted{so_far}. Everything answered is kept: the same command goes on."
+                f"Interrupted{so_far}. Everything answered is kept: the same command goes on. "
+                "`tuner status` shows what there is."
             )
 
     def measure_serving(self, options: RunOptions) -> None:
