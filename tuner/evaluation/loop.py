@@ -345,7 +345,9 @@ class Loop(ABC):
                     evaluations.append(self._held_out_evaluation(configuration, number))
         trials = sorted(one.number for one in evaluations if one.number is not None)
         self._start(
-            f"held-out, trial {', '.join(map(str, trials))}" if trials else "held-out",
+            f"held-out, trial{'s' * (len(trials) > 1)} {', '.join(map(str, trials))}"
+            if trials
+            else "held-out",
             sum(len(evaluation.missing(self._questions["held_out"])) for evaluation in evaluations),
         )
         yield from evaluations

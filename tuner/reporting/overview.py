@@ -367,6 +367,10 @@ def _commands(
             found.append((naming.command("run", *_search_options(summary, standing)), "go on"))
         else:
             found.append((naming.command("status"), "how far it is"))
+    elif guessed(summary):
+        # Whatever the records say, it is the study's files that are checked.
+        check = shlex.join(["tuner", "check", "--study", naming.study, "--model"])
+        found.append((check, "what may be wrong"))
     elif summary.best_held_out is not None:
         accept = shlex.split(accepting(summary))
         meaning = "the file for production" if not accept else "if you accept that"
