@@ -215,8 +215,12 @@ def _explanations(summary: RunSummary, word: Word, standing: Standing | None) ->
             lines.append(f"More held-out videos, {room} or a larger --max-drop might show it.")
     elif word == "NO" and summary.margin is not None and not guessed(summary):
         lines.append("More videos would not change that; a larger budget or --max-drop might.")
-    if standing is not None and standing.running is not None and word != "NOT YET":
-        lines.append(f"A run goes on: {standing.done} of {standing.asked} trials are done.")
+    if standing is not None and word != "NOT YET":
+        trials = f"{standing.done} of {standing.asked} trials are done"
+        if standing.running is not None:
+            lines.append(f"A run goes on: {trials}.")
+        elif _left_off(standing):
+            lines.append(f"Nobody is running it: {trials}.")
     left_out = [
         f"{len(found)} {what}{'' if len(found) == 1 else 's'}"
         for found, what in ((summary.skipped_videos, "video"), (summary.quarantined, "question"))
@@ -375,6 +379,8 @@ def _commands(
         accept = shlex.split(accepting(summary))
         meaning = "the file for production" if not accept else "if you accept that"
         found.append((naming.command("export", "--output", "best.json", *which, *accept), meaning))
+    if _left_off(standing) and word != "NOT YET":
+        found.append((naming.command("run", *_search_options(summary, standing)), "go on"))
     if summary.best is not None:
         found.append((naming.command("show", *which), "all numbers"))
     if summary.best_held_out is not None and word != "NOT YET":
@@ -384,6 +390,11 @@ def _commands(
             found.append((naming.command("compare", "--budget", at), "other ways to prune"))
             found.append((naming.command("sensitivity", "--budget", at), "how far knobs may drift"))
     return found
+
+
+def _left_off(standing: Standing | None) -> bool:
+    """Whether trials that were asked for are not there, and nobody is at it."""
+    return standing is not None and standing.running is None and standing.done < standing.asked
 
 
 def _search_options(summary: RunSummary, standing: Standing | None) -> list[str]:

@@ -79,6 +79,7 @@ ENDS: dict[str, tuple[RunSummary, Standing | None, str]] = {
         Standing(12, 40),
         "nobody is running it: the command below goes on",
     ),
+    "more asked for": (make_summary(), Standing(24, 40), "Nobody is running it: 24 of 40 trials are done."),
     "killed at the end": (make_summary(**UNMEASURED), Standing(40, 40), "is not measured on held-out videos"),
     "nothing fits": (
         make_summary(
@@ -201,6 +202,9 @@ def test_what_is_accepted_or_meant_stands_in_the_command() -> None:
     assert failed[0][-1] == "--accept-regressions"
     named = _commands(_lines(make_summary(), latest=False))
     assert named[0][named[0].index("--budget") :] == ["--budget", "0.3", "--seed", "0"]
+    more = _commands(_lines(make_summary(), Standing(24, 40)))
+    assert [words[1] for words in more[:2]] == ["export", "run"]
+    assert more[1][-2:] == ["--trials", "40"]
     interrupted = make_summary(
         goal="max_drop", budget=1.0, max_drop="0.05", seed=0, sampler="random", **UNMEASURED
     )
