@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Names of all figures and of the report, to remove those of an earlier drawing.
 _NAMES = ("report", "pareto", "comparison", "sensitivity-*", "cards", "bias", "history", "health")
 
+_REPORT = "report.html"
+
 
 @dataclass(frozen=True)
 class Details:
@@ -123,7 +125,7 @@ def draw(
             for file in folder.glob(f"{name}.{kind}"):
                 file.unlink(missing_ok=True)
     write_library(folder)
-    page = folder / "report.html"
+    page = folder / _REPORT
     page.write_text(_report(summary, details, drawn), encoding="utf-8")
     files = [page]
     for one in drawn:
@@ -131,6 +133,12 @@ def draw(
         # enough.
         files += write(one, folder, "held" if one.name == "pareto" else "shared")
     return tuple(files)
+
+
+def report_of(summary: RunSummary) -> Path | None:
+    """Where `draw` left the study's report; None if it is not there."""
+    page = _folder(summary.study) / _REPORT
+    return page if page.is_file() else None
 
 
 def draw_comparison(study: Study, comparison: Comparison, database: str | None = None) -> tuple[Path, ...]:

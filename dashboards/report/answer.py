@@ -11,6 +11,8 @@ from typing import Literal
 from tuner.reporting.summary import (
     accepting,
     accuracy_name,
+    drowned,
+    exceeded,
     guessed,
     nothing_fits,
     study_cost_in_short,
@@ -73,7 +75,7 @@ class Answer:
 def answer(summary: RunSummary) -> Answer:
     """Answers the four questions of the first screen."""
     state: State = "nothing_fits" if summary.best is None else summary.verdict
-    if summary.best is not None and (_drowned(summary) or guessed(summary)):
+    if summary.best is not None and (drowned(summary) or guessed(summary)):
         state = "untested"
     held_out = summary.best_held_out
     return Answer(
@@ -94,10 +96,10 @@ def answer(summary: RunSummary) -> Answer:
 def _title(summary: RunSummary, state: State) -> str:
     if state == "untested" and guessed(summary):
         return "Not known: the unpruned model does no better than guessing"
-    if _drowned(summary):
+    if drowned(summary):
         return "Not known: the margin is within the noise floor"
     margin = "the margin" if summary.margin is None else f"{100 * summary.margin:.3g} points"
-    if state == "not_shown" and _exceeded(summary):
+    if state == "not_shown" and exceeded(summary):
         return f"No: it loses more than {margin}"
     return {
         "shown": f"Yes: shown to lose no more than {margin}",
@@ -105,12 +107,6 @@ def _title(summary: RunSummary, state: State) -> str:
         "untested": "Not known: it was not tested",
         "nothing_fits": "No: nothing fits the budget",
     }[state]
-
-
-def _exceeded(summary: RunSummary) -> bool:
-    """Whether the whole interval lies beyond the margin, so that more videos of this kind would not help."""
-    interval = None if summary.best_held_out is None else summary.best_held_out.difference.interval
-    return interval is not None and summary.margin is not None and interval.high < -summary.margin
 
 
 def _warning(summary: RunSummary) -> tuple[str, ...]:
@@ -121,20 +117,12 @@ def _warning(summary: RunSummary) -> tuple[str, ...]:
     return (weak_baseline(guessing),)
 
 
-def _drowned(summary: RunSummary) -> bool:
-    """Without labels: whether the unpruned model itself differs from its answers by more than the margin."""
-    setting, noise, margin = summary.setting, summary.noise, summary.margin
-    if setting is None or setting.labelled or noise is None or margin is None or summary.best is None:
-        return False
-    return margin <= noise.flip_rate
-
-
 def _changes(summary: RunSummary, state: State) -> tuple[str, ...]:
     """What would change the verdict."""
     held_out, test = summary.best_held_out, summary.test_of_best
     if state == "untested" and summary.guessing is not None and guessed(summary):
         return (weak_baseline(summary.guessing),)
-    if _drowned(summary) and summary.noise is not None:
+    if drowned(summary) and summary.noise is not None:
         return (noise_floor(summary.noise, summary.margin, labelled=False),)
     if state == "nothing_fits":
         return ("A larger budget, or wider ranges of the knobs in study.yaml.",)
@@ -145,7 +133,7 @@ def _changes(summary: RunSummary, state: State) -> tuple[str, ...]:
     if state == "not_shown":
         room = "more trials" if summary.goal == "max_drop" else "a larger budget"
         room += ", or a larger --max-drop if your users can accept it."
-        if _exceeded(summary):
+        if exceeded(summary):
             return (room[0].upper() + room[1:],)
         lines = [f"More held-out videos, {room}"]
         if summary.provable_drop is not None and summary.margin is not None:

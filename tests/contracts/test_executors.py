@@ -129,10 +129,10 @@ class Told(NoProgress):
 
     def __init__(self) -> None:
         self.messages: list[str] = []
-        self.phases: list[tuple[str, int]] = []
+        self.phases: list[tuple[str, int | None]] = []
         self.done = 0
 
-    def started(self, phase: str, total: int) -> None:
+    def started(self, phase: str, total: int | None) -> None:
         self.phases.append((phase, total))
 
     def advanced(self, count: int = 1) -> None:

@@ -39,7 +39,7 @@ def check(
     """
     from rich.console import Console
 
-    from tuner.cli.progress import RichProgress
+    from tuner.cli.progress import command_progress
     from tuner.runs.check import ModelCheck, check_study
     from tuner.statistics.margin import MaxDrop
     from tuner.study import load_study
@@ -49,7 +49,7 @@ def check(
     console = Console(highlight=False)
     found: list[Finding] = []
     checked = ModelCheck(loaded)
-    with RichProgress(Console(stderr=True)) as progress:
+    with command_progress() as progress:
         findings = check_study(loaded, margin, progress, skip_bad_videos=skip_bad_videos)
         for finding in chain(findings, checked.findings(progress) if model else ()):
             found.append(finding)

@@ -10,6 +10,7 @@ import typer
 from tuner.cli.options import (
     AcceptWeakBaseline,
     Address,
+    AsJson,
     Batch,
     Cache,
     CacheMemory,
@@ -46,41 +47,57 @@ def compare(
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
     accept_weak_baseline: AcceptWeakBaseline = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure other ways to prune beside AdaTP, and AdaTP without each of its parts, at the same FLOPs.
 
     On held-out videos; nothing is asked twice. AdaTP is tuned where `tuner run` did so with this budget.
     """
+    from tuner.cli.progress import command_progress
+
+    with command_progress() as progress:
+        progress.started("reading the study", None)
+        # They take seconds: not before something is shown.
+        from dashboards.folder import draw_comparison
+        from tuner.cli.record import record_files, written
+        from tuner.cli.run import default_workers, quiet_libraries
+        from tuner.runs.compare import compare as compare_study
+        from tuner.runs.run import RunOptions
+        from tuner.study import load_study
+
+        options = RunOptions(
+            budget=budget,
+            workers=default_workers() if workers is None else workers,
+            gpus_per_worker=gpus_per_worker,
+            batch=batch,
+            address=address,
+            cache=cache,
+            cache_memory=in_bytes(cache_memory),
+            database=database,
+            skip_bad_videos=skip_bad_videos,
+            accept_weak_baseline=accept_weak_baseline,
+        )
+        loaded = load_study(study, skip_bad_videos=skip_bad_videos)
+        quiet_libraries(downloads=not Path(loaded.model).is_dir())
+        comparison = compare_study(loaded, options, progress)
+        progress.started("drawing the report", None)
+        files = written(lambda: draw_comparison(loaded, comparison, database), progress.console)
+        progress.started("recording in MLflow", None)
+        recorded = record_files(
+            comparison.study, comparison.study_hash, files, tracking_uri, progress.console
+        )
+    if as_json:
+        from tuner.reporting.documents import comparison_document
+
+        typer.echo(comparison_document(comparison, files, recorded))
+        return
     from rich.console import Console
 
-    from dashboards.folder import draw_comparison
-    from tuner.cli.progress import RichProgress
-    from tuner.cli.record import record_files, written
-    from tuner.cli.run import default_workers, quiet_libraries
+    from tuner.cli.record import say_where
     from tuner.reporting.comparison_table import render, table
-    from tuner.runs.compare import compare as compare_study
-    from tuner.runs.run import RunOptions
-    from tuner.study import load_study
 
-    options = RunOptions(
-        budget=budget,
-        workers=default_workers() if workers is None else workers,
-        gpus_per_worker=gpus_per_worker,
-        batch=batch,
-        address=address,
-        cache=cache,
-        cache_memory=in_bytes(cache_memory),
-        database=database,
-        skip_bad_videos=skip_bad_videos,
-        accept_weak_baseline=accept_weak_baseline,
-    )
-    console = Console()
-    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-    quiet_libraries(downloads=not Path(loaded.model).is_dir())
-    with RichProgress(console) as progress:
-        comparison = compare_study(loaded, options, progress)
-    files = written(lambda: draw_comparison(loaded, comparison, database), console)
+    console = Console(highlight=False)
     # As wide as the table needs to be: a number cut short is none.
     width = Console(width=1000).measure(table(comparison)).maximum
     Console(width=max(width, console.width)).print(render(comparison))
-    record_files(comparison.study, comparison.study_hash, files, tracking_uri, console)
+    say_where(files, recorded, comparison.study, console)

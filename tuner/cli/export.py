@@ -115,8 +115,8 @@ def export(
     from tuner.errors import UserError
     from tuner.export.best_file import write
     from tuner.reporting.from_records import front_trials, load_summary
+    from tuner.reporting.overview import exported
     from tuner.reporting.recorded import open_study
-    from tuner.reporting.summary import render
     from tuner.runs.run import RunOptions
 
     if trial is not None and top is not None:
@@ -124,7 +124,7 @@ def export(
     if measure and trial is None and top is None:
         raise UserError("--measure is for --trial and --top: `tuner run` measures what the search chose")
     loaded = open_study(study, database, warn)
-    console = Console()
+    console = Console(highlight=False)
     numbers: tuple[int | None, ...] = (trial,)
     if top is not None:
         numbers = found = front_trials(loaded, top, budget=budget, seed=seed, database=database)
@@ -142,7 +142,7 @@ def export(
             database=database,
             accept_weak_baseline=accept_weak_baseline,
         )
-        _measure(study, [one for one in numbers if one is not None], options, seed, console)
+        _measure(study, [one for one in numbers if one is not None], options, seed)
     summaries = [
         load_summary(loaded, budget=budget, seed=seed, database=database, trial=number) for number in numbers
     ]
@@ -162,9 +162,10 @@ def export(
     for best, path in zip(bests, paths, strict=True):
         write(best, path)
         if top is not None:
-            console.print(_line(best, path), highlight=False, soft_wrap=True)
+            console.print(_line(best, path), soft_wrap=True)
     if top is None:
-        console.print(render(summaries[0], exported=output, recorded=recorded))
+        for line in exported(summaries[0], output, width=console.width):
+            console.print(line, soft_wrap=True)
 
 
 def _described(
@@ -206,15 +207,15 @@ def _line(best: Best, path: Path) -> str:
     )
 
 
-def _measure(study: str, numbers: list[int], options: RunOptions, seed: int | None, console: Console) -> None:
-    from tuner.cli.progress import RichProgress
+def _measure(study: str, numbers: list[int], options: RunOptions, seed: int | None) -> None:
+    from tuner.cli.progress import command_progress
     from tuner.cli.run import quiet_libraries
     from tuner.runs.chosen_trials import measure_trials
     from tuner.study import load_study
 
     loaded: Study = load_study(study)
     quiet_libraries(downloads=not Path(loaded.model).is_dir())
-    with RichProgress(console) as progress:
+    with command_progress() as progress:
         measure_trials(loaded, numbers, options, progress, seed=seed)
 
 

@@ -39,14 +39,12 @@ def init(
 
     Without questions the study is label-free: what counts is agreement with the unpruned model.
     """
-    from rich.console import Console
-
-    from tuner.cli.progress import RichProgress
+    from tuner.cli.progress import command_progress
     from tuner.importing.first_study import create_study
     from tuner.importing.study_files import MODEL, Settings
 
     settings = Settings(videos, model or MODEL, text_encoder, frames)
-    with RichProgress(Console(stderr=True)) as progress:
+    with command_progress() as progress:
 
         def looked_at(done: int, files: int) -> None:
             if done == 1:

@@ -27,6 +27,7 @@ from tuner.cli.listing import list_
 from tuner.cli.report import report
 from tuner.cli.run import run
 from tuner.cli.sensitivity import sensitivity
+from tuner.cli.show import show
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
@@ -59,6 +60,7 @@ app.command()(check)
 app.command()(run)
 app.command()(compare)
 app.command()(status)
+app.command()(show)
 app.command()(trials)
 app.command()(export)
 app.command()(verify)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tuner.errors import without_passwords
 
 
 def parse_budget(text: str) -> float:
@@ -27,6 +30,16 @@ def in_bytes(gib: float | None) -> int | None:
     return None if gib is None else int(gib * 2**30)
 
 
+def given(value: str | None, variable: str) -> str | None:
+    """An option's value as a command to type next has to repeat it; None where the environment holds it.
+
+    One with a password is left out: it belongs into the variable.
+    """
+    if value is None or value == os.environ.get(variable) or without_passwords(value) != value:
+        return None
+    return value
+
+
 def warn(text: str) -> None:
     """One line that is no part of what was asked for."""
     typer.echo(text, err=True)
@@ -45,6 +58,20 @@ RecordedStudy = Annotated[
         help="Name of a study in the records, or a path to its folder. The records are all that is needed: "
         "no videos, model or study.yaml.",
     ),
+]
+OfBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        parser=parse_budget,
+        metavar="RATIO",
+        help="Of the search with this budget (1: one for --max-drop alone); otherwise of the latest.",
+        show_default=False,
+    ),
+]
+OfSeed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Of the search with this seed; otherwise of the latest.", show_default=False),
 ]
 Database = Annotated[
     str | None,
@@ -87,8 +114,8 @@ Batch = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Questions in one packed forward; their answers are those of 1, which asks as production "
-        "does, up to rounding.",
+        help="Questions per forward pass. Affects speed; answers match those of 1, as in production, up to "
+        "rounding.",
     ),
 ]
 Cache = Annotated[
@@ -120,6 +147,10 @@ Address = Annotated[
         help="A Ray cluster, for example auto (the one this machine is part of) or head:6379.",
         show_default=False,
     ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document at the end; progress goes to stderr in any case."),
 ]
 AcceptWeakBaseline = Annotated[
     bool,

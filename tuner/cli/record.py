@@ -59,13 +59,22 @@ def with_mlflow(
 
 def record_files(
     study: str, study_hash: str, files: Sequence[Path], tracking_uri: str | None, console: Console
-) -> None:
-    """Hands what `tuner compare` or `tuner sensitivity` drew to MLflow and says where it is."""
-    recorded = with_mlflow(
+) -> Recorded | None:
+    """Hands what `tuner compare` or `tuner sensitivity` drew to MLflow."""
+    return with_mlflow(
         lambda mirror: mirror.record_files(study, study_hash, files),
         tracking_uri,
         console,
         "Recording in MLflow failed; everything is in the study's database",
     )
+
+
+def say_where(files: Sequence[Path], recorded: Recorded | None, study: str, console: Console) -> None:
+    """A line each for the report, where there is one, and for MLflow."""
+    from tuner.reporting.overview import in_mlflow
+
+    for file in files:
+        if file.name == "report.html":
+            console.print(f"Report: {file}", markup=False, soft_wrap=True)
     if recorded is not None:
-        console.print(f"In MLflow: {recorded.page}", highlight=False)
+        console.print(f"In MLflow: {in_mlflow(recorded, study)}", markup=False, soft_wrap=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tuner.cli.options import (
     AcceptWeakBaseline,
     Address,
+    AsJson,
     Batch,
     Cache,
     CacheMemory,
@@ -21,18 +22,12 @@ from tuner.cli.options import (
     Study,
     TrackingUri,
     Workers,
+    given,
     in_bytes,
     parse_budget,
 )
 from tuner.errors import UserError
 from tuner.statistics.margin import DEFAULT_MAX_DROP
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from tuner.reporting.values import Recorded, RunSummary
-    from tuner.runs.run import RunOptions
-    from tuner.study import Study as LoadedStudy
 
 
 class SamplerChoice(StrEnum):
@@ -98,18 +93,13 @@ def run(
             help="What proposes trials after AdaTP's defaults and a short design. random is a baseline."
         ),
     ] = SamplerChoice.TPE,
+    as_json: AsJson = False,
 ) -> None:
     """Find the AdaTP configuration that answers best within a compute budget, or the cheapest that holds.
 
     Running it again carries on: nothing is asked twice, more trials or another budget add to what is there.
     """
-    from rich.console import Console
-
-    from tuner.cli.progress import RichProgress
-    from tuner.reporting.summary import render
-    from tuner.runs.run import RunOptions
-    from tuner.runs.run import run as run_study
-    from tuner.study import load_study
+    from tuner.cli.progress import command_progress
 
     if fresh:
         raise UserError(
@@ -121,32 +111,64 @@ def run(
         raise UserError(
             "name --budget (the best configuration within it), --max-drop (the cheapest that holds) or both"
         )
-    options = RunOptions(
-        budget=budget,
-        trials=trials,
-        seed=seed,
-        timeout=timeout,
-        workers=default_workers() if workers is None else workers,
-        gpus_per_worker=gpus_per_worker,
-        batch=batch,
-        address=address,
-        cache=cache,
-        cache_memory=in_bytes(cache_memory),
-        database=database,
-        sampler=sampler.value,
-        max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop,
-        patience=patience,
-        race=race,
-        skip_bad_videos=skip_bad_videos,
-        accept_weak_baseline=accept_weak_baseline,
-    )
-    console = Console()
-    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-    quiet_libraries(downloads=not Path(loaded.model).is_dir())
-    with RichProgress(console) as progress:
-        summary = run_study(loaded, options, progress)
-    recorded = _record(loaded, summary, options, tracking_uri, console)
-    console.print(render(summary, recorded=recorded, study=study))
+    with command_progress() as progress:
+        progress.started("reading the study", None)
+        # They take seconds: not before something is shown.
+        from dashboards.folder import draw
+        from tuner.cli.mirroring import mirroring
+        from tuner.cli.record import with_mlflow, written
+        from tuner.runs.run import RunOptions
+        from tuner.runs.run import run as run_study
+        from tuner.study import load_study
+
+        options = RunOptions(
+            budget=budget,
+            trials=trials,
+            seed=seed,
+            timeout=timeout,
+            workers=default_workers() if workers is None else workers,
+            gpus_per_worker=gpus_per_worker,
+            batch=batch,
+            address=address,
+            cache=cache,
+            cache_memory=in_bytes(cache_memory),
+            database=database,
+            sampler=sampler.value,
+            max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop,
+            patience=patience,
+            race=race,
+            skip_bad_videos=skip_bad_videos,
+            accept_weak_baseline=accept_weak_baseline,
+        )
+        loaded = load_study(study, skip_bad_videos=skip_bad_videos)
+        quiet_libraries(downloads=not Path(loaded.model).is_dir())
+        with mirroring(study, database, tracking_uri):
+            summary = run_study(loaded, options, progress)
+        progress.started("drawing the report", None)
+        files = written(lambda: draw(loaded, summary, database), progress.console)
+        progress.started("recording in MLflow", None)
+        recorded = with_mlflow(
+            lambda mirror: mirror.record(summary, files),
+            tracking_uri,
+            progress.console,
+            "Recording in MLflow failed",
+        )
+    report = next((one for one in files if one.name == "report.html"), None)
+    if as_json:
+        from tuner.reporting.documents import run_document
+
+        typer.echo(run_document(summary, report, recorded))
+        return
+    from rich.console import Console
+
+    from tuner.reporting.overview import Naming, in_mlflow, overview
+
+    console = Console(highlight=False)
+    naming = Naming(study, {"--database": given(database, "TUNER_DATABASE")})
+    below = [] if report is None else [("report", str(report))]
+    below += [] if recorded is None else [("MLflow", in_mlflow(recorded, summary.study))]
+    for line in overview(summary, naming, width=console.width, below=below):
+        console.print(line, soft_wrap=True)
 
 
 def default_workers() -> int:
@@ -164,20 +186,3 @@ def quiet_libraries(*, downloads: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not downloads:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _record(
-    study: LoadedStudy,
-    summary: RunSummary,
-    options: RunOptions,
-    tracking_uri: str | None,
-    console: Console,
-) -> Recorded | None:
-    """Draws the figures and hands them to MLflow with everything else; a failure is one warning."""
-    from dashboards.folder import draw
-    from tuner.cli.record import with_mlflow, written
-
-    files = written(lambda: draw(study, summary, options.database), console)
-    return with_mlflow(
-        lambda mirror: mirror.record(summary, files), tracking_uri, console, "Recording in MLflow failed"
-    )

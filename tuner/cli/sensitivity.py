@@ -10,6 +10,7 @@ import typer
 from tuner.cli.options import (
     AcceptWeakBaseline,
     Address,
+    AsJson,
     Batch,
     Cache,
     CacheMemory,
@@ -65,46 +66,64 @@ def sensitivity(
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
     accept_weak_baseline: AcceptWeakBaseline = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what matters: how far each knob may drift, what breaks when it does, and what makes no difference.
 
     Every answer that exists is used; after Ctrl-C the same command goes on, and a second call asks nothing.
     """
+    from tuner.cli.progress import command_progress
+
+    with command_progress() as progress:
+        progress.started("reading the study", None)
+        # They take seconds: not before something is shown.
+        from dashboards.folder import draw_sensitivity
+        from tuner.cli.record import record_files, written
+        from tuner.cli.run import default_workers, quiet_libraries
+        from tuner.runs.run import RunOptions
+        from tuner.runs.sensitivity import sensitivity as find
+        from tuner.sensitivity.saved import save_sensitivity
+        from tuner.sensitivity.surrogate import analyse
+        from tuner.study import load_study
+
+        options = RunOptions(
+            budget=budget,
+            workers=default_workers() if workers is None else workers,
+            gpus_per_worker=gpus_per_worker,
+            batch=batch,
+            address=address,
+            cache=cache,
+            cache_memory=in_bytes(cache_memory),
+            database=database,
+            skip_bad_videos=skip_bad_videos,
+            accept_weak_baseline=accept_weak_baseline,
+        )
+        loaded = load_study(study, skip_bad_videos=skip_bad_videos)
+        quiet_libraries(downloads=not Path(loaded.model).is_dir())
+        found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
+        progress.started("drawing the report", None)
+        saved = written(
+            lambda: (save_sensitivity(found, database),), progress.console, "The file of all numbers"
+        )
+        files = written(lambda: draw_sensitivity(loaded, found, database), progress.console)
+        progress.started("recording in MLflow", None)
+        recorded = record_files(
+            found.study, found.study_hash, (*saved, *files), tracking_uri, progress.console
+        )
+    if as_json:
+        from tuner.reporting.documents import sensitivity_document
+
+        typer.echo(sensitivity_document(found, files, recorded))
+        return
     from rich.console import Console
 
-    from dashboards.folder import draw_sensitivity
-    from tuner.cli.progress import RichProgress
-    from tuner.cli.record import record_files, written
-    from tuner.cli.run import default_workers, quiet_libraries
-    from tuner.runs.run import RunOptions
-    from tuner.runs.sensitivity import sensitivity as find
-    from tuner.sensitivity.saved import save_sensitivity
-    from tuner.sensitivity.surrogate import analyse
-    from tuner.study import load_study
+    from tuner.cli.record import say_where
 
-    options = RunOptions(
-        budget=budget,
-        workers=default_workers() if workers is None else workers,
-        gpus_per_worker=gpus_per_worker,
-        batch=batch,
-        address=address,
-        cache=cache,
-        cache_memory=in_bytes(cache_memory),
-        database=database,
-        skip_bad_videos=skip_bad_videos,
-        accept_weak_baseline=accept_weak_baseline,
-    )
-    console = Console()
-    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-    quiet_libraries(downloads=not Path(loaded.model).is_dir())
-    with RichProgress(console) as progress:
-        found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
-    saved = written(lambda: (save_sensitivity(found, database),), console, "The file of all numbers")
-    figures = written(lambda: draw_sensitivity(loaded, found, database), console)
+    console = Console(highlight=False)
     console.print(render(found))
     for file in saved:
-        console.print(f"All numbers: {file}", highlight=False, markup=False)
-    record_files(found.study, found.study_hash, (*saved, *figures), tracking_uri, console)
+        console.print(f"All numbers: {file}", markup=False, soft_wrap=True)
+    say_where(files, recorded, found.study, console)
 
 
 def render(found: Sensitivity) -> RenderableType:

@@ -1,106 +1,102 @@
-"""`tuner status`: how far a study has come."""
+"""`tuner status`: how far a study has come, and the short answer so far."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import Database, RecordedStudy, warn
+from tuner.cli.options import Database, OfBudget, OfSeed, RecordedStudy, given, warn
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from tuner.reporting.from_records import SearchStatus, Status
+    from tuner.records.lock import Holder
+    from tuner.reporting.from_records import Status
+    from tuner.reporting.overview import Naming, Standing
 
 
 def status(
     study: RecordedStudy,
+    budget: OfBudget = None,
+    seed: OfSeed = None,
     database: Database = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show how far a study has come; also while it runs."""
+    """Show how far a study is and what its latest search has come to; also while it runs."""
     from rich.console import Console
 
+    from dashboards.folder import report_of
     from tuner.records.database import default_database
     from tuner.records.lock import holder
-    from tuner.reporting.from_records import status_of
+    from tuner.reporting.from_records import find_searches, status_of, summarise
+    from tuner.reporting.overview import Naming, overview
     from tuner.reporting.recorded import opened
 
-    with opened(study, database, warn) as records:
-        found = status_of(*records)
-    running = holder(database or default_database(found.study), found.study)
-    if as_json:
-        by = None if running is None else dataclasses.asdict(running)
-        typer.echo(json.dumps(dataclasses.asdict(found) | {"running": by}, indent=2))
-        return
-    console = Console()
-    console.print(f"[bold]{found.study}[/bold] {found.study_hash[:8]} in {found.database}", highlight=False)
-    console.print(_counts(found), highlight=False)
-    console.print(f"Run by {running}." if running else "Nobody is running it.", highlight=False, markup=False)
-    for question, reason in found.quarantined.items():
-        console.print(f"Left out: question {question} ({reason}).", highlight=False, markup=False)
-    if found.searches:
-        console.print(_searches(found))
+    with opened(study, database, warn) as (loaded, store, record):
+        found = status_of(loaded, store, record)
+        running = holder(database or default_database(found.study), found.study)
+        naming = Naming(study, {"--database": given(database, "TUNER_DATABASE")})
+        if as_json:
+            by = None if running is None else dataclasses.asdict(running)
+            typer.echo(json.dumps(dataclasses.asdict(found) | {"running": by}, indent=2))
+            return
+        if not found.searches:
+            typer.echo(_nothing_searched(found, running, naming))
+            return
+        search = find_searches(store, found.study, budget=budget, seed=seed)[-1]
+        place = store.searches().index(search)
+        summary = summarise(loaded, store, record, search)
+    console = Console(highlight=False)
+    latest = place == len(found.searches) - 1
+    report = report_of(summary) if latest and running is None else None
+    below = [("report", str(report))] if report is not None else []
+    if len(found.searches) > 1:
+        below.append(("other searches", textwrap.shorten(_others(found, place), console.width - 17)))
+    below.append(("records", found.database))
+    for line in overview(
+        summary,
+        naming,
+        width=console.width,
+        standing=standing(found, place, running),
+        below=below,
+        latest=latest,
+    ):
+        console.print(line, soft_wrap=True)
 
 
-def _counts(found: Status) -> str:
-    text = (
-        f"baseline {found.baseline_answered} of {found.baseline_questions} questions, "
-        f"{found.trials_completed} trials complete"
+def standing(found: Status, place: int, running: Holder | None) -> Standing:
+    """How far the search at this place is."""
+    from tuner.reporting.overview import Standing
+
+    search = found.searches[place]
+    return Standing(
+        search.trials_completed + search.trials_pruned,
+        search.trials_asked,
+        None if running is None else str(running),
+        found.baseline_questions - found.baseline_answered,
     )
-    if found.trials_unfinished:
-        text += f", {found.trials_unfinished} begun"
-    if found.trials_pruned:
-        text += f", {found.trials_pruned} pruned early"
-    return f"{text}, {found.answers} answers"
 
 
-def _searches(found: Status) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _nothing_searched(found: Status, running: Holder | None, naming: Naming) -> str:
+    who = "nobody is running it" if running is None else f"it is being run by {running}"
+    missing = found.baseline_questions - found.baseline_answered
+    return (
+        f"{found.study}: nothing was searched yet, {missing:,} unpruned answers are missing, {who}.\n\n"
+        f"NEXT  {naming.command('run', '--budget', '0.3')}\nrecords         {found.database}"
+    )
 
+
+def _others(found: Status, place: int) -> str:
+    """The other searches, the latest first."""
     from tuner.reporting.wording import searched_for
 
-    table = Table(
-        "search",
-        "seed",
-        "trials",
-        "infeasible",
-        "best",
-        "tune",
-        "held-out",
-        "FLOPs\n(tune)",
-        "drop",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for search in found.searches:
-        table.add_row(
-            searched_for(search.goal, search.budget, search.max_drop),
-            str(search.seed),
-            _trials(search),
-            str(search.infeasible),
-            *_best(search),
-        )
-    return table
-
-
-def _trials(search: SearchStatus) -> str:
-    pruned = f" + {search.trials_pruned} pruned" if search.trials_pruned else ""
-    return f"{search.trials_completed}{pruned} of {search.trials_asked}"
-
-
-def _best(search: SearchStatus) -> tuple[str, str, str, str, str]:
-    if search.best is None:
-        return ("-", "-", "-", "-", "-")
-    held_out = "-" if search.held_out is None else f"{100 * search.held_out.accuracy:.1f} %"
-    return (
-        f"trial {search.best.number}",
-        f"{100 * search.best.outcome.accuracy:.1f} %",
-        held_out,
-        f"{search.best.outcome.flops_ratio:.4f}",
-        f"{search.verdict.replace('_', ' ')} ({search.max_drop})",
-    )
+    said = []
+    for number, one in reversed(list(enumerate(found.searches))):
+        if number != place:
+            best = "nothing fits" if one.best is None else f"trial {one.best.number}"
+            text = searched_for(one.goal, one.budget, one.max_drop)
+            text += f" seed {one.seed}" if one.seed else ""
+            said.append(f"{text} ({best}, {one.verdict.replace('_', ' ')})")
+    return "; ".join(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -29,17 +30,25 @@ def sync(
     ] = None,
     database: Database = None,
     tracking_uri: TrackingUri = None,
+    while_running: Annotated[
+        bool, typer.Option("--while-running", hidden=True, help="Of a run that goes on: without figures.")
+    ] = False,
 ) -> None:
     """Complete the study in MLflow from its records, and say what was missing there."""
     from rich.console import Console
 
     from dashboards.folder import draw
     from tuner.cli.record import with_mlflow
+    from tuner.export.mlflow_mirror import MlflowMirror
     from tuner.reporting.from_records import load_summaries
     from tuner.reporting.recorded import open_study
 
     loaded = open_study(study, database, warn)
     *earlier, latest = load_summaries(loaded, budget=budget, seed=seed, database=database)
+    if while_running:
+        os.nice(10)
+        MlflowMirror(tracking_uri).record(latest, earlier=earlier, running=True)
+        return
     # MLflow keeps copies: nothing else is left in this folder, which may be read-only.
     with tempfile.TemporaryDirectory() as figures, disk_may_be_full(f"the figures in {figures}"):
         files = draw(loaded, latest, database, folder=Path(figures))

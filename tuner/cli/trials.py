@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import textwrap
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +14,7 @@ import typer
 from tuner.cli.options import Database, RecordedStudy, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from tuner.records.values import SearchRecord, TrialRecord
 
@@ -49,8 +52,25 @@ class Row:
     best_of: tuple[str, ...] = ()
 
 
+class SortChoice(StrEnum):
+    """What comes first."""
+
+    NUMBER = "number"
+    ACCURACY = "accuracy"
+    FLOPS = "flops"
+
+
 def trials(
     study: RecordedStudy,
+    sort: Annotated[
+        SortChoice, typer.Option(help="What comes first: the best accuracy, or the fewest FLOPs.")
+    ] = SortChoice.NUMBER,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)
+    ] = None,
+    within_budget: Annotated[
+        bool, typer.Option("--within-budget", help="Only those within the budget of their search.")
+    ] = False,
     database: Database = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
 ) -> None:
@@ -70,12 +90,29 @@ def trials(
             best_of.setdefault(choice.trial.number, []).append(told)
         allowed = {one.number for one in eligible(recorded, loaded.search)}
         found = rows(recorded, searches, allowed, best_of)
+    found = _selected(found, sort, top, within_budget=within_budget)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in found], indent=2))
-    else:
-        listed = [choice for choice, _ in loaded.search.choices]
-        # As wide as it needs to be: a number cut short is none.
-        typer.echo(_table(found, worth_showing(listed, (trial.configuration for trial in recorded))))
+        return
+    from rich.console import Console
+
+    console = Console()
+    listed = [choice for choice, _ in loaded.search.choices]
+    shown = worth_showing(listed, (trial.configuration for trial in recorded))
+    # Where nobody looks at it, as wide as it needs to be; COLUMNS says otherwise.
+    width = console.width if console.is_terminal or "COLUMNS" in os.environ else None
+    typer.echo(_table(found, shown, width))
+
+
+def _selected(found: list[Row], sort: SortChoice, top: int | None, *, within_budget: bool) -> list[Row]:
+    """Sorted, those without the value last; then the first `top`."""
+    if within_budget:
+        found = [row for row in found if row.within_budget]
+    if sort is SortChoice.ACCURACY:
+        found = sorted(found, key=lambda row: -1.0 if row.accuracy is None else row.accuracy, reverse=True)
+    elif sort is SortChoice.FLOPS:
+        found = sorted(found, key=lambda row: row.binding_ratio)
+    return found[:top]
 
 
 def rows(
@@ -119,51 +156,91 @@ def rows(
     return result
 
 
-def _table(found: list[Row], choices: tuple[str, ...]) -> str:
-    """By hand: rich takes seconds for a thousand rows."""
-    from pipeline.methods import KNOBS
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its title in up to two lines, its cells, and how soon it gives way."""
 
-    right = [
-        *("trial", *(knob.replace("a_", "a_\n") for knob in KNOBS)),
-        *("accuracy", "log-\nprob.", "FLOPs", "end to\nend", "lost", "gained", "budget"),
-    ]
-    left = [*(name.replace("_", "_\n") for name in choices), "front", "best of", "state"]
-    titles = [["", *name.split("\n")][-2:] for name in (*right, *left)]
+    title: str
+    cells: tuple[str, ...]
+    right: bool = True
+    # Where there is no room, those with the highest are left out first.
+    rank: int = 0
+
+    @property
+    def width(self) -> int:
+        """Of its widest cell or title."""
+        return max(map(len, (*self.title.split("\n"), *self.cells)), default=0)
+
+
+def _table(found: list[Row], choices: tuple[str, ...], width: int | None) -> str:
+    """By hand: rich takes seconds for a thousand rows. A number is never cut short: columns that say least
+    are left out until the rest fits, and a line below names them.
+
+    width: None for all of them.
+    """
+    columns, left_out = _columns(found, choices), []
+    while width is not None and sum(one.width + 1 for one in columns) - 1 > width:
+        last = max(columns, key=lambda one: one.rank)
+        if not last.rank:
+            break
+        columns.remove(last)
+        left_out.append(last.title.replace("_\n", "_").replace("\n", " "))
+    titles = [["", *one.title.split("\n")][-2:] for one in columns]
     lines = [list(one) for one in zip(*titles, strict=True)]
-    lines += [
-        [
-            str(row.number),
-            *(_number(row.parameters.get(knob), ".4g") for knob in KNOBS),
-            _number(None if row.accuracy is None else 100 * row.accuracy, ".1f"),
-            _number(row.logprob_change, "+.4f"),
-            _number(row.flops_ratio, ".4f"),
-            _number(row.flops_ratio_end_to_end, ".4f"),
-            _number(row.regressions, "d"),
-            _number(row.gained, "d"),
-            f"{row.budget:g}" if row.within_budget else f"> {row.budget:g}",
-            *(str(row.parameters.get(name, "-")) for name in choices),
-            "yes" if row.on_front else "",
-            "; ".join(row.best_of),
-            _state(row),
-        ]
-        for row in found
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines += [list(cells) for cells in zip(*(one.cells for one in columns), strict=True)]
     written = [
         " ".join(
-            cell.rjust(width) if place < len(right) else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.rjust(one.width) if one.right else cell.ljust(one.width)
+            for cell, one in zip(line, columns, strict=True)
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([*written[:2], "-" * max(map(len, written)), *written[2:]])
+    rule = "-" * max(map(len, written))
+    below = [f"* trial {row.number}: the best of {told}" for row in found for told in row.best_of]
+    if not all(row.allowed for row in found):
+        below.append("not allowed: study.yaml does not allow its knobs or choices any more")
+    if left_out:
+        below.append(f"Left out for want of room: {', '.join(left_out)}; --json has everything.")
+    below = [line for text in below for line in textwrap.wrap(text, width or 1000)]
+    return "\n".join([*written[:2], rule, *written[2:], *([""] if below else []), *below])
+
+
+def _columns(found: list[Row], choices: tuple[str, ...]) -> list[Column]:
+    from pipeline.methods import KNOBS
+
+    def column(title: str, cell: Callable[[Row], str], rank: int = 0, *, right: bool = True) -> Column:
+        return Column(title, tuple(map(cell, found)), right, rank)
+
+    def knob(name: str) -> Callable[[Row], str]:
+        return lambda row: _number(row.parameters.get(name), ".4g")
+
+    def choice(name: str) -> Callable[[Row], str]:
+        return lambda row: str(row.parameters.get(name, "-"))
+
+    return [
+        column("trial", lambda row: f"{row.number}{'*' if row.best_of else ' '}"),
+        column("accuracy", lambda row: _number(None if row.accuracy is None else 100 * row.accuracy, ".1f")),
+        column("LLM\nFLOPs", lambda row: _number(row.flops_ratio, ".3f")),
+        column("end to\nend", lambda row: _number(row.flops_ratio_end_to_end, ".3f"), 2),
+        column("lost", lambda row: _number(row.regressions, "d"), 3),
+        column("gained", lambda row: _number(row.gained, "d"), 4),
+        *(column(name.replace("a_", "a_\n"), knob(name)) for name in KNOBS),
+        *(column(name.replace("_", "_\n"), choice(name), 1, right=False) for name in choices),
+        column("log\nprob.", lambda row: _number(row.logprob_change, "+.4f"), 6),
+        column("budget", lambda row: f"{'' if row.within_budget else '> '}{row.budget:g}", 5),
+        column("", _state, right=False),
+    ]
 
 
 def _state(row: Row) -> str:
-    text = row.state
+    said = []
     if row.state == "pruned":
-        text = f"pruned by {row.pruned_by} after {row.pruned_after} videos"
-    return text if row.allowed else f"{text}; not allowed by study.yaml"
+        said.append(f"pruned by {row.pruned_by}")
+    elif row.state != "complete":
+        said.append(row.state)
+    said += ["front"] if row.on_front else []
+    said += [] if row.allowed else ["not allowed"]
+    return ", ".join(said)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -81,7 +81,7 @@ def verify(
     """
     from rich.console import Console
 
-    from tuner.cli.progress import RichProgress
+    from tuner.cli.progress import command_progress
     from tuner.cli.run import quiet_libraries
     from tuner.errors import UserError
     from tuner.runs.run import RunOptions
@@ -100,7 +100,7 @@ def verify(
     )
     loaded = load_study(study, skip_bad_videos=skip_bad_videos)
     quiet_libraries(downloads=not Path(loaded.model).is_dir())
-    with RichProgress(Console(stderr=True)) as progress:
+    with command_progress() as progress:
         found = verify_file(
             file,
             loaded,

@@ -57,7 +57,7 @@ class AdHocLoop(Loop):
     def _phases(self) -> Iterator[Evaluation | None]:
         yield from self._held_out_evaluations(dict.fromkeys(self._to_measure))
         self._start(
-            "ad hoc",
+            "answers",
             sum(
                 len(self._ad_hoc_evaluation(request).missing(request.configurations))
                 for request in self._requests

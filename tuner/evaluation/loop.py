@@ -96,6 +96,12 @@ class Loop(ABC):
         """What the pruner says of a trial's evaluation; None: it is not pruned."""
         return None
 
+    def _so_far(self, evaluation: Evaluation) -> str:
+        """How far a trial's evaluation is, in a few words."""
+        return (
+            f"trial {evaluation.number}: {len(evaluation.answers)} of {len(evaluation.fingerprints)} answers"
+        )
+
     def _forget(self, question: str) -> None:
         """Removes a quarantined question from what was derived from its answers."""
         self._baseline_answers.pop(question, None)
@@ -165,7 +171,9 @@ class Loop(ABC):
             self._prune(evaluation, pairs, pruned)
         elif pairs and evaluation.kind != "noise":
             self._store.record(pairs)
-        if evaluation.kind != "trial":
+        if evaluation.kind == "trial":
+            self._progress.now(self._so_far(evaluation))
+        else:
             self._progress.advanced(len(answers))
         last = pruned is not None or not any(evaluation.missing(batch) for batch in task.batches)
         if last or self._interrupted:
@@ -341,8 +349,11 @@ class Loop(ABC):
             for configuration, number in wanted.items():
                 if configuration not in self._measured:
                     evaluations.append(self._held_out_evaluation(configuration, number))
+        trials = sorted(one.number for one in evaluations if one.number is not None)
         self._start(
-            "held-out",
+            f"held-out, trial{'s' * (len(trials) > 1)} {', '.join(map(str, trials))}"
+            if trials
+            else "held-out",
             sum(len(evaluation.missing(self._questions["held_out"])) for evaluation in evaluations),
         )
         yield from evaluations

@@ -136,6 +136,13 @@ class SearchLoop(Loop):
         """
         return tuple(one for one in self.trials if one.number not in self._outside)
 
+    def _so_far(self, evaluation: Evaluation) -> str:
+        best = self.best()
+        if best is None or best.outcome is None:
+            return super()._so_far(evaluation)
+        reached = f"{100 * best.outcome.accuracy:.1f} % on tune videos at {best.binding_ratio:.3f}"
+        return f"best so far: trial {best.number}, {reached}; {super()._so_far(evaluation)}"
+
     def _forget(self, question: str) -> None:
         super()._forget(question)
         for signals in self._signals_of.values():
@@ -168,7 +175,7 @@ class SearchLoop(Loop):
     def _trial_phase(self) -> Iterator[Evaluation | None]:
         unfinished = [trial for trial in self._eligible if self._to_finish(trial)]
         proposed = self._proposed()
-        self._start("trials", len(unfinished) + max(0, self._search.trials - proposed))
+        self._start("search", len(unfinished) + max(0, self._search.trials - proposed))
         for trial in unfinished:
             if not self._out_of_time():
                 yield self._trial_evaluation(trial)

@@ -124,7 +124,7 @@ def measure_serving(
         Call("serve", {"question": one.id, "configuration": configuration, "profile": index == 0})
         for index, one in enumerate(asked)
     ]
-    found = _measured(run, "Measuring what a server would pay", "costs", calls, PATIENCE, progress)
+    found = _measured(run, "Measuring what a server would pay", "serving", calls, PATIENCE, progress)
     profiled = found[0]["profiled"]
     if profiled is None:
         progress.message("torch.profiler's count was left out: its pass does not fit into memory.")
@@ -152,7 +152,7 @@ def measure_times(
     asked = planner.spread(methods[0], TIMED_QUESTIONS, leave_out)
     configurations = tuple(to_dict(one) for one in methods)
     calls = [Call("time", {"question": one.id, "configurations": configurations}) for one in asked]
-    found = _measured(run, "Timing", "times", calls, TIMED_PATIENCE, progress)
+    found = _measured(run, "Timing", "timing", calls, TIMED_PATIENCE, progress)
     columns = zip(*(one["seconds"] for one in found), strict=True)
     baseline, *means = (sum(column) / len(found) for column in columns)
     return [Timed(found[0]["device"], len(found), mean, baseline) for mean in means]

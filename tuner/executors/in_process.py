@@ -9,6 +9,7 @@ from tuner.errors import UserError
 from tuner.evaluation.description import Computing
 from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory
 from tuner.evaluation.memory import free_memory, is_out_of_memory
+from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.tasks import Assignment, Work
 from tuner.records.measurements import CacheUse
 
@@ -21,8 +22,9 @@ class InProcessExecutor:
     the same process.
     """
 
-    def __init__(self, factory: EvaluatorFactory) -> None:
+    def __init__(self, factory: EvaluatorFactory, progress: Progress | None = None) -> None:
         self._factory = factory
+        self._progress: Progress = progress or NoProgress()
         self._evaluator: Evaluator | None = None
         self._required: Computing | None = None
         self._contents: Mapping[str, str] | None = None
@@ -58,7 +60,9 @@ class InProcessExecutor:
 
     def _loaded(self) -> Evaluator:
         if self._evaluator is None:
+            self._progress.now("loading the model")
             evaluator = self._factory()
+            self._progress.now("")
             if self._required is not None:
                 refusal = evaluator.describe()[0].refusal(self._required)
                 if refusal is not None:

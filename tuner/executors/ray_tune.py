@@ -42,6 +42,7 @@ from tuner.errors import UserError
 from tuner.evaluation.description import Computing, ModelDescription
 from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory
 from tuner.evaluation.memory import is_out_of_memory
+from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.tasks import Assignment, Call, Decision, FailureKind, Work
 from tuner.executors.starting import Starting
 from tuner.records.measurements import CacheUse
@@ -97,6 +98,7 @@ class RayExecutor:
         workers: int,
         gpus_per_worker: float = 0.0,
         address: str | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be 1 or more, but got {workers=}.")
@@ -104,7 +106,8 @@ class RayExecutor:
         self._workers = workers
         self._gpus_per_worker = gpus_per_worker
         self._address = address
-        self._bridge = _Bridge(workers)
+        self._progress: Progress = progress or NoProgress()
+        self._bridge = _Bridge(workers, self._progress.now)
         self._open = ExitStack()
         self._tune: threading.Thread | None = None
 
@@ -150,13 +153,14 @@ class RayExecutor:
         # Ends Ray where it is ours, and with it workers that have not ended.
         self._open.close()
         required, contents = self._bridge.required, self._bridge.contents
-        self._bridge = _Bridge(self._workers)
+        self._bridge = _Bridge(self._workers, self._progress.now)
         self._bridge.required, self._bridge.contents = required, contents
 
     def _start(self) -> None:
         """Errors: UserError, see `run`."""
         if self._tune is not None:
             return
+        self._progress.now(self._bridge.starting.stand)
         with ExitStack() as stack:
             stack.enter_context(_quiet())
             stack.enter_context(_ray(self._workers, self._gpus_per_worker, self._address))
@@ -243,7 +247,9 @@ def _pack(results: list[Any]) -> bytes:
 class _Bridge:
     """What Tune's hooks share: the work, the workers and their tasks by Tune trial, the first error."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, now: Callable[[str], None]) -> None:
+        """now: told how far the workers' start is."""
+        self.now = now
         self.work: Work[Any] | None = None
         self.first: Assignment | None = None
         self.starting = Starting(workers, self._say)
@@ -369,6 +375,7 @@ class _Scheduler(TrialScheduler):
         bridge, worker = self._bridge, trial.trial_id
         if result["state"] == "place":
             bridge.starting.has_place(worker, result[HOSTNAME])
+            bridge.now(bridge.starting.stand)
         elif result["state"] == "ready":
             (found,) = pickle.loads(result["results"])
             return self._is_taken(trial, found)
@@ -392,6 +399,7 @@ class _Scheduler(TrialScheduler):
             self._not_started(worker, refusal, certain=True)
             return False
         bridge.starting.got_ready(worker)
+        bridge.now(bridge.starting.stand)
         actor: Any = trial.temporary_state.ray_actor
         bridge.actors[worker] = actor
         actor.expect.remote(bridge.contents)

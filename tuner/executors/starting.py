@@ -55,6 +55,15 @@ class Starting:
         """Whether the worker has loaded its model and has not died since."""
         return worker in self._ready
 
+    @property
+    def stand(self) -> str:
+        """How many workers are ready, in words; empty when all are."""
+        ready, loading = len(self._ready), len(self._hosts.keys() - self._ready)
+        if ready >= self._wanted:
+            return ""
+        text = f"starting workers: {ready} of {self._wanted} ready"
+        return text + (f", {loading} loading the model" if loading else "")
+
     def asked_for(self, worker: str) -> None:
         """The worker waits for a place."""
         self._asked[worker] = self._failures

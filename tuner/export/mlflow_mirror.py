@@ -88,15 +88,21 @@ class MlflowMirror:
         self.tracking_uri = tracking_uri or default
 
     def record(
-        self, summary: RunSummary, files: Sequence[Path] = (), *, earlier: Sequence[RunSummary] = ()
+        self,
+        summary: RunSummary,
+        files: Sequence[Path] = (),
+        *,
+        earlier: Sequence[RunSummary] = (),
+        running: bool = False,
     ) -> Recorded:
         """Makes MLflow hold this summary; files and tables are artifacts of the study's run.
 
         earlier: summaries of the study's other searches, whose chosen trials keep their held-out results. All
-        are written together: separate calls would change the study's run back and forth.
+        are written together: separate calls would change the study's run back and forth. running: whether
+        trials are still to come; the study's run then stays open.
         """
         with _quiet_mlflow():
-            return _Writer(self.tracking_uri, summary, earlier).write(files)
+            return _Writer(self.tracking_uri, summary, earlier).write(files, running=running)
 
     def record_files(self, study: str, study_hash: str, files: Sequence[Path]) -> Recorded:
         """Adds finished files, or replaces those of the same name, as artifacts of the study's run.
@@ -252,6 +258,10 @@ class _StudyRun:
         """Writes what one of the study's runs lacks."""
         self.written_runs += _update(self.client, run, content)
 
+    def go_on(self) -> None:
+        if self.run.info.status != "RUNNING":
+            self.client.update_run(self.id, status="RUNNING")
+
     def finish(self) -> None:
         if self.run.info.status == "RUNNING":
             self.client.set_terminated(self.id)
@@ -267,7 +277,7 @@ class _Writer:
         self.study = _StudyRun(tracking_uri, summary.study, summary.study_hash)
         self.client = self.study.client
 
-    def write(self, files: Sequence[Path]) -> Recorded:
+    def write(self, files: Sequence[Path], *, running: bool) -> Recorded:
         summary, study = self.summary, self.study
         known = _children(self.client, study.experiment, study.id)
         for trial in (*summary.trials, *summary.above, *summary.outside):
@@ -284,7 +294,10 @@ class _Writer:
         study.save_view()
         links = _links(study.experiment, study.id, summary, study.files)
         study.update(study.run, _study_content(summary, links))
-        study.finish()
+        if running:
+            study.go_on()
+        else:
+            study.finish()
         return study.recorded
 
     def _trial(

@@ -41,6 +41,7 @@ from tuner.reporting.values import (
     TagRow,
     Trial,
 )
+from tuner.reporting.wording import searched_for
 from tuner.search.selection import Choice, HeldOutResults, Looks, choose, eligible, examine, level_of
 from tuner.search.space import TOLERANCE, SearchSpace, allows, smallest_reachable
 from tuner.statistics import paired
@@ -459,22 +460,7 @@ def find_search(
 
     Errors: UserError where there is none.
     """
-    return _searches(study, store, budget, seed)[-1]
-
-
-def _searches(study: Study, store: Store, budget: float | None, seed: int | None) -> list[SearchRecord]:
-    """Errors: UserError where there is none."""
-    found = [
-        search
-        for search in store.searches()
-        if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
-    ]
-    if found:
-        return found
-    known = ", ".join(f"budget {search.budget:g} seed {search.seed}" for search in store.searches())
-    if not known:
-        raise UserError(f"nothing was searched in the study {study.name!r} yet: `tuner run` does that")
-    raise UserError(f"the study {study.name!r} has no such search; its searches are: {known}")
+    return find_searches(store, study.name, budget=budget, seed=seed)[-1]
 
 
 def find_summary(study: Study, *, budget: float, database: str | None = None) -> RunSummary | None:
@@ -501,8 +487,32 @@ def load_summaries(
     Errors: as `load_summary`.
     """
     with _recorded(study, database) as (store, record):
-        searches = _searches(study, store, budget, seed)
+        searches = find_searches(store, study.name, budget=budget, seed=seed)
         return tuple(summarise(study, store, record, one) for one in searches)
+
+
+def find_searches(
+    store: Store, study: str, *, budget: float | None = None, seed: int | None = None
+) -> list[SearchRecord]:
+    """The study's searches, or those with this budget and seed, the latest at the end.
+
+    Errors: UserError where there is none.
+    """
+    known = store.searches()
+    found = [
+        search
+        for search in known
+        if (budget is None or search.budget == budget) and (seed is None or search.seed == seed)
+    ]
+    if not known:
+        raise UserError(f"nothing was searched in the study {study!r} yet: `tuner run` does that")
+    if not found:
+        told = ", ".join(
+            f"{searched_for(one.goal, one.budget, one.max_drop)} (--budget {one.budget:g} --seed {one.seed})"
+            for one in known
+        )
+        raise UserError(f"the study {study!r} has no such search; its searches are: {told}")
+    return found
 
 
 @contextmanager

@@ -242,7 +242,7 @@ class _Looks:
         """Makes the calls. Errors: PipelineError, see `inspect`."""
         self._loop = CallLoop(
             "Looking at what pruning does",
-            "inspection",
+            "pictures",
             [[call] for call in self._calls],
             self._take,
             give_up=self._give_up,

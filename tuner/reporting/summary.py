@@ -1,11 +1,10 @@
-"""What a study has come to, as tables a person reads at the end of `tuner run` and `tuner export`."""
+"""Everything a search has come to: the tables and sentences of `tuner show`. Its short form: `overview`."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.methods import AdaTP, choices, knobs
@@ -120,7 +119,6 @@ def tag_rows(summary: RunSummary) -> tuple[TagRow, ...]:
 def remarks(
     summary: RunSummary,
     *,
-    exported: Path | None = None,
     recorded: Recorded | None = None,
     study: str | None = None,
 ) -> tuple[str, ...]:
@@ -155,9 +153,7 @@ def remarks(
     if summary.skipped_videos:
         lines.append(f"Left out because they cannot be read: {', '.join(summary.skipped_videos)}.")
     lines += [f"Left out: question {one} ({reason})." for one, reason in summary.quarantined.items()]
-    if exported is not None:
-        lines.append(f"Exported to {exported}.")
-    elif summary.best is not None:
+    if summary.best is not None:
         accept = accepting(summary)
         name = shlex.quote(study or summary.study)
         lines.append(f"To export it: tuner export --study {name} --output best.json{accept}")
@@ -176,6 +172,20 @@ def accepting(summary: RunSummary) -> str:
 def guessed(summary: RunSummary) -> bool:
     """Whether the unpruned model does no better than guessing."""
     return summary.guessing is not None and summary.guessing.no_better
+
+
+def exceeded(summary: RunSummary) -> bool:
+    """Whether the whole interval lies beyond the margin, so that more videos of this kind would not help."""
+    interval = None if summary.best_held_out is None else summary.best_held_out.difference.interval
+    return interval is not None and summary.margin is not None and interval.high < -summary.margin
+
+
+def drowned(summary: RunSummary) -> bool:
+    """Without labels: whether the unpruned model itself differs from its answers by more than the margin."""
+    setting, noise, margin = summary.setting, summary.noise, summary.margin
+    if setting is None or setting.labelled or noise is None or margin is None or summary.best is None:
+        return False
+    return margin <= noise.flip_rate
 
 
 def _study_cost(cost: StudyCost) -> str:
@@ -216,7 +226,6 @@ def headline(summary: RunSummary) -> str:
 def render(
     summary: RunSummary,
     *,
-    exported: Path | None = None,
     recorded: Recorded | None = None,
     study: str | None = None,
 ) -> RenderableType:
@@ -247,10 +256,7 @@ def render(
         column.justify = "right"
     for knob in knob_rows(summary):
         settings.add_row(knob.name, Text(knob.best, style="bold"), knob.defaults, knob.meaning)
-    below = [
-        Text(line, overflow="fold")
-        for line in remarks(summary, exported=exported, recorded=recorded, study=study)
-    ]
+    below = [Text(line, overflow="fold") for line in remarks(summary, recorded=recorded, study=study)]
     tables = [table, tags, settings] if tags.rows else [table, settings]
     return Group(Text(headline(summary), style="bold"), *tables, *below)
 

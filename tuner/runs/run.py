@@ -231,7 +231,8 @@ class Session:
             done = sum(trial.outcome is not None for trial in loop.trials)
             so_far = f" with {done} trials complete" if isinstance(loop, SearchLoop) else ""
             raise InterruptedRunError(
-                f"Interrupted{so_far}. Everything answered is kept: the same command goes on."
+                f"Interrupted{so_far}. Everything answered is kept: the same command goes on. "
+                "`tuner status` shows what there is."
             )
 
     def measure_serving(self, options: RunOptions) -> None:
@@ -316,7 +317,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
     with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
         before = store.find(study.name)
         spec = worker_spec(study, options, folder)
-        with closing(Workers(executor_for(spec, options), progress)) as workers:
+        with closing(Workers(executor_for(spec, options, progress), progress)) as workers:
             setting = None if before is None else setting_from(before.setting)
             if before is not None:
                 known = (None, None) if setting is None else (setting.dtype, setting.device)
@@ -355,13 +356,13 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
             )
 
 
-def executor_for(spec: EvaluatorSpec, options: RunOptions) -> Executor:
+def executor_for(spec: EvaluatorSpec, options: RunOptions, progress: Progress) -> Executor:
     """This process, or Ray workers, as the options ask for."""
     if options.workers == 1 and options.address is None:
-        return InProcessExecutor(spec)
+        return InProcessExecutor(spec, progress)
     from tuner.executors.ray_tune import RayExecutor
 
-    return RayExecutor(spec, options.workers, _gpus_per_worker(options), options.address)
+    return RayExecutor(spec, options.workers, _gpus_per_worker(options), options.address, progress)
 
 
 def _budget(options: RunOptions) -> float:

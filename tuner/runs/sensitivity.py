@@ -22,6 +22,7 @@ from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import judge
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
+from tuner.records.measurements import ModelUse
 from tuner.records.store import Store
 from tuner.records.values import Pair, StudyRecord
 from tuner.reporting.from_records import chosen, make_planner, setting_from
@@ -95,18 +96,26 @@ def sensitivity(
     with Store.open(options.database or default_database(study.name), create=False) as store:
         work = _Plan.of(study, store, options.budget, runs, max_drop)
         missing = work.requests(store)
+        took = sum(store.model_use().values(), ModelUse())
     if missing:
         asked = sum(len(one.configurations) for one in missing)
-        questions = len(work.questions)
+        there = work.pairs - asked
         progress.message(
-            f"{asked} answers are asked for, as many as {asked / questions:.1f} whole configurations of "
-            f"{questions} questions; {work.pairs - asked} of those needed are there."
+            f"{asked:,} answers to compute{_about(asked, took, options.workers)}; {there:,} are there."
         )
         ask(study, options, missing, progress)
     with Store.open(options.database or default_database(study.name), create=False) as store:
         # Questions may have been quarantined on the way.
         work = _Plan.of(study, store, options.budget, runs, max_drop)
         return work.found(_Answers.of(work, store), analyse, progress)
+
+
+def _about(answers: int, took: ModelUse, workers: int) -> str:
+    """How long so many answers take, judged by those that the study has; nothing where it has none."""
+    if not took.answers:
+        return ""
+    minutes = math.ceil(answers * took.seconds / took.answers / workers / 60)
+    return f", about {minutes:,} minute{'' if minutes == 1 else 's'}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,6 +114,7 @@ def verify(
     so many only, of videos drawn the same way each time. allow_changed: share of the answers that may differ.
     Errors: UserError for a file, model, video or options that will not do; InterruptedRunError after Ctrl-C.
     """
+    progress = progress or NoProgress()
     check_options(options)
     if questions is not None and questions < 1:
         raise UserError(f"a sample has 1 question or more, but got {questions}")
@@ -126,10 +127,10 @@ def verify(
     spec = _spec(
         best, file, study.without({one.id for one in study.questions} - {one.id for one in wanted}), options
     )
-    with closing(Workers(executor_for(spec, options), progress or NoProgress())) as workers:
+    with closing(Workers(executor_for(spec, options, progress), progress)) as workers:
         try:
             description = workers.describe()
-            said = _ask(wanted, study, method, workers, progress or NoProgress())
+            said = _ask(wanted, study, method, workers, progress)
         except KeyboardInterrupt:
             raise InterruptedRunError("Interrupted: what was verified so far is not kept.") from None
     compared = _Compared(

@@ -10,7 +10,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
-from contextlib import nullcontext
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +20,9 @@ from rich.console import Console
 
 from pipeline.errors import NotFiniteError
 from pipeline.methods import AdaTP
-from tests.summaries import make_outcome, make_summary
+from tests.summaries import make_summary
 from tests.tuner import fakes
-from tuner.cli.progress import RichProgress
+from tuner.cli.progress import BarProgress, LineProgress
 from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.definition import definition
@@ -237,8 +237,11 @@ def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tm
     assert (finished.code, finished.err) == (0, "")
     assert (asked[0].budget, asked[0].workers, asked[0].batch) == (0.3, 3, 1)
     assert "89.0 [86.0, 91.5]" in finished.out
-    assert recorded.page in finished.out
+    assert "type `mlflow ui` in this folder; the experiment is adatp/demo" in finished.out
     assert told == [("demo", "hash", (Path("demo.json"),))]
+    as_json = call("compare", "--study", "demo", "--budget", "0.3", "--json")
+    assert (as_json.code, as_json.err) == (0, "")
+    assert json.loads(as_json.out)["rows"][0]["name"] == "AdaTP, defaults"
 
 
 @pytest.mark.quick
@@ -361,11 +364,11 @@ def test_trials_lists_every_trial(call, fake_study):
     shown = call("trials", "--study", "fake", "--database", fake_study)
     assert shown.code == 0
     lines = shown.out.splitlines()
-    for name in ("tau_s", "gamma_", "accuracy", "FLOPs", "end to", "front", "state"):
+    for name in ("tau_s", "gamma_", "accuracy", "FLOPs", "end to", "budget"):
         assert name in shown.out
-    assert sum(line.rstrip().endswith("complete") for line in lines) == 6
-    assert "pruned by 2 after 3 videos" in shown.out
-    assert sum("unfinished" in line for line in lines) == 1
+    assert [line.split()[0].rstrip("*") for line in lines[3:11]] == list("01234567")
+    assert sum(line.endswith("pruned by 2") for line in lines) == 1
+    assert sum(line.endswith("unfinished") for line in lines) == 1
     assert sum("> 0.35" in line for line in lines) == 2
 
     assert "deduplicate" not in shown.out
@@ -393,7 +396,8 @@ def test_trials_lists_every_trial(call, fake_study):
     assert {row["number"]: row["best_of"] for row in rows if row["best_of"]} == {
         best.number: ["budget 0.35, seed 0"]
     }
-    assert shown.out.count("budget 0.35, seed 0") == 1
+    assert f"* trial {best.number}: the best of budget 0.35, seed 0" in lines
+    assert [line.split()[0] for line in lines if line.lstrip()[:2].endswith("*")] == [f"{best.number}*"]
     assert sorted(front) == sorted(front, key=lambda one: one[1])
 
 
@@ -442,11 +446,11 @@ def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study):
         low, *_, high = sorted(float(one.configuration.get("tau_t")) for one in store.trials()[:6])
     redefine(fake_study, Search(bounds=(("tau_t", (low + 1e-6, high)),)))
     shown = call("trials", "--study", "fake", "--database", fake_study)
-    (line,) = [one for one in shown.out.splitlines() if "not allowed by study.yaml" in one]
+    (line,) = [one for one in shown.out.splitlines() if one.endswith("not allowed")]
     rows = json.loads(call("trials", "--study", "fake", "--database", fake_study, "--json").out)
     (outside,) = [row for row in rows if not row["allowed"]]
     assert outside["parameters"]["tau_t"] == low
-    assert int(line.split()[0]) == outside["number"]
+    assert int(line.split()[0].rstrip("*")) == outside["number"]
     assert (outside["on_front"], outside["best_of"]) == (False, [])
 
 
@@ -454,7 +458,7 @@ def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study):
 def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study):
     redefine(fake_study, Search(choices=(("deduplicate", ("demote", "drop")),)))
     shown = call("trials", "--study", "fake", "--database", fake_study)
-    assert sum(" demote " in line for line in shown.out.splitlines()) == 8
+    assert shown.out.count(" demote") == 8
 
     redefine(fake_study, Search())
     method = AdaTP(p=0.4, score_query="mean")
@@ -462,30 +466,32 @@ def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study):
         store.find("fake")
         store.propose(store.searches()[0], 8, Configuration.from_method(method), 0.3)
     shown = call("trials", "--study", "fake", "--database", fake_study)
-    assert sum(" last " in line for line in shown.out.splitlines()) == 8
-    assert sum(" mean " in line for line in shown.out.splitlines()) == 1
+    assert shown.out.count(" last") == 8
+    assert shown.out.count(" mean") == 1
     assert "demote" not in shown.out
 
 
 @pytest.mark.quick
 def test_status_tells_of_stopped_trials_quarantined_questions_and_who_runs_it(call, fake_study):
     with held(fake_study, "fake"):
-        shown = call("status", "--study", "fake", "--database", fake_study).out
+        shown = call("show", "--study", "fake", "--database", fake_study).out
+        running = call("status", "--study", "fake", "--database", fake_study).out
         as_json = json.loads(call("status", "--study", "fake", "--database", fake_study, "--json").out)
     text = " ".join(shown.split())
     assert "baseline 23 of 23 questions, 6 trials complete, 1 begun, 1 pruned early" in text
     assert "Left out: question v03.mp4-q0 (asked alone for the baseline: MemoryError: no room" in text
-    assert f"Run by process {os.getpid()} of " in text
+    assert "A run goes on: 7 of 6 trials are done." in running
     assert as_json["running"]["pid"] == os.getpid()
     assert (as_json["trials_pruned"], list(as_json["quarantined"])) == (1, ["v03.mp4-q0"])
-    assert "Nobody is running it" in call("status", "--study", "fake", "--database", fake_study).out
+    assert "A run goes on" not in call("status", "--study", "fake", "--database", fake_study).out
 
 
 @pytest.mark.quick
 def test_every_option_reaches_the_driver(call, monkeypatch):
-    import tuner.cli.run
     import tuner.runs.run
     import tuner.study
+    from dashboards import folder
+    from tuner.export.mlflow_mirror import MlflowMirror
 
     seen = []
 
@@ -498,7 +504,8 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
 
     monkeypatch.setattr(tuner.study, "load_study", load)
     monkeypatch.setattr(tuner.runs.run, "run", run)
-    monkeypatch.setattr(tuner.cli.run, "_record", lambda *_: None)
+    monkeypatch.setattr(folder, "draw", lambda *_: (Path(".tuner/demo/figures/report.html"),))
+    monkeypatch.setattr(MlflowMirror, "record", lambda *_: Recorded("run", "http://127.0.0.1:5000/#/x"))
     finished = call(
         *"run --study here --budget 25% --max-drop 3% --accept-weak-baseline".split(),
         *"--trials 60 --seed 3 --timeout 90 --workers 2".split(),
@@ -523,35 +530,46 @@ def test_every_option_reaches_the_driver(call, monkeypatch):
         sampler="random",
         skip_bad_videos=True,
     )
-    assert "held-out accuracy" in finished.out
+    assert "MAY I SHIP IT?  YES" in finished.out
+    assert "tuner export --study here --output best.json --database sqlite:///x.db" in finished.out
+    assert "report          .tuner/demo/figures/report.html" in finished.out
+    assert "mlflow ui" in finished.out
 
 
 @pytest.mark.quick
-def test_status_shows_each_search(call, monkeypatch):
-    import tuner.reporting.from_records
-    import tuner.reporting.recorded
-    from tuner.reporting.from_records import SearchStatus, Status
+def test_status_names_the_winner_of_the_search_that_was_run_last(call, fake_study):
+    """As run and export do; another search where it is named, and the others in a line."""
+    study = fakes.make_study()
+    with Store.open(fake_study) as store:
+        store.find("fake")
+        loop = fakes.make_loop(study, store, budget=1.0, goal="max_drop", max_drop="0.5")
+        InProcessExecutor(fakes.FakeEvaluator(study)).run(loop)
+        records = store.require("fake")
+        earlier, latest = (summarise(study, store, records, one) for one in store.searches())
+    asked = ("--study", "fake", "--database", fake_study)
+    shown = call("status", *asked).out
+    assert shown.startswith("fake, cheapest within 0.5: ")
+    assert f"tuned (trial {latest.best.number})" in shown
+    assert f"other searches  budget 0.35 (trial {earlier.best.number}, " in shown
+    assert f"trial {latest.best.number}" in call("show", *asked).out
+    named = call("status", *asked, "--budget", "0.35").out
+    assert named.startswith("fake, budget 0.35: ")
+    assert f"tuned (trial {earlier.best.number})" in named
+    assert "--budget 0.35 --seed 0" in named
+    unknown = call("status", *asked, "--seed", "9")
+    assert (unknown.code, "cheapest within 0.5 (--budget 1 --seed 0)" in unknown.err) == (2, True)
 
-    summary = make_summary()
-    searches = (
-        SearchStatus(0.3, 0, "budget", 40, 24, 3, summary.best, make_outcome("held_out", 0.891)),
-        SearchStatus(1.0, 0, "budget", 40, 0, 9, None, None, goal="max_drop", max_drop="1%"),
-    )
-    status = Status("demo", "5f2c9d7be1a0", "sqlite:///x.db", 1200, 1200, 24, 1, 9000, searches)
-    monkeypatch.setattr(tuner.reporting.recorded, "opened", lambda *_: nullcontext(()))
-    monkeypatch.setattr(tuner.reporting.from_records, "status_of", lambda *_: status)
-    shown = call("status", "--study", "demo").out
-    for text in (
-        "1200 of 1200",
-        "24 of 40",
-        "89.1 %",
-        f"trial {summary.best.number}",
-        "budget 0.3",
-        "cheapest",
-    ):
-        assert text in shown
-    as_json = json.loads(call("status", "--study", "demo", "--json").out)
-    assert as_json["searches"][0]["best"]["number"] == summary.best.number
+
+@pytest.mark.quick
+def test_status_of_a_study_that_was_never_searched_says_what_begins_it(call, tmp_path):
+    url = f"sqlite:///{tmp_path}/fake.db"
+    fakes.open_store(tmp_path / "fake.db", fakes.make_study()).close()
+    shown = call("status", "--study", "fake", "--database", url)
+    assert shown.code == 0
+    assert "nothing was searched yet, 24 unpruned answers are missing, nobody is running it." in shown.out
+    assert f"NEXT  tuner run --study fake --budget 0.3 --database {url}" in shown.out
+    refused = call("show", "--study", "fake", "--database", url)
+    assert (refused.code, "nothing was searched in the study 'fake' yet" in refused.err) == (2, True)
 
 
 def mirror(folder: Path) -> list[str]:
@@ -572,8 +590,13 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     run = ("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", "--accept-weak-baseline")
     begun = tuner(*run, folder=tiny)
     assert begun.code == 0, begun.err
-    for text in ("held-out accuracy", "tau_s", "alpha_boost", "FLOPs ratio", "regressions", "mlflow ui"):
+    for text in ("accuracy, held-out", "tau_s", "alpha_boost", "FLOPs, LLM prefill", "lost", "mlflow ui"):
         assert text in begun.out
+    assert len(begun.out.splitlines()) <= 25
+    assert "figures/report.html" in begun.out
+    for phase in ("encoding: ", "baseline: ", "search: ", "held-out", "serving: "):
+        assert phase in begun.err
+    assert "held-out accuracy" in tuner("show", "--study", "tiny", folder=tiny).out
     for file in (
         ".tuner/tiny/figures/pareto.html",
         ".tuner/tiny/figures/pareto.png",
@@ -594,7 +617,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     export = (*export, "--accept-regressions", "--accept-weak-baseline")
     written = tuner(*export, folder=tiny)
     assert written.code == 0, written.err
-    assert "Exported to best.json" in written.out
+    assert "wrote           best.json: trial " in written.out
     best = json.loads((tiny / "best.json").read_text())
     assert best["measured"]["flops_ratio"] <= 0.5
     assert best["model"]["id"] == "studies/tiny/model"
@@ -627,8 +650,9 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     assert mirror(tiny) == mirrored
 
     before = (tiny / "best.json").read_bytes()
-    again = call(*run)
+    again = call(*run, "--json")
     assert again.code == 0, again.err
+    assert json.loads(again.out)["best"]["trial"] == best["provenance"]["trial"]
     assert call(*export).code == 0
     assert (tiny / "best.json").read_bytes() == before
 
@@ -643,19 +667,63 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
 
 
 @pytest.mark.quick
-def test_progress_shows_counts_and_messages_and_survives_a_phase_without_an_end():
-    console = Console(file=io.StringIO(), width=90, force_terminal=False)
-    with RichProgress(console) as progress:
+def test_bars_show_counts_and_messages_and_survive_a_phase_without_an_end():
+    console = Console(file=io.StringIO(), width=90, force_terminal=True, color_system=None)
+    with BarProgress(console) as progress:
         progress.advanced()
+        progress.now("nothing yet")
         progress.started("encoding", 4)
         progress.advanced(4)
-        progress.started("trials", 10)
+        progress.started("starting workers", None)
+        progress.started("search", 10)
+        progress.now("best so far: trial 2")
         progress.advanced(3)
         progress.message("a [note]")
+        progress._bars.refresh()
     shown = console.file.getvalue()
-    assert "a [note]" in shown
-    assert "4/4" in shown
-    assert "3/10" in shown
+    for text in ("a [note]", "4/4", "3/10", "starting workers", "best so far: trial 2"):
+        assert text in shown
+
+
+@pytest.mark.quick
+def test_lines_say_each_phase_each_tenth_and_what_it_is_at():
+    clock = SimpleNamespace(now=0.0)
+    console = Console(file=io.StringIO(), width=80)
+    with LineProgress(console, clock=lambda: clock.now) as progress:
+        progress.started("starting workers", None)
+        progress.started("search", 40)
+        for _ in range(40):
+            clock.now += 4
+            progress.now("best so far: trial 7, 93.2 % on tune videos at 0.296")
+            progress.advanced()
+        progress.message("a [note]")
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "search: 40 to do"
+    assert (
+        lines[1]
+        == "search: 4 of 40, 0:16, about 2:24 left; best so far: trial 7, 93.2 % on tune videos at 0.296"
+    )
+    assert len(lines) == 1 + 9 + 2
+    assert lines[-2:] == ["a [note]", "search: 40 of 40 in 2:40"]
+
+
+@pytest.mark.quick
+def test_lines_are_written_where_nothing_happens_for_long():
+    console = Console(file=io.StringIO(), width=80)
+    with LineProgress(console, quiet=0.02) as progress:
+        progress.started("baseline", 1278)
+        progress.now("starting workers: 0 of 2 ready")
+        deadline = time.monotonic() + 5
+        while "0 of 1,278" not in console.file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "baseline: 0 of 1,278, 0:00; starting workers: 0 of 2 ready\n" in console.file.getvalue()
+    console = Console(file=io.StringIO(), width=80)
+    with LineProgress(console, quiet=0.02) as progress:
+        progress.started("report", None)
+        deadline = time.monotonic() + 5
+        while not console.file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert console.file.getvalue().startswith("report\n")
 
 
 def test_the_command_offers_every_sampler_there_is():

@@ -115,8 +115,12 @@ class Recorder:
         self.messages: list[str] = []
         self.done = 0
 
-    def started(self, phase: str, total: int) -> None:
-        self.phases.append((phase, total))
+    def started(self, phase: str, total: int | None) -> None:
+        # Held-out phases name their trials; what is not counted has no steps.
+        if total is not None:
+            self.phases.append((phase.split(",")[0], total))
+
+    def now(self, text: str) -> None: ...
 
     def advanced(self, count: int = 1) -> None:
         self.done += count
@@ -147,7 +151,7 @@ def test_a_run_ends_with_its_summary_and_the_same_again_loads_no_model(
 ) -> None:
     progress = Recorder()
     summary = run(study, OPTIONS, progress)
-    phases = ["encoding", "baseline", "noise floor", "trials", "above the budget", "held-out", "costs"]
+    phases = ["encoding", "baseline", "noise floor", "search", "above the budget", "held-out", "serving"]
     # Candidates that come after a failed one are asked about in their turn.
     assert list(dict.fromkeys(phase for phase, _ in progress.phases)) == phases
     assert dict(progress.phases)["baseline"] == 12
@@ -260,7 +264,7 @@ def test_ctrl_c_while_costs_are_measured_loses_nothing_else(
     summary = run(study, OPTIONS, progress)
     assert summary.serving is not None
     assert summary.serving.measured is not None
-    assert {phase for phase, _ in progress.phases} == {"costs"}
+    assert {phase for phase, _ in progress.phases} == {"serving"}
 
 
 def test_a_profile_too_large_for_memory_is_left_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +351,7 @@ def test_a_corrected_label_uses_every_answer_again(study_run: Study) -> None:
         for text in recorder.messages
     )
     # Another trial may be the best now: then it is measured.
-    assert {phase for phase, _ in recorder.phases} <= {"held-out", "costs"}
+    assert {phase for phase, _ in recorder.phases} <= {"held-out", "serving"}
     assert summary.study_hash != before.study_hash
     assert [one.configuration for one in summary.trials] == [one.configuration for one in before.trials]
 
