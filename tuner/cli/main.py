@@ -167,6 +167,4 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    from tuner.cli.entry import main as enter
-
-    enter()
+    main()
