@@ -176,3 +176,7 @@ def _fail(message: str, code: int) -> NoReturn:
     with suppress(OSError):
         print(without_passwords(message), file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
