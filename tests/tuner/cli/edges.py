@@ -35,9 +35,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sync": (),
     "archive": (),
     "restore": (),
+    "show": (),
+    "list": (),
 }
+# Begin with other files than a study's; their own tests have what they meet.
+OTHERS = frozenset({"init", "import", "verify", "doctor"})
 # Need nothing but records.
-READERS = frozenset({"status", "trials", "export", "report", "sync"})
+READERS = frozenset({"status", "show", "trials", "export", "report", "sync"})
 # Begin with the study's files, which are looked into.
 WORKERS = frozenset({"check", "run", "compare", "sensitivity"})
 
@@ -118,9 +122,10 @@ def call(made: ForkServerContext, folder: Path, command: str, condition: Conditi
     """The command's end, under this condition; arguments instead of the usual ones."""
     condition.prepare(folder)
     pipes = [_Pipe(folder.with_name(f"{folder.name}-{name}")) for name in ("out", "err")]
-    # `check` has no records.
+    # `check` has no records, and `list` is about all studies.
     options = (one.format(folder=folder) for one in condition.options if command != "check")
-    arguments = arguments or ("--study", "fake", *COMMANDS[command], *options)
+    study = () if command == "list" else ("--study", "fake")
+    arguments = arguments or (*study, *COMMANDS[command], *options)
     process = made.Process(target=_command, args=(folder, condition.name, (command, *arguments)))
     process.start()
     process.join(120)
@@ -182,7 +187,7 @@ def _use_fakes() -> None:
     records._identity = lambda _, checkpoint, __: Path(checkpoint).name
     session.measure_serving = session.inspect = lambda *_: None
     comparisons._time = lambda *_: None
-    runs._executor = lambda *_: InProcessExecutor(fakes.FakeEvaluator(fakes.make_study()))
+    runs.executor_for = lambda *_: InProcessExecutor(fakes.FakeEvaluator(fakes.make_study()))
 
 
 # Conditions of folders

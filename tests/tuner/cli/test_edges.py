@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from tests.tuner.cli.edges import COMMANDS, CONDITIONS, Condition, call, context, make_study
+from tests.tuner.cli.edges import COMMANDS, CONDITIONS, OTHERS, Condition, call, context, make_study
 from tuner.cli.main import app
 
 # With as many commands, so that every condition meets one in the sample and every command two or three.
-SAMPLE = 11
+SAMPLE = 13
 PAIRS = [
     pytest.param(
         command,
@@ -64,7 +64,7 @@ def folder(template: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.quick
 def test_every_command_is_among_those_that_are_tried() -> None:
-    assert set(COMMANDS) == set(get_command(app).commands)  # type: ignore[attr-defined]
+    assert {*COMMANDS, *OTHERS} == set(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("command", "condition"), PAIRS)

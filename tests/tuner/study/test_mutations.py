@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from ruamel.yaml import YAML
 
 from pipeline.errors import PipelineError
-from pipeline.production import _method, _read
+from pipeline.production import _read, method_of
 from tests.summaries import make_summary
 from tests.tuner.study.conftest import YAML as RIGHT
 from tests.tuner.study.conftest import StudyFiles
@@ -99,7 +99,7 @@ def right_best(folder: Path, content: bytes) -> None:
     file.write_bytes(content)
     try:
         exported = _read(file)
-        method = _method(exported, file)
+        method = method_of(file, exported)
     except PipelineError as error:
         with contextlib.suppress(UserError):  # the tuner's reader wants more of it than a runtime does
             read(file)
