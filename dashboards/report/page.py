@@ -90,12 +90,29 @@ def report_html(
             findings_in_short=() if sensitivity is None else in_short(sensitivity),
             comparison=comparison,
             nothing_chosen=NOTHING_CHOSEN,
+            fair=None if comparison is None else _fair(comparison),
             time_taken=None if comparison is None else time_taken(comparison),
             flips=flips[:MOST_FLIPS],
             flips_in_all=len(flips),
             filters=filters_of(flips[:MOST_FLIPS]),
             most=MOST_ROWS,
         )
+    )
+
+
+def _fair(comparison: Comparison) -> str | None:
+    """What equal LLM FLOPs leave out; None where all methods cost the same end to end."""
+    ratios = {row.name: row.held_out.outcome.flops_ratio_end_to_end for row in comparison.rows}
+    if not ratios:
+        return None
+    cheapest, dearest = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
+    if ratios[dearest] - ratios[cheapest] < 0.02:
+        return None
+    return (
+        f"Equal LLM FLOPs are not equal cost: end to end, including the vision tower, {cheapest} needs "
+        f"{100 * ratios[cheapest]:.0f} % of the unpruned FLOPs and {dearest} {100 * ratios[dearest]:.0f} %. "
+        f"At equal end-to-end cost {cheapest} could keep more tokens, and may lose less than here. The next "
+        "figure's button \u201cend-to-end FLOPs\u201d draws all methods by that cost."
     )
 
 

@@ -60,19 +60,12 @@
         svg.setAttribute(...(index ? ["aria-hidden", "true"] : ["role", "img"]));
         if (!index) svg.setAttribute("aria-label", plot.dataset.text);
       }
-      letKeysMove(plot);
+      dispatchEvent(new Event("drawn"));
       for (const [menu, button] of Object.entries(plot.chosen ?? {})) press(plot, menu, button, paper);
     } catch (error) {
       console.error(error);
       plot.innerHTML = '<p class="failed">This figure could not be drawn. Its caption and its table are below.</p>';
     }
-  }
-
-  // A figure wider than the screen can be scrolled with the arrow keys.
-  function letKeysMove(plot) {
-    const frame = plot.parentElement;
-    if (frame.scrollWidth > frame.clientWidth) frame.tabIndex = 0;
-    else frame.removeAttribute("tabindex");
   }
 
   function press(plot, menu, index, paper = false) {
@@ -110,7 +103,6 @@
   }
 
   dark.addEventListener("change", () => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => draw(plot)));
-  addEventListener("resize", () => plots.forEach(letKeysMove));
   addEventListener("beforeprint", () => plots.forEach((plot) => draw(plot, true)));
   addEventListener("afterprint", () => plots.forEach((plot) => draw(plot)));
 })();
