@@ -11,11 +11,13 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from dashboards.inspection.cards import cards_picture
 from dashboards.picture.picture import Picture
 from dashboards.report import page as module
 from dashboards.report.answer import answer
 from dashboards.report.page import LARGEST_CSV, MOST_ROWS, report_html
 from pipeline.methods import AdaTP
+from tests.inspections import make_inspection
 from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
 from tuner.records.measurements import Timed
 from tuner.reporting.values import Compared, Comparison, InfeasibleProposal
@@ -114,11 +116,13 @@ def test_the_first_screen_of_a_study_that_holds():
     assert said.changes == (
         "A margin below 6.8 points (96 % confidence), or videos that differ from the 80 held-out ones.",
     )
-    assert (said.saves.value, said.saves.unit) == ("70 %", "fewer LLM prefill FLOPs")
-    assert "60 % fewer end to end" in said.saves.notes[0]
-    assert "0.56 s instead of 1.01 s (45 % less)" in said.saves.notes[2]
+    assert (said.saves.value, said.saves.unit) == ("60 %", "fewer FLOPs end to end")
+    assert said.saves.beside == (
+        ("70 %", "fewer in the LLM's prefill alone"),
+        ("45 %", "less time: 0.56 s instead of 1.01 s"),
+    )
     assert (
-        "up to 12.5 questions per video by FLOPs, up to 10 questions per video by time" in said.saves.notes[3]
+        "up to 12.5 questions per video by FLOPs, up to 10 questions per video by time" in said.saves.notes[2]
     )
     assert said.costs.value == "-5.0"
     assert "-7.0 to -3.0 points" in said.costs.notes[0]
@@ -204,15 +208,15 @@ def test_more_flops_end_to_end_are_said_to_be_more():
     dear = replace(summary.best_held_out.outcome, flops_ratio_end_to_end=1.05)
     held_out = replace(summary.best_held_out, outcome=dear)
     # Once "-5 % fewer".
-    notes = answer(replace(summary, best_held_out=held_out)).saves.notes
-    assert notes[0] == "5 % more end to end, including the vision tower"
+    saves = answer(replace(summary, best_held_out=held_out)).saves
+    assert (saves.value, saves.unit) == ("5 %", "more FLOPs end to end")
 
 
 @quick
 def test_times_of_different_moments_are_not_compared():
     # Timed as answers came in: 0.03 s unpruned in an earlier run, 0.021 s pruned in this one.
-    notes = " ".join(answer(make_summary(serving=None)).saves.notes)
-    assert "Time" not in notes
+    saves = answer(make_summary(serving=None)).saves
+    assert "time" not in str(saves)
     page = report_html(make_summary(serving=None), ())
     assert not re.search(r"0\.03\b|0\.021|30 % less", page)
 
@@ -243,9 +247,9 @@ def test_a_model_that_few_videos_do_not_tell_from_guessing_is_told_beside_the_ve
 def test_slower_is_said_to_be_slower():
     serving = make_summary().serving
     slow = replace(serving.measured, best=serving.measured.baseline, baseline=serving.measured.best)
-    notes = " ".join(answer(make_summary(serving=replace(serving, measured=slow))).saves.notes)
-    assert "1.01 s instead of 0.56 s (80 % more)" in notes
-    assert "no question by time" in notes
+    saves = answer(make_summary(serving=replace(serving, measured=slow))).saves
+    assert ("80 %", "more time: 1.01 s instead of 0.56 s") in saves.beside
+    assert "no question by time" in " ".join(saves.notes)
 
 
 @quick
@@ -258,11 +262,20 @@ def test_an_export_that_needs_consent_is_written_so():
 
 # What is in the page
 
+# Two regressions about the middle and, with the larger change of margin, one gain about the start.
+FLIPPED = make_summary(
+    regressions=make_regressions(2),
+    gains=tuple(
+        replace(row, question="q7", baseline_margin=-3.0, pruned_margin=4.0, tags={"place": "start"})
+        for row in make_regressions(1)
+    ),
+)
+
 
 @pytest.fixture(scope="module")
 def page() -> str:
     pictures = (make_picture(), make_picture("curves", rows=MOST_ROWS + 5), make_cards())
-    return report_html(make_summary(), pictures, sensitivity=make_sensitivity(), comparison=make_comparison())
+    return report_html(FLIPPED, pictures, sensitivity=make_sensitivity(), comparison=make_comparison())
 
 
 def test_the_page_holds_the_evidence_in_its_order(page):
@@ -504,6 +517,64 @@ def test_a_screen_reader_hears_each_figures_text(opened):
     assert tab.locator("figure").count() == tab.get_by_role("figure").count() == 4
 
 
+SHOWN = "[...document.querySelectorAll('#report-flips tbody tr')].filter((one) => !one.hidden)"
+QUESTIONS = f"{SHOWN}.map((one) => one.dataset.question)"
+
+
+@pytest.mark.browser
+def test_regressions_and_gains_are_filtered_and_ordered(opened):
+    tab = opened()
+    assert tab.evaluate(QUESTIONS) == ["q7", "q0", "q1"]
+    tab.get_by_label("Order").select_option("question")
+    assert tab.evaluate(QUESTIONS) == ["q0", "q1", "q7"]
+    tab.get_by_label("place").select_option("middle")
+    assert tab.evaluate(QUESTIONS) == ["q0", "q1"]
+    assert tab.locator(".controls output").text_content() == "2 of 3 shown"
+    tab.get_by_label("Show").select_option("gain")
+    assert tab.evaluate(QUESTIONS) == []
+    tab.get_by_role("button", name="Reset").click()
+    assert tab.evaluate(QUESTIONS) == ["q7", "q0", "q1"]
+
+
+@pytest.mark.browser
+def test_without_scripts_the_table_is_whole_and_has_no_controls(opened):
+    tab = opened(java_script_enabled=False)
+    assert tab.locator("#report-flips tbody tr").count() == 3
+    assert not tab.locator(".controls").is_visible()
+
+
+@pytest.mark.browser
+def test_the_contents_stay_in_reach_and_close_again(opened):
+    tab = opened()
+    tab.locator("#report-method").scroll_into_view_if_needed()
+    tab.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    summary = tab.locator(".contents summary")
+    summary.focus()
+    tab.keyboard.press("Enter")
+    link = tab.locator(".contents a[href='#front']")
+    assert link.is_visible()
+    tab.keyboard.press("Escape")
+    assert not link.is_visible()
+    tab.keyboard.press("Enter")
+    link.click()
+    assert not link.is_visible()
+    assert tab.evaluate("location.hash") == "#front"
+
+
+@quick
+def test_a_row_links_to_its_card_where_there_is_one():
+    picture = cards_picture(make_inspection())
+    card = picture.table[-1]
+    (row,) = make_regressions(1)
+    summary = make_summary(regressions=(row,), gains=(replace(row, question=card.question),))
+    text = report_html(summary, (picture,))
+    place = len(picture.table) - 1
+    assert card.kind == "gain"
+    assert f'<a href="#cards-{place}">{card.question}</a>' in text
+    assert f'<article id="cards-{place}"' in text
+    assert f'<th scope="row">{row.question}</th>' in text
+
+
 @pytest.mark.browser
 def test_a_phone_shows_figures_whole_and_moves_them_sideways(opened):
     tab = opened()
@@ -516,6 +587,35 @@ def test_a_phone_shows_figures_whole_and_moves_them_sideways(opened):
     # Once as wide as the screen: columns of numbers lay on top of each other.
     assert set(tab.evaluate(widths)) == {860}
     assert tab.locator(".wide[tabindex='0']").count() == 2
+    # Whatever is wider than the screen lies in a frame that moves, and says so.
+    assert (
+        tab.evaluate(
+            """[...document.querySelectorAll("main *")].filter((one) =>
+          one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 1
+          && !one.closest("[data-moves], .hidden")).map((one) => one.outerHTML.slice(0, 80))"""
+        )
+        == []
+    )
+    assert tab.locator(".wide[data-moves], .scroll[data-moves]").count() > 2
+
+
+@pytest.mark.browser
+def test_paper_has_what_matters_unfolded_and_nothing_beyond_its_edge(opened):
+    tab = opened()
+    tab.set_viewport_size({"width": 680, "height": 1000})
+    tab.emulate_media(media="print")
+    assert tab.get_by_text("tau_t makes little difference from 0.2 to 0.8.").is_visible()
+    for name in (".controls", ".contents", ".actions", ".switch"):
+        assert not tab.locator(name).first.is_visible()
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert (
+        tab.evaluate(
+            """[...document.querySelectorAll("main *")].filter((one) => one.checkVisibility()
+          && !one.closest("svg, .hidden") && one.getBoundingClientRect().right > innerWidth + 1)
+          .map((one) => one.outerHTML.slice(0, 80))"""
+        )
+        == []
+    )
 
 
 @pytest.mark.browser

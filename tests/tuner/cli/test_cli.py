@@ -531,8 +531,8 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     for text in ("held-out accuracy", "tau_s", "alpha_boost", "FLOPs ratio", "regressions", "mlflow ui"):
         assert text in begun.out
     for file in (
-        ".tuner/tiny/figures/pareto.html",
-        ".tuner/tiny/figures/pareto.png",
+        ".tuner/tiny/figures/budget-0.5-seed-0/pareto.html",
+        ".tuner/tiny/figures/budget-0.5-seed-0/pareto.png",
         "mlflow.db",
         "mlartifacts",
     ):
