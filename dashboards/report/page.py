@@ -82,7 +82,8 @@ def report_html(
             knobs=knob_rows(summary),
             numbers=_numbers(summary),
             facts=_facts(summary),
-            remarks=[line for line in remarks(summary) if not line.startswith("To export it: ")],
+            # The page has the command, and all rows by tag.
+            remarks=[one for one in remarks(summary) if not one.startswith(("To export it: ", "By tag: "))],
             figures=[_figure(one) for one in pictures],
             plotly=plotly_code() if any(one.plotly is not None for one in pictures) else None,
             sensitivity=sensitivity,
