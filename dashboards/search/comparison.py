@@ -203,16 +203,17 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
         figure.add_annotation(**_cell(at, f"<b>{name}</b>"), y=1.0, yref="paper", yanchor="bottom")
     unpruned = 100 * comparison.baseline.value
     figure.add_vline(x=unpruned, line={"color": BLACK, "width": 1.2, "dash": "dot"})
-    figure.add_annotation(
-        x=unpruned,
-        y=1.0,
-        yref="paper",
-        text=_unpruned(comparison),
-        showarrow=False,
-        xanchor="right",
-        yanchor="bottom",
-        font={"size": 12.5, "color": BLACK},
-    )
+    unpruned_label = {
+        "x": unpruned,
+        "y": 1.0,
+        "yref": "paper",
+        "text": _unpruned(comparison),
+        "showarrow": False,
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "font": {"size": 12.5, "color": BLACK},
+    }
+    figure.add_annotation(unpruned_label)
     figure.update_layout(
         template="plotly_white",
         font={"family": FONT, "size": 14, "color": BLACK},
@@ -235,6 +236,18 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
         hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
         margin={"l": 60, "r": 20, "t": 50, "b": 60},
         height=130 + 38 * max(3, len(rows)),
+        # On a phone the marks alone: the numbers are in the table.
+        meta={
+            "narrow": {
+                "annotations": [unpruned_label],
+                "xaxis": {
+                    "domain": [0, 1],
+                    "title": {"text": f"{_what(comparison)}, %", "font": {"size": 13}},
+                    "nticks": 5,
+                },
+                "margin": {"l": 10, "r": 10},
+            }
+        },
     )
     return figure
 

@@ -12,6 +12,8 @@
   // CSS pixels: the width of A4 or Letter between its margins, and the width of a drawing for it.
   const PAPER = 680;
   const DRAWN = 860;
+  // Below this width a figure takes the layout that it has for phones, if it has one.
+  const NARROW = 600;
   const CONFIG = {
     displaylogo: false,
     // By default plotly offers to send the figure's data to its company.
@@ -43,10 +45,21 @@
     return plot.figure;
   }
 
+  function merge(values, changes) {
+    for (const [name, value] of Object.entries(changes)) {
+      if (value && typeof value === "object" && !Array.isArray(value) && values[name]) merge(values[name], value);
+      else values[name] = value;
+    }
+  }
+
   function draw(plot, paper = false) {
     try {
       library();
       const { data, layout } = themed(structuredClone(figureOf(plot)), paper);
+      if (!paper && layout.meta?.narrow && plot.parentElement.clientWidth < NARROW) {
+        merge(layout, themed(structuredClone(layout.meta.narrow), paper));
+        plot.style.minWidth = "0";
+      } else plot.style.minWidth = "";
       // The page has buttons instead of plotly's own, which no keyboard can reach.
       delete layout.updatemenus;
       const size = paper ? { width: DRAWN, height: parseFloat(plot.style.height), autosize: false } : { autosize: true };

@@ -12,12 +12,15 @@ import plotly.graph_objects as go
 import pytest
 
 from dashboards.inspection.cards import cards_picture
+from dashboards.pareto.figure import pareto_picture
 from dashboards.picture.picture import Picture
 from dashboards.report import page as module
 from dashboards.report.answer import answer
 from dashboards.report.page import LARGEST_CSV, MOST_ROWS, report_html
+from dashboards.search.comparison import comparison_picture
 from pipeline.methods import AdaTP
 from tests.inspections import make_inspection
+from tests.summaries import make_comparison as make_methods
 from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
 from tuner.records.measurements import Timed
 from tuner.reporting.values import Compared, Comparison, InfeasibleProposal
@@ -595,6 +598,23 @@ def test_a_phone_shows_figures_whole_and_moves_them_sideways(opened):
         == []
     )
     assert tab.locator(".wide[data-moves], .scroll[data-moves]").count() > 2
+
+
+@pytest.mark.browser
+def test_the_main_figures_are_laid_out_for_a_phone(browser, tmp_path):
+    file = tmp_path / "report.html"
+    compared = make_methods(4, own=FLIPPED)
+    pictures = (pareto_picture(FLIPPED, compared), comparison_picture(compared))
+    file.write_text(report_html(FLIPPED, pictures), encoding="utf-8")
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    tab.goto(file.as_uri())
+    draw_all(tab)
+    assert tab.locator(".wide[data-moves]").count() == 0
+    tab.get_by_role("button", name="end-to-end FLOPs").click()
+    sides = """[...document.querySelectorAll(".plot text")].map((one) => one.getBoundingClientRect())
+      .filter((box) => box.width && (box.left < 0 || box.right > innerWidth)).length"""
+    assert tab.evaluate(sides) == 0
+    tab.close()
 
 
 @pytest.mark.browser
