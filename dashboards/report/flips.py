@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from dashboards.picture.picture import Picture
+from tuner.reporting.inspection import Kind
 from tuner.reporting.values import RegressionRow, RunSummary
 
 
@@ -16,7 +16,7 @@ from tuner.reporting.values import RegressionRow, RunSummary
 class Flip:
     """One row: a question that pruning decided."""
 
-    kind: Literal["regression", "gain"]
+    kind: Kind
     row: RegressionRow
     # Id of its card in the page; None where it has none.
     card: str | None
@@ -38,11 +38,11 @@ def flips_of(summary: RunSummary, pictures: Sequence[Picture]) -> tuple[Flip, ..
         if picture.name == "cards"
         for place, row in enumerate(picture.table)
     }
-    rows = [
-        Flip(kind, row, cards.get((kind, row.question)))
-        for kind, rows in (("regression", summary.regressions), ("gain", summary.gains))
-        for row in rows
-    ]
+    decided: tuple[tuple[Kind, tuple[RegressionRow, ...]], ...] = (
+        ("regression", summary.regressions),
+        ("gain", summary.gains),
+    )
+    rows = [Flip(kind, row, cards.get((kind, row.question))) for kind, rows in decided for row in rows]
     return tuple(sorted(rows, key=_by_change))
 
 

@@ -216,7 +216,8 @@ def summarise(study: Study, store: Store, record: StudyRecord, search: SearchRec
     wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
     best_measured = best is not None and best.configuration in measured
-    lost, gained = ((), ())
+    lost: tuple[RegressionRow, ...] = ()
+    gained: tuple[RegressionRow, ...] = ()
     if best is not None and best_measured:
         lost, gained = flips(results, best.configuration)
     asked = _asked(store)
