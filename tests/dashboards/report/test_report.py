@@ -470,7 +470,7 @@ def test_the_keyboard_reaches_every_control_and_sees_where_it_is(opened):
     draw_all(tab)
     controls = tab.evaluate(
         """() => {
-          const all = [...document.querySelectorAll("a[href], button, summary, [tabindex='0']")];
+          const all = [...document.querySelectorAll("a[href], button, select, summary, [tabindex='0']")];
           const shown = all.filter((one) => one.checkVisibility());
           shown.forEach((one, index) => { one.dataset.control = index; });
           return shown.length;
