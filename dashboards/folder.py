@@ -1,11 +1,14 @@
 """A study's figures and its report: what goes into them, and the files in .tuner/<study>/figures.
 
+Each search has a folder of its own there (`folder_of`), so that a search with another goal removes nothing.
+
 Figures are drawn anew by each command: that takes seconds, and always shows what is recorded now. Equal
 results give equal files, so MLflow receives only what changed.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,14 +115,14 @@ def draw(
 ) -> tuple[Path, ...]:
     """Draws the study's figures and its report, and returns the files for MLflow, the report first.
 
-    comparison: used instead of the recorded one; folder: instead of .tuner/<study>/figures. Figures of an
+    comparison: used instead of the recorded one; folder: instead of the search's own. Figures of an
     earlier drawing are removed, since some may have no data any more.
     """
     from dashboards.picture.picture import write, write_library
 
     details = gather(study, summary, database, comparison=comparison)
     drawn = pictures(summary, details)
-    folder = folder or _folder(summary.study)
+    folder = folder or folder_of(summary)
     for name in _NAMES:
         for kind in ("html", "png", "csv"):
             for file in folder.glob(f"{name}.{kind}"):
@@ -151,10 +154,12 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
     if summary is None:
         from dashboards.search.comparison import comparison_picture
 
-        files = write(comparison_picture(comparison), _folder(comparison.study))
+        folder = _without_search(comparison.study, comparison.budget)
+        files = write(comparison_picture(comparison), folder)
     else:
+        folder = folder_of(summary)
         files = draw(study, summary, database, comparison=comparison)
-    table = _folder(comparison.study) / TABLE
+    table = folder / TABLE
     table.write_text(to_json(comparison), encoding="utf-8")
     return (*files, table)
 
@@ -168,7 +173,7 @@ def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = No
     if summary is None:
         from dashboards.sensitivity.figure import sensitivity_pictures
 
-        folder = _folder(found.study)
+        folder = _without_search(found.study, found.budget)
         return tuple(file for one in sensitivity_pictures(found) for file in write(one, folder))
     return draw(study, summary, database)
 
@@ -179,5 +184,16 @@ def _report(summary: RunSummary, details: Details, drawn: tuple[Picture, ...]) -
     return report_html(summary, drawn, sensitivity=details.sensitivity, comparison=details.comparison)
 
 
-def _folder(study: str) -> Path:
-    return Path(".tuner") / study / "figures"
+def folder_of(summary: RunSummary) -> Path:
+    """The search's folder of figures: named by its goal and its seed."""
+    if summary.goal == "max_drop":
+        # A drop may be written as "1%".
+        goal = f"cheapest-{re.sub(r'[^0-9.]+', '-percent', summary.max_drop)}"
+    else:
+        goal = f"budget-{summary.budget:g}"
+    return Path(".tuner") / summary.study / "figures" / f"{goal}-seed-{summary.seed}"
+
+
+def _without_search(study: str, budget: float) -> Path:
+    """The folder for a comparison or sensitivity study of a budget that no search has."""
+    return Path(".tuner") / study / "figures" / f"budget-{budget:g}"

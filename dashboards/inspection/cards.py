@@ -10,6 +10,7 @@ import base64
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from tuner.evaluation.looking import FRAMES_PER_STRIP, Film
 from tuner.reporting.inspection import Card, Inspection, Kind
 
 # Cards of each kind that are shown at once; the others are folded.
-OPEN = 6
+OPEN = 3
 
 _TITLES: dict[Kind, str] = {"regression": "Regressions", "gain": "Gains"}
 _MEANINGS: dict[Kind, str] = {
@@ -125,6 +126,7 @@ def _description(inspection: Inspection) -> str:
 
 def _body(inspection: Inspection) -> Iterator[str]:
     yield _how_to_read(inspection)
+    numbers = count()
     for kind, title in _TITLES.items():
         cards = inspection.shown(kind)
         total = inspection.regressions if kind == "regression" else inspection.gains
@@ -132,11 +134,11 @@ def _body(inspection: Inspection) -> Iterator[str]:
         if not cards:
             yield "<p>None to show.</p>\n"
         for card in cards[:OPEN]:
-            yield _card(card, inspection)
+            yield _card(card, inspection, next(numbers))
         if cards[OPEN:]:
             yield f"<details>\n<summary>{len(cards[OPEN:])} more {title.lower()}</summary>\n"
             for card in cards[OPEN:]:
-                yield _card(card, inspection)
+                yield _card(card, inspection, next(numbers))
             yield "</details>\n"
         if inspection.left_out(kind):
             yield f"<p>{inspection.left_out(kind)} more {title.lower()} are not shown.</p>\n"
@@ -163,7 +165,8 @@ def _how_to_read(inspection: Inspection) -> str:
     )
 
 
-def _card(card: Card, inspection: Inspection) -> str:
+def _card(card: Card, inspection: Inspection, place: int) -> str:
+    """place: the card's row in `card_rows`, by which other parts of a page link to it."""
     tags = "".join(f" · {escape(key)}: {escape(value)}" for key, value in sorted(card.tags.items()))
     film = inspection.films[card.video]
     strips = "".join(
@@ -171,7 +174,7 @@ def _card(card: Card, inspection: Inspection) -> str:
         for number, data in enumerate(film.strips)
     )
     return (
-        '<article>\n<div class="asked">\n<div>\n'
+        f'<article id="cards-{place}" tabindex="-1">\n<div class="asked">\n<div>\n'
         f"<h4>{escape(card.text)}</h4>\n"
         f'<p class="about">video {escape(card.video)} · question {escape(card.question)}{tags}</p>\n'
         f"{_margins(card)}</div>\n{_answers(card)}</div>\n"

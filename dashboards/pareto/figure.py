@@ -38,8 +38,9 @@ def write_pareto(summary: RunSummary, folder: Path, comparison: Comparison | Non
 def _description(points: Sequence[ParetoPoint], summary: RunSummary) -> str:
     text = (
         "Small points are trials on the tune videos; those on the front are in full colour. Large points "
-        "with 95 % intervals are measured on held-out videos, which had no part in the choice. The unpruned "
-        "model costs 100 %."
+        "with 95 % intervals are measured on held-out videos, which had no part in the choice; their FLOPs "
+        "are those of the held-out videos, so a trial's two points need not lie above each other. The "
+        "unpruned model costs 100 %."
     )
     for one in points:
         if one.kind == "best" and one.split == "held_out" and one.accuracy is not None:

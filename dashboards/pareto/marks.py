@@ -29,7 +29,7 @@ AXES = (
     Axis(
         "flops_ratio_end_to_end",
         "end-to-end FLOPs",
-        "end-to-end FLOPs including the vision tower, % of unpruned (lower is better)",
+        "end-to-end FLOPs including the vision tower,<br>% of unpruned (lower is better)",
     ),
 )
 

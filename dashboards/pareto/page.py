@@ -66,6 +66,16 @@ def interactive(points: Sequence[ParetoPoint], summary: RunSummary) -> PlotlyFig
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
         hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
         margin={"l": 90, "r": 30, "t": 24, "b": 140},
+        # On a phone: smaller letters, and the legend's entries below one another.
+        meta={
+            "narrow": {
+                "font": {"size": 11},
+                "margin": {"l": 56, "r": 8, "t": 16, "b": 250},
+                "legend": {"y": -0.24, "font": {"size": 11}},
+                "xaxis": {"title": {"font": {"size": 11}}},
+                "yaxis": {"title": {"font": {"size": 11}}},
+            }
+        },
         **layouts[PREFILL],
     )
     if len(buttons) > 1:

@@ -60,7 +60,8 @@ class Picture:
     table: tuple[Any, ...]
     # An interactive drawing without a title: `title` stands above it.
     plotly: PlotlyFigure | None = None
-    # Or an HTML fragment (tables, cards, inline SVG, images as data: URIs) without scripts and ids.
+    # Or an HTML fragment (tables, cards, inline SVG, images as data: URIs) without scripts;
+    # its ids begin with `name`.
     body: str | None = None
     # Styles of `body`; every selector begins with `.<name>`.
     css: str = ""

@@ -24,6 +24,7 @@ from dashboards.picture.templating import (
     with_minus,
 )
 from dashboards.report.answer import answer, counted
+from dashboards.report.flips import filters_of, flips_of
 from tuner.reporting.comparison_table import time_taken
 from tuner.reporting.summary import (
     accuracy_name,
@@ -36,6 +37,7 @@ from tuner.reporting.summary import (
     signed,
 )
 from tuner.reporting.values import Comparison, RunSummary
+from tuner.sensitivity.in_short import in_short
 from tuner.sensitivity.results import Sensitivity
 from tuner.statistics.values import Interval
 from tuner.statistics.wording import NOTHING_CHOSEN
@@ -45,10 +47,12 @@ if TYPE_CHECKING:
 
 # Rows of a table that the page shows; the CSV has all of them.
 MOST_ROWS = 200
+# Regressions and gains that the page shows; some 700 bytes each.
+MOST_FLIPS = 2000
 # Largest CSV, in bytes, that the page carries as a link; a larger one lies among the study's figures.
 LARGEST_CSV = 256 * 1024
-# Findings of a sensitivity study that are shown at once; the others are folded.
-_OPEN_FINDINGS = 5
+# Beginnings of the names of pictures that are folded in the page: the curves of a sensitivity study by tag.
+_FOLDED = "sensitivity-by-"
 
 
 def report_html(
@@ -65,6 +69,7 @@ def report_html(
     names = [one.name for one in pictures]
     if len(set(names)) < len(names):
         raise ValueError(f"Pictures need names of their own, but got {', '.join(names)}.")
+    flips = flips_of(summary, pictures)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -77,17 +82,38 @@ def report_html(
             knobs=knob_rows(summary),
             numbers=_numbers(summary),
             facts=_facts(summary),
-            remarks=[line for line in remarks(summary) if not line.startswith("To export it: ")],
+            # The page has the command, and all rows by tag.
+            remarks=[one for one in remarks(summary) if not one.startswith(("To export it: ", "By tag: "))],
             figures=[_figure(one) for one in pictures],
             plotly=plotly_code() if any(one.plotly is not None for one in pictures) else None,
             sensitivity=sensitivity,
             findings=_findings(sensitivity),
-            open_findings=_OPEN_FINDINGS,
+            findings_in_short=() if sensitivity is None else in_short(sensitivity),
             comparison=comparison,
             nothing_chosen=NOTHING_CHOSEN,
+            fair=None if comparison is None else _fair(comparison),
             time_taken=None if comparison is None else time_taken(comparison),
+            flips=flips[:MOST_FLIPS],
+            flips_in_all=len(flips),
+            filters=filters_of(flips[:MOST_FLIPS]),
             most=MOST_ROWS,
         )
+    )
+
+
+def _fair(comparison: Comparison) -> str | None:
+    """What equal LLM FLOPs leave out; None where all methods cost the same end to end."""
+    ratios = {row.name: row.held_out.outcome.flops_ratio_end_to_end for row in comparison.rows}
+    if not ratios:
+        return None
+    cheapest, dearest = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
+    if ratios[dearest] - ratios[cheapest] < 0.02:
+        return None
+    return (
+        f"Equal LLM FLOPs are not equal cost: end to end, including the vision tower, {cheapest} needs "
+        f"{100 * ratios[cheapest]:.0f} % of the unpruned FLOPs and {dearest} {100 * ratios[dearest]:.0f} %. "
+        f"At equal end-to-end cost {cheapest} could keep more tokens, and may lose less than here. The next "
+        "figure's button \u201cend-to-end FLOPs\u201d draws all methods by that cost."
     )
 
 
@@ -185,6 +211,8 @@ class _Figure:
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     csv: str | None
+    # Long figures that only some readers need.
+    folded: bool
 
 
 def _figure(picture: Picture) -> _Figure:
@@ -202,6 +230,7 @@ def _figure(picture: Picture) -> _Figure:
         csv=f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
         if table and len(text) <= LARGEST_CSV
         else None,
+        folded=picture.name.startswith(_FOLDED),
     )
 
 

@@ -274,6 +274,12 @@ _CSS = f"""
 .health .bar {{ display: block; height: .4rem; margin-top: .25rem; background: rgb(128 128 128 / .2); }}
 .health .bar span {{ display: block; height: 100%; background: {BLUE};
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
+@media screen and (max-width: 600px) {{
+  .health table {{ font-size: .9rem; }}
+  .health tr {{ display: grid; grid-template-columns: 1fr 1fr; border-top: 1px solid rgb(128 128 128 / .3); }}
+  .health th, .health td, .health td.value {{ width: auto; border: 0; hyphens: manual; }}
+  .health td:last-child {{ grid-column: 1 / -1; padding-top: 0; }}
+}}
 """
 
 

@@ -12,6 +12,8 @@
   // CSS pixels: the width of A4 or Letter between its margins, and the width of a drawing for it.
   const PAPER = 680;
   const DRAWN = 860;
+  // Below this width a figure takes the layout that it has for phones, if it has one.
+  const NARROW = 600;
   const CONFIG = {
     displaylogo: false,
     // By default plotly offers to send the figure's data to its company.
@@ -43,10 +45,21 @@
     return plot.figure;
   }
 
+  function merge(values, changes) {
+    for (const [name, value] of Object.entries(changes)) {
+      if (value && typeof value === "object" && !Array.isArray(value) && values[name]) merge(values[name], value);
+      else values[name] = value;
+    }
+  }
+
   function draw(plot, paper = false) {
     try {
       library();
       const { data, layout } = themed(structuredClone(figureOf(plot)), paper);
+      if (!paper && layout.meta?.narrow && plot.parentElement.clientWidth < NARROW) {
+        merge(layout, themed(structuredClone(layout.meta.narrow), paper));
+        plot.style.minWidth = "0";
+      } else plot.style.minWidth = "";
       // The page has buttons instead of plotly's own, which no keyboard can reach.
       delete layout.updatemenus;
       const size = paper ? { width: DRAWN, height: parseFloat(plot.style.height), autosize: false } : { autosize: true };
@@ -60,19 +73,12 @@
         svg.setAttribute(...(index ? ["aria-hidden", "true"] : ["role", "img"]));
         if (!index) svg.setAttribute("aria-label", plot.dataset.text);
       }
-      letKeysMove(plot);
+      dispatchEvent(new Event("drawn"));
       for (const [menu, button] of Object.entries(plot.chosen ?? {})) press(plot, menu, button, paper);
     } catch (error) {
       console.error(error);
       plot.innerHTML = '<p class="failed">This figure could not be drawn. Its caption and its table are below.</p>';
     }
-  }
-
-  // A figure wider than the screen can be scrolled with the arrow keys.
-  function letKeysMove(plot) {
-    const frame = plot.parentElement;
-    if (frame.scrollWidth > frame.clientWidth) frame.tabIndex = 0;
-    else frame.removeAttribute("tabindex");
   }
 
   function press(plot, menu, index, paper = false) {
@@ -110,7 +116,6 @@
   }
 
   dark.addEventListener("change", () => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => draw(plot)));
-  addEventListener("resize", () => plots.forEach(letKeysMove));
   addEventListener("beforeprint", () => plots.forEach((plot) => draw(plot, true)));
   addEventListener("afterprint", () => plots.forEach((plot) => draw(plot)));
 })();

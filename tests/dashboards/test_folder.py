@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from dashboards import folder as module
-from dashboards.folder import Details, draw, draw_comparison, draw_sensitivity
+from dashboards.folder import Details, draw, draw_comparison, draw_sensitivity, folder_of
 from tests.dashboards.search.test_history import make_history
 from tests.inspections import make_inspection
 from tests.sensitivities import make_sensitivity
@@ -41,7 +41,7 @@ def test_equal_results_give_equal_files(drawings):
 
 def test_figures_without_data_any_more_are_removed_and_other_files_stay(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    summary, folder = make_summary(5), tmp_path / ".tuner/demo/figures"
+    summary, folder = make_summary(5), tmp_path / ".tuner/demo/figures/budget-0.3-seed-0"
     details = Details(make_history(), make_inspection(), make_comparison(1, own=summary), make_sensitivity())
     monkeypatch.setattr(module, "gather", lambda *_, **__: details)
     files = draw(STUDY, summary)
@@ -54,6 +54,26 @@ def test_figures_without_data_any_more_are_removed_and_other_files_stay(monkeypa
     written = {"report.html", "pareto.html", "pareto.png", "pareto.csv", "health.html", "health.csv"}
     assert {file.name for file in files} == written
     assert {file.name for file in folder.iterdir()} == written | {"plotly.min.js", "mine.png"}
+
+
+@pytest.mark.quick
+def test_each_search_has_figures_of_its_own():
+    found = make_summary(5)
+    searches = (
+        found,
+        replace(found, seed=1),
+        replace(found, goal="max_drop", max_drop="0.02"),
+        replace(found, goal="max_drop", max_drop="2 %"),
+    )
+    assert [folder_of(one).as_posix() for one in searches] == [
+        f".tuner/demo/figures/{name}"
+        for name in (
+            "budget-0.3-seed-0",
+            "budget-0.3-seed-1",
+            "cheapest-0.02-seed-0",
+            "cheapest-2-percent-seed-0",
+        )
+    ]
 
 
 def test_a_sensitivity_study_of_something_else_is_not_shown():

@@ -274,6 +274,10 @@ def summarise(
     wanted = SearchSpace(planner, study.search, search.budget, search.goal).defaults().configuration
     defaults = next((trial for trial in trials if trial.configuration == wanted), None)
     best_measured = best is not None and best.configuration in measured
+    lost: tuple[RegressionRow, ...] = ()
+    gained: tuple[RegressionRow, ...] = ()
+    if best is not None and best_measured:
+        lost, gained = flips(results, best.configuration)
     asked = _asked(store)
     shared = _shared([*completed, *outside], store.trial_use())
     noise, cache_use = store.noise(), store.cache_use()
@@ -289,9 +293,8 @@ def summarise(
         defaults=None if defaults is None else _trial(defaults, search.budget),
         defaults_held_out=_held_out(defaults, measured, results),
         binds=None if best is None else _binds(best.configuration, planner),
-        regressions=_regressions(study, results, best.configuration)
-        if best is not None and best_measured
-        else (),
+        regressions=lost,
+        gains=gained,
         closest=_closest(
             trials, [proposal for proposal in infeasible if allows(study.search, proposal.configuration)]
         )
@@ -667,15 +670,6 @@ def _binds(configuration: Configuration, planner: Planner) -> Binding | None:
     if not isinstance(method, AdaTP):
         return None
     return method.binds if planner.boosts(method) else "none"
-
-
-def _regressions(study: Study, results: Results, configuration: Configuration) -> tuple[RegressionRow, ...]:
-    before = {one.question: one for one in results.of(None, "held_out")}
-    return tuple(
-        _regression(study.question(after.question), before[after.question], after)
-        for after in results.of(configuration, "held_out")
-        if before[after.question].correct and not after.correct
-    )
 
 
 def flips(

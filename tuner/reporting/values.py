@@ -68,7 +68,7 @@ class InfeasibleProposal:
 
 @dataclass(frozen=True)
 class RegressionRow:
-    """A question the baseline got right and the pruned model does not, with how sure each was."""
+    """A held-out question that one of baseline and pruned model has right, with how sure each was."""
 
     question: str
     video: str
@@ -81,6 +81,13 @@ class RegressionRow:
     pruned_text: str
     pruned_margin: float | None
     tags: dict[str, str]
+
+    @property
+    def margin_change(self) -> float | None:
+        """The pruned model's margin minus the baseline's; None without both."""
+        if self.baseline_margin is None or self.pruned_margin is None:
+            return None
+        return self.pruned_margin - self.baseline_margin
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,8 @@ class RunSummary:
     defaults_held_out: HeldOut | None
     binds: Binding | None
     regressions: tuple[RegressionRow, ...] = ()
+    # Wrong unpruned, right pruned.
+    gains: tuple[RegressionRow, ...] = ()
     # Closest trial or infeasible proposal when nothing fits the budget.
     closest: InfeasibleProposal | None = None
     infeasible: int = 0

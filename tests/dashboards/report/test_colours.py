@@ -90,6 +90,7 @@ def test_everything_that_is_written_can_be_read(browser, pages, name):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     tab = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 800})
     tab.goto((pages / f"{name}.html").as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     for plot in tab.locator(".plot").all():
         plot.scroll_into_view_if_needed()
         plot.locator("svg.main-svg").first.wait_for()

@@ -11,11 +11,16 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from dashboards.inspection.cards import cards_picture
+from dashboards.pareto.figure import pareto_picture
 from dashboards.picture.picture import Picture
 from dashboards.report import page as module
 from dashboards.report.answer import answer
 from dashboards.report.page import LARGEST_CSV, MOST_ROWS, report_html
+from dashboards.search.comparison import comparison_picture
 from pipeline.methods import AdaTP
+from tests.inspections import make_inspection
+from tests.summaries import make_comparison as make_methods
 from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
 from tuner.records.measurements import Timed
 from tuner.reporting.values import Compared, Comparison, InfeasibleProposal
@@ -114,11 +119,13 @@ def test_the_first_screen_of_a_study_that_holds():
     assert said.changes == (
         "A margin below 6.8 points (96 % confidence), or videos that differ from the 80 held-out ones.",
     )
-    assert (said.saves.value, said.saves.unit) == ("70 %", "fewer LLM prefill FLOPs")
-    assert "60 % fewer end to end" in said.saves.notes[0]
-    assert "0.56 s instead of 1.01 s (45 % less)" in said.saves.notes[2]
+    assert (said.saves.value, said.saves.unit) == ("60 %", "fewer FLOPs end to end")
+    assert said.saves.beside == (
+        ("70 %", "fewer in the LLM's prefill alone"),
+        ("45 %", "less time: 0.56 s instead of 1.01 s"),
+    )
     assert (
-        "up to 12.5 questions per video by FLOPs, up to 10 questions per video by time" in said.saves.notes[3]
+        "up to 12.5 questions per video by FLOPs, up to 10 questions per video by time" in said.saves.notes[2]
     )
     assert said.costs.value == "-5.0"
     assert "-7.0 to -3.0 points" in said.costs.notes[0]
@@ -204,15 +211,15 @@ def test_more_flops_end_to_end_are_said_to_be_more():
     dear = replace(summary.best_held_out.outcome, flops_ratio_end_to_end=1.05)
     held_out = replace(summary.best_held_out, outcome=dear)
     # Once "-5 % fewer".
-    notes = answer(replace(summary, best_held_out=held_out)).saves.notes
-    assert notes[0] == "5 % more end to end, including the vision tower"
+    saves = answer(replace(summary, best_held_out=held_out)).saves
+    assert (saves.value, saves.unit) == ("5 %", "more FLOPs end to end")
 
 
 @quick
 def test_times_of_different_moments_are_not_compared():
     # Timed as answers came in: 0.03 s unpruned in an earlier run, 0.021 s pruned in this one.
-    notes = " ".join(answer(make_summary(serving=None)).saves.notes)
-    assert "Time" not in notes
+    saves = answer(make_summary(serving=None)).saves
+    assert "time" not in str(saves)
     page = report_html(make_summary(serving=None), ())
     assert not re.search(r"0\.03\b|0\.021|30 % less", page)
 
@@ -243,9 +250,9 @@ def test_a_model_that_few_videos_do_not_tell_from_guessing_is_told_beside_the_ve
 def test_slower_is_said_to_be_slower():
     serving = make_summary().serving
     slow = replace(serving.measured, best=serving.measured.baseline, baseline=serving.measured.best)
-    notes = " ".join(answer(make_summary(serving=replace(serving, measured=slow))).saves.notes)
-    assert "1.01 s instead of 0.56 s (80 % more)" in notes
-    assert "no question by time" in notes
+    saves = answer(make_summary(serving=replace(serving, measured=slow))).saves
+    assert ("80 %", "more time: 1.01 s instead of 0.56 s") in saves.beside
+    assert "no question by time" in " ".join(saves.notes)
 
 
 @quick
@@ -258,11 +265,20 @@ def test_an_export_that_needs_consent_is_written_so():
 
 # What is in the page
 
+# Two regressions about the middle and, with the larger change of margin, one gain about the start.
+FLIPPED = make_summary(
+    regressions=make_regressions(2),
+    gains=tuple(
+        replace(row, question="q7", baseline_margin=-3.0, pruned_margin=4.0, tags={"place": "start"})
+        for row in make_regressions(1)
+    ),
+)
+
 
 @pytest.fixture(scope="module")
 def page() -> str:
     pictures = (make_picture(), make_picture("curves", rows=MOST_ROWS + 5), make_cards())
-    return report_html(make_summary(), pictures, sensitivity=make_sensitivity(), comparison=make_comparison())
+    return report_html(FLIPPED, pictures, sensitivity=make_sensitivity(), comparison=make_comparison())
 
 
 def test_the_page_holds_the_evidence_in_its_order(page):
@@ -289,14 +305,13 @@ def test_the_page_holds_the_evidence_in_its_order(page):
 
 
 @quick
-def test_findings_of_a_sensitivity_study_are_told_once_and_most_are_folded():
+def test_findings_of_a_sensitivity_study_are_told_once_and_folded():
     failure = FailureMode("middle frames over-pruned", True, "Middle frames lose more.")
     lines = tuple(f"Finding {number}." for number in range(7))
     found = make_sensitivity(sentences=(*lines[:2], failure.evidence, *lines[2:]), failures=(failure,))
     page = report_html(make_summary(), (), sensitivity=found)
     assert page.count(failure.evidence) == 1
-    assert "2 more findings</summary>" in page
-    assert page.index("Finding 4.") < page.index("2 more findings") < page.index("Finding 5.")
+    assert page.index("All findings</summary>") < page.index("Finding 0.") < page.index(failure.evidence)
 
 
 def test_the_page_loads_nothing_and_is_small(page):
@@ -369,7 +384,7 @@ def test_pictures_that_cannot_be_told_apart_or_drawn_are_refused():
 @pytest.mark.parametrize("trials", [0, 1])
 def test_a_study_with_hardly_anything_has_a_report(trials):
     bare = {"serving": None, "setting": None, "noise": None, "regressions": (), "baseline": {}, "cost": None}
-    assert "Regressions" in report_html(make_summary(trials, **bare), ())
+    assert "All regressions and gains" in report_html(make_summary(trials, **bare), ())
 
 
 # In a browser
@@ -455,7 +470,7 @@ def test_the_keyboard_reaches_every_control_and_sees_where_it_is(opened):
     draw_all(tab)
     controls = tab.evaluate(
         """() => {
-          const all = [...document.querySelectorAll("a[href], button, summary, [tabindex='0']")];
+          const all = [...document.querySelectorAll("a[href], button, select, summary, [tabindex='0']")];
           const shown = all.filter((one) => one.checkVisibility());
           shown.forEach((one, index) => { one.dataset.control = index; });
           return shown.length;
@@ -505,6 +520,62 @@ def test_a_screen_reader_hears_each_figures_text(opened):
     assert tab.locator("figure").count() == tab.get_by_role("figure").count() == 4
 
 
+SHOWN = "[...document.querySelectorAll('#report-flips tbody tr')].filter((one) => !one.hidden)"
+QUESTIONS = f"{SHOWN}.map((one) => one.dataset.question)"
+
+
+@pytest.mark.browser
+def test_regressions_and_gains_are_filtered_and_ordered(opened):
+    tab = opened()
+    assert tab.evaluate(QUESTIONS) == ["q7", "q0", "q1"]
+    tab.locator("[data-sort]").select_option("question")
+    assert tab.evaluate(QUESTIONS) == ["q0", "q1", "q7"]
+    tab.get_by_label("place all").select_option("middle")
+    assert tab.evaluate(QUESTIONS) == ["q0", "q1"]
+    assert tab.locator(".controls output").text_content() == "2 of 3 shown"
+    tab.locator("[data-filter=kind]").select_option("gain")
+    assert tab.evaluate(QUESTIONS) == []
+    tab.get_by_role("button", name="Reset", exact=True).click()
+    assert tab.evaluate(QUESTIONS) == ["q7", "q0", "q1"]
+
+
+@pytest.mark.browser
+def test_without_scripts_the_table_is_whole_and_has_no_controls(opened):
+    tab = opened(java_script_enabled=False)
+    assert tab.locator("#report-flips tbody tr").count() == 3
+    assert not tab.locator(".controls").is_visible()
+
+
+@pytest.mark.browser
+def test_the_contents_stay_in_reach_and_close_again(opened):
+    tab = opened()
+    tab.locator("#report-method").scroll_into_view_if_needed()
+    tab.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    summary = tab.locator(".contents summary")
+    summary.focus()
+    tab.keyboard.press("Enter")
+    link = tab.locator(".contents a[href='#front']")
+    assert link.is_visible()
+    tab.keyboard.press("Escape")
+    assert not link.is_visible()
+    tab.keyboard.press("Enter")
+    link.click()
+    assert not link.is_visible()
+    assert tab.evaluate("location.hash") == "#front"
+
+
+@quick
+def test_a_row_links_to_its_card_where_there_is_one():
+    picture = cards_picture(make_inspection())
+    place, card = len(picture.table) - 1, picture.table[-1]
+    (row,) = make_regressions(1)
+    summary = make_summary(regressions=(replace(row, question=card.question),), gains=(row,))
+    text = report_html(summary, (picture,))
+    assert f'<a href="#cards-{place}">{card.question}</a>' in text
+    assert f'<article id="cards-{place}"' in text
+    assert f'<th scope="row">{row.question}</th>' in text
+
+
 @pytest.mark.browser
 def test_a_phone_shows_figures_whole_and_moves_them_sideways(opened):
     tab = opened()
@@ -517,6 +588,52 @@ def test_a_phone_shows_figures_whole_and_moves_them_sideways(opened):
     # Once as wide as the screen: columns of numbers lay on top of each other.
     assert set(tab.evaluate(widths)) == {860}
     assert tab.locator(".wide[tabindex='0']").count() == 2
+    # Whatever is wider than the screen lies in a frame that moves, and says so.
+    assert (
+        tab.evaluate(
+            """[...document.querySelectorAll("main *")].filter((one) =>
+          one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 1
+          && !one.closest("[data-moves], .hidden")).map((one) => one.outerHTML.slice(0, 80))"""
+        )
+        == []
+    )
+    assert tab.locator(".wide[data-moves], .scroll[data-moves]").count() > 2
+
+
+@pytest.mark.browser
+def test_the_main_figures_are_laid_out_for_a_phone(browser, tmp_path):
+    file = tmp_path / "report.html"
+    compared = make_methods(4, own=FLIPPED)
+    pictures = (pareto_picture(FLIPPED, compared), comparison_picture(compared))
+    file.write_text(report_html(FLIPPED, pictures), encoding="utf-8")
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    tab.goto(file.as_uri())
+    draw_all(tab)
+    assert tab.locator(".wide[data-moves]").count() == 0
+    tab.get_by_role("button", name="end-to-end FLOPs").click()
+    sides = """[...document.querySelectorAll(".plot text")].map((one) => one.getBoundingClientRect())
+      .filter((box) => box.width && (box.left < 0 || box.right > innerWidth)).length"""
+    assert tab.evaluate(sides) == 0
+    tab.close()
+
+
+@pytest.mark.browser
+def test_paper_has_what_matters_unfolded_and_nothing_beyond_its_edge(opened):
+    tab = opened()
+    tab.set_viewport_size({"width": 680, "height": 1000})
+    tab.emulate_media(media="print")
+    assert tab.get_by_text("tau_t makes little difference from 0.2 to 0.8.").is_visible()
+    for name in (".controls", ".contents", ".actions", ".switch"):
+        assert not tab.locator(name).first.is_visible()
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert (
+        tab.evaluate(
+            """[...document.querySelectorAll("main *")].filter((one) => one.checkVisibility()
+          && !one.closest("svg, .hidden") && one.getBoundingClientRect().right > innerWidth + 1)
+          .map((one) => one.outerHTML.slice(0, 80))"""
+        )
+        == []
+    )
 
 
 @pytest.mark.browser

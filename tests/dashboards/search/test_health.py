@@ -156,5 +156,7 @@ def test_the_page_is_tables_with_row_headers_and_silent_bars(tmp_path):
     assert page.count('<th scope="row">') == len(picture.table)
     assert page.count('class="bar" aria-hidden="true"') == sum(row.bar is not None for row in picture.table)
     assert not re.search(r"<script|\bid=", picture.body)
-    assert all(one.startswith(".health") for one in re.findall(r"^\S.*?(?={)", picture.css, re.MULTILINE))
+    assert all(
+        one.startswith((".health", "@media")) for one in re.findall(r"^\S.*?(?={)", picture.css, re.MULTILINE)
+    )
     assert [one.name for one in write(picture, tmp_path)] == ["health.html", "health.csv"]

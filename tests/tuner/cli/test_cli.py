@@ -598,8 +598,8 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
         assert phase in begun.err
     assert "held-out accuracy" in tuner("show", "--study", "tiny", folder=tiny).out
     for file in (
-        ".tuner/tiny/figures/pareto.html",
-        ".tuner/tiny/figures/pareto.png",
+        ".tuner/tiny/figures/budget-0.5-seed-0/pareto.html",
+        ".tuner/tiny/figures/budget-0.5-seed-0/pareto.png",
         "mlflow.db",
         "mlartifacts",
     ):
