@@ -140,7 +140,7 @@ def draw(
 
 def report_of(summary: RunSummary) -> Path | None:
     """Where `draw` left the study's report; None if it is not there."""
-    page = _folder(summary.study) / _REPORT
+    page = folder_of(summary) / _REPORT
     return page if page.is_file() else None
 
 

@@ -593,7 +593,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     for text in ("accuracy, held-out", "tau_s", "alpha_boost", "FLOPs, LLM prefill", "lost", "mlflow ui"):
         assert text in begun.out
     assert len(begun.out.splitlines()) <= 25
-    assert "figures/report.html" in begun.out
+    assert "figures/budget-0.5-seed-0/report.html" in begun.out
     for phase in ("encoding: ", "baseline: ", "search: ", "held-out", "serving: "):
         assert phase in begun.err
     assert "held-out accuracy" in tuner("show", "--study", "tiny", folder=tiny).out
