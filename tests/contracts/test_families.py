@@ -239,6 +239,7 @@ def test_an_exported_configuration_loads_and_answers_about_a_file(runtime, paths
     method = AdaTP(p=0.6)
     exported = {
         "schema": SCHEMA,
+        "verdict": "shown",
         "parameters": {name: value for name, value in to_dict(method).items() if name != "method"},
         "model": {"id": str(paths.model), "identity": runtime.identity},
         "text_encoder": {"id": str(paths.siglip), "identity": runtime.encoder_identity},
