@@ -237,10 +237,11 @@ def test_the_identity_is_the_checkpoints_own(runtime, paths):
 def test_an_exported_configuration_loads_and_answers_about_a_file(runtime, paths, tmp_path):
     video = write_video(tmp_path / "video.mp4", moving_frames(30))
     method = AdaTP(p=0.6)
+    fields = {name: value for name, value in to_dict(method).items() if name != "method"}
     exported = {
         "schema": SCHEMA,
-        "verdict": "shown",
-        "parameters": {name: value for name, value in to_dict(method).items() if name != "method"},
+        "parameters": {name: value for name, value in fields.items() if not isinstance(value, str)},
+        "selection": {name: value for name, value in fields.items() if isinstance(value, str)},
         "model": {"id": str(paths.model), "identity": runtime.identity},
         "text_encoder": {"id": str(paths.siglip), "identity": runtime.encoder_identity},
         "frames": FRAMES,
