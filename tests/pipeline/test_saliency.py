@@ -134,9 +134,9 @@ def test_answers_recorded_before_clips_held_it_are_found_again(runtime, clip, qu
     def digest(*parts):
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    encoding = digest("4", runtime.identity, runtime.encoder_identity, str(FRAMES), "float32")
+    encoding = digest("5", runtime.identity, runtime.encoder_identity, str(FRAMES), "float32")
     assert runtime.encoding == encoding
-    layout, asked = runtime.layout(clip, question), f"{encoding}|words/2|16"
+    layout, asked = runtime.layout(clip, question), f"{encoding}|words/3|16"
     assert runtime.fingerprint(None, layout) == digest(asked, "unpruned")
     for method, options in (
         (AdaTP(p=0.6), "deduplicate=demote,relevance_norm=minmax,score_query=last"),
