@@ -96,7 +96,7 @@ def test_a_run_leaves_what_its_summary_finds_and_the_same_again_loads_no_model(
     summary = run(study, LOOKING, progress)
     found = load(summary)
     assert found is not None
-    assert [phase for phase, _ in progress.phases] == ["inspection"]
+    assert [phase for phase, _ in progress.phases] == ["pictures"]
     assert progress.done == sum(total for _, total in progress.phases)
     assert summary.best_held_out is not None
     assert (found.regressions, found.gains) == (
