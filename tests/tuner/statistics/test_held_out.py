@@ -20,6 +20,7 @@ READERS = {
     "tuner/runs/run.py": "says what so many can show; looks at the chosen configuration for pictures",
     "tuner/runs/compare.py": "methods side by side: no configuration is chosen",
     "tuner/runs/sensitivity.py": "how far the chosen configuration may drift; recommends on tune videos",
+    "tuner/runs/verify.py": "asks their questions again with an exported file: no configuration is chosen",
     "tuner/planning/planner.py": "counts the FLOPs of its questions, which no answer is needed for",
     "tuner/planning/study_cost.py": "counts how many answers were asked for",
     "tuner/sensitivity/sentences.py": "says on which split a curve was measured",
