@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.clip import Clip
 from pipeline.encoders import load_whole_encoder
 from pipeline.errors import PipelineError
+from pipeline.finding import Finding
 from pipeline.methods import AdaTP
 from pipeline.packing import Pack
 from pipeline.question import Question
@@ -32,17 +33,6 @@ NEAR_TIE = 5e-3
 ALIKE = 0.8
 # A difference of log-probabilities below which half precision may choose another option than float32.
 NEAR_OPTIONS = 0.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check, in words: `{name}: {found} ({allowed})`."""
-
-    name: str
-    passed: bool
-    found: str
-    allowed: str
-    advice: str = ""  # what to look at where it did not pass
 
 
 def check_weights(runtime: Runtime) -> Finding:

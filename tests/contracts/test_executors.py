@@ -217,7 +217,7 @@ def test_workers_stay_from_encoding_to_the_search(kind: str, tmp_path: Path, und
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
         if kind == "in_process":
             assert table(store) == undisturbed
-    assert progress.phases == [("planning", None), ("encoding", 8)]
+    assert progress.phases == [("loading the model", None), ("encoding", 8)]
     assert progress.done == 8
     assert 1 <= len(list(tmp_path.glob("*.loaded"))) <= 2
     assert not progress.messages

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.small_demo import small_study
 from tuner.evaluation.evaluator import EvaluatorSpec, PipelineEvaluator
 from tuner.evaluation.scoring import reference
 from tuner.records.store import Store
@@ -32,7 +32,6 @@ from tuner.study.values import Configuration
 
 pytestmark = pytest.mark.soak
 
-DEMO = Path(__file__).parents[2] / "studies" / "demo"
 VIDEOS = 20
 SCALE = float(os.environ.get("ADATP_KILLS", "1"))
 # Fifty in all.
@@ -41,23 +40,6 @@ KILLS_TWO_WORKERS = math.ceil(25 * SCALE)
 TRIALS = 40 if SCALE >= 1 else 8
 # Answers in packs differ from single ones by rounding; of log-probabilities, natural logarithms.
 ROUNDING = 5e-5
-
-
-def small_study(folder: Path) -> Path:
-    """The demo with its first videos only."""
-    study = folder / "small"
-    (study / "videos").mkdir(parents=True)
-    names = sorted(path.name for path in (DEMO / "videos").glob("*.mp4"))[:VIDEOS]
-    for name in names:
-        shutil.copy(DEMO / "videos" / name, study / "videos")
-    for name in ("model", "siglip"):
-        (study / name).symlink_to(DEMO / name)
-    lines = (DEMO / "questions.jsonl").read_text().splitlines(keepends=True)
-    (study / "questions.jsonl").write_text("".join(x for x in lines if json.loads(x)["video"] in names))
-    (study / "study.yaml").write_text(
-        (DEMO / "study.yaml").read_text().replace("name: demo\n", "name: small\n")
-    )
-    return folder
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
@@ -170,7 +152,7 @@ def ray_workers(driver: int) -> list[psutil.Process]:
 
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
-    calm, disturbed = small_study(tmp_path / "calm"), small_study(tmp_path / "disturbed")
+    calm, disturbed = small_study(tmp_path / "calm", VIDEOS), small_study(tmp_path / "disturbed", VIDEOS)
     began = time.monotonic()
     assert start(calm, "--workers", "1").wait() == 0
     took = time.monotonic() - began
@@ -194,7 +176,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path: Path) -> N
 
 def test_with_two_workers_every_answer_is_there_once_and_right(tmp_path: Path) -> None:
     """Whether the driver is killed or one of its workers; asked one by one, so that answers are exact."""
-    folder = small_study(tmp_path)
+    folder = small_study(tmp_path, VIDEOS)
     chance = random.Random(1)
     options = ("--workers", "2", "--batch", "1")
     drivers_killed = workers_killed = 0
@@ -236,7 +218,7 @@ def test_with_two_workers_every_answer_is_there_once_and_right(tmp_path: Path) -
 @pytest.mark.parametrize("kibibytes", [160, 600])
 def test_out_of_disk_it_says_so_and_the_same_command_goes_on(kibibytes: int, tmp_path: Path) -> None:
     """No file may grow beyond this: the records break off among their tables, or in the middle of trials."""
-    calm, full = small_study(tmp_path / "calm"), small_study(tmp_path / "full")
+    calm, full = small_study(tmp_path / "calm", VIDEOS), small_study(tmp_path / "full", VIDEOS)
 
     assert start(calm, "--workers", "1").wait() == 0
     process = start(full, "--workers", "1")

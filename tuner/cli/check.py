@@ -8,7 +8,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from tuner.cli.options import SkipBadVideos, Study, warn
 from tuner.statistics.margin import DEFAULT_MAX_DROP
@@ -16,7 +15,7 @@ from tuner.statistics.margin import DEFAULT_MAX_DROP
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.self_check import Finding
+    from pipeline.finding import Finding
     from tuner.runs.check import Estimate
 
 FAILED = 1  # exit code where a check did not pass; a mistake in the study's files is 2, as everywhere
@@ -39,13 +38,14 @@ def check(
     """
     from rich.console import Console
 
+    from tuner.cli.findings import print_finding
     from tuner.cli.progress import command_progress
+    from tuner.cli.run import quietly_loaded
     from tuner.runs.check import ModelCheck, check_study
     from tuner.statistics.margin import MaxDrop
-    from tuner.study import load_study
 
     margin = MaxDrop.parse(max_drop).value
-    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
+    loaded = quietly_loaded(study, skip_bad_videos=skip_bad_videos)
     console = Console(highlight=False)
     found: list[Finding] = []
     checked = ModelCheck(loaded)
@@ -54,7 +54,7 @@ def check(
         for finding in chain(findings, checked.findings(progress) if model else ()):
             found.append(finding)
             if not as_json:
-                _print(finding, console)
+                print_finding(finding, console)
     failed = [finding for finding in found if not finding.passed]
     estimate = checked.estimate
     if as_json:
@@ -69,15 +69,6 @@ def check(
             warn("The model was not checked: --model loads it and checks it on this device.")
     if failed:
         raise typer.Exit(FAILED)
-
-
-def _print(finding: Finding, console: Console) -> None:
-    mark = "[green]ok    [/green]" if finding.passed else "[bold red]FAILED[/bold red]"
-    console.print(f"{mark} [bold]{escape(finding.name)}[/bold]: {escape(finding.found)}", soft_wrap=True)
-    if not finding.passed:
-        console.print(f"       allowed: {escape(finding.allowed)}", soft_wrap=True)
-        if finding.advice:
-            console.print(f"       {escape(finding.advice)}", soft_wrap=True)
 
 
 def _print_estimate(estimate: Estimate, console: Console) -> None:

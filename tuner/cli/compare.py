@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,10 +59,9 @@ def compare(
         # They take seconds: not before something is shown.
         from dashboards.folder import draw_comparison
         from tuner.cli.record import record_files, written
-        from tuner.cli.run import default_workers, quiet_libraries
+        from tuner.cli.run import default_workers, quietly_loaded
         from tuner.runs.compare import compare as compare_study
         from tuner.runs.run import RunOptions
-        from tuner.study import load_study
 
         options = RunOptions(
             budget=budget,
@@ -77,8 +75,7 @@ def compare(
             skip_bad_videos=skip_bad_videos,
             accept_weak_baseline=accept_weak_baseline,
         )
-        loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-        quiet_libraries(downloads=not Path(loaded.model).is_dir())
+        loaded = quietly_loaded(study, skip_bad_videos=skip_bad_videos)
         comparison = compare_study(loaded, options, progress)
         progress.started("drawing the report", None)
         files = written(lambda: draw_comparison(loaded, comparison, database), progress.console)

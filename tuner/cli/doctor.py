@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from tuner.cli.options import Address, Database, TrackingUri
 
 if TYPE_CHECKING:
-    from tuner.runs.doctor import Check
+    from pipeline.finding import Finding
 
 FAILED = 1  # exit code where something is to be done
 
@@ -30,19 +29,15 @@ def doctor(
     """
     from rich.console import Console
 
+    from tuner.cli.findings import print_finding
     from tuner.runs.doctor import examine
 
     console = Console(highlight=False)
-    found: list[Check] = []
+    found: list[Finding] = []
     for finding in examine(database=database, tracking_uri=tracking_uri, address=address):
         found.append(finding)
         if not as_json:
-            mark = "[green]ok   [/green]" if finding.passed else "[bold red]TO DO[/bold red]"
-            console.print(
-                f"{mark} [bold]{escape(finding.name)}[/bold]: {escape(finding.found)}", soft_wrap=True
-            )
-            if not finding.passed:
-                console.print(f"      {escape(finding.advice)}", soft_wrap=True)
+            print_finding(finding, console, failed="TO DO")
     well = all(one.passed for one in found)
     if as_json:
         typer.echo(json.dumps({"passed": well, "checks": [asdict(one) for one in found]}, indent=2))

@@ -16,6 +16,7 @@ from tuner.cli.options import (
     Database,
     GpusPerWorker,
     RecordedStudy,
+    SkipBadVideos,
     TrackingUri,
     Workers,
     in_bytes,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from tuner.export.best_file import Best
     from tuner.reporting.values import Recorded, RunSummary
     from tuner.runs.run import RunOptions
-    from tuner.study import Study
 
 
 def _print_schema(wanted: bool) -> None:
@@ -104,10 +104,11 @@ def export(
     cache_memory: CacheMemory = None,
     database: Database = None,
     tracking_uri: TrackingUri = None,
+    skip_bad_videos: SkipBadVideos = False,
 ) -> None:
     """Write the best configuration within the budget, and what was measured of it, for production.
 
-    Workers, batch, cache and address are for --measure.
+    Workers, batch, cache, address and --skip-bad-videos are for --measure.
     """
     from rich.console import Console
 
@@ -140,6 +141,7 @@ def export(
             cache=cache,
             cache_memory=in_bytes(cache_memory),
             database=database,
+            skip_bad_videos=skip_bad_videos,
             accept_weak_baseline=accept_weak_baseline,
         )
         _measure(study, [one for one in numbers if one is not None], options, seed)
@@ -209,12 +211,10 @@ def _line(best: Best, path: Path) -> str:
 
 def _measure(study: str, numbers: list[int], options: RunOptions, seed: int | None) -> None:
     from tuner.cli.progress import command_progress
-    from tuner.cli.run import quiet_libraries
+    from tuner.cli.run import quietly_loaded
     from tuner.runs.chosen_trials import measure_trials
-    from tuner.study import load_study
 
-    loaded: Study = load_study(study)
-    quiet_libraries(downloads=not Path(loaded.model).is_dir())
+    loaded = quietly_loaded(study, skip_bad_videos=options.skip_bad_videos)
     with command_progress() as progress:
         measure_trials(loaded, numbers, options, progress, seed=seed)
 

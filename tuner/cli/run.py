@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from tuner.cli.options import (
 )
 from tuner.errors import UserError
 from tuner.statistics.margin import DEFAULT_MAX_DROP
+
+if TYPE_CHECKING:
+    from tuner.study import Study as LoadedStudy
 
 
 class SamplerChoice(StrEnum):
@@ -119,7 +122,6 @@ def run(
         from tuner.cli.record import with_mlflow, written
         from tuner.runs.run import RunOptions
         from tuner.runs.run import run as run_study
-        from tuner.study import load_study
 
         options = RunOptions(
             budget=budget,
@@ -140,8 +142,7 @@ def run(
             skip_bad_videos=skip_bad_videos,
             accept_weak_baseline=accept_weak_baseline,
         )
-        loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-        quiet_libraries(downloads=not Path(loaded.model).is_dir())
+        loaded = quietly_loaded(study, skip_bad_videos=skip_bad_videos)
         with mirroring(study, database, tracking_uri):
             summary = run_study(loaded, options, progress)
         progress.started("drawing the report", None)
@@ -178,11 +179,16 @@ def default_workers() -> int:
     return gpus_here() or min(2, os.cpu_count() or 1)
 
 
-def quiet_libraries(*, downloads: bool) -> None:
-    """Libraries' own bars and hints would tear ours apart; a download of gigabytes keeps its bar.
+def quietly_loaded(study: str, *, skip_bad_videos: bool) -> LoadedStudy:
+    """The study that is named. From here on libraries keep their own bars and hints to themselves, for those
+    would tear ours apart; a download of gigabytes keeps its bar.
 
-    Read when transformers is imported, here and in the workers.
+    They look at these variables when transformers is imported, here and in the workers.
     """
+    from tuner.study import load_study
+
+    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not downloads:
+    if Path(loaded.model).is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return loaded

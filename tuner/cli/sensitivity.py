@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,12 +78,11 @@ def sensitivity(
         # They take seconds: not before something is shown.
         from dashboards.folder import draw_sensitivity
         from tuner.cli.record import record_files, written
-        from tuner.cli.run import default_workers, quiet_libraries
+        from tuner.cli.run import default_workers, quietly_loaded
         from tuner.runs.run import RunOptions
         from tuner.runs.sensitivity import sensitivity as find
         from tuner.sensitivity.saved import save_sensitivity
         from tuner.sensitivity.surrogate import analyse
-        from tuner.study import load_study
 
         options = RunOptions(
             budget=budget,
@@ -98,8 +96,7 @@ def sensitivity(
             skip_bad_videos=skip_bad_videos,
             accept_weak_baseline=accept_weak_baseline,
         )
-        loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-        quiet_libraries(downloads=not Path(loaded.model).is_dir())
+        loaded = quietly_loaded(study, skip_bad_videos=skip_bad_videos)
         found = find(loaded, options, analyse=analyse, runs=runs, max_drop=max_drop, progress=progress)
         progress.started("drawing the report", None)
         saved = written(

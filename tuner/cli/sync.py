@@ -35,6 +35,8 @@ def sync(
     ] = False,
 ) -> None:
     """Complete the study in MLflow from its records, and say what was missing there."""
+    if while_running:  # before the imports, which take the most time
+        os.nice(10)
     from rich.console import Console
 
     from dashboards.folder import draw
@@ -46,7 +48,6 @@ def sync(
     loaded = open_study(study, database, warn)
     *earlier, latest = load_summaries(loaded, budget=budget, seed=seed, database=database)
     if while_running:
-        os.nice(10)
         MlflowMirror(tracking_uri).record(latest, earlier=earlier, running=True)
         return
     # MLflow keeps copies: nothing else is left in this folder, which may be read-only.

@@ -82,12 +82,11 @@ def verify(
     from rich.console import Console
 
     from tuner.cli.progress import command_progress
-    from tuner.cli.run import quiet_libraries
+    from tuner.cli.run import quietly_loaded
     from tuner.errors import UserError
     from tuner.runs.run import RunOptions
     from tuner.runs.verify import CHANGED
     from tuner.runs.verify import verify as verify_file
-    from tuner.study import load_study
 
     if markdown is not None and not markdown.absolute().parent.is_dir():
         raise UserError(f"{markdown} cannot be written: its folder does not exist.")
@@ -98,8 +97,7 @@ def verify(
         address=address,
         cache_memory=in_bytes(cache_memory),
     )
-    loaded = load_study(study, skip_bad_videos=skip_bad_videos)
-    quiet_libraries(downloads=not Path(loaded.model).is_dir())
+    loaded = quietly_loaded(study, skip_bad_videos=skip_bad_videos)
     with command_progress() as progress:
         found = verify_file(
             file,
@@ -134,13 +132,11 @@ def headline(found: Verification) -> str:
 
 
 def _print(found: Verification, console: Console) -> None:
+    from tuner.cli.findings import print_finding
+
     console.print(f"[bold]{escape(found.file)}[/bold] (trial {found.trial}) on {escape(_asked(found))}")
     for finding in found.findings:
-        mark = "[green]ok    [/green]" if finding.passed else "[bold red]FAILED[/bold red]"
-        console.print(f"{mark} [bold]{escape(finding.name)}[/bold]: {escape(finding.found)}", soft_wrap=True)
-        console.print(f"       allowed: {escape(finding.allowed)}", soft_wrap=True)
-        if not finding.passed:
-            console.print(f"       {escape(finding.advice)}", soft_wrap=True)
+        print_finding(finding, console)
     if found.changed:
         console.print("Answers that changed (question, video: promised -> now; right):")
         for one in _shown(found):
@@ -162,9 +158,10 @@ OTHER_INPUT = "the question or the video's bytes are not what they were"
 
 
 def _asked(found: Verification) -> str:
-    return (
-        f"{found.study}: {_count(found.questions, 'question')} about {_count(found.videos, 'video')}, "
+    return f"{found.study}: {_count(found.questions, 'question')} about {_count(found.videos, 'video')}, " + (
         f"{100 * found.accuracy:.1f} % right, {100 * found.baseline:.1f} % unpruned"
+        if found.labelled
+        else f"{100 * found.accuracy:.1f} % agreement with the unpruned model"
     )
 
 

@@ -178,16 +178,14 @@ def verdict(summary: RunSummary, standing: Standing | None = None) -> Verdict:
         return Verdict("NOT KNOWN", "no drop was allowed that could be tested on held-out videos.")
     change, worst = 100 * test.difference, max(0.0, -100 * test.bound)
     of = "" if accuracy_name(summary) == "accuracy" else " of agreement"
-    text = f"it gains {change:.1f}" if change > 0 else f"it loses {-change:.1f}"
-    text += (
-        f" points{of} and may lose up to {worst:.1f}" if change > 0 else f" points{of}, at most {worst:.1f}"
+    joined = ", at most" if test.shown and change <= 0 else " and may lose up to"
+    text = (
+        f"it {'gains' if change > 0 else 'loses'} {abs(change):.1f} points{of}{joined} {worst:.1f}; "
+        f"you allow {100 * summary.margin:.3g}."
     )
-    text += f"; you allow {100 * summary.margin:.3g}."
     if test.shown:
         return Verdict("YES", text)
-    return Verdict(
-        "NO" if exceeded(summary) else "NOT SHOWN", text.replace(", at most", " and may lose up to")
-    )
+    return Verdict("NO" if exceeded(summary) else "NOT SHOWN", text)
 
 
 def _how_far(standing: Standing | None, otherwise: str) -> str:

@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.errors import ModelError, PipelineError, VideoError
+from pipeline.finding import Finding
 from pipeline.resizing import FrameSize
-from pipeline.self_check import Finding
 from pipeline.video import Decoder, content_hash
 from tuner.errors import UserError
 from tuner.evaluation.evaluator import EvaluatorSpec, worker_memory

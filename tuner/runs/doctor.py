@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from pipeline.finding import Finding
 from pipeline.memory import gib, host_bytes
 from tuner.errors import UserError, without_passwords
 
@@ -27,22 +27,11 @@ LEAST_DISK = 5 * 2**30
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
-@dataclass(frozen=True)
-class Check:
-    """What was found, in words. Not `pipeline.self_check.Finding`, which is not to be had without torch."""
-
-    name: str
-    passed: bool
-    found: str
-    allowed: str
-    advice: str = ""  # what to do where it did not pass
-
-
 def examine(
     *, database: str | None = None, tracking_uri: str | None = None, address: str | None = None
-) -> Iterator[Check]:
+) -> Iterator[Finding]:
     """One by one, as they come. database, tracking_uri, address: asked where they are named."""
-    yield Check("python", True, platform.python_version(), "3.11 or newer")
+    yield Finding("python", True, platform.python_version(), "3.11 or newer")
     yield from versions()
     yield device()
     yield from memory()
@@ -57,7 +46,7 @@ def examine(
             yield _reached(name, place, ask, advice)
 
 
-def versions() -> Iterator[Check]:
+def versions() -> Iterator[Finding]:
     """The packages that matter, each with the range that this version was made for."""
     asked = (
         {one.name: one for one in map(Requirement, requires(PACKAGE) or ())} if _installed(PACKAGE) else {}
@@ -70,37 +59,37 @@ def versions() -> Iterator[Check]:
             wanted is None or wanted.specifier.contains(Version(here), prereleases=True)
         )
         advice = f'pip install "{name}{allowed if wanted is not None else ""}"'
-        yield Check(name, passed, here or "not installed", allowed, advice)
+        yield Finding(name, passed, here or "not installed", allowed, advice)
 
 
-def device() -> Check:
+def device() -> Finding:
     """The GPU that torch computes on; where the machine has one, torch has to see it."""
     allowed = "torch sees the GPUs that there are"
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: one of its libraries cannot be loaded
-        return Check("GPU", False, f"torch cannot be loaded: {error}", allowed, "pip install torch")
+        return Finding("GPU", False, f"torch cannot be loaded: {error}", allowed, "pip install torch")
     nodes = sorted(Path("/dev").glob("nvidia[0-9]*"))
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())]
         named = ", ".join(f"{one.name} ({gib(one.total_memory)})" for one in devices)
         half = "" if torch.cuda.is_bf16_supported() else "; no bfloat16, so models run in float16"
-        return Check("GPU", True, f"{named}; CUDA {torch.version.cuda}, driver {_driver()}{half}", allowed)
+        return Finding("GPU", True, f"{named}; CUDA {torch.version.cuda}, driver {_driver()}{half}", allowed)
     if nodes:
-        return Check(
+        return Finding(
             "GPU",
             False,
             f"{len(nodes)} GPUs on this machine, driver {_driver()}, but torch {torch.__version__} sees none",
             allowed,
             "Install a torch that was built for CUDA, and a driver that is new enough for it: pytorch.org.",
         )
-    return Check("GPU", True, f"none: models run on {os.cpu_count()} CPU cores, in float32", allowed)
+    return Finding("GPU", True, f"none: models run on {os.cpu_count()} CPU cores, in float32", allowed)
 
 
-def memory() -> Iterator[Check]:
+def memory() -> Iterator[Finding]:
     """What is free on the host and in the working directory, where records and vision features lie."""
     free = host_bytes()
-    yield Check(
+    yield Finding(
         "memory",
         free >= LEAST_MEMORY,
         f"{gib(free)} free",
@@ -110,7 +99,7 @@ def memory() -> Iterator[Check]:
     folder = Path.cwd()
     room = shutil.disk_usage(folder).free
     writable = os.access(folder, os.W_OK)
-    yield Check(
+    yield Finding(
         "disk",
         writable and room >= LEAST_DISK,
         f"{gib(room)} free in {folder}{'' if writable else ', which cannot be written'}",
@@ -119,16 +108,16 @@ def memory() -> Iterator[Check]:
     )
 
 
-def decoders() -> Iterator[Check]:
+def decoders() -> Iterator[Finding]:
     """PyAV with FFmpeg's libraries, which reads every video; decord, which is faster where it can."""
     try:
         import av
     except (ImportError, OSError) as error:
-        yield Check("PyAV", False, f"cannot be loaded: {error}", "h264, hevc, vp9, av1", "pip install av")
+        yield Finding("PyAV", False, f"cannot be loaded: {error}", "h264, hevc, vp9, av1", "pip install av")
         return
     codecs = [name for name in ("h264", "hevc", "vp9", "av1") if name in av.codecs_available]
     libraries = f"libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
-    yield Check(
+    yield Finding(
         "PyAV",
         len(codecs) == 4,
         f"{av.__version__}, {libraries}, {', '.join(codecs)}",
@@ -141,19 +130,19 @@ def decoders() -> Iterator[Check]:
         found, passed = "not installed: PyAV alone decodes", platform.machine() not in ("x86_64", "AMD64")
     except OSError as error:  # a library of it is missing
         found, passed = f"cannot be loaded: {error}", False
-    yield Check("decord", passed, found, "where there is a wheel for it", "pip install decord")
+    yield Finding("decord", passed, found, "where there is a wheel for it", "pip install decord")
 
 
-def hub() -> Check:
+def hub() -> Finding:
     """Whether checkpoints that are named by id may be downloaded, and where they are kept."""
     from huggingface_hub import constants
 
     offline = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     found = f"checkpoints are kept in {constants.HF_HUB_CACHE}"
     if not offline:
-        return Check("Hugging Face Hub", True, f"{found} and downloaded where missing", "any")
+        return Finding("Hugging Face Hub", True, f"{found} and downloaded where missing", "any")
     there = len(list(Path(constants.HF_HUB_CACHE).glob("models--*")))
-    return Check(
+    return Finding(
         "Hugging Face Hub",
         True,
         f"{found}; {', '.join(offline)}: only the {there} that are there are used",
@@ -176,16 +165,16 @@ def _driver() -> str:
     return next((word for word in text.split() if word[:1].isdigit() and "." in word), "unknown")
 
 
-def _reached(name: str, place: str, ask: Callable[[str], str], advice: str) -> Check:
+def _reached(name: str, place: str, ask: Callable[[str], str], advice: str) -> Finding:
     allowed = "answers"
     try:
-        return Check(name, True, ask(place), allowed)
+        return Finding(name, True, ask(place), allowed)
     except UserError as error:
         told = str(error)
     # Whatever a server or its client says is what the user has to know.
     except Exception as error:  # noqa: BLE001
         told = str(error).strip() or type(error).__name__
-    return Check(name, False, without_passwords(told).splitlines()[0], allowed, advice)
+    return Finding(name, False, without_passwords(told).splitlines()[0], allowed, advice)
 
 
 def _database(url: str) -> str:

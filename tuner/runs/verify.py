@@ -19,10 +19,10 @@ from typing import Any, Literal, cast
 from pipeline.answering import matches
 from pipeline.checkpoint import find_checkpoint
 from pipeline.errors import ModelError
+from pipeline.finding import Finding
 from pipeline.layout import Layout
 from pipeline.production import locate, method_of
 from pipeline.question import Scoring
-from pipeline.self_check import Finding
 from tuner.errors import UserError
 from tuner.evaluation.call_loop import CallLoop
 from tuner.evaluation.description import ModelDescription
@@ -83,6 +83,8 @@ class Verification:
     unpruned_changed: tuple[str, ...]
     questions: int
     videos: int
+    # False: every accuracy is agreement with the unpruned model.
+    labelled: bool
     accuracy: float
     baseline: float
     # Paired, with the 95 % interval over videos.
@@ -275,6 +277,7 @@ class _Compared:
             ),
             questions=len(after),
             videos=len(set(videos)),
+            labelled=self.study.labelled,
             accuracy=sum(right) / len(right),
             baseline=sum(right_before) / len(right),
             difference=paired.difference(right, right_before, videos),

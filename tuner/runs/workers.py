@@ -61,7 +61,7 @@ class Workers:
             def take(_: Call, results: list[ModelDescription]) -> None:
                 found.extend(results)
 
-            self._progress.started("planning", None)
+            self._progress.started("loading the model", None)
             self.run_whole(
                 CallLoop("Loading the model", None, [[Call("describe", {})]], take, progress=self._progress)
             )

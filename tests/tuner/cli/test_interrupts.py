@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.small_demo import DEMO, small_study
+
 ROOT = Path(__file__).parents[3]
-DEMO = ROOT / "studies" / "demo"
 MARK = "TUNER_TEST_MARK"
 # Of the interrupts in the soak; fewer for a short look.
 MOMENTS = int(os.environ.get("ADATP_INTERRUPTS", "40"))
@@ -116,22 +115,6 @@ def test_an_interrupt_while_a_command_begins_is_one_line(tmp_path: Path, after: 
     assert ended.code == 128 + number
     assert "Interrupted" in ended.output
     assert ended.left == ()
-
-
-def small_study(folder: Path, videos: int = 6) -> None:
-    """The demo with its first videos only."""
-    study = folder / "small"
-    (study / "videos").mkdir(parents=True)
-    names = sorted(path.name for path in (DEMO / "videos").glob("*.mp4"))[:videos]
-    for name in names:
-        shutil.copy(DEMO / "videos" / name, study / "videos")
-    for name in ("model", "siglip"):
-        (study / name).symlink_to(DEMO / name)
-    lines = (DEMO / "questions.jsonl").read_text().splitlines(keepends=True)
-    (study / "questions.jsonl").write_text("".join(x for x in lines if json.loads(x)["video"] in names))
-    (study / "study.yaml").write_text(
-        (DEMO / "study.yaml").read_text().replace("name: demo\n", "name: small\n")
-    )
 
 
 WORK = ("--study", "./small", "--budget", "0.3", "--accept-weak-baseline")

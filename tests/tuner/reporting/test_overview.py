@@ -67,6 +67,11 @@ ENDS: dict[str, tuple[RunSummary, Standing | None, str]] = {
         None,
         "YES: it gains 0.2 points and may lose up to 1.1; you allow 8.",
     ),
+    "equal": (
+        make_summary(tested=(make_tested(4, 0.0, -0.017, margin=0.03),), margin=0.03),
+        None,
+        "YES: it loses 0.0 points, at most 1.7; you allow 3.",
+    ),
     "cheapest": (make_summary(goal="max_drop", budget=1.0, max_drop="1%"), None, "YES: it loses 5.0 points"),
     "running": (make_summary(**UNMEASURED), RUNNING, "NOT YET: 12 of 40 trials are done; it is being run by"),
     "baseline": (

@@ -14,8 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from pipeline.checkpoint import find_checkpoint
+from pipeline.finding import Finding
 from pipeline.runtime import Runtime
-from pipeline.self_check import Finding
 from pipeline.video import content_hash
 from tests.checkpoints import scenes, write_checkpoints
 from tests.videos import write_video
@@ -260,6 +260,7 @@ def test_text_of_users_is_no_markup() -> None:
         unpruned_changed=(),
         questions=1,
         videos=1,
+        labelled=True,
         accuracy=0.0,
         baseline=1.0,
         difference=Measured(-1.0),
@@ -273,3 +274,5 @@ def test_text_of_users_is_no_markup() -> None:
     assert "a &lt;b&gt;? &#96;x&#96; &#64;me &#35;12" in row
     assert "and 6 more" in text
     assert "| torch | 1 | 2 |" in text
+    assert "0.0 % right, 100.0 % unpruned" in text
+    assert "0.0 % agreement with the unpruned model" in in_markdown(replace(found, labelled=False))
