@@ -25,8 +25,9 @@ demo: $(STAMP)
 	$(BIN)/tuner run --study demo --budget 0.3
 	$(BIN)/tuner export --study demo --output best.json
 
+# Two processes; the tests of a file stay together, because they share fixtures.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
