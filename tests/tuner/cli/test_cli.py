@@ -245,7 +245,7 @@ def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tm
 
 
 @pytest.mark.quick
-def test_an_interrupted_run_ends_with_the_code_of_ctrl_c(call, monkeypatch):
+def test_an_interrupted_run_ends_with_the_code_of_ctrl_c_and_the_command_that_goes_on(call, monkeypatch):
     import tuner.runs.run
     import tuner.study
 
@@ -254,8 +254,12 @@ def test_an_interrupted_run_ends_with_the_code_of_ctrl_c(call, monkeypatch):
 
     monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: SimpleNamespace(model="example/model"))
     monkeypatch.setattr(tuner.runs.run, "run", interrupted)
-    finished = call("run", "--study", "demo", "--budget", "0.3")
-    assert (finished.code, finished.err) == (130, "Interrupted with 3 trials complete.\n")
+    finished = call("run", "--study", "my study", "--budget", "0.3")
+    assert finished.code == 130
+    assert finished.err.splitlines() == [
+        "Interrupted with 3 trials complete.",
+        "NEXT  tuner run --study 'my study' --budget 0.3",
+    ]
 
 
 @pytest.mark.quick
