@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import ctypes
 import fcntl
+import gc
 import multiprocessing
 import os
 import resource
@@ -45,6 +46,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "list": (),
     "doctor": ("--database", "sqlite:///.tuner/fake/tuner.db"),
 }
+# Draw, or write to MLflow, for seconds.
+SLOW = frozenset({"run", "compare", "sensitivity", "report", "sync"})
 # Are about no study that is there.
 WITHOUT_STUDY = frozenset({"init", "import", "list", "doctor"})
 # Have no records.
@@ -121,20 +124,20 @@ def context() -> ForkServerContext:
 
 def make_study(folder: Path, mlflow: Path) -> None:
     """A study that was searched, compared, and whose records were once archived."""
-    from tests.checkpoints import scenes
     from tests.tuner.cli.test_records_alone import write_study
-    from tests.videos import write_video
+    from tests.videos import moving_frames, write_video
 
     study = fakes.make_study()
     write_study(folder / "studies" / "fake", study)
     for index, video in enumerate(study.videos):
-        write_video(
-            folder / "studies" / "fake" / "videos" / video.name, scenes(16, scene_length=4, seed=index)
-        )
+        write_video(folder / "studies" / "fake" / "videos" / video.name, moving_frames(16 + index))
     with (folder / "studies" / "fake" / "questions.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("id", "video", "question"))
-        rows.writerows((one.id, one.video, one.text) for one in study.questions)
+        # One about each video: every mistake of a row is told.
+        rows.writerows(
+            (one, one, "What color is it?") for one in sorted({one.video for one in study.questions})
+        )
     shutil.copy(mlflow, folder / "mlflow.db")
 
 
@@ -172,9 +175,11 @@ class _Pipe:
 
 def _command(folder: Path, name: str, arguments: tuple[str, ...]) -> None:
     """In the child."""
+    # What was imported before the fork is looked through by no collection, which would copy all of it.
+    gc.freeze()
     from tuner.cli.main import main
 
-    (condition,) = (one for one in CONDITIONS if one.name == name)
+    (condition,) = (one for one in (*CONDITIONS, BARELY) if one.name == name)
     os.chdir(folder)
     for name, value in {"COLUMNS": "100", **condition.environment}.items():
         if value is None:
@@ -289,6 +294,17 @@ def input_closed(_: Path) -> None:
     sys.stdin = None  # type: ignore[assignment]
 
 
+def _draw_nothing(_: Path) -> None:
+    """Records alone: figures and MLflow take most of a command's time."""
+    import dashboards.folder
+    import tuner.cli.record
+
+    drawing: Any = dashboards.folder
+    recording: Any = tuner.cli.record
+    drawing.draw = drawing.draw_comparison = drawing.draw_sensitivity = lambda *_: ()
+    recording.with_mlflow = lambda *_: None
+
+
 def folder_gone(folder: Path) -> None:
     """The working folder was removed while a shell stood in it."""
     shutil.rmtree(folder)
@@ -342,6 +358,9 @@ _OUTPUTS = {"export": 2, "report": 2, "verify": 2, "sync": 1}
 # `doctor` finds that something is to be done.
 _TO_DO = {"doctor": 1}
 
+# How the study that all begin with is made.
+BARELY = Condition("barely", enter=_draw_nothing)
+
 CONDITIONS = (
     Condition("undisturbed"),
     Condition("no study folder", remove("studies"), codes=codes(WORKERS | MAKERS, 2), named="fake"),
@@ -363,7 +382,10 @@ CONDITIONS = (
         named="jsonl|csv",
     ),
     Condition(
-        "files in UTF-16", _in_utf_16, codes=codes(WORKERS | {"import"}, 2), named=r"study\.yaml|questions\.csv"
+        "files in UTF-16",
+        _in_utf_16,
+        codes=codes(WORKERS | {"import"}, 2),
+        named=r"study\.yaml|questions\.csv",
     ),
     Condition(
         "a file where the new study belongs", _new_study_in_the_way, codes=codes(MAKERS, 2), named="größen"
