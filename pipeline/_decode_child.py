@@ -636,7 +636,7 @@ def _empty_file() -> int:
     """A file without a name, in memory where the system has such files: on a full or a read-only disk a
     decoder's remark would be lost, and with it that a video is damaged.
     """
-    if sys.platform == "linux":
+    if hasattr(os, "memfd_create"):
         return os.memfd_create("log")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
