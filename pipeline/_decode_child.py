@@ -623,14 +623,23 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] |
 def main() -> None:
     """Answer requests until standard input closes."""
     PROGRESS.output = replies = os.fdopen(os.dup(1), "wb")
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), LOG)
+    os.dup2(_empty_file(), LOG)
     os.dup2(LOG, 1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     _send(replies, {"ok": True}, None)  # ready: what was slow about starting is over
     while True:
         _send(replies, *answer(json.loads(requests.get())))
+
+
+def _empty_file() -> int:
+    """A file without a name, in memory where the system has such files: on a full or a read-only disk a
+    decoder's remark would be lost, and with it that a video is damaged.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("log")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _receive(lines: BinaryIO, requests: queue.SimpleQueue[bytes]) -> None:

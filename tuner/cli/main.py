@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -43,6 +44,8 @@ from tuner.errors import (
 )
 
 _INTERRUPTED = "Interrupted. Everything recorded is kept."
+# Commands that go on where they were interrupted.
+_RESUMABLE = ("run", "compare", "sensitivity")
 
 app = typer.Typer(
     name="tuner",
@@ -103,12 +106,12 @@ def main() -> None:
     except SystemExit as end:
         # Typer and rich end so after Ctrl-C and where nobody reads any more.
         if end.code == interrupts.INTERRUPTED:
-            _fail(_INTERRUPTED, interrupts.exit_code(interrupts.INTERRUPTED))
+            _end_interrupted(_INTERRUPTED)
         if isinstance(end.__context__, BrokenPipeError):
             _end_without_reader()
         raise
     except KeyboardInterrupt:
-        _fail(_INTERRUPTED, interrupts.exit_code(interrupts.INTERRUPTED))
+        _end_interrupted(_INTERRUPTED)
     except BrokenPipeError:
         _end_without_reader()
     except (UserError, PipelineError) as error:
@@ -116,11 +119,13 @@ def main() -> None:
     except Exception as error:
         # Ends of a run that are nobody's mistake, such as Ctrl-C or a full disk, carry their exit code.
         code = getattr(error, "exit_code", None)
+        if code == interrupts.INTERRUPTED:
+            _end_interrupted(str(error))
         if isinstance(code, int):
             _fail(str(error), interrupts.exit_code(code))
         if interrupts.received():
             # Some libraries make another error of it while they are imported.
-            _fail(_INTERRUPTED, interrupts.exit_code(interrupts.INTERRUPTED))
+            _end_interrupted(_INTERRUPTED)
         sys.excepthook = _print_traceback
         raise
 
@@ -170,6 +175,13 @@ def _drop_output() -> None:
 def _print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     """As Python does it; but what a library writes into its errors is not ours to know."""
     print(without_passwords("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
+
+
+def _end_interrupted(message: str) -> NoReturn:
+    """Says what is kept, and the command that goes on with it."""
+    if len(sys.argv) > 1 and sys.argv[1] in _RESUMABLE:
+        message += f"\nNEXT  {shlex.join(['tuner', *sys.argv[1:]])}"
+    _fail(message, interrupts.exit_code(interrupts.INTERRUPTED))
 
 
 def _fail(message: str, code: int) -> NoReturn:

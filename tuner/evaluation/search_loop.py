@@ -136,12 +136,16 @@ class SearchLoop(Loop):
         """
         return tuple(one for one in self.trials if one.number not in self._outside)
 
-    def _so_far(self, evaluation: Evaluation) -> str:
+    def best_so_far(self) -> str:
+        """The best trial in a few words; nothing where there is none."""
         best = self.best()
         if best is None or best.outcome is None:
-            return super()._so_far(evaluation)
+            return ""
         reached = f"{100 * best.outcome.accuracy:.1f} % on tune videos at {best.binding_ratio:.3f}"
-        return f"best so far: trial {best.number}, {reached}; {super()._so_far(evaluation)}"
+        return f"best so far: trial {best.number}, {reached}"
+
+    def _so_far(self, evaluation: Evaluation) -> str:
+        return "; ".join(filter(None, (self.best_so_far(), super()._so_far(evaluation))))
 
     def _forget(self, question: str) -> None:
         super()._forget(question)

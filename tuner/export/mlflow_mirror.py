@@ -779,7 +779,8 @@ def _quiet_mlflow() -> Iterator[None]:
     try:
         os.environ[printing] = "true"
         for one in loggers:
-            one.setLevel(logging.WARNING)
+            # What fails is raised, too, and told in a line; MLflow logs it with a traceback.
+            one.setLevel(logging.CRITICAL)
         yield
     finally:
         if printed is None:

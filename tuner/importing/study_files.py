@@ -14,7 +14,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tuner.errors import UserError
+from tuner.errors import UserError, disk_may_be_full
 from tuner.study import Study, is_hugging_face_id, known_studies, load_study
 
 MODEL = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
@@ -102,8 +102,8 @@ def write_study(
 ) -> Study:
     """Writes a study and reads it with the reader that all commands use.
 
-    places: where each of the questions comes from, for the messages. Errors: UserError with every mistake;
-    nothing is left behind then.
+    places: where each of the questions comes from, for the messages. Errors: UserError with every mistake,
+    DiskFullError where there is no room; nothing is left behind then.
     """
     made: list[Path] = []
     try:
@@ -117,10 +117,12 @@ def write_study(
                 folder / "study.yaml": _definition(folder, settings, description),
             }
             for file, text in texts.items():
-                with file.open("x", encoding="utf-8") as opened:
+                with disk_may_be_full(str(file)), file.open("x", encoding="utf-8") as opened:
                     made.append(file)
                     opened.write(text)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+        except ValueError as error:  # a name that no file can have
             raise UserError(f"{folder} cannot be written: {error}") from error
         try:
             return load_study(folder / "study.yaml")

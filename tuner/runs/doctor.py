@@ -183,6 +183,9 @@ def _database(url: str) -> str:
 
     file = parse_url(url).database
     if parse_url(url).get_backend_name() == "sqlite" and not Path(file or "").is_file():
+        above = next(one for one in Path(file or "").absolute().parents if one.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"{file} is not there yet, and {above} is no folder that can be written")
         return f"{file} is not there yet: `tuner run` makes it"
     with Store.open(url, create=False) as store:
         studies = store.study_names()

@@ -228,8 +228,11 @@ class Session:
         except KeyboardInterrupt:
             loop.interrupt()
         if loop.interrupted:
-            done = sum(trial.outcome is not None for trial in loop.trials)
-            so_far = f" with {done} trials complete" if isinstance(loop, SearchLoop) else ""
+            so_far = ""
+            if isinstance(loop, SearchLoop):
+                done = sum(trial.outcome is not None for trial in loop.trials)
+                best = loop.best_so_far()
+                so_far = f" with {done} trials complete{f' ({best})' if best else ''}"
             raise InterruptedRunError(
                 f"Interrupted{so_far}. Everything answered is kept: the same command goes on. "
                 "`tuner status` shows what there is."

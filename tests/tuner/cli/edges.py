@@ -5,8 +5,10 @@ The processes are forked from one that has imported everything, so that each tak
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import fcntl
+import gc
 import multiprocessing
 import os
 import resource
@@ -20,10 +22,14 @@ from typing import Any
 
 from tests.tuner import fakes
 
-# What the commands are asked, by name; {database} is the URL of the records.
+# What the commands are asked, by name.
 BUDGET = ("--budget", "0.35")
 WORK = (*BUDGET, "--workers", "1", "--accept-weak-baseline")
+MODEL = ("--model", "studies/fake/model", "--text-encoder", "studies/fake/siglip")
+VIDEOS = ("--videos", "studies/fake/videos")
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "init": ("größen", *VIDEOS, *MODEL),
+    "import": ("csv", "studies/fake/questions.csv", "--to", "größen", *VIDEOS, *MODEL),
     "check": ("--max-drop", "0.99"),
     "run": (*WORK, "--trials", "6"),
     "compare": WORK,
@@ -31,19 +37,27 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": (),
     "trials": (),
     "export": ("--accept-regressions", "--accept-weak-baseline"),
+    "verify": ("best.json", "--markdown", "verified.md"),
     "report": (),
     "sync": (),
     "archive": (),
     "restore": (),
     "show": (),
     "list": (),
+    "doctor": ("--database", "sqlite:///.tuner/fake/tuner.db"),
 }
-# Begin with other files than a study's; their own tests have what they meet.
-OTHERS = frozenset({"init", "import", "verify", "doctor"})
+# Draw, or write to MLflow, for seconds.
+SLOW = frozenset({"run", "compare", "sensitivity", "report", "sync"})
+# Are about no study that is there.
+WITHOUT_STUDY = frozenset({"init", "import", "list", "doctor"})
+# Have no records.
+WITHOUT_RECORDS = frozenset({"init", "import", "check", "verify"})
 # Need nothing but records.
 READERS = frozenset({"status", "show", "trials", "export", "report", "sync"})
 # Begin with the study's files, which are looked into.
-WORKERS = frozenset({"check", "run", "compare", "sensitivity"})
+WORKERS = frozenset({"check", "run", "compare", "sensitivity", "verify"})
+# Make a study.
+MAKERS = frozenset({"init", "import"})
 
 _PRELOADED = [
     "tests.tuner.cli.edges",
@@ -52,6 +66,11 @@ _PRELOADED = [
     "tuner.runs.compare",
     "tuner.runs.sensitivity",
     "tuner.runs.check",
+    "tuner.runs.doctor",
+    "tuner.runs.verify",
+    "tuner.importing.first_study",
+    "tuner.importing.importing",
+    "tuner.importing.table",
     "tuner.sensitivity.surrogate",
     "tuner.search.optuna_sampler",
     "dashboards.folder",
@@ -105,15 +124,19 @@ def context() -> ForkServerContext:
 
 def make_study(folder: Path, mlflow: Path) -> None:
     """A study that was searched, compared, and whose records were once archived."""
-    from tests.checkpoints import scenes
     from tests.tuner.cli.test_records_alone import write_study
-    from tests.videos import write_video
+    from tests.videos import moving_frames, write_video
 
     study = fakes.make_study()
     write_study(folder / "studies" / "fake", study)
     for index, video in enumerate(study.videos):
-        write_video(
-            folder / "studies" / "fake" / "videos" / video.name, scenes(16, scene_length=4, seed=index)
+        write_video(folder / "studies" / "fake" / "videos" / video.name, moving_frames(16 + index))
+    with (folder / "studies" / "fake" / "questions.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("id", "video", "question"))
+        # One about each video: every mistake of a row is told.
+        rows.writerows(
+            (one, one, "What color is it?") for one in sorted({one.video for one in study.questions})
         )
     shutil.copy(mlflow, folder / "mlflow.db")
 
@@ -122,9 +145,8 @@ def call(made: ForkServerContext, folder: Path, command: str, condition: Conditi
     """The command's end, under this condition; arguments instead of the usual ones."""
     condition.prepare(folder)
     pipes = [_Pipe(folder.with_name(f"{folder.name}-{name}")) for name in ("out", "err")]
-    # `check` has no records, and `list` is about all studies.
-    options = (one.format(folder=folder) for one in condition.options if command != "check")
-    study = () if command == "list" else ("--study", "fake")
+    options = () if command in WITHOUT_RECORDS else (one.format(folder=folder) for one in condition.options)
+    study = () if command in WITHOUT_STUDY else ("--study", "fake")
     arguments = arguments or (*study, *COMMANDS[command], *options)
     process = made.Process(target=_command, args=(folder, condition.name, (command, *arguments)))
     process.start()
@@ -153,9 +175,11 @@ class _Pipe:
 
 def _command(folder: Path, name: str, arguments: tuple[str, ...]) -> None:
     """In the child."""
+    # What was imported before the fork is looked through by no collection, which would copy all of it.
+    gc.freeze()
     from tuner.cli.main import main
 
-    (condition,) = (one for one in CONDITIONS if one.name == name)
+    (condition,) = (one for one in (*CONDITIONS, BARELY) if one.name == name)
     os.chdir(folder)
     for name, value in {"COLUMNS": "100", **condition.environment}.items():
         if value is None:
@@ -174,20 +198,29 @@ def _command(folder: Path, name: str, arguments: tuple[str, ...]) -> None:
 
 
 def _use_fakes() -> None:
-    """No model: answers are made up, and nothing is timed or looked into."""
+    """No model: answers are made up, and nothing is timed or looked into. This machine is good enough."""
     import tuner.runs.compare
+    import tuner.runs.doctor
     import tuner.runs.run
     import tuner.runs.study_record
+    import tuner.runs.verify
     from tuner.executors.in_process import InProcessExecutor
 
     session: Any = tuner.runs.run.Session
     runs: Any = tuner.runs.run
     comparisons: Any = tuner.runs.compare
     records: Any = tuner.runs.study_record
+    verification: Any = tuner.runs.verify
+    machine: Any = tuner.runs.doctor
     records._identity = lambda _, checkpoint, __: Path(checkpoint).name
     session.measure_serving = session.inspect = lambda *_: None
     comparisons._time = lambda *_: None
-    runs.executor_for = lambda *_: InProcessExecutor(fakes.FakeEvaluator(fakes.make_study()))
+    verification.executor_for = runs.executor_for = lambda *_: InProcessExecutor(
+        fakes.FakeEvaluator(fakes.make_study())
+    )
+    # Whatever else this machine lacks.
+    machine.LEAST_MEMORY = machine.LEAST_DISK = 0
+    machine.versions = lambda: ()
 
 
 # Conditions of folders
@@ -261,6 +294,17 @@ def input_closed(_: Path) -> None:
     sys.stdin = None  # type: ignore[assignment]
 
 
+def _draw_nothing(_: Path) -> None:
+    """Records alone: figures and MLflow take most of a command's time."""
+    import dashboards.folder
+    import tuner.cli.record
+
+    drawing: Any = dashboards.folder
+    recording: Any = tuner.cli.record
+    drawing.draw = drawing.draw_comparison = drawing.draw_sensitivity = lambda *_: ()
+    recording.with_mlflow = lambda *_: None
+
+
 def folder_gone(folder: Path) -> None:
     """The working folder was removed while a shell stood in it."""
     shutil.rmtree(folder)
@@ -283,59 +327,103 @@ def _empty_read_only(folder: Path) -> None:
     read_only(folder)
 
 
-def _unreadable_records(folder: Path) -> None:
-    (folder / ".tuner" / "fake" / "tuner.db").chmod(0)
+def unreadable(*names: str) -> Callable[[Path], None]:
+    """Files that may not be read."""
+
+    def prepare(folder: Path) -> None:
+        for name in names:
+            (folder / name).chmod(0)
+
+    return prepare
+
+
+def _in_utf_16(folder: Path) -> None:
+    for name in ("study.yaml", "questions.jsonl", "questions.csv"):
+        file = folder / "studies" / "fake" / name
+        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-16")
+
+
+def _new_study_in_the_way(folder: Path) -> None:
+    (folder / "studies" / "größen").write_text("")
 
 
 def codes(commands: frozenset[str] | set[str], code: int) -> dict[str, int]:
     return dict.fromkeys(commands, code)
 
 
-_WRITERS = {"run", "compare", "sensitivity", "archive", "restore"}
+_WRITERS = {"run", "compare", "sensitivity", "archive", "restore", *MAKERS}
 _NO_RECORDS = codes(READERS | {"archive", "restore"}, 2)
-# `export` and `report` refuse a file as any other mistake of the user's, `sync` needs MLflow.
-_OUTPUTS = {"export": 2, "report": 2, "sync": 1}
+# `export`, `report` and `verify` refuse a file as any other mistake of the user's, `sync` needs MLflow.
+_OUTPUTS = {"export": 2, "report": 2, "verify": 2, "sync": 1}
+# `doctor` finds that something is to be done.
+_TO_DO = {"doctor": 1}
+
+# How the study that all begin with is made.
+BARELY = Condition("barely", enter=_draw_nothing)
 
 CONDITIONS = (
     Condition("undisturbed"),
-    Condition("no study folder", remove("studies"), codes=codes(WORKERS, 2), named="fake"),
-    Condition("no videos", remove("studies/fake/videos/*"), codes=codes(WORKERS, 2), named="v00.mp4"),
-    Condition("no model", remove("studies/fake/model"), codes=codes(WORKERS, 2), named="model"),
-    Condition("no questions", remove("studies/fake/questions.jsonl"), codes=codes(WORKERS, 2), named="jsonl"),
+    Condition("no study folder", remove("studies"), codes=codes(WORKERS | MAKERS, 2), named="fake"),
+    Condition(
+        "no videos", remove("studies/fake/videos/*"), codes=codes(WORKERS | MAKERS, 2), named="v00.mp4|videos"
+    ),
+    Condition("no model", remove("studies/fake/model"), codes=codes(WORKERS | MAKERS, 2), named="model"),
+    Condition(
+        "no questions",
+        remove("studies/fake/questions.*"),
+        codes=codes(WORKERS | {"import"}, 2),
+        named="jsonl|csv",
+    ),
+    Condition(
+        "unreadable questions",
+        unreadable("studies/fake/questions.jsonl", "studies/fake/questions.csv"),
+        without_privileges,
+        codes=codes(WORKERS | {"import"}, 2),
+        named="jsonl|csv",
+    ),
+    Condition(
+        "files in UTF-16",
+        _in_utf_16,
+        codes=codes(WORKERS | {"import"}, 2),
+        named=r"study\.yaml|questions\.csv",
+    ),
+    Condition(
+        "a file where the new study belongs", _new_study_in_the_way, codes=codes(MAKERS, 2), named="größen"
+    ),
     Condition("no records", remove(".tuner"), codes=_NO_RECORDS, named="tuner run"),
     Condition(
         "everything read-only",
         read_only,
         without_privileges,
-        codes=codes(_WRITERS, 2) | _OUTPUTS,
-        named="{folder}|tuner.db|best.json|report.html|MLflow",
+        codes=codes(_WRITERS, 2) | _OUTPUTS | _TO_DO,
+        named="{folder}|tuner.db|best.json|report.html|MLflow|größen|verified.md",
     ),
     Condition(
         "no records, read-only",
         _empty_read_only,
         without_privileges,
-        codes=_NO_RECORDS | codes(_WRITERS, 2),
-        named="{folder}|tuner run",
+        codes=_NO_RECORDS | codes(_WRITERS | {"verify"}, 2) | _TO_DO,
+        named="{folder}|tuner run|größen|verified.md",
     ),
     Condition(
         "records elsewhere, all else read-only",
         _records_elsewhere,
         without_privileges,
         options=("--database", "sqlite:///{folder}-records/tuner.db"),
-        codes=_OUTPUTS,
-        named="best.json|report.html|MLflow",
+        codes=codes(MAKERS, 2) | _OUTPUTS | _TO_DO,
+        named="{folder}|best.json|report.html|MLflow|größen|verified.md",
     ),
     Condition(
         "unreadable records",
-        _unreadable_records,
+        unreadable(".tuner/fake/tuner.db"),
         without_privileges,
-        codes=codes(set(COMMANDS) - {"check"}, 2),
+        codes=codes(set(COMMANDS) - WITHOUT_RECORDS, 2) | _TO_DO,
         named="tuner.db",
     ),
     Condition(
         "a file where the records' folder belongs",
         _file_in_the_way,
-        codes=codes(set(COMMANDS) - {"check"}, 2),
+        codes=codes(set(COMMANDS) - WITHOUT_RECORDS, 2) | _TO_DO,
         named=".tuner",
     ),
     Condition("working folder gone", enter=folder_gone, otherwise=2, named="working folder"),
@@ -343,7 +431,7 @@ CONDITIONS = (
         "disk full",
         enter=no_file_may_grow,
         codes=codes(_WRITERS, 1) | _OUTPUTS,
-        named="tuner.db|best.json|report.html|the figures in",
+        named="tuner.db|best.json|report.html|the figures in|größen|verified.md",
     ),
     Condition("output to a full disk", enter=output_to("/dev/full"), otherwise=1, named="output"),
     Condition("output nobody reads", enter=output_unread, otherwise=141),

@@ -245,7 +245,7 @@ def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tm
 
 
 @pytest.mark.quick
-def test_an_interrupted_run_ends_with_the_code_of_ctrl_c(call, monkeypatch):
+def test_an_interrupted_run_ends_with_the_code_of_ctrl_c_and_the_command_that_goes_on(call, monkeypatch):
     import tuner.runs.run
     import tuner.study
 
@@ -254,8 +254,12 @@ def test_an_interrupted_run_ends_with_the_code_of_ctrl_c(call, monkeypatch):
 
     monkeypatch.setattr(tuner.study, "load_study", lambda *_, **__: SimpleNamespace(model="example/model"))
     monkeypatch.setattr(tuner.runs.run, "run", interrupted)
-    finished = call("run", "--study", "demo", "--budget", "0.3")
-    assert (finished.code, finished.err) == (130, "Interrupted with 3 trials complete.\n")
+    finished = call("run", "--study", "my study", "--budget", "0.3")
+    assert finished.code == 130
+    assert finished.err.splitlines() == [
+        "Interrupted with 3 trials complete.",
+        "NEXT  tuner run --study 'my study' --budget 0.3",
+    ]
 
 
 @pytest.mark.quick
@@ -437,6 +441,9 @@ def test_doctor_says_what_is_to_be_done(call, tmp_path, monkeypatch):
     finished = call("doctor", "--database", f"sqlite:///{tmp_path}/none.db")
     assert finished.code == 1
     assert "TO DO database" in finished.out
+    finished = call("doctor", "--database", f"sqlite:///{tmp_path}/none.db/fake/tuner.db")
+    assert finished.code == 1
+    assert f"{tmp_path}/none.db is no folder that can be written" in finished.out
 
 
 @pytest.mark.quick
@@ -582,13 +589,13 @@ def mirror(folder: Path) -> list[str]:
         ]
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.timeout(900)
 def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
-    """The whole way, as a newcomer types it: each command once in a process of its own, again in this one."""
+    """The whole way, as a newcomer types it: what computes in a process of its own, all else in this one."""
     monkeypatch.chdir(tiny)
     # Random weights do no better than guessing.
     run = ("run", "--study", "tiny", "--budget", "0.5", "--trials", "3", "--accept-weak-baseline")
+    # With more workers, Ray's, it takes several times as long; tests of the library have them.
+    run = (*run, "--workers", "1")
     begun = tuner(*run, folder=tiny)
     assert begun.code == 0, begun.err
     for text in ("accuracy, held-out", "tau_s", "alpha_boost", "FLOPs, LLM prefill", "lost", "mlflow ui"):
@@ -597,7 +604,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     assert "figures/budget-0.5-seed-0/report.html" in begun.out
     for phase in ("encoding: ", "baseline: ", "search: ", "held-out", "serving: "):
         assert phase in begun.err
-    assert "held-out accuracy" in tuner("show", "--study", "tiny", folder=tiny).out
+    assert "held-out accuracy" in call("show", "--study", "tiny").out
     for file in (
         ".tuner/tiny/figures/budget-0.5-seed-0/pareto.html",
         ".tuner/tiny/figures/budget-0.5-seed-0/pareto.png",
@@ -607,7 +614,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
         assert (tiny / file).exists(), file
     assert "Traceback" not in begun.err
 
-    shown = tuner("status", "--study", "tiny", "--json", folder=tiny)
+    shown = call("status", "--study", "tiny", "--json")
     assert json.loads(shown.out)["trials_completed"] == 3
 
     export = ("export", "--study", "tiny", "--output", "best.json")
@@ -644,11 +651,11 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     assert json.loads((tiny / "hand.json").read_text()) == content
     assert call(*export).code == 0
 
-    listed = tuner("trials", "--study", "tiny", "--json", folder=tiny)
+    listed = call("trials", "--study", "tiny", "--json")
     assert [row["state"] for row in json.loads(listed.out) if row["purpose"] == "search"] == ["complete"] * 3
 
     mirrored = mirror(tiny)
-    synced = tuner("sync", "--study", "tiny", folder=tiny)
+    synced = call("sync", "--study", "tiny")
     assert synced.code == 0, synced.err
     assert "3 trials, 1 search; nothing was missing: " in synced.out
     assert mirror(tiny) == mirrored

@@ -430,8 +430,9 @@ def test_ctrl_c_ends_the_rung_and_the_same_command_goes_on(
 
     monkeypatch.setattr(Loop, "record", interrupted)
     for _ in range(3):
-        with pytest.raises(InterruptedRunError, match="the same command goes on"):
+        with pytest.raises(InterruptedRunError, match="the same command goes on") as ended:
             run(study, OPTIONS)
+    assert re.search(r"with \d trials complete \(best so far: trial \d, .* % on tune", str(ended.value))
     assert comparable(run(study, OPTIONS)) == comparable(undisturbed)
 
 
