@@ -32,7 +32,7 @@ def show(
         search = find_searches(store, found.study, budget=budget, seed=seed)[-1]
         summary = summarise(loaded, store, record, search)
     recorded = with_mlflow(
-        lambda mirror: mirror.find(summary.study, summary.study_hash),
+        lambda mirror: mirror.find(summary),
         tracking_uri,
         Console(stderr=True),
         "MLflow does not answer",

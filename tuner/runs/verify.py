@@ -280,7 +280,7 @@ class _Compared:
             labelled=self.study.labelled,
             accuracy=sum(right) / len(right),
             baseline=sum(right_before) / len(right),
-            difference=paired.difference(right, right_before, videos),
+            difference=paired.difference(right, right_before if self.study.labelled else None, videos),
             flops_ratio=self._flops_ratio,
             complete=self._complete,
             environment=self._environment(),
