@@ -28,6 +28,7 @@ from dashboards.pareto.marks import (
 )
 from dashboards.picture.picture import BLACK, BLUE, FONT, GREY, LABEL_GROUND
 from pipeline.methods import KNOBS, AdaTP, choices
+from tuner.reporting.summary import accuracy_name
 from tuner.reporting.trial_table import ParetoPoint
 from tuner.reporting.values import RunSummary
 from tuner.study import CHOICES
@@ -263,7 +264,7 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
             f"pruned after {point.pruned_after} videos: trial {point.pruned_by} and others are better"
         )
     if point.accuracy is not None:
-        accuracy = f"accuracy {100 * point.accuracy:.1f} %"
+        accuracy = f"{accuracy_name(summary)} {100 * point.accuracy:.1f} %"
         if point.accuracy_low is not None and point.accuracy_high is not None:
             accuracy += f" ({100 * point.accuracy_low:.1f} to {100 * point.accuracy_high:.1f})"
         lines.append(accuracy)

@@ -38,7 +38,7 @@ def show(
         "MLflow does not answer",
     )
     console = Console(highlight=False)
-    console.print(render(summary, recorded=recorded, study=study))
+    console.print(render(summary, recorded=recorded, study=study), crop=False)
     console.print(_searches(found))
     console.print(f"Records: {found.study_hash[:8]} in {found.database}", markup=False, soft_wrap=True)
     console.print(_counts(found))
