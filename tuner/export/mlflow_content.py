@@ -308,7 +308,10 @@ def tables(summary: RunSummary) -> dict[str, str]:
 
 def _regressions(rows: Sequence[RegressionRow]) -> str:
     tags = sorted({tag for row in rows for tag in row.tags})
-    columns = [field.name for field in fields(RegressionRow) if field.name != "tags"]
+    # Both answers first: the interface shows six columns at a time.
+    first = ["question", "text", "answer", "baseline_text", "pruned_text"]
+    others = [field.name for field in fields(RegressionRow)]
+    columns = [*first, *(name for name in others if name not in (*first, "tags"))]
     data = [
         [_cell(getattr(row, name)) for name in columns] + [row.tags.get(tag, "") for tag in tags]
         for row in rows
