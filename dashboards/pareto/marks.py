@@ -152,7 +152,7 @@ def labels_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     ]
     if not peers:
         return []
-    gap = 0.042 * (limits.high_y - limits.low_y)
+    gap = 0.048 * (limits.high_y - limits.low_y)
     column = max(x for _, x in peers) + 0.02 * (limits.high_x - limits.low_x)
     heights = [100 * (one.accuracy or 0.0) for one, _ in peers]  # best first
     # Blocks of labels that touch, each centred on the mean height of its marks.

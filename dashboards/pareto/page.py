@@ -28,6 +28,7 @@ from dashboards.pareto.marks import (
 )
 from dashboards.picture.picture import BLACK, BLUE, FONT, GREY, LABEL_GROUND
 from pipeline.methods import KNOBS, AdaTP, choices
+from tuner.reporting.summary import accuracy_name
 from tuner.reporting.trial_table import ParetoPoint
 from tuner.reporting.values import RunSummary
 from tuner.study import CHOICES
@@ -65,12 +66,12 @@ def interactive(points: Sequence[ParetoPoint], summary: RunSummary) -> PlotlyFig
         font={"family": FONT, "size": 14, "color": BLACK},
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
         hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
-        margin={"l": 90, "r": 30, "t": 24, "b": 140},
+        margin={"l": 90, "r": 30, "t": 40, "b": 140},
         # On a phone: smaller letters, and the legend's entries below one another.
         meta={
             "narrow": {
                 "font": {"size": 11},
-                "margin": {"l": 56, "r": 8, "t": 16, "b": 250},
+                "margin": {"l": 56, "r": 8, "t": 40, "b": 250},
                 "legend": {"y": -0.24, "font": {"size": 11}},
                 "xaxis": {"title": {"font": {"size": 11}}},
                 "yaxis": {"title": {"font": {"size": 11}}},
@@ -185,7 +186,12 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
                 "font": {"size": 12, "color": MUTED},
             }
         )
-    for level in levels(points, summary):
+    lines = levels(points, summary)
+    # Both unpruned accuracies are named above the upper line: below a line, on a phone, a name hides points.
+    unpruned = [
+        f"{level.text}{' (dotted)' if level.dash == 'dot' else ''}" for level in lines if level.dash != "dash"
+    ]
+    for place, level in enumerate(lines):
         shapes.append(
             {
                 "type": "line",
@@ -197,12 +203,15 @@ def _layout(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> d
                 "line": {"color": BLACK, "width": 1.2, "dash": level.dash},
             }
         )
+        if place and level.dash != "dash":
+            continue
         annotations.append(
             {
                 "x": 0.005,
                 "xref": "paper",
                 "y": level.at,
-                "text": level.text,
+                "text": level.text if level.dash == "dash" else "<br>".join(unpruned),
+                "align": "left",
                 "showarrow": False,
                 "xanchor": "left",
                 "yanchor": "bottom" if level.above else "top",
@@ -263,7 +272,7 @@ def _hover(point: ParetoPoint, summary: RunSummary) -> str:
             f"pruned after {point.pruned_after} videos: trial {point.pruned_by} and others are better"
         )
     if point.accuracy is not None:
-        accuracy = f"accuracy {100 * point.accuracy:.1f} %"
+        accuracy = f"{accuracy_name(summary)} {100 * point.accuracy:.1f} %"
         if point.accuracy_low is not None and point.accuracy_high is not None:
             accuracy += f" ({100 * point.accuracy_low:.1f} to {100 * point.accuracy_high:.1f})"
         lines.append(accuracy)

@@ -13,7 +13,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     database.touch()
-    MlflowMirror(f"sqlite:///{database}").find("nothing", "0")
+    MlflowMirror(f"sqlite:///{database}").reach()
     return database
 
 

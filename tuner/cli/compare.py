@@ -81,7 +81,12 @@ def compare(
         files = written(lambda: draw_comparison(loaded, comparison, database), progress.console)
         progress.started("recording in MLflow", None)
         recorded = record_files(
-            comparison.study, comparison.study_hash, files, tracking_uri, progress.console
+            comparison.study,
+            comparison.study_hash,
+            comparison.budget,
+            files,
+            tracking_uri,
+            progress.console,
         )
     if as_json:
         from tuner.reporting.documents import comparison_document

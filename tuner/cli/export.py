@@ -224,7 +224,7 @@ def _find(summary: RunSummary, tracking_uri: str | None, console: Console) -> Re
     from tuner.cli.record import with_mlflow
 
     return with_mlflow(
-        lambda mirror: mirror.find(summary.study, summary.study_hash),
+        lambda mirror: mirror.find(summary),
         tracking_uri,
         console,
         "MLflow does not answer",

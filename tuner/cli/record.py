@@ -58,11 +58,16 @@ def with_mlflow(
 
 
 def record_files(
-    study: str, study_hash: str, files: Sequence[Path], tracking_uri: str | None, console: Console
+    study: str,
+    study_hash: str,
+    budget: float,
+    files: Sequence[Path],
+    tracking_uri: str | None,
+    console: Console,
 ) -> Recorded | None:
     """Hands what `tuner compare` or `tuner sensitivity` drew to MLflow."""
     return with_mlflow(
-        lambda mirror: mirror.record_files(study, study_hash, files),
+        lambda mirror: mirror.record_files(study, study_hash, budget, files),
         tracking_uri,
         console,
         "Recording in MLflow failed; everything is in the study's database",

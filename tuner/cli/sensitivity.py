@@ -105,7 +105,7 @@ def sensitivity(
         files = written(lambda: draw_sensitivity(loaded, found, database), progress.console)
         progress.started("recording in MLflow", None)
         recorded = record_files(
-            found.study, found.study_hash, (*saved, *files), tracking_uri, progress.console
+            found.study, found.study_hash, found.budget, (*saved, *files), tracking_uri, progress.console
         )
     if as_json:
         from tuner.reporting.documents import sensitivity_document
@@ -178,9 +178,10 @@ def _indices(found: Sensitivity) -> Table:
     for column in table.columns[2:]:
         column.justify = "right"
     for output in found.outputs:
+        name = "agreement" if output.name == "accuracy" and not found.labelled else output.name
         for place, index in enumerate(output.indices):
             table.add_row(
-                f"{output.name} (R2 {output.r2:.2f})" if place == 0 else "",
+                f"{name} (R2 {output.r2:.2f})" if place == 0 else "",
                 index.input,
                 _share(index.first),
                 _share(index.total),
@@ -190,7 +191,9 @@ def _indices(found: Sensitivity) -> Table:
 
 
 def _range(one: Interval | None) -> str:
-    return "none" if one is None else f"{one.low:.4g} to {one.high:.4g}"
+    from tuner.sensitivity.sentences import value
+
+    return "none" if one is None else f"{value(one.low)} to {value(one.high)}"
 
 
 def _share(one: Measured) -> str:

@@ -32,13 +32,13 @@ def show(
         search = find_searches(store, found.study, budget=budget, seed=seed)[-1]
         summary = summarise(loaded, store, record, search)
     recorded = with_mlflow(
-        lambda mirror: mirror.find(summary.study, summary.study_hash),
+        lambda mirror: mirror.find(summary),
         tracking_uri,
         Console(stderr=True),
         "MLflow does not answer",
     )
     console = Console(highlight=False)
-    console.print(render(summary, recorded=recorded, study=study))
+    console.print(render(summary, recorded=recorded, study=study), crop=False)
     console.print(_searches(found))
     console.print(f"Records: {found.study_hash[:8]} in {found.database}", markup=False, soft_wrap=True)
     console.print(_counts(found))

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuner.cli.options import Database, RecordedStudy, TrackingUri, parse_budget, warn
 from tuner.errors import disk_may_be_full
+
+if TYPE_CHECKING:
+    from tuner.export.mlflow_mirror import Status
+
+
+class MirroredStatus(StrEnum):
+    """What a run tells MLflow about itself, in MLflow's words."""
+
+    RUNNING = "RUNNING"
+    KILLED = "KILLED"
 
 
 def sync(
@@ -30,43 +42,50 @@ def sync(
     ] = None,
     database: Database = None,
     tracking_uri: TrackingUri = None,
-    while_running: Annotated[
-        bool, typer.Option("--while-running", hidden=True, help="Of a run that goes on: without figures.")
-    ] = False,
+    status: Annotated[
+        MirroredStatus | None,
+        typer.Option(
+            hidden=True, help="Of the search that was begun last, which is written without figures."
+        ),
+    ] = None,
 ) -> None:
     """Complete the study in MLflow from its records, and say what was missing there."""
-    if while_running:  # before the imports, which take the most time
+    if status is not None:  # before the imports, which take the most time
         os.nice(10)
     from rich.console import Console
 
     from dashboards.folder import draw
     from tuner.cli.record import with_mlflow
     from tuner.export.mlflow_mirror import MlflowMirror
-    from tuner.reporting.from_records import load_summaries
+    from tuner.records.database import default_database
+    from tuner.records.lock import holder
+    from tuner.reporting.from_records import load_summaries, load_summary
     from tuner.reporting.recorded import open_study
 
     loaded = open_study(study, database, warn)
-    *earlier, latest = load_summaries(loaded, budget=budget, seed=seed, database=database)
-    if while_running:
-        MlflowMirror(tracking_uri).record(latest, earlier=earlier, running=True)
+    if status is not None:
+        MlflowMirror(tracking_uri).record(load_summary(loaded, database=database), status=status.value)
         return
-    # MLflow keeps copies: nothing else is left in this folder, which may be read-only.
-    with tempfile.TemporaryDirectory() as figures, disk_may_be_full(f"the figures in {figures}"):
-        files = draw(loaded, latest, database, folder=Path(figures))
-        recorded = with_mlflow(
-            lambda mirror: mirror.record(latest, files, earlier=earlier),
-            tracking_uri,
-            Console(stderr=True),
-            "MLflow cannot be written",
-        )
-    if recorded is None:
-        raise typer.Exit(1)
-    searches = f"{1 + len(earlier)} searches" if earlier else "1 search"
-    written = "nothing was missing"
-    if recorded.runs or recorded.files:
-        written = f"wrote {recorded.runs} runs and {recorded.files} artifacts"
+    summaries = load_summaries(loaded, budget=budget, seed=seed, database=database)
+    running = holder(database or default_database(loaded.name), loaded.name) is not None
+    console = Console(stderr=True)
+    written = []
+    for summary in summaries:
+        going_on: Status | None = "RUNNING" if running and summary is summaries[-1] else None
+        # MLflow keeps copies: nothing else is left in this folder, which may be read-only.
+        with tempfile.TemporaryDirectory() as figures, disk_may_be_full(f"the figures in {figures}"):
+            drawn = draw(loaded, summary, database, folder=Path(figures))
+            action = partial(MlflowMirror.record, summary=summary, files=drawn, status=going_on)
+            recorded = with_mlflow(action, tracking_uri, console, "MLflow cannot be written")
+        if recorded is None:
+            raise typer.Exit(1)
+        written.append(recorded)
+    runs, files = sum(one.runs for one in written), sum(one.files for one in written)
+    searches = f"{len(summaries)} searches" if len(summaries) > 1 else "1 search"
+    told = f"wrote {runs} runs and {files} artifacts" if runs or files else "nothing was missing"
+    trials = len(summaries[-1].trials)
     Console().print(
-        f"In MLflow: {latest.study}, {len(latest.trials)} trials, {searches}; {written}: {recorded.page}",
+        f"In MLflow: {loaded.name}, {trials} trials, {searches}; {told}: {written[-1].page}",
         highlight=False,
         soft_wrap=True,
     )

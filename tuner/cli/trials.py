@@ -101,7 +101,7 @@ def trials(
     shown = worth_showing(listed, (trial.configuration for trial in recorded))
     # Where nobody looks at it, as wide as it needs to be; COLUMNS says otherwise.
     width = console.width if console.is_terminal or "COLUMNS" in os.environ else None
-    typer.echo(_table(found, shown, width))
+    typer.echo(_table(found, shown, width, labelled=loaded.labelled))
 
 
 def _selected(found: list[Row], sort: SortChoice, top: int | None, *, within_budget: bool) -> list[Row]:
@@ -172,13 +172,13 @@ class Column:
         return max(map(len, (*self.title.split("\n"), *self.cells)), default=0)
 
 
-def _table(found: list[Row], choices: tuple[str, ...], width: int | None) -> str:
+def _table(found: list[Row], choices: tuple[str, ...], width: int | None, *, labelled: bool) -> str:
     """By hand: rich takes seconds for a thousand rows. A number is never cut short: columns that say least
     are left out until the rest fits, and a line below names them.
 
     width: None for all of them.
     """
-    columns, left_out = _columns(found, choices), []
+    columns, left_out = _columns(found, choices, labelled=labelled), []
     while width is not None and sum(one.width + 1 for one in columns) - 1 > width:
         last = max(columns, key=lambda one: one.rank)
         if not last.rank:
@@ -205,7 +205,7 @@ def _table(found: list[Row], choices: tuple[str, ...], width: int | None) -> str
     return "\n".join([*written[:2], rule, *written[2:], *([""] if below else []), *below])
 
 
-def _columns(found: list[Row], choices: tuple[str, ...]) -> list[Column]:
+def _columns(found: list[Row], choices: tuple[str, ...], *, labelled: bool) -> list[Column]:
     from pipeline.methods import KNOBS
 
     def column(title: str, cell: Callable[[Row], str], rank: int = 0, *, right: bool = True) -> Column:
@@ -217,13 +217,16 @@ def _columns(found: list[Row], choices: tuple[str, ...]) -> list[Column]:
     def choice(name: str) -> Callable[[Row], str]:
         return lambda row: str(row.parameters.get(name, "-"))
 
+    # Without labels answers agree with the unpruned model's or not: none is right, none can be gained.
+    what, lost = ("accuracy", "lost") if labelled else ("agreement", "changed")
+    gained = [column("gained", lambda row: _number(row.gained, "d"), 4)] if labelled else []
     return [
         column("trial", lambda row: f"{row.number}{'*' if row.best_of else ' '}"),
-        column("accuracy", lambda row: _number(None if row.accuracy is None else 100 * row.accuracy, ".1f")),
+        column(what, lambda row: _number(None if row.accuracy is None else 100 * row.accuracy, ".1f")),
         column("LLM\nFLOPs", lambda row: _number(row.flops_ratio, ".3f")),
         column("end to\nend", lambda row: _number(row.flops_ratio_end_to_end, ".3f"), 2),
-        column("lost", lambda row: _number(row.regressions, "d"), 3),
-        column("gained", lambda row: _number(row.gained, "d"), 4),
+        column(lost, lambda row: _number(row.regressions, "d"), 3),
+        *gained,
         *(column(name.replace("a_", "a_\n"), knob(name)) for name in KNOBS),
         *(column(name.replace("_", "_\n"), choice(name), 1, right=False) for name in choices),
         column("log\nprob.", lambda row: _number(row.logprob_change, "+.4f"), 6),

@@ -263,7 +263,7 @@ def summarise(
     outside = [one for one in recorded if one.outcome is not None and one.number not in kept]
     infeasible = [proposal for proposal in store.infeasible() if proposal.search == search.id]
     measured = store.measured()
-    baseline = {split: _accuracy(results.of(None, split)) for split in _splits(study)}
+    baseline = {split: unpruned_share(study, results.of(None, split)) for split in _splits(study)}
     choice = _chosen(search, store, results, recorded)
     if trial is not None:
         choice = _choice_of_trial(search, store, results, trial)
@@ -333,6 +333,7 @@ def summarise(
         above=tuple(_trial(trial, search.budget) for trial in above),
         goal=search.goal,
         sampler=search.sampler,
+        space=search.coordinates,
         cost=study_cost(
             planner,
             recorded,
@@ -348,10 +349,18 @@ def summarise(
         cache_use=cache_use,
         guessing=against_guessing(study, [one for split in baseline for one in results.of(None, split)]),
         chosen_by_hand=trial is not None,
+        own=frozenset(one.number for one in recorded if one.search == search.id),
+        ended=_ended(search, recorded) and (best is None or best_measured),
         answers=_held_out_answers(best.configuration, results, record.parts["videos"])
         if best is not None and best_measured
         else (),
     )
+
+
+def _ended(search: SearchRecord, trials: Sequence[TrialRecord]) -> bool:
+    own = [one for one in trials if one.search == search.id]
+    asked = sum(one.purpose == "search" for one in own) >= search.trials
+    return asked and not any(one.unfinished for one in own)
 
 
 def _paired(
@@ -581,9 +590,14 @@ def _splits(study: Study) -> tuple[Split, ...]:
     return tuple(split for split in SPLITS if study.questions_of(split))
 
 
-def _accuracy(results: Sequence[QuestionResult]) -> Measured:
+def unpruned_share(study: Study, results: Sequence[QuestionResult]) -> Measured:
+    """The unpruned model's accuracy; without labels it agrees with itself by definition, so that there is no
+    interval.
+    """
     if not results:
         return Measured(float("nan"))
+    if not study.labelled:
+        return Measured(1.0)
     return paired.share([result.correct for result in results], [result.video for result in results])
 
 
@@ -628,7 +642,7 @@ def held_out(configuration: Configuration, outcome: Outcome, results: Results) -
         configuration=configuration,
         outcome=outcome,
         accuracy=paired.share(right, videos),
-        difference=paired.difference(right, right_before, videos),
+        difference=paired.difference(right, right_before if results.study.labelled else None, videos),
         p_value=paired.sign_flip_p_value(right, right_before, videos),
         regression_rate=paired.share(lost, videos),
         mcnemar_p=paired.mcnemar_p_value(right, right_before),
@@ -657,7 +671,7 @@ def _by_tag(
                 videos=len(set(videos)),
                 baseline=sum(was) / len(pairs),
                 accuracy=sum(now) / len(pairs),
-                difference=paired.difference(now, was, videos),
+                difference=paired.difference(now, was if study.labelled else None, videos),
                 lost=sum(one and not other for one, other in zip(was, now, strict=True)),
                 gained=sum(other and not one for one, other in zip(was, now, strict=True)),
             )

@@ -64,8 +64,10 @@ def comparison(summary: RunSummary) -> tuple[Row, ...]:
             percent(None if defaults is None else defaults.accuracy),
         ),
         Row("  change", NOTHING, _change(best), _change(defaults)),
-        Row("  regressions", NOTHING, _count(best, "regressions"), _count(defaults, "regressions")),
-        Row("  gained", NOTHING, _count(best, "gained"), _count(defaults, "gained")),
+        *(
+            Row(f"  {name}", NOTHING, _count(best, field), _count(defaults, field))
+            for name, field in _counted(summary, "regressions")
+        ),
         Row("FLOPs ratio", "1", _ratio(best, "flops_ratio"), _ratio(defaults, "flops_ratio")),
         Row(
             "  end to end",
@@ -84,6 +86,13 @@ def comparison(summary: RunSummary) -> tuple[Row, ...]:
         ),
         *_tuning(summary),
     )
+
+
+def _counted(summary: RunSummary, lost: str) -> tuple[tuple[str, str], ...]:
+    """What is counted, as it is called and as `Outcome` calls it. Without labels nothing can be gained."""
+    if not _labelled(summary):
+        return (("changed", "regressions"),)
+    return ((lost, "regressions"), ("gained", "gained"))
 
 
 def _tuning(summary: RunSummary) -> list[Row]:
@@ -129,7 +138,7 @@ def remarks(
         lines.append(
             f"Held out: {outcome.questions} questions about {outcome.videos} videos; %, 95 % intervals."
         )
-        lines += _changed(summary.best_held_out)
+        lines += _changed(summary.best_held_out, labelled=_labelled(summary))
     lines += verdict(summary)
     if summary.provable_drop is not None and summary.best_held_out is not None:
         videos = summary.held_out_videos
@@ -245,18 +254,25 @@ def render(
     for row in comparison(summary):
         # Text: a string in brackets might be taken for markup.
         table.add_row(row.name, Text(row.unpruned), Text(row.best, style="bold"), Text(row.defaults))
-    columns = ("by tag", "questions", "unpruned", "pruned", "change", "lost", "gained")
+    counted = [name for name, _ in _counted(summary, "lost")]
+    columns = ("by tag", "questions", "unpruned", "pruned", "change", *counted)
     tags = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in tags.columns[1:]:
         column.justify = "right"
     for row_by_tag in tag_rows(summary):
-        tags.add_row(*(Text(cell) for cell in _tag_cells(row_by_tag)))
+        tags.add_row(*(Text(cell) for cell in _tag_cells(row_by_tag)[: len(columns)]))
     settings = Table("knob", best, "AdaTP defaults", "meaning", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in settings.columns[1:3]:
         column.justify = "right"
     for knob in knob_rows(summary):
         settings.add_row(knob.name, Text(knob.best, style="bold"), knob.defaults, knob.meaning)
-    below = [Text(line, overflow="fold") for line in remarks(summary, recorded=recorded, study=study)]
+    # What is pasted stays on one line, however narrow the terminal is.
+    below = [
+        Text(line, no_wrap=True, overflow="ignore")
+        if line.startswith(("To export it: ", "In MLflow: "))
+        else Text(line, overflow="fold")
+        for line in remarks(summary, recorded=recorded, study=study)
+    ]
     tables = [table, tags, settings] if tags.rows else [table, settings]
     return Group(Text(headline(summary), style="bold"), *tables, *below)
 
@@ -312,13 +328,11 @@ def accuracy_name(summary: RunSummary) -> str:
     return "accuracy" if _labelled(summary) else "agreement"
 
 
-def _changed(best: HeldOut) -> list[str]:
+def _changed(best: HeldOut, *, labelled: bool) -> list[str]:
     """What pruning changed on the held-out split: answers, whether that is chance, and how sure they are."""
     outcome = best.outcome
-    line = (
-        f"Pruning flipped {best.flips} of {outcome.questions} answers: {outcome.regressions} lost, "
-        f"{outcome.gained} gained"
-    )
+    line = f"Pruning {'flipped' if labelled else 'changed'} {best.flips} of {outcome.questions} answers"
+    line += f": {outcome.regressions} lost, {outcome.gained} gained" if labelled else ""
     if best.p_value is not None:
         line += f"; p {best.p_value:.2g} over videos"
         line += "" if best.mcnemar_p is None else f" (McNemar {best.mcnemar_p:.2g})"

@@ -220,6 +220,15 @@ class RunSummary:
     # Of `best` to the held-out questions, in the study's order.
     answers: tuple[HeldOutAnswer, ...] = ()
 
+    # Numbers of the trials that this search proposed; None: all of them.
+    own: frozenset[int] | None = None
+    # Whether it came to its end: as many trials as were asked for, and the chosen one measured.
+    ended: bool = True
+
+    def proposed(self, trial: int) -> bool:
+        """Whether this search proposed the trial; others of the study count it, too."""
+        return self.own is None or trial in self.own
+
     @property
     def test_of_best(self) -> Tested | None:
         """The held-out test of the chosen trial; None where it was not tested."""
@@ -235,6 +244,8 @@ class RunSummary:
     # "budget": the best within it; "max_drop": the cheapest that holds.
     goal: Literal["budget", "max_drop"] = "budget"
     sampler: str = "tpe"
+    # The coordinates that its proposals are made in, as `SearchRecord` has them.
+    space: str = ""
 
 
 @dataclass(frozen=True)

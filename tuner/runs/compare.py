@@ -35,12 +35,12 @@ from tuner.reporting.from_records import (
     chosen,
     held_out,
     make_planner,
+    unpruned_share,
 )
 from tuner.reporting.summary import moved_defaults
 from tuner.reporting.values import Compared, Comparison
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared
 from tuner.search.space import TOLERANCE, SearchSpace
-from tuner.statistics import paired
 from tuner.study import Search, Study
 from tuner.study.values import Configuration
 
@@ -197,7 +197,7 @@ def _comparison(
         study=study.name,
         study_hash=record.hash,
         budget=budget,
-        baseline=paired.share([one.correct for one in baseline], [one.video for one in baseline]),
+        baseline=unpruned_share(study, baseline),
         baseline_cost=answer_cost(baseline),
         rows=tuple(
             Compared(name, held_out(one, measured[one], results), about, timed.get(one))

@@ -195,7 +195,7 @@ def _database(url: str) -> str:
 def _mlflow(address: str) -> str:
     from tuner.export.mlflow_mirror import MlflowMirror
 
-    MlflowMirror(address).find("", "")
+    MlflowMirror(address).reach()
     return f"{without_passwords(address)} answers"
 
 

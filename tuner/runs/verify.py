@@ -280,7 +280,7 @@ class _Compared:
             labelled=self.study.labelled,
             accuracy=sum(right) / len(right),
             baseline=sum(right_before) / len(right),
-            difference=paired.difference(right, right_before, videos),
+            difference=paired.difference(right, right_before if self.study.labelled else None, videos),
             flops_ratio=self._flops_ratio,
             complete=self._complete,
             environment=self._environment(),
@@ -420,10 +420,13 @@ class _Compared:
         found = paired.non_inferiority(right, before, videos, margin, level=level)
         lost = sum(was and not now for was, now in zip(before, right, strict=True))
         gained = sum(now and not was for was, now in zip(before, right, strict=True))
-        told = f"{100 * found.difference:+.1f} points ({lost} lost, {gained} gained)"
+        labelled = self.study.labelled
+        name = "accuracy against the unpruned model" if labelled else "agreement with the unpruned model"
+        told = f"{100 * found.difference:+.1f} points "
+        told += f"({lost} lost, {gained} gained)" if labelled else f"({lost} of {len(right)} answers differ)"
         if self._complete and shown:
             return Finding(
-                "accuracy against the unpruned model",
+                name,
                 found.shown,
                 f"{told}, at worst {100 * found.bound:+.1f}",
                 f"no worse than {-100 * margin:+.3g}"
@@ -431,10 +434,14 @@ class _Compared:
                 "What the file shows is not shown here: fewer tokens or answers than it takes.",
             )
         # The best that these questions leave possible.
-        highest = -float(paired.lower_bounds([before], right, videos, level=LEVEL)[0])
+        if labelled:
+            highest = -float(paired.lower_bounds([before], right, videos, level=LEVEL)[0])
+        else:
+            interval = paired.difference(right, None, videos, level=1 - 2 * LEVEL).interval
+            highest = 0.0 if interval is None else interval.high
         reason = "a sample cannot show more" if not self._complete else "the file shows no more"
         return Finding(
-            "accuracy against the unpruned model",
+            name,
             highest >= -margin,
             f"{told}, at best {100 * highest:+.1f}",
             f"a loss beyond {100 * margin:.3g} points is not certain ({reason})",

@@ -98,9 +98,13 @@ def share(flags: ArrayLike, videos: Sequence[str], *, level: float = LEVEL) -> M
 
 
 def difference(
-    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, level: float = LEVEL
+    after: ArrayLike, before: ArrayLike | None, videos: Sequence[str], *, level: float = LEVEL
 ) -> Measured:
-    """Accuracy after minus accuracy before, paired on the same questions; interval as for `share`."""
+    """Accuracy after minus accuracy before, paired on the same questions; interval as for `share`.
+
+    before: None where it is right by definition, as the unpruned model is without labels. Nothing can be
+    gained then: the difference is the share of right answers minus 1, and so is its interval.
+    """
     return differences(np.asarray(after)[None], before, videos, level=level)[0]
 
 
@@ -124,10 +128,12 @@ def shares(flags: ArrayLike, videos: Sequence[str], *, level: float = LEVEL) -> 
 
 
 def differences(
-    after: ArrayLike, before: ArrayLike, videos: Sequence[str], *, level: float = LEVEL
+    after: ArrayLike, before: ArrayLike | None, videos: Sequence[str], *, level: float = LEVEL
 ) -> list[Measured]:
     """`difference` of each row of `after` (S, Q) from `before` (Q,)."""
     _check_level(level)
+    if before is None:
+        return [one.minus(1.0) for one in shares(after, videos, level=level)]
     found = VideoCounts.of_changes(after, before, videos)
     tail = (1 - level) / 2
     low = -upper_mean(-found.counts, found.questions, tail)

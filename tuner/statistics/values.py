@@ -29,6 +29,12 @@ class Measured:
     value: float
     interval: Interval | None = None
 
+    def minus(self, known: float) -> Measured:
+        """Less a number that is known exactly, with the interval moved by it."""
+        one = self.interval
+        moved = None if one is None else Interval(one.low - known, one.high - known)
+        return Measured(self.value - known, moved)
+
 
 @dataclass(frozen=True)
 class Tested:

@@ -238,7 +238,7 @@ def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tm
     assert (asked[0].budget, asked[0].workers, asked[0].batch) == (0.3, 3, 1)
     assert "89.0 [86.0, 91.5]" in finished.out
     assert "type `mlflow ui` in this folder; the experiment is adatp/demo" in finished.out
-    assert told == [("demo", "hash", (Path("demo.json"),))]
+    assert told == [("demo", "hash", 0.3, (Path("demo.json"),))]
     as_json = call("compare", "--study", "demo", "--budget", "0.3", "--json")
     assert (as_json.code, as_json.err) == (0, "")
     assert json.loads(as_json.out)["rows"][0]["name"] == "AdaTP, defaults"

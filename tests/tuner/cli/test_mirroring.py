@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_sync_is_called_while_the_run_goes_on_and_ends_with_it(
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
     said = (tmp_path / "said").read_text()
-    assert said == "-m tuner.cli.main sync --study ./my study --while-running sqlite:///secret.db"
+    assert said == "-m tuner.cli.main sync --study ./my study --status RUNNING sqlite:///secret.db"
 
 
 @pytest.mark.quick
@@ -81,13 +82,55 @@ def test_the_run_in_mlflow_stays_open_until_the_end(
     def status(run: str) -> str:
         return str(client.get_run(run).info.status)
 
-    begun = mirror.record(make_summary(2), running=True)
+    begun = mirror.record(make_summary(2), status="RUNNING")
     assert status(begun.run) == "RUNNING"
     assert mirror.record(summary).run == begun.run
     assert status(begun.run) == "FINISHED"
-    mirror.record(summary, running=True)
+    mirror.record(summary, status="RUNNING")
     assert status(begun.run) == "RUNNING"
     experiment = client.get_experiment_by_name(experiment_name("demo"))
     assert experiment is not None
     trials = client.search_runs([experiment.experiment_id], "tags.`adatp.kind` = 'trial'")
     assert [run.info.status for run in trials] == ["FINISHED"] * 3
+    # Its program was killed: whoever looks next says so, where the search has not come to its end.
+    mirror.record(replace(summary, ended=False), status=None)
+    assert status(begun.run) == "KILLED"
+    mirror.record(summary, status=None)
+    assert status(begun.run) == "KILLED"
+    mirror.record(summary, status="RUNNING")
+    mirror.record(summary, status=None)
+    assert status(begun.run) == "FINISHED"
+    # Another search began: this one cannot be running any more.
+    mirror.record(summary, status="RUNNING")
+    other = mirror.record(make_summary(2, budget=0.2, own=frozenset()), status="RUNNING")
+    assert (status(begun.run), status(other.run)) == ("KILLED", "RUNNING")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_an_interrupted_run_that_mlflow_knows_of_is_closed_there_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrored: bool
+) -> None:
+    said = tmp_path / "said"
+    _program(
+        monkeypatch,
+        tmp_path,
+        f"open({str(said)!r}, 'a').write(sys.argv[-1] + chr(10))\n"
+        "time.sleep(100 if sys.argv[-1] == 'RUNNING' else 0.2)",
+    )
+
+    def interrupted() -> None:
+        with mirroring("demo", None, None, every=0.01 if mirrored else 100):
+            if mirrored:
+                _wait_for(said)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    if not mirrored:
+        assert not said.exists()
+        return
+    deadline = time.monotonic() + 20
+    while "KILLED" not in said.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert said.read_text().split() == ["RUNNING", "KILLED"]

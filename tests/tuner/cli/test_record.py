@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.summaries import make_summary
 from tuner.cli.record import with_mlflow
 from tuner.reporting.values import Recorded
 
@@ -56,7 +57,7 @@ def test_a_tracking_server_that_fails_is_told_without_the_password(
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = f"{scheme}://me:pass-1-word@127.0.0.1:1"
-    assert with_mlflow(lambda mirror: mirror.find("demo", "hash"), uri, console, "No answer") is None
+    assert with_mlflow(lambda mirror: mirror.find(make_summary()), uri, console, "No answer") is None
     assert f"{scheme}://me:***@127.0.0.1:1" in printed(console)
     assert "pass-1-word" not in printed(console)
 
@@ -67,6 +68,6 @@ def test_a_database_of_another_kind_is_a_warning(
     pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be read as one " * 40)
-    assert with_mlflow(lambda mirror: mirror.find("demo", "hash"), None, console, "No answer") is None
+    assert with_mlflow(lambda mirror: mirror.find(make_summary()), None, console, "No answer") is None
     assert printed(console).startswith("No answer: ")
     assert printed(console).count("\n") == 1

@@ -277,7 +277,7 @@ def test_the_regression_table_opens(page, recorded, study, shoot):
 def test_three_hundred_trials_stay_usable(page, server, large, shoot):
     from tuner.export.mlflow_mirror import MlflowMirror
 
-    recorded = MlflowMirror(server).find("large", large.study_hash)
+    recorded = MlflowMirror(server).find(large)
     page.goto(recorded.page)
     link = page.get_by_role("link", name="trials in a table", exact=True)
     link.wait_for()

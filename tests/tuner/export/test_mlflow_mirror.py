@@ -26,6 +26,8 @@ from tuner.statistics.values import Guessing, Measured
 mlflow_mirror = pytest.importorskip("tuner.export.mlflow_mirror")
 MlflowMirror = mlflow_mirror.MlflowMirror
 
+# Name of the run of a search.
+STUDY = "demo 5f2c9d7b: budget 0.3"
 KNOBS = {"tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"}
 
 
@@ -75,8 +77,8 @@ def test_a_run_per_trial_under_one_run_per_study(runs):
     summary = make_summary(5)
     recorded = MlflowMirror().record(summary)
     found = runs()
-    assert set(found) == {"demo 5f2c9d7b", *(f"trial {number:03d}" for number in range(5))}
-    parent = found.pop("demo 5f2c9d7b")
+    assert set(found) == {STUDY, *(f"trial {number:03d}" for number in range(5))}
+    parent = found.pop(STUDY)
     assert recorded.run == parent.info.run_id
     for trial, run in zip(
         summary.trials, sorted(found.values(), key=lambda one: one.info.run_name), strict=True
@@ -100,7 +102,7 @@ def test_the_study_run_tells_the_headline_and_marks_the_best_trial(runs):
     summary = make_summary(8)
     MlflowMirror().record(summary)
     found = runs()
-    parent, best = found["demo 5f2c9d7b"], found[f"trial {summary.best.number:03d}"]
+    parent, best = found[STUDY], found[f"trial {summary.best.number:03d}"]
     assert parent.data.metrics["held_out_accuracy"] == summary.best_held_out.accuracy.value
     assert parent.data.metrics["baseline_held_out_accuracy"] == 0.94
     assert parent.data.tags["budget"] == "0.3"
@@ -114,7 +116,7 @@ def test_what_answers_and_a_server_cost_stand_beside_flops(runs):
     summary = make_summary(4)
     MlflowMirror().record(summary)
     found = runs()
-    study, trial = found["demo 5f2c9d7b"].data.metrics, found["trial 000"].data.metrics
+    study, trial = found[STUDY].data.metrics, found["trial 000"].data.metrics
     assert (trial["peak_bytes_mean"], trial["peak_bytes_max"]) == (5.25 * 2**20, 9 * 2**20)
     # Answers of different moments are not set side by side; what was timed together is.
     assert [one for one in (*study, *trial) if "seconds_per_answer" in one] == []
@@ -167,13 +169,15 @@ def test_names_tell_what_a_trial_came_to_and_follow_the_best_one(folder):
     summary = replace(make_summary(0), trials=(first, second), best=second, defaults=first, pruned=(pruned,))
     MlflowMirror().record(summary)
     assert names() == [
-        "demo 5f2c9d7b",
+        STUDY,
         "trial 000 (defaults): 50.0 % at 0.281",
         "trial 001 (best): 62.5 % at 0.281",
         "trial 003 (pruned): at 0.290",
     ]
     MlflowMirror().record(replace(summary, trials=(first, second, third), best=third))
-    assert names()[2:4] == ["trial 001: 62.5 % at 0.281", "trial 002 (best): 75.0 % at 0.281"]
+    # The run of the search, and the one that holds its choice until now.
+    assert names()[:2] == [STUDY, f"{STUDY}, before: trial 1"]
+    assert names()[3:5] == ["trial 001: 62.5 % at 0.281", "trial 002 (best): 75.0 % at 0.281"]
 
 
 def test_a_new_trial_takes_three_requests_and_a_known_one_none(folder, monkeypatch):
@@ -231,7 +235,7 @@ def test_the_description_opens_with_links_to_what_there_is(folder, runs):
     report = folder / "report.html"
     report.write_text("<p>all is well</p>")
     recorded = MlflowMirror().record(make_summary(2), [report])
-    first, *_ = runs()["demo 5f2c9d7b"].data.tags["mlflow.note.content"].splitlines()
+    first, *_ = runs()[STUDY].data.tags["mlflow.note.content"].splitlines()
     trials = "#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=adatp-5f2c9d7b"
     assert f"[trials in a table]({trials})" in first
     assert f"({trials}&compareRunsMode=CHART)" in first
@@ -248,37 +252,106 @@ def test_files_of_other_commands_join_the_studys_run(folder, runs):
     figure = folder / "sensitivity.html"
     figure.write_text("one")
     summary = make_summary(2)
-    first = MlflowMirror().record_files("demo", summary.study_hash, [figure])
-    assert set(runs()) == {"demo 5f2c9d7b"}
-    assert runs()["demo 5f2c9d7b"].info.status == "FINISHED"
+    first = MlflowMirror().record_files("demo", summary.study_hash, 0.3, [figure])
+    assert set(runs()) == {STUDY}
+    assert runs()[STUDY].info.status == "FINISHED"
     assert MlflowMirror().record(summary) == first
     assert len(runs()) == 3
     before = _contents(folder)
-    assert MlflowMirror().record_files("demo", summary.study_hash, [figure]) == first
+    assert MlflowMirror().record_files("demo", summary.study_hash, 0.3, [figure]) == first
     assert MlflowMirror().record(summary) == first
     assert _contents(folder) == before
     figure.write_text("two")
-    MlflowMirror().record_files("demo", summary.study_hash, [figure])
+    MlflowMirror().record_files("demo", summary.study_hash, 0.3, [figure])
     assert written() == {"sensitivity.html", "regressions.json", "by_tag.json"}
     table, other = folder / "comparison.json", folder / "sensitivity-0.3.json"
     table.write_text('{"columns": ["method"], "data": [["FastV"]]}')
     other.write_text('{"study": "demo"}')
-    MlflowMirror().record_files("demo", summary.study_hash, [table, other])
-    shown = json.loads(runs()["demo 5f2c9d7b"].data.tags["mlflow.loggedArtifacts"])
+    MlflowMirror().record_files("demo", summary.study_hash, 0.3, [table, other])
+    shown = json.loads(runs()[STUDY].data.tags["mlflow.loggedArtifacts"])
     assert [one["path"] for one in shown] == ["regressions.json", "by_tag.json", "comparison.json"]
     (kept,) = (folder / "mlartifacts").rglob("sensitivity.html")
     assert kept.read_text() == "two"
 
 
-def test_more_trials_and_another_budget_add_to_the_same_run(runs):
-    longer = make_summary(9)
+def test_more_trials_add_to_the_run_of_the_search_and_another_budget_has_its_own(runs):
+    longer = make_summary(9, own=frozenset(range(9)))
     fewer = replace(longer, trials=longer.trials[:4], best=None, best_held_out=None)
     first = MlflowMirror().record(fewer)
-    assert MlflowMirror().record(replace(longer, budget=0.25)).run == first.run
+    assert MlflowMirror().record(longer).run == first.run
+    other = replace(
+        make_summary(11, budget=0.25), trials=(*longer.trials, make_trial(9)), own=frozenset({9, 10})
+    )
+    assert MlflowMirror().record(other).run != first.run
     found = runs()
-    assert len(found) == 10
-    assert found["demo 5f2c9d7b"].data.tags["budget"] == "0.25"
-    assert found["demo 5f2c9d7b"].data.metrics["trials"] == 9
+    assert len(found) == 1 + 9 + 1 + 1
+    assert found[STUDY].data.tags["budget"] == "0.3"
+    assert found[STUDY].data.metrics["trials"] == 9
+    second = found["demo 5f2c9d7b: budget 0.25"]
+    assert second.data.metrics["trials"] == 10
+    # A trial lies below the search that proposed it.
+    parents = {name: run.data.tags["mlflow.parentRunId"] for name, run in found.items() if "trial" in name}
+    assert [name for name, parent in parents.items() if parent == second.info.run_id] == ["trial 009"]
+    assert MlflowMirror().record(longer).runs == 0
+
+
+def test_the_chosen_knobs_are_parameters_of_the_run_once_the_search_ended(runs):
+    summary = make_summary(8)
+    first = MlflowMirror().record(summary, status="KILLED")
+    assert not KNOBS & runs()[STUDY].data.params.keys()
+    assert MlflowMirror().record(summary) == first
+    params = runs()[STUDY].data.params
+    chosen = summary.best.configuration
+    assert {name: float(params[name]) for name in KNOBS} == pytest.approx(
+        {name: chosen.get(name) for name in KNOBS}, rel=1e-5
+    )
+    assert (params["budget"], params["seed"]) == ("0.3", "0")
+
+
+def test_another_choice_of_the_same_search_is_a_run_of_its_own(folder, runs):
+    from mlflow import MlflowClient
+
+    summary = make_summary(8)
+    first = MlflowMirror().record(summary)
+    other = next(one for one in summary.trials if one.within_budget and one != summary.best)
+    later = MlflowMirror().record(replace(summary, best=other))
+    assert later.run != first.run
+    assert MlflowMirror().find(summary) == later
+    client = MlflowClient(MlflowMirror().tracking_uri)
+    before, now = client.get_run(first.run).data, client.get_run(later.run).data
+    assert before.tags["superseded_by"] == later.run
+    assert (before.params["p"], now.params["p"]) == tuple(
+        f"{one.configuration.get('p'):.6g}" for one in (summary.best, other)
+    )
+    trials = [run for name, run in runs().items() if name.startswith("trial")]
+    assert len(trials) == 8
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {later.run}
+
+
+def test_a_mirror_of_the_version_before_is_carried_on(folder, runs):
+    """It had one run for all searches of a study, under another name, with tags for the latest one."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(MlflowMirror().tracking_uri)
+    experiment = client.create_experiment("adatp/demo")
+    summary = make_summary(3)
+    tags = {"adatp.kind": "study", "adatp.study_hash": summary.study_hash}
+    latest = {"budget": "0.3", "seed": "0", "goal": "budget", "sampler": "tpe"}
+    old = client.create_run(experiment, tags=tags | latest, run_name="demo 5f2c9d7b").info.run_id
+    client.log_param(old, "study", "demo")
+    for number in range(3):
+        below = {"adatp.trial": str(number), "mlflow.parentRunId": old}
+        child = client.create_run(experiment, tags=tags | {"adatp.kind": "trial"} | below).info.run_id
+        client.set_terminated(child)
+    assert MlflowMirror().find(summary).run == old
+    other = make_summary(3, budget=0.2, own=frozenset({2}))
+    second = MlflowMirror().record(other)
+    assert second.run != old
+    assert MlflowMirror().record(replace(summary, own=frozenset({0, 1}))).run == old
+    found = runs()
+    assert set(found) == {STUDY, "demo 5f2c9d7b: budget 0.2", *(f"trial {number:03d}" for number in range(3))}
+    assert found["trial 002"].data.tags["mlflow.parentRunId"] == second.run
+    assert found["trial 001"].data.tags["mlflow.parentRunId"] == old
 
 
 def test_a_regression_table_is_replaced_never_appended_to(folder, runs):
@@ -296,7 +369,7 @@ def test_a_regression_table_is_replaced_never_appended_to(folder, runs):
 
 def test_the_verdict_and_what_it_rests_on_are_mirrored(runs):
     MlflowMirror().record(make_summary(4))
-    study = runs()["demo 5f2c9d7b"].data
+    study = runs()[STUDY].data
     assert (study.tags["verdict"], study.tags["max_drop"]) == ("shown", "0.08")
     assert (study.tags["goal"], study.tags["sampler"]) == ("budget", "tpe")
     wanted = {
@@ -317,7 +390,7 @@ def test_the_verdict_and_what_it_rests_on_are_mirrored(runs):
 
 def test_the_hit_rates_of_the_caches_are_mirrored_where_something_was_asked_for(runs):
     MlflowMirror().record(make_summary(2, cache_use=CacheUse(features_read=3, features_computed=1)))
-    metrics = runs()["demo 5f2c9d7b"].data.metrics
+    metrics = runs()[STUDY].data.metrics
     assert metrics["study_feature_hit_rate"] == 0.75
     assert "study_prefix_hit_rate" not in metrics
 
@@ -326,7 +399,7 @@ def test_without_a_verdict_there_is_nothing_to_chart(runs):
     held_out = replace(make_held_out(make_trial().configuration), mcnemar_p=None, divergence=None, by_tag=())
     changes = {"margin": None, "tested": (), "noise": None, "provable_drop": None, "verdict": "untested"}
     MlflowMirror().record(make_summary(2, best_held_out=held_out, **changes))
-    study = runs()["demo 5f2c9d7b"].data
+    study = runs()[STUDY].data
     assert study.tags["verdict"] == "untested"
     assert not {"margin", "tested_bound", "noise_flips", "held_out_mcnemar_p"} & study.metrics.keys()
 
@@ -335,8 +408,8 @@ def test_a_trial_above_the_budget_is_a_run_that_says_so(runs):
     MlflowMirror().record(make_summary(2, above=(make_trial(7, ratio=0.6),)))
     found = runs()
     assert found["trial 007"].data.tags["role"] == "above"
-    assert found["demo 5f2c9d7b"].data.metrics["trials"] == 2
-    assert found["demo 5f2c9d7b"].data.metrics["trials_above"] == 1
+    assert found[STUDY].data.metrics["trials"] == 2
+    assert found[STUDY].data.metrics["trials_above"] == 1
 
 
 def test_a_stopped_trial_is_a_killed_run_without_an_accuracy_until_it_is_finished(runs):
@@ -371,7 +444,7 @@ def test_what_pruning_changed_by_tag_is_a_table(runs):
 def test_a_study_that_changed_is_another_run_of_the_same_experiment(runs):
     MlflowMirror().record(make_summary(2))
     MlflowMirror().record(make_summary(2, study_hash="aa" * 16))
-    assert {"demo 5f2c9d7b", "demo aaaaaaaa"} <= set(runs())
+    assert {STUDY, "demo aaaaaaaa: budget 0.3"} <= set(runs())
 
 
 def test_what_a_crash_left_unfinished_is_completed(runs, monkeypatch):
@@ -400,7 +473,7 @@ def test_what_a_crash_left_unfinished_is_completed(runs, monkeypatch):
 
 def test_numbers_that_are_none_are_left_out(runs):
     MlflowMirror().record(make_summary(1, baseline={"tune": Measured(float("nan"))}))
-    assert "baseline_tune_accuracy" not in runs()["demo 5f2c9d7b"].data.metrics
+    assert "baseline_tune_accuracy" not in runs()[STUDY].data.metrics
 
 
 def test_an_experiment_somebody_deleted_comes_back(runs):
@@ -415,14 +488,14 @@ def test_an_experiment_somebody_deleted_comes_back(runs):
 
 def test_a_mirrored_study_is_found_again(folder):
     recorded = MlflowMirror().record(make_summary(1))
-    assert MlflowMirror().find("demo", make_summary().study_hash) == recorded
-    assert MlflowMirror().find("demo", "0") is None
-    assert MlflowMirror().find("other", "0") is None
+    assert MlflowMirror().find(make_summary()) == recorded
+    assert MlflowMirror().find(make_summary(study_hash="0")) is None
+    assert MlflowMirror().find(make_summary(study="other")) is None
 
 
 def test_looking_for_a_study_makes_no_database(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert MlflowMirror().find("demo", "0") is None
+    assert MlflowMirror().find(make_summary()) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -529,7 +602,7 @@ def test_a_folder_with_a_special_character_in_its_name_holds_its_own_database(pr
     # `sqlite:///what?/mlflow.db` is a file `what` beside the folder.
     assert [one.name for one in folder.parent.iterdir()] == [name]
     assert {one.name for one in folder.iterdir()} == {"mlflow.db", "mlartifacts"}
-    assert MlflowMirror().find("demo", make_summary().study_hash) is not None
+    assert MlflowMirror().find(make_summary()) is not None
 
 
 @pytest.mark.timeout(900)
@@ -569,7 +642,7 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder, server
         # The same server as a tracking server: artifacts travel through it.
         mirror = MlflowMirror(f"http://me:pass-1-word@127.0.0.1:{port}")
         sent = mirror.record(make_summary(2, study="sent"), [folder / "figures" / "pareto.png"])
-        assert mirror.find("sent", make_summary().study_hash) == sent
+        assert mirror.find(make_summary(study="sent")) == sent
         assert (
             sent.page
             == f"http://127.0.0.1:{port}/#/experiments/2/runs/{sent.run}?workflowType=machine_learning"
@@ -602,21 +675,6 @@ def _get(url, body=None):
         return json.load(answer)
 
 
-def test_searches_written_together_keep_what_each_measured_and_again_change_nothing(folder, runs):
-    latest = make_summary(6, budget=0.3)
-    other = next(one for one in latest.trials if one.number not in (latest.best.number, 0))
-    earlier = replace(latest, budget=0.35, best=other, best_held_out=latest.best_held_out)
-    MlflowMirror().record(latest, earlier=[earlier])
-    before = _contents(folder)
-    MlflowMirror().record(latest, earlier=[earlier])
-    assert _contents(folder) == before
-    found = runs()
-    assert found["demo 5f2c9d7b"].data.tags["budget"] == "0.3"
-    beside = found[f"trial {other.number:03d}"].data
-    assert beside.tags["role"] == "trial"
-    assert beside.metrics["held_out_accuracy"] == latest.best_held_out.accuracy.value
-
-
 def test_a_trial_that_the_study_does_not_allow_any_more_is_not_called_the_best(runs):
     before = make_summary(8)
     MlflowMirror().record(before)
@@ -635,6 +693,6 @@ def test_a_trial_that_the_study_does_not_allow_any_more_is_not_called_the_best(r
 
 def test_a_baseline_that_guesses_is_told_on_the_first_page(runs):
     MlflowMirror().record(replace(make_summary(2), guessing=Guessing(24, 8, 4, 0.25, 0.05)))
-    study = runs()["demo 5f2c9d7b"].data
+    study = runs()[STUDY].data
     assert "16.7 % of 24 questions right; guessing gives 25 %" in study.tags["mlflow.note.content"]
     assert study.metrics["baseline_chance"] == 0.25
