@@ -35,14 +35,14 @@ class Fitted:
     left_out: tuple[str, ...]
 
 
-def fitted(columns: Sequence[Column], width: int | None) -> Fitted:
-    """The columns side by side in at most `width` characters (None: all of them), as long as those of rank 0
-    have room.
+def fitted(columns: Sequence[Column], width: int | None, gap: int = 1) -> Fitted:
+    """The columns side by side, `gap` spaces apart, in at most `width` characters (None: all of them), while
+    those of rank 0 have room.
 
     By hand: rich takes seconds for a thousand rows.
     """
     shown, left_out = list(columns), []
-    while width is not None and sum(one.width + 1 for one in shown) - 1 > width:
+    while width is not None and sum(one.width + gap for one in shown) - gap > width:
         last = max(shown, key=lambda one: one.rank)
         if not last.rank:
             break
@@ -52,10 +52,12 @@ def fitted(columns: Sequence[Column], width: int | None) -> Fitted:
     lines = [list(one) for one in zip(*titles, strict=True)]
     lines += [list(cells) for cells in zip(*(one.cells for one in shown), strict=True)]
     first, second, *body = (
-        " ".join(
+        (" " * gap)
+        .join(
             cell.rjust(one.width) if one.right else cell.ljust(one.width)
             for cell, one in zip(line, shown, strict=True)
-        ).rstrip()
+        )
+        .rstrip()
         for line in lines
     )
     rule = "-" * max(map(len, (first, second, *body)))
