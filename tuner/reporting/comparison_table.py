@@ -31,8 +31,8 @@ def headline(comparison: Comparison) -> str:
 def end_to_end_headline(found: EndToEnd) -> str:
     """One line above the second table."""
     return (
-        f"The same at the end-to-end FLOPs of {found.rows[0].name}, a ratio of {found.flops_ratio:.3f}: "
-        "what you pay"
+        f"At equal end-to-end FLOPs, what you pay: those of {found.rows[0].name}, a ratio of "
+        f"{found.flops_ratio:.3f}"
     )
 
 
@@ -155,16 +155,22 @@ def render(comparison: Comparison, width: int) -> list[Text]:
     from rich.text import Text
 
     what = "accuracy" if comparison.labelled else "agreement"
-    lines = [Text(headline(comparison), style="bold"), Text("")]
+    lines = [*_bold(headline(comparison), width), Text("")]
     lines += _table(comparison.rows, what, width, (comparison.baseline, _timed(comparison)))
     found = comparison.end_to_end
     if found is not None:
-        lines += [Text(""), Text(end_to_end_headline(found), style="bold"), Text("")]
+        lines += [Text(""), *_bold(end_to_end_headline(found), width), Text("")]
         lines += _table(found.rows, what, width, None)
     lines.append(Text(""))
     for remark in remarks(comparison):
         lines += [Text(line) for line in textwrap.wrap(remark, min(width, WIDEST))]
     return lines
+
+
+def _bold(text: str, width: int) -> list[Text]:
+    from rich.text import Text
+
+    return [Text(line, style="bold") for line in textwrap.wrap(text, width)]
 
 
 def to_json(comparison: Comparison) -> str:

@@ -32,7 +32,8 @@ def render(found: Sensitivity, width: int) -> list[Text]:
         if found.split == "held_out"
         else "There are no held-out videos: the curves use the questions that chose the reference."
     )
-    lines = [f"{found.study}: {which} at budget {found.budget:g}; how far each knob may drift", ""]
+    headline = f"{found.study}: {which} at budget {found.budget:g}; how far each knob may drift"
+    lines = [textwrap.shorten(headline, width, placeholder="..."), ""]
     for sentence in in_short(found):
         lines += textwrap.wrap(sentence, min(width, WIDEST), initial_indent="- ", subsequent_indent="  ")
     lines += ["", *table.head, *table.body, "", *textwrap.wrap(below, min(width, WIDEST))]

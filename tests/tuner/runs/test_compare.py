@@ -264,7 +264,7 @@ def test_no_line_is_longer_than_the_terminal_and_more_room_shows_more(width):
 def test_equal_end_to_end_flops_are_a_second_table():
     comparison = full()
     text = printed(comparison)
-    _, second = text.split("The same at the end-to-end FLOPs of AdaTP, tuned, a ratio of ")
+    _, second = text.split("At equal end-to-end FLOPs, what you pay: those of AdaTP, tuned, a ratio of ")
     assert second.startswith(f"{comparison.end_to_end.flops_ratio:.3f}")
     assert [line.split("  ")[0] for line in second.splitlines()[5:8]] == [
         *("AdaTP, tuned", "Fewer frames", "Random tokens"),
@@ -274,7 +274,7 @@ def test_equal_end_to_end_flops_are_a_second_table():
         "PyramidDrop cannot come down to the end-to-end FLOPs of AdaTP, tuned: even with everything dropped "
         "that it may drop, its ratio is 0.6100." in joined
     )
-    assert "The same at" not in printed(replace(comparison, end_to_end=None))
+    assert "At equal" not in printed(replace(comparison, end_to_end=None))
 
 
 @pytest.mark.quick
