@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from tuner.study import Study
 
 # Names of all figures and of the report, to remove those of an earlier drawing.
-_NAMES = ("report", "pareto", "comparison", "sensitivity-*", "cards", "bias", "history", "health")
+_NAMES = (
+    "report",
+    "pareto",
+    "comparison",
+    "comparison-*",
+    "sensitivity-*",
+    "cards",
+    "bias",
+    "history",
+    "health",
+)
 
 _REPORT = "report.html"
 
@@ -82,14 +92,14 @@ def pictures(summary: RunSummary, details: Details) -> tuple[Picture, ...]:
     from dashboards.inspection.bias import bias_picture
     from dashboards.inspection.cards import cards_picture
     from dashboards.pareto.figure import pareto_picture
-    from dashboards.search.comparison import comparison_picture
+    from dashboards.search.comparison import comparison_picture, end_to_end_picture
     from dashboards.search.health import health_picture
     from dashboards.search.history import history_picture
     from dashboards.sensitivity.figure import sensitivity_pictures
 
     drawn: list[Picture | None] = [pareto_picture(summary, details.comparison)]
     if details.comparison is not None:
-        drawn.append(comparison_picture(details.comparison))
+        drawn += [comparison_picture(details.comparison), end_to_end_picture(details.comparison)]
     if details.sensitivity is not None:
         drawn += sensitivity_pictures(details.sensitivity)
     if details.inspection is not None:
@@ -152,10 +162,11 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
 
     summary = find_summary(study, budget=comparison.budget, database=database)
     if summary is None:
-        from dashboards.search.comparison import comparison_picture
+        from dashboards.search.comparison import comparison_picture, end_to_end_picture
 
         folder = _without_search(comparison.study, comparison.budget)
-        files = write(comparison_picture(comparison), folder)
+        drawn = (comparison_picture(comparison), end_to_end_picture(comparison))
+        files = tuple(file for one in drawn if one is not None for file in write(one, folder))
     else:
         folder = folder_of(summary)
         files = draw(study, summary, database, comparison=comparison)

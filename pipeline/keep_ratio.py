@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.flops import ModelShape, flops_ratio
 from pipeline.layout import Layout, Layouts
 from pipeline.methods.base import Method, knobs
+from pipeline.plan import StudyPlans
 
 STEPS = 25  # bisections: the ratio is known to 3e-8, finer than it is written
 DECIMALS = 6
@@ -16,19 +17,24 @@ DECIMALS = 6
 
 @dataclass(frozen=True)
 class Unreachable:
-    """No ratio in the searched range fits the target; `smallest` is the FLOPs ratio of the smallest one."""
+    """No ratio in the searched range fits the target; `smallest` is what the smallest one needs."""
 
     smallest: float
 
 
 def solve_keep_ratio(
-    method: Method, layouts: Layouts | Sequence[Layout], shape: ModelShape, target: float
+    method: Method,
+    layouts: Layouts | Sequence[Layout],
+    shape: ModelShape,
+    target: float,
+    measure: Callable[[StudyPlans, ModelShape], float] = flops_ratio,
 ) -> Method | Unreachable:
     """The method with the largest ratio (its `ratio_field`) whose flops_ratio over all questions is <=
     target.
 
-    The other fields stay as they are. Counts are whole tokens, so the ratio steps: the result lies at or just
-    below the target, and is rounded down to six decimals.
+    measure: what is compared with the target, `pipeline.flops.flops_ratio` or `end_to_end_ratio`. The other
+    fields stay as they are. Counts are whole tokens, so the ratio steps: the result lies at or just below the
+    target, and is rounded down to six decimals.
 
     Errors: ValueError when the target is not in (0, 1].
     """
@@ -39,7 +45,7 @@ def solve_keep_ratio(
 
     def ratio_at(value: float) -> float:
         plans = method.with_ratio(value).plans(layouts, shape.layers, partition)
-        return flops_ratio(plans, shape)
+        return measure(plans, shape)
 
     searched = knobs(method)[method.ratio_field]
     low, high = searched.low, searched.high

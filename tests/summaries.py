@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.break_even import Serving
-from pipeline.methods import AdaTP, Method, RandomTokens
+from pipeline.methods import AdaTP, FewerFrames, Method, RandomTokens
 from tuner.records.measurements import MeasuredServing, Profiled, ServingCost
-from tuner.reporting.values import Compared, Comparison, HeldOut, RegressionRow, RunSummary, TagRow, Trial
+from tuner.reporting.values import (
+    Compared,
+    Comparison,
+    EndToEnd,
+    HeldOut,
+    RegressionRow,
+    RunSummary,
+    TagRow,
+    Trial,
+)
 from tuner.statistics.values import Interval, Measured, Noise, Tested
 from tuner.study.values import AnswerCost, Configuration, Outcome, Setting
 
@@ -233,3 +242,19 @@ def make_comparison(count=9, budget=0.3, seed=0, own: RunSummary | None = None, 
         rows=tuple(rows),
     )
     return replace(comparison, **changes)
+
+
+def make_end_to_end(own: RunSummary) -> EndToEnd:
+    """The tuned AdaTP of `own` and two peers at its end-to-end FLOPs; a third cannot come down to them."""
+    assert own.best_held_out is not None
+    tuned = own.best_held_out
+    ratio = tuned.outcome.flops_ratio_end_to_end
+    rows = [Compared("AdaTP, tuned", tuned)]
+    for name, method, accuracy in (
+        ("Fewer frames", FewerFrames(keep_ratio=0.5), 0.91),
+        ("Random tokens", RandomTokens(keep_ratio=0.4), 0.8),
+    ):
+        held_out = make_held_out(Configuration.from_method(method), accuracy)
+        outcome = replace(held_out.outcome, flops_ratio_end_to_end=ratio - 0.01)
+        rows.append(Compared(name, replace(held_out, outcome=outcome), f"about {name}"))
+    return EndToEnd(tuple(rows), {"PyramidDrop": 0.61})

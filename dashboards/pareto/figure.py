@@ -6,12 +6,11 @@ Both drawings, the page and the still, show `tuner.reporting.trial_table`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from dashboards.pareto.marks import best_name
 from dashboards.pareto.page import interactive
 from dashboards.pareto.still import still
-from dashboards.picture.picture import Picture, write
+from dashboards.picture.picture import Picture
 from tuner.reporting.summary import up_to
 from tuner.reporting.trial_table import ParetoPoint, pareto_points
 from tuner.reporting.values import Comparison, RunSummary
@@ -28,11 +27,6 @@ def pareto_picture(summary: RunSummary, comparison: Comparison | None = None) ->
         plotly=interactive(points, summary),
         still=still(points, summary),
     )
-
-
-def write_pareto(summary: RunSummary, folder: Path, comparison: Comparison | None = None) -> tuple[Path, ...]:
-    """Writes pareto.html (self-contained), pareto.png and pareto.csv."""
-    return write(pareto_picture(summary, comparison), folder)
 
 
 def _description(points: Sequence[ParetoPoint], summary: RunSummary) -> str:

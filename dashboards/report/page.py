@@ -25,7 +25,7 @@ from dashboards.picture.templating import (
 )
 from dashboards.report.answer import answer, counted
 from dashboards.report.flips import filters_of, flips_of
-from tuner.reporting.comparison_table import time_taken
+from tuner.reporting.comparison_table import end_to_end_unreachable, time_taken
 from tuner.reporting.summary import (
     accuracy_name,
     comparison,
@@ -91,6 +91,7 @@ def report_html(
             findings_in_short=() if sensitivity is None else in_short(sensitivity),
             comparison=comparison,
             nothing_chosen=NOTHING_CHOSEN,
+            end_to_end_unreachable=() if comparison is None else end_to_end_unreachable(comparison),
             fair=None if comparison is None else _fair(comparison),
             time_taken=None if comparison is None else time_taken(comparison),
             flips=flips[:MOST_FLIPS],
@@ -112,8 +113,12 @@ def _fair(comparison: Comparison) -> str | None:
     return (
         f"Equal LLM FLOPs are not equal cost: end to end, including the vision tower, {cheapest} needs "
         f"{100 * ratios[cheapest]:.0f} % of the unpruned FLOPs and {dearest} {100 * ratios[dearest]:.0f} %. "
-        f"At equal end-to-end cost {cheapest} could keep more tokens, and may lose less than here. The next "
-        "figure's button \u201cend-to-end FLOPs\u201d draws all methods by that cost."
+        + (
+            f"At equal end-to-end cost {cheapest} could keep more tokens, and may lose less than here: "
+            f"`tuner compare --budget {comparison.budget:g}` measures that."
+            if comparison.end_to_end is None
+            else "The next table compares them at equal end-to-end cost."
+        )
     )
 
 

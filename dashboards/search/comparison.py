@@ -1,4 +1,4 @@
-"""`tuner compare`: pruning methods at the same FLOPs, on held-out videos."""
+"""`tuner compare`: pruning methods at the same FLOPs, LLM prefill and end to end, on held-out videos."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dashboards.picture.picture import BLACK, FONT, GREEN, ORANGE, PURPLE, VERMILION, Picture
 from pipeline.methods import AdaTP, AdaTPOneShot
+from tuner.reporting.comparison_table import end_to_end_unreachable
 from tuner.reporting.values import Compared, Comparison
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ class ComparisonRow:
     seconds_ratio: float | None
 
 
-def comparison_rows(comparison: Comparison) -> tuple[ComparisonRow, ...]:
-    """The table, most accurate first; ties stay in the order of the comparison."""
-    rows = [_row(one) for one in comparison.rows]
+def comparison_rows(compared: Sequence[Compared]) -> tuple[ComparisonRow, ...]:
+    """The table, most accurate first; ties stay in their order."""
+    rows = [_row(one) for one in compared]
     return tuple(sorted(rows, key=lambda row: -row.accuracy))
 
 
@@ -76,12 +77,38 @@ def _row(one: Compared) -> ComparisonRow:
 
 
 def comparison_picture(comparison: Comparison) -> Picture:
-    """A mark with its interval for each pruning method, and the numbers beside it."""
-    rows = comparison_rows(comparison)
+    """Pruning methods at equal LLM prefill FLOPs: a mark with its interval for each, and the numbers beside
+    it.
+    """
+    rows = comparison_rows(comparison.rows)
+    text = (
+        f"{_description(rows, comparison)} Time covers prefill and answer, measured with all methods in turn."
+    )
+    for name, smallest in comparison.unreachable.items():
+        text += f" {name} cannot reach this budget: its minimum is {100 * smallest:.1f} %."
     return Picture(
         name="comparison",
         title=f"Pruning methods at {100 * comparison.budget:g} % of the prefill FLOPs",
-        description=_description(rows, comparison),
+        description=text if rows else "Nothing was compared.",
+        table=rows,
+        plotly=_plotly(rows, comparison),
+    )
+
+
+def end_to_end_picture(comparison: Comparison) -> Picture | None:
+    """AdaTP and its peers at equal end-to-end FLOPs; None where that was not measured."""
+    found = comparison.end_to_end
+    if found is None:
+        return None
+    rows = comparison_rows(found.rows)
+    text = (
+        f"The end-to-end FLOPs (vision tower, projector and aligned encoder included) are those of "
+        f"{found.rows[0].name} or less. {_description(rows, comparison)}"
+    )
+    return Picture(
+        name="comparison-end-to-end",
+        title=f"Pruning methods at {100 * found.flops_ratio:.0f} % of the end-to-end FLOPs",
+        description=" ".join([text, *end_to_end_unreachable(comparison)]),
         table=rows,
         plotly=_plotly(rows, comparison),
     )
@@ -145,25 +172,20 @@ def _unpruned(comparison: Comparison) -> str:
 
 def _description(rows: Sequence[ComparisonRow], comparison: Comparison) -> str:
     if not rows:
-        text = "Nothing was compared."
-    else:
-        first, last = rows[0], rows[-1]
-        what = _what(comparison)
-        text = (
-            f"On {first.questions} held-out questions about {first.videos} videos, {first.name} has the best "
-            f"{what}, {100 * first.accuracy:.1f} % against {100 * comparison.baseline.value:.1f} % unpruned"
-        )
-        if len(rows) > 1:
-            text += f", and {last.name} the lowest, {100 * last.accuracy:.1f} %"
-        text += (
-            ". Lines are 95 % intervals. Methods with overlapping intervals may still differ, because all "
-            "answered the same questions: the change from the unpruned model is paired. FLOPs and time are "
-            "in per cent of the unpruned model's. Time covers prefill and answer, measured with all methods "
-            "in turn."
-        )
-    for name, smallest in comparison.unreachable.items():
-        text += f" {name} cannot reach this budget: its minimum is {100 * smallest:.1f} %."
-    return text
+        return ""
+    first, last = rows[0], rows[-1]
+    what = _what(comparison)
+    text = (
+        f"On {first.questions} held-out questions about {first.videos} videos, {first.name} has the best "
+        f"{what}, {100 * first.accuracy:.1f} % against {100 * comparison.baseline.value:.1f} % unpruned"
+    )
+    if len(rows) > 1:
+        text += f", and {last.name} the lowest, {100 * last.accuracy:.1f} %"
+    return (
+        f"{text}. Lines are 95 % intervals. Methods with overlapping intervals may still differ, because all "
+        "answered the same questions: the change from the unpruned model is paired. FLOPs and time are in "
+        "per cent of the unpruned model's."
+    )
 
 
 # The page
@@ -173,6 +195,8 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
     import plotly.graph_objects as go
 
     figure = go.Figure()
+    # Without times their column is left out.
+    shown = _AT if any(row.seconds_ratio is not None for row in rows) else _AT[:-1]
     for place, row in enumerate(rows):
         color, symbol = _marker(row)
         interval = row.accuracy_low is not None and row.accuracy_high is not None
@@ -197,9 +221,9 @@ def _plotly(rows: Sequence[ComparisonRow], comparison: Comparison) -> PlotlyFigu
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-        for at, cell in zip(_AT, _cells(row), strict=True):
+        for at, cell in zip(shown, _cells(row), strict=False):
             figure.add_annotation(**_cell(at, cell), y=place)
-    for at, name in zip(_AT, _COLUMNS, strict=True):
+    for at, name in zip(shown, _COLUMNS, strict=False):
         figure.add_annotation(**_cell(at, f"<b>{name}</b>"), y=1.0, yref="paper", yanchor="bottom")
     unpruned = 100 * comparison.baseline.value
     figure.add_vline(x=unpruned, line={"color": BLACK, "width": 1.2, "dash": "dot"})

@@ -12,7 +12,7 @@ from dashboards.folder import Details, draw, draw_comparison, draw_sensitivity, 
 from tests.dashboards.search.test_history import make_history
 from tests.inspections import make_inspection
 from tests.sensitivities import make_sensitivity
-from tests.summaries import make_comparison, make_summary
+from tests.summaries import make_comparison, make_end_to_end, make_summary
 
 STUDY = SimpleNamespace(name="demo")
 
@@ -92,6 +92,10 @@ def test_a_comparison_without_a_search_is_a_page_that_stands_alone(drawings, mon
     files = draw_comparison(STUDY, make_comparison(2))
     assert [file.name for file in files] == ["comparison.html", "comparison.csv", "comparison.json"]
     assert all(file.is_file() for file in files)
+    both = draw_comparison(STUDY, make_comparison(2, end_to_end=make_end_to_end(make_summary(5))))
+    assert [file.name for file in both if file not in files] == [
+        f"comparison-end-to-end.{kind}" for kind in ("html", "csv")
+    ]
     assert "<script src" not in files[0].read_text()
     assert drawings == []
 

@@ -96,10 +96,9 @@ def compare(
     from rich.console import Console
 
     from tuner.cli.record import say_where
-    from tuner.reporting.comparison_table import render, table
+    from tuner.reporting.comparison_table import render
 
     console = Console(highlight=False)
-    # As wide as the table needs to be: a number cut short is none.
-    width = Console(width=1000).measure(table(comparison)).maximum
-    Console(width=max(width, console.width)).print(render(comparison))
+    for line in render(comparison, console.width):
+        console.print(line, soft_wrap=True)
     say_where(files, recorded, comparison.study, console)

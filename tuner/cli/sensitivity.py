@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,13 +22,6 @@ from tuner.cli.options import (
     in_bytes,
     parse_budget,
 )
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
-    from tuner.sensitivity.results import Sensitivity
-    from tuner.statistics.values import Interval, Measured
 
 
 def sensitivity(
@@ -115,87 +108,11 @@ def sensitivity(
     from rich.console import Console
 
     from tuner.cli.record import say_where
+    from tuner.reporting.sensitivity_table import render
 
     console = Console(highlight=False)
-    console.print(render(found))
+    for line in render(found, console.width):
+        console.print(line, soft_wrap=True)
     for file in saved:
         console.print(f"All numbers: {file}", markup=False, soft_wrap=True)
     say_where(files, recorded, found.study, console)
-
-
-def render(found: Sensitivity) -> RenderableType:
-    """Headline, sentences, safe ranges and indices, for a rich console of 80 columns or more."""
-    from rich.console import Group
-    from rich.text import Text
-
-    which = "AdaTP's defaults" if found.trial is None else f"trial {found.trial}"
-    headline = (
-        f"{found.study}: {which} at budget {found.budget:g}, one knob at a time and over the whole space"
-    )
-    parts: list[RenderableType] = [Text(headline, style="bold"), Text("")]
-    parts += [Text(f"- {line}", overflow="fold") for line in found.sentences]
-    parts.append(_safe_ranges(found))
-    if any(output.indices for output in found.outputs):
-        parts.append(_indices(found))
-    return Group(*parts)
-
-
-def _safe_ranges(found: Sensitivity) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    what = "accuracy" if found.labelled else "agreement"
-    columns = (
-        "knob",
-        "chosen",
-        f"safe to {100 * found.margin:.1f} points",
-        "within budget",
-        f"{what}, % over its range",
-        "points",
-    )
-    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for one in found.curves:
-        shares = [100 * point.accuracy.value for point in one.points]
-        table.add_row(
-            one.knob,
-            f"{one.chosen:.4g}",
-            _range(one.safe),
-            _range(one.within_budget),
-            f"{min(shares):.1f} to {max(shares):.1f}",
-            f"{len(one.points)}{' (exact)' if one.exact else ''}",
-        )
-    return table
-
-
-def _indices(found: Sensitivity) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    columns = ("share of variance", "knob", "alone", "with the others", "PED-ANOVA")
-    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for output in found.outputs:
-        name = "agreement" if output.name == "accuracy" and not found.labelled else output.name
-        for place, index in enumerate(output.indices):
-            table.add_row(
-                f"{name} (R2 {output.r2:.2f})" if place == 0 else "",
-                index.input,
-                _share(index.first),
-                _share(index.total),
-                "-" if index.ped_anova is None else f"{index.ped_anova:.2f}",
-            )
-    return table
-
-
-def _range(one: Interval | None) -> str:
-    from tuner.sensitivity.sentences import value
-
-    return "none" if one is None else f"{value(one.low)} to {value(one.high)}"
-
-
-def _share(one: Measured) -> str:
-    text = f"{one.value:.2f}"
-    return text if one.interval is None else f"{text} [{one.interval.low:.2f}, {one.interval.high:.2f}]"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from tuner.records.values import SearchRecord, TrialRecord
+    from tuner.reporting.columns import Column
 
 
 @dataclass(frozen=True)
@@ -156,57 +157,23 @@ def rows(
     return result
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: its title in up to two lines, its cells, and how soon it gives way."""
-
-    title: str
-    cells: tuple[str, ...]
-    right: bool = True
-    # Where there is no room, those with the highest are left out first.
-    rank: int = 0
-
-    @property
-    def width(self) -> int:
-        """Of its widest cell or title."""
-        return max(map(len, (*self.title.split("\n"), *self.cells)), default=0)
-
-
 def _table(found: list[Row], choices: tuple[str, ...], width: int | None, *, labelled: bool) -> str:
-    """By hand: rich takes seconds for a thousand rows. A number is never cut short: columns that say least
-    are left out until the rest fits, and a line below names them.
+    """At most so wide, with a line below that names the columns left out; None: all of them."""
+    from tuner.reporting.columns import fitted
 
-    width: None for all of them.
-    """
-    columns, left_out = _columns(found, choices, labelled=labelled), []
-    while width is not None and sum(one.width + 1 for one in columns) - 1 > width:
-        last = max(columns, key=lambda one: one.rank)
-        if not last.rank:
-            break
-        columns.remove(last)
-        left_out.append(last.title.replace("_\n", "_").replace("\n", " "))
-    titles = [["", *one.title.split("\n")][-2:] for one in columns]
-    lines = [list(one) for one in zip(*titles, strict=True)]
-    lines += [list(cells) for cells in zip(*(one.cells for one in columns), strict=True)]
-    written = [
-        " ".join(
-            cell.rjust(one.width) if one.right else cell.ljust(one.width)
-            for cell, one in zip(line, columns, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    rule = "-" * max(map(len, written))
+    table = fitted(_columns(found, choices, labelled=labelled), width)
     below = [f"* trial {row.number}: the best of {told}" for row in found for told in row.best_of]
     if not all(row.allowed for row in found):
         below.append("not allowed: study.yaml does not allow its knobs or choices any more")
-    if left_out:
-        below.append(f"Left out for want of room: {', '.join(left_out)}; --json has everything.")
+    if table.left_out:
+        below.append(f"Left out for want of room: {', '.join(table.left_out)}; --json has everything.")
     below = [line for text in below for line in textwrap.wrap(text, width or 1000)]
-    return "\n".join([*written[:2], rule, *written[2:], *([""] if below else []), *below])
+    return "\n".join([*table.head, *table.body, *([""] if below else []), *below])
 
 
 def _columns(found: list[Row], choices: tuple[str, ...], *, labelled: bool) -> list[Column]:
     from pipeline.methods import KNOBS
+    from tuner.reporting.columns import Column
 
     def column(title: str, cell: Callable[[Row], str], rank: int = 0, *, right: bool = True) -> Column:
         return Column(title, tuple(map(cell, found)), right, rank)

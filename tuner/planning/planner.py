@@ -15,6 +15,7 @@ from pipeline.flops import (
     Compute,
     ModelShape,
     compute,
+    end_to_end_ratio,
     flops_ratio,
     pruned_by_question,
     unpruned_by_question,
@@ -121,6 +122,17 @@ class Planner:
                 )
             solved.append(one)
         return min(solved, key=lambda one: one.ratio)
+
+    def end_to_end_ratio(self, method: Method) -> float:
+        """The FLOPs ratio with vision tower, projector and aligned encoder, on the held-out questions (on the
+        tune questions if nothing is held out).
+        """
+        return end_to_end_ratio(self._plans(method), self.shape)
+
+    def solve_end_to_end(self, method: Method, target: float) -> Method | Unreachable:
+        """The method with the largest keep ratio whose `end_to_end_ratio` is at most `target`."""
+        layouts = self._layouts[self._measured_split]
+        return solve_keep_ratio(method, layouts, self.shape, target, end_to_end_ratio)
 
     def boosts(self, method: AdaTP) -> bool:
         """Whether any segment of the study keeps more because of its relevance."""

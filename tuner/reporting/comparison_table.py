@@ -3,69 +3,111 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tuner.records.measurements import Timed
+from tuner.reporting.columns import Column, fitted
+from tuner.reporting.overview import WIDEST
 from tuner.reporting.summary import NOTHING, percent, signed
-from tuner.reporting.values import Compared, Comparison
+from tuner.reporting.values import Compared, Comparison, EndToEnd
 from tuner.statistics.values import Measured
 from tuner.statistics.wording import NOTHING_CHOSEN
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+    from rich.text import Text
 
 # File name of the table.
 TABLE = "comparison.json"
 
 
 def headline(comparison: Comparison) -> str:
-    """One line above the table."""
+    """One line above the first table."""
     count = len(comparison.rows)
-    return f"{comparison.study}: {count} ways to prune at a FLOPs ratio of {comparison.budget:g}"
+    return f"{comparison.study}: {count} ways to prune at an LLM prefill FLOPs ratio of {comparison.budget:g}"
 
 
-def table(comparison: Comparison) -> Table:
-    """A row for the unpruned model and for each way to prune; the best accuracy of these is bold."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    what = "accuracy" if comparison.labelled else "agreement"
-    drawn = Table("", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    columns = (f"held-out {what}", "change", "lost", "gained", "FLOPs", "end to\nend", "ms", "time")
-    for name in columns:
-        drawn.add_column(name, justify="right", no_wrap=True)
-    timed = _timed(comparison)
-    before = NOTHING if timed is None else f"{1000 * timed.baseline_seconds:.3g}"
-    drawn.add_row(
-        "unpruned", percent(comparison.baseline), NOTHING, NOTHING, NOTHING, "1", "1", before,
-        NOTHING if timed is None else "1",
-    )  # fmt: skip
-    best = max((row.held_out.accuracy.value for row in comparison.rows), default=None)
-    for one in comparison.rows:
-        style = "bold" if one.held_out.accuracy.value == best else ""
-        # Text: a string in brackets might be taken for markup.
-        drawn.add_row(*(Text(cell, style=style) for cell in (one.name, *_cells(one))))
-    return drawn
-
-
-def _cells(one: Compared) -> tuple[str, ...]:
-    outcome = one.held_out.outcome
+def end_to_end_headline(found: EndToEnd) -> str:
+    """One line above the second table."""
     return (
-        percent(one.held_out.accuracy),
-        signed(one.held_out.difference),
-        str(outcome.regressions),
-        str(outcome.gained),
-        f"{outcome.flops_ratio:.4f}",
-        f"{outcome.flops_ratio_end_to_end:.4f}",
-        NOTHING if one.timed is None else f"{1000 * one.timed.seconds:.3g}",
-        NOTHING if one.timed is None else f"{one.timed.ratio:.2f}",
+        f"At equal end-to-end FLOPs, what you pay: those of {found.rows[0].name}, a ratio of "
+        f"{found.flops_ratio:.3f}"
     )
 
 
+def _table(
+    rows: Sequence[Compared], what: str, width: int | None, unpruned: tuple[Measured, Timed | None] | None
+) -> list[Text]:
+    """A line for each way to prune, in at most so many columns where that is possible; the best accuracy is
+    bold. unpruned: accuracy and time for a line at the top.
+    """
+    from rich.text import Text
+
+    names, about = [one.name for one in rows], [one.about for one in rows]
+    cells = [_cells(one) for one in rows]
+    if unpruned is not None:
+        names, about = ["unpruned", *names], ["", *about]
+        cells.insert(0, _unpruned_cells(*unpruned))
+    columns = [Column("", tuple(names), right=False)]
+    columns += [
+        Column(title, column, rank=rank)
+        for (title, rank), column in zip(_columns(what), zip(*cells, strict=True), strict=True)
+        if set(column) != {NOTHING}
+    ]
+    table = fitted([*columns, Column("", tuple(about), right=False, rank=9)], width)
+    best = max((row.held_out.accuracy.value for row in rows), default=None)
+    bold = [one.held_out.accuracy.value == best for one in rows]
+    bold = bold if unpruned is None else [False, *bold]
+    lines = [Text(line) for line in table.head]
+    return lines + [
+        Text(line, style="bold" if strong else "") for line, strong in zip(table.body, bold, strict=True)
+    ]
+
+
+def _columns(what: str) -> tuple[tuple[str, int], ...]:
+    """Titles, and how soon each gives way where there is no room."""
+    return (
+        (f"held-out\n{what}", 0),
+        ("95 %\ninterval", 5),
+        ("change, points", 0),
+        ("lost /\ngained", 0),
+        ("LLM\nFLOPs", 4),
+        ("end to\nend", 0),
+        ("time", 0),
+        ("ms", 6),
+    )
+
+
+def _cells(one: Compared) -> tuple[str, ...]:
+    accuracy, outcome = one.held_out.accuracy, one.held_out.outcome
+    return (
+        percent(Measured(accuracy.value)),
+        _interval(accuracy),
+        signed(one.held_out.difference),
+        f"{outcome.regressions} / {outcome.gained}",
+        f"{outcome.flops_ratio:.3f}",
+        f"{outcome.flops_ratio_end_to_end:.3f}",
+        NOTHING if one.timed is None else f"{one.timed.ratio:.2f}",
+        NOTHING if one.timed is None else f"{1000 * one.timed.seconds:.3g}",
+    )
+
+
+def _unpruned_cells(baseline: Measured, timed: Timed | None) -> tuple[str, ...]:
+    return (
+        percent(Measured(baseline.value)), _interval(baseline), "", "", "1", "1",
+        NOTHING if timed is None else "1",
+        NOTHING if timed is None else f"{1000 * timed.baseline_seconds:.3g}",
+    )  # fmt: skip
+
+
+def _interval(measured: Measured) -> str:
+    one = measured.interval
+    return NOTHING if one is None else f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
+
+
 def remarks(comparison: Comparison) -> tuple[str, ...]:
-    """Sentences below the table: what the columns are, and what could not be compared."""
+    """Sentences below the tables: what the columns are, and what could not be compared."""
     lines = []
     if comparison.rows:
         outcome = comparison.rows[0].held_out.outcome
@@ -80,8 +122,21 @@ def remarks(comparison: Comparison) -> tuple[str, ...]:
         f"{name} cannot reach the budget: its smallest FLOPs ratio is {smallest:.4f}."
         for name, smallest in comparison.unreachable.items()
     ]
+    lines += end_to_end_unreachable(comparison)
     lines += [NOTHING_CHOSEN] if comparison.rows else []
     return tuple(lines)
+
+
+def end_to_end_unreachable(comparison: Comparison) -> list[str]:
+    """A sentence for each peer that cannot come down to AdaTP's end-to-end FLOPs."""
+    found = comparison.end_to_end
+    if found is None:
+        return []
+    return [
+        f"{name} cannot come down to the end-to-end FLOPs of {found.rows[0].name}: even with everything "
+        f"dropped that it may drop, its ratio is {smallest:.4f}."
+        for name, smallest in found.unreachable.items()
+    ]
 
 
 def time_taken(comparison: Comparison) -> str | None:
@@ -95,38 +150,54 @@ def time_taken(comparison: Comparison) -> str | None:
     )
 
 
-def render(comparison: Comparison) -> RenderableType:
-    """Headline, table and remarks."""
-    from rich.console import Group
+def render(comparison: Comparison, width: int) -> list[Text]:
+    """Headlines, tables and remarks, no line longer than `width` from 80 on."""
     from rich.text import Text
 
-    below = [Text(line, overflow="fold") for line in remarks(comparison)]
-    return Group(Text(headline(comparison), style="bold"), table(comparison), *below)
+    what = "accuracy" if comparison.labelled else "agreement"
+    lines = [*_bold(headline(comparison), width), Text("")]
+    lines += _table(comparison.rows, what, width, (comparison.baseline, _timed(comparison)))
+    found = comparison.end_to_end
+    if found is not None:
+        lines += [Text(""), *_bold(end_to_end_headline(found), width), Text("")]
+        lines += _table(found.rows, what, width, None)
+    lines.append(Text(""))
+    for remark in remarks(comparison):
+        lines += [Text(line) for line in textwrap.wrap(remark, min(width, WIDEST))]
+    return lines
+
+
+def _bold(text: str, width: int) -> list[Text]:
+    from rich.text import Text
+
+    return [Text(line, style="bold") for line in textwrap.wrap(text, width)]
 
 
 def to_json(comparison: Comparison) -> str:
-    """The table in the form MLflow's interface shows: pandas' "split". Fractions, seconds; the configuration
-    as canonical JSON.
+    """Both tables as one, in the form MLflow's interface shows: pandas' "split". Fractions, seconds; the
+    configuration as canonical JSON. equal: which FLOPs a row shares with AdaTP's.
     """
     columns = (
-        "name", "about", "method", "questions", "videos", "accuracy", "accuracy_low", "accuracy_high",
-        "difference", "difference_low", "difference_high", "regressions", "gained", "flops_ratio",
-        "flops_ratio_end_to_end", "seconds", "seconds_ratio", "device", "configuration",
+        "name", "equal", "about", "method", "questions", "videos", "accuracy", "accuracy_low",
+        "accuracy_high", "difference", "difference_low", "difference_high", "regressions", "gained",
+        "flops_ratio", "flops_ratio_end_to_end", "seconds", "seconds_ratio", "device", "configuration",
     )  # fmt: skip
     timed, baseline = _timed(comparison), comparison.baseline
     outcome = comparison.rows[0].held_out.outcome if comparison.rows else None
     rows: list[list[object]] = [
         [
-            "unpruned", "", "", *((outcome.questions, outcome.videos) if outcome else (None, None)),
+            "unpruned", "", "", "", *((outcome.questions, outcome.videos) if outcome else (None, None)),
             *_ends(baseline), 0.0, None, None, 0, 0, 1.0, 1.0,
             *((timed.baseline_seconds, 1.0, timed.device) if timed else (None, None, None)), "",
         ]
     ]  # fmt: skip
-    for one in comparison.rows:
+    found = () if comparison.end_to_end is None else comparison.end_to_end.rows
+    compared = [*((one, "LLM prefill") for one in comparison.rows), *((one, "end to end") for one in found)]
+    for one, equal in compared:
         held_out, outcome, timed = one.held_out, one.held_out.outcome, one.timed
         rows.append(
             [
-                one.name, one.about, held_out.configuration.method, outcome.questions, outcome.videos,
+                one.name, equal, one.about, held_out.configuration.method, outcome.questions, outcome.videos,
                 *_ends(held_out.accuracy), *_ends(held_out.difference), outcome.regressions, outcome.gained,
                 outcome.flops_ratio, outcome.flops_ratio_end_to_end,
                 *((timed.seconds, timed.ratio, timed.device) if timed else (None, None, None)),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.reporting.overview import verdict
-from tuner.reporting.values import Comparison, HeldOut, Recorded, RunSummary, Trial
+from tuner.reporting.values import Compared, Comparison, HeldOut, Recorded, RunSummary, Trial
 from tuner.sensitivity.results import Sensitivity
 from tuner.statistics.values import Measured
 from tuner.study.values import Configuration
@@ -74,6 +74,7 @@ def comparison_document(
     comparison: Comparison, files: Sequence[Path] = (), recorded: Recorded | None = None
 ) -> str:
     """The end of `tuner compare`."""
+    found = comparison.end_to_end
     return _document(
         "compare",
         comparison.study,
@@ -82,17 +83,21 @@ def comparison_document(
         labelled=comparison.labelled,
         baseline=_measured(comparison.baseline),
         rows=[
-            {
-                "name": one.name,
-                "about": one.about,
-                "configuration": _configuration(one.held_out.configuration),
-                "held_out": _held_out(one.held_out),
+            _compared(one)
+            | {
                 "seconds": None if one.timed is None else one.timed.seconds,
                 "seconds_ratio": None if one.timed is None else one.timed.ratio,
             }
             for one in comparison.rows
         ],
         unreachable=dict(comparison.unreachable),
+        end_to_end=None
+        if found is None
+        else {
+            "flops_ratio": found.flops_ratio,
+            "rows": [_compared(one) for one in found.rows],
+            "unreachable": dict(found.unreachable),
+        },
         **_places(_report(files), recorded),
     )
 
@@ -136,6 +141,15 @@ def _trial(trial: Trial, held_out: HeldOut | None) -> dict[str, Any]:
             "flops_ratio_end_to_end": outcome.flops_ratio_end_to_end,
         },
         "held_out": None if held_out is None else _held_out(held_out),
+    }
+
+
+def _compared(one: Compared) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "about": one.about,
+        "configuration": _configuration(one.held_out.configuration),
+        "held_out": _held_out(one.held_out),
     }
 
 

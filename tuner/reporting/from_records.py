@@ -533,15 +533,6 @@ def _recorded(study: Study, database: str | None) -> Iterator[tuple[Store, Study
         yield store, store.require(study.name)
 
 
-def load_status(study: Study, database: str | None = None) -> Status:
-    """How far a study has come, also while it runs.
-
-    Errors: UserError when it was never run.
-    """
-    with _recorded(study, database) as (store, record):
-        return status_of(study, store, record)
-
-
 def status_of(study: Study, store: Store, record: StudyRecord) -> Status:
     """How far a study has come. `store` has found `record`."""
     results = Results(study, store, make_planner(record))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 MOST_LINES = 25
 # Sentences are not drawn out further on wide terminals.
-_WIDEST = 100
+WIDEST = 100
 _INDENT = 16
 
 Word = Literal["YES", "NO", "NOT SHOWN", "NOT KNOWN", "NOT YET", "NOTHING FITS"]
@@ -425,7 +425,7 @@ def _wrapped(text: str, label: str, width: int, sep: str = " ") -> list[str]:
     """Lines no longer than `width`, the label before the first; nothing for an empty text."""
     if not text:
         return []
-    room = max(20, min(width, _WIDEST) - _INDENT)
+    room = max(20, min(width, WIDEST) - _INDENT)
     if sep == " ":
         lines = textwrap.wrap(text, room, break_on_hyphens=False)
     else:

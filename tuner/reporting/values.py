@@ -262,8 +262,27 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class EndToEnd:
+    """AdaTP and its peers at the same FLOPs end to end: vision tower, projector and aligned encoder included.
+
+    The first row is AdaTP, tuned or at its defaults; the others are set to its ratio on the held-out part.
+    """
+
+    rows: tuple[Compared, ...]
+    # Peers that cannot come down to it, with the smallest end-to-end FLOPs ratio they can.
+    unreachable: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def flops_ratio(self) -> float:
+        """AdaTP's end-to-end FLOPs over the unpruned model's."""
+        return self.rows[0].held_out.outcome.flops_ratio_end_to_end
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Ways to prune side by side at the same FLOPs, the tuned and the default AdaTP among them."""
+    """Ways to prune side by side at the same LLM prefill FLOPs, the tuned and the default AdaTP among them,
+    and AdaTP's peers at its end-to-end FLOPs.
+    """
 
     study: str
     study_hash: str
@@ -275,3 +294,5 @@ class Comparison:
     # Methods that cannot reach the budget, with the smallest FLOPs ratio they can.
     unreachable: dict[str, float] = field(default_factory=dict)
     labelled: bool = True
+    # None where AdaTP does not reach the budget, or this was not measured (since AdaTP was tuned).
+    end_to_end: EndToEnd | None = None

@@ -1,12 +1,15 @@
 """`tuner compare` as a library function: ways to prune side by side, at the same FLOPs, on held-out videos.
 
-Every way is set to the budget by its own ratio, its other parameters as its paper has them. Answers join the
+Twice: at equal LLM prefill FLOPs, which the budget limits, and the peers at AdaTP's FLOPs end to end, which
+are what a user pays: AdaTP needs an aligned encoder, and fewer frames save the vision tower, too.
+
+Every way is set to these by its own ratio, its other parameters as its paper has them. Answers join the
 study's records like any other, so nothing is asked twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import PipelineError
@@ -28,6 +31,7 @@ from tuner.evaluation.scoring import answer_cost
 from tuner.evaluation.serving import measure_times
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
+from tuner.records.measurements import Timed
 from tuner.records.store import Store
 from tuner.records.values import StudyRecord
 from tuner.reporting.from_records import (
@@ -38,7 +42,7 @@ from tuner.reporting.from_records import (
     unpruned_share,
 )
 from tuner.reporting.summary import moved_defaults
-from tuner.reporting.values import Compared, Comparison
+from tuner.reporting.values import Compared, Comparison, EndToEnd
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared
 from tuner.search.space import TOLERANCE, SearchSpace
 from tuner.study import Search, Study
@@ -65,11 +69,18 @@ PEERS = (
 )
 
 
+Row = tuple[str, str, Configuration]
+"""Name, about, configuration."""
+
+TUNED = "AdaTP, tuned"
+DEFAULTS = "AdaTP, defaults"
+
+
 @dataclass(frozen=True)
 class Lineup:
-    """What is compared: (name, about, configuration), and the smallest FLOPs ratio of what cannot be."""
+    """What is compared, and the smallest FLOPs ratio of what cannot be."""
 
-    rows: tuple[tuple[str, str, Configuration], ...]
+    rows: tuple[Row, ...]
     unreachable: dict[str, float]
 
     @property
@@ -84,20 +95,40 @@ def line_up(planner: Planner, search: Search, budget: float, tuned: Configuratio
     The tuned configuration stays as it is; everything else is solved for the budget, so that it fits the tune
     and the held-out part. Where nothing was tuned the parts are taken from the defaults.
     """
-    rows: list[tuple[str, str, Configuration]] = []
+    rows: list[Row] = []
     unreachable: dict[str, float] = {}
     defaults = SearchSpace(planner, search, budget).defaults()
     if tuned is not None:
-        rows.append(("AdaTP, tuned", "the best configuration of the study's search", tuned))
+        rows.append((TUNED, "the best configuration of the study's search", tuned))
     if defaults.binding_ratio <= budget + TOLERANCE:
         about = f"all knobs but p at their defaults {moved_defaults(defaults.configuration)}".rstrip()
-        rows.append(("AdaTP, defaults", about, defaults.configuration))
+        rows.append((DEFAULTS, about, defaults.configuration))
     else:
-        unreachable["AdaTP, defaults"] = defaults.binding_ratio
+        unreachable[DEFAULTS] = defaults.binding_ratio
     whole = (tuned or defaults.configuration).build()
     ablations = _without_a_part(whole, planner) if isinstance(whole, AdaTP) else ()
-    for way in (*ablations, *PEERS):
-        solved = planner.solve(way.method, budget)
+    solved = _solved((*ablations, *PEERS), lambda method: planner.solve(method, budget))
+    return Lineup((*rows, *solved.rows), unreachable | solved.unreachable)
+
+
+def line_up_end_to_end(planner: Planner, lineup: Lineup) -> Lineup | None:
+    """AdaTP as `lineup` has it (tuned, or at its defaults where nothing was tuned), then its peers at its
+    FLOPs end to end; None where AdaTP does not reach the budget.
+
+    AdaTP without one of its parts needs the same encoders, so that equal LLM FLOPs compare it already.
+    """
+    if not lineup.rows or lineup.rows[0][0] not in (TUNED, DEFAULTS):
+        return None
+    # With the encoders AdaTP may cost more than the unpruned model, and no peer can.
+    target = min(1.0, planner.end_to_end_ratio(lineup.rows[0][2].build()))
+    solved = _solved(PEERS, lambda method: planner.solve_end_to_end(method, target))
+    return replace(solved, rows=(lineup.rows[0], *solved.rows))
+
+
+def _solved(ways: Iterable[Way], solve: Callable[[Method], Method | Unreachable]) -> Lineup:
+    rows, unreachable = list[Row](), dict[str, float]()
+    for way in ways:
+        solved = solve(way.method)
         if isinstance(solved, Unreachable):
             unreachable[way.name] = solved.smallest
         else:
@@ -150,7 +181,10 @@ def compare(study: Study, options: RunOptions, progress: Progress | None = None)
                 f"nothing prunes this study down to the budget {budget:g}; the smallest FLOPs ratios are "
                 + ", ".join(f"{ratio:.4f} ({name})" for name, ratio in smallest)
             )
-        session.execute(session.beside(lineup.configurations))
+        end_to_end = line_up_end_to_end(session.planner, lineup)
+        session.execute(
+            session.beside([*lineup.configurations, *(end_to_end.configurations if end_to_end else ())])
+        )
         _time(session, lineup.configurations)
         return _comparison(session.study, session.store, session.record, budget, lineup, session.machine)
 
@@ -190,22 +224,31 @@ def _comparison(
     machine: str | None = None,
 ) -> Comparison:
     """Of the lineup what is measured; times of this machine, or of where they were measured last."""
-    results = Results(study, store, make_planner(record))
+    planner = make_planner(record)
+    results = Results(study, store, planner)
     measured, timed = store.measured(), store.timed(lineup.configurations, machine)
     baseline = results.of(None, "held_out")
+
+    def compared(lineup: Lineup, timed: Mapping[Configuration, Timed]) -> tuple[Compared, ...]:
+        return tuple(
+            Compared(name, held_out(one, measured[one], results), about, timed.get(one))
+            for name, about, one in lineup.rows
+            if one in measured
+        )
+
+    second = line_up_end_to_end(planner, lineup)
+    # All or nothing: records of an older version, or with another best trial since, have a part of it.
+    complete = second is not None and all(one in measured for one in second.configurations)
     return Comparison(
         study=study.name,
         study_hash=record.hash,
         budget=budget,
         baseline=unpruned_share(study, baseline),
         baseline_cost=answer_cost(baseline),
-        rows=tuple(
-            Compared(name, held_out(one, measured[one], results), about, timed.get(one))
-            for name, about, one in lineup.rows
-            if one in measured
-        ),
+        rows=compared(lineup, timed),
         unreachable=lineup.unreachable,
         labelled=study.labelled,
+        end_to_end=EndToEnd(compared(second, {}), second.unreachable) if second and complete else None,
     )
 
 

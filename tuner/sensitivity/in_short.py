@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tuner.sensitivity.results import Curve, Sensitivity
-from tuner.sensitivity.sentences import value
+from tuner.sensitivity.sentences import over_the_space, value
 from tuner.statistics.values import Interval
 
 MOST = 3
@@ -65,9 +65,11 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
 
 
 def _compute(found: Sensitivity, what: str) -> Iterator[str]:
-    """How much of the variance compute explains."""
-    output = next((one for one in found.outputs if one.name == "accuracy" and one.good), None)
-    if output is None or found.design_compute is None:
+    """How much of the variance compute explains, or that this cannot be said."""
+    output = next((one for one in found.outputs if one.name == "accuracy"), None)
+    if output is not None and not output.good:
+        yield over_the_space(output, what, found)
+    if output is None or not output.good or found.design_compute is None:
         return
     shares = {one.input: one.total.value for one in output.indices}
     others = {name: share for name, share in shares.items() if name != "compute"}

@@ -282,12 +282,15 @@ def _global(found: Sensitivity) -> Iterator[str]:
     told = False
     for output in found.outputs:
         name = found.labelled or output.name != "accuracy"
-        yield _output(output, output.name if name else "agreement", found, again=told)
+        yield over_the_space(output, output.name if name else "agreement", found, again=told)
         told = told or output.good
 
 
-def _output(output: Output, name: str, found: Sensitivity, *, again: bool) -> str:
-    """again: the previous sentence has explained the indices."""
+def over_the_space(output: Output, name: str, found: Sensitivity, *, again: bool = False) -> str:
+    """What a surrogate says about one output, or that it is too poor to say anything.
+
+    again: the previous sentence has explained the indices.
+    """
     known = f"R2 {output.r2:.2f}, {found.design_runs} runs"
     if not output.good:
         text = (

@@ -9,7 +9,6 @@ give the same numbers. docs/statistics.md gives the reasons and the simulated co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -153,11 +152,6 @@ def provable_drop(videos: Sequence[str], *, level: float = 0.05) -> float:
     """The smallest margin that can be shown: by a configuration that loses nothing. videos: per question."""
     same = np.ones((1, len(videos)))
     return float(-lower_bounds(same, same[0], videos, level=level)[0])
-
-
-def videos_needed(margin: float, *, level: float = 0.05) -> float:
-    """How many videos with equally many questions show this margin where nothing is lost; inf for none."""
-    return math.ceil(math.log(level) / math.log1p(-margin) - 1e-9) if margin > 0 else math.inf
 
 
 def correlation(after: ArrayLike, before: ArrayLike, videos: Sequence[str]) -> float | None:

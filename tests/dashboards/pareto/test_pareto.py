@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import pytest
 
-from dashboards.pareto.figure import pareto_picture, write_pareto
+from dashboards.pareto.figure import pareto_picture
 from dashboards.pareto.marks import AXES, PREFILL, cost_of, labels_of, limits_of, series_of
-from dashboards.picture.picture import to_csv, to_html
+from dashboards.picture.picture import to_csv, to_html, write
 from pipeline.methods import AdaTP
 from tests.summaries import (
     make_comparison,
@@ -89,7 +89,9 @@ def test_the_csv_reads_back_as_the_table():
 @pytest.mark.parametrize("trials", [0, 1, 40])
 def test_drawing_any_number_of_trials_leaves_no_warning_and_the_same_files_twice(tmp_path, trials):
     summary = make_summary(trials)
-    written = [tuple(file.read_bytes() for file in write_pareto(summary, tmp_path / name)) for name in "ab"]
+    written = [
+        tuple(file.read_bytes() for file in write(pareto_picture(summary), tmp_path / name)) for name in "ab"
+    ]
     assert written[0] == written[1]
     assert written[0][1].startswith(b"\x89PNG")
 
@@ -238,7 +240,7 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api")
     summary = make_summary(40)
-    files = write_pareto(summary, tmp_path, make_comparison(own=summary))
+    files = write(pareto_picture(summary, make_comparison(own=summary)), tmp_path)
     complaints, requests = [], []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])

@@ -21,7 +21,14 @@ from dashboards.search.comparison import comparison_picture
 from pipeline.methods import AdaTP
 from tests.inspections import make_inspection
 from tests.summaries import make_comparison as make_methods
-from tests.summaries import make_held_out, make_regressions, make_setting, make_summary, make_tested
+from tests.summaries import (
+    make_end_to_end,
+    make_held_out,
+    make_regressions,
+    make_setting,
+    make_summary,
+    make_tested,
+)
 from tuner.records.measurements import Timed
 from tuner.reporting.values import Compared, Comparison, InfeasibleProposal
 from tuner.sensitivity.results import FailureMode, Sensitivity
@@ -222,6 +229,26 @@ def test_times_of_different_moments_are_not_compared():
     assert "time" not in str(saves)
     page = report_html(make_summary(serving=None), ())
     assert not re.search(r"0\.03\b|0\.021|30 % less", page)
+
+
+@quick
+def test_equal_end_to_end_flops_are_a_table_of_their_own():
+    summary = make_summary()
+    found = make_end_to_end(summary)
+    cheap = replace(found.rows[1].held_out.outcome, flops_ratio_end_to_end=0.31)
+    rows = (*found.rows, replace(found.rows[1], held_out=replace(found.rows[1].held_out, outcome=cheap)))
+    comparison = make_methods(0, rows=rows)
+    page = report_html(summary, (), comparison=comparison)
+    assert "Fewer frames needs 31 % of the unpruned FLOPs and AdaTP, tuned 40 %." in page
+    assert "`tuner compare --budget 0.3` measures that" in page
+    assert "At equal end-to-end FLOPs" not in page
+    page = report_html(summary, (), comparison=replace(comparison, end_to_end=found))
+    assert "The next table compares them at equal end-to-end cost." in page
+    _, second = page.split('aria-label="Pruning methods at equal end-to-end FLOPs"')
+    second = second[: second.index("</section>")]
+    assert re.findall(r'<th scope="row">([^<]*)', second) == ["AdaTP, tuned", "Fewer frames", "Random tokens"]
+    assert "time ratio" not in second
+    assert "PyramidDrop cannot come down to the end-to-end FLOPs of AdaTP, tuned" in second
 
 
 @quick

@@ -8,8 +8,8 @@ import io
 import pytest
 
 from dashboards.picture.picture import to_csv, to_html, write
-from dashboards.search.comparison import comparison_picture, comparison_rows
-from tests.summaries import make_comparison, make_held_out, make_summary
+from dashboards.search.comparison import comparison_picture, comparison_rows, end_to_end_picture
+from tests.summaries import make_comparison, make_end_to_end, make_held_out, make_summary
 from tuner.records.measurements import Timed
 from tuner.reporting.values import Compared
 
@@ -17,7 +17,7 @@ from tuner.reporting.values import Compared
 @pytest.mark.quick
 def test_the_most_accurate_stands_first():
     summary = make_summary()
-    rows = comparison_rows(make_comparison(own=summary))
+    rows = comparison_rows(make_comparison(own=summary).rows)
     accuracies = [row.accuracy for row in rows]
     assert accuracies == sorted(accuracies, reverse=True)
     assert rows[0].name == "AdaTP, tuned"
@@ -29,7 +29,7 @@ def test_a_row_says_what_was_measured():
     held_out = make_held_out(make_summary().best.configuration, 0.89, 0.297)
     timed = Timed("some CPU", 12, 0.03, 0.1)
     comparison = make_comparison(0, rows=(Compared("This one", held_out, "about it", timed),))
-    (row,) = comparison_rows(comparison)
+    (row,) = comparison_rows(comparison.rows)
     assert (row.name, row.method, row.about) == ("This one", "adatp", "about it")
     assert (row.accuracy, row.accuracy_low, row.accuracy_high) == pytest.approx((0.89, 0.86, 0.915))
     assert (row.difference, row.difference_low, row.difference_high) == pytest.approx((-0.05, -0.07, -0.03))
@@ -40,7 +40,7 @@ def test_a_row_says_what_was_measured():
 
 @pytest.mark.quick
 def test_what_was_not_timed_has_no_seconds():
-    (row,) = comparison_rows(make_comparison(1))
+    (row,) = comparison_rows(make_comparison(1).rows)
     assert (row.seconds, row.seconds_ratio) == (None, None)
     assert "not timed" in to_html(comparison_picture(make_comparison(1)))
 
@@ -59,6 +59,23 @@ def test_the_page_shows_the_numbers_and_which_way_is_better():
 
 
 @pytest.mark.quick
+def test_equal_end_to_end_flops_are_a_figure_of_their_own():
+    summary = make_summary()
+    assert end_to_end_picture(make_comparison(own=summary)) is None
+    found = make_end_to_end(summary)
+    picture = end_to_end_picture(make_comparison(own=summary, end_to_end=found))
+    assert (picture.name, picture.title) == (
+        "comparison-end-to-end",
+        f"Pruning methods at {100 * found.flops_ratio:.0f} % of the end-to-end FLOPs",
+    )
+    assert [row.name for row in picture.table] == ["Fewer frames", "AdaTP, tuned", "Random tokens"]
+    assert "Fewer frames has the best accuracy, 91.0 % against 94.0 % unpruned" in picture.description
+    assert "PyramidDrop cannot come down to the end-to-end FLOPs of AdaTP, tuned" in picture.description
+    # Nothing of it is timed, so there is no such column.
+    assert "<b>time</b>" not in [one.text for one in picture.plotly.layout.annotations]
+
+
+@pytest.mark.quick
 def test_without_labels_it_is_agreement():
     page = to_html(comparison_picture(make_comparison(labelled=False)))
     assert "held-out agreement with the unpruned model" in page
@@ -66,7 +83,7 @@ def test_without_labels_it_is_agreement():
 
 @pytest.mark.quick
 def test_the_csv_reads_back_as_the_table():
-    rows = comparison_rows(make_comparison())
+    rows = comparison_rows(make_comparison().rows)
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert [row["name"] for row in read] == [row.name for row in rows]
     assert [float(row["accuracy"]) for row in read] == [row.accuracy for row in rows]

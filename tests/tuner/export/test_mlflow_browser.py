@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from dashboards.inspection.cards import cards_picture
-from dashboards.pareto.figure import pareto_picture, write_pareto
+from dashboards.pareto.figure import pareto_picture
+from dashboards.picture.picture import write
 from dashboards.report.page import report_html
 from tests.inspections import make_inspection
 from tests.summaries import make_regressions, make_summary
@@ -148,7 +149,7 @@ def recorded(server, folder, study):
     """A study on the server, with its report."""
     from tuner.export.mlflow_mirror import MlflowMirror
 
-    files = write_pareto(study, folder / "figures")
+    files = write(pareto_picture(study), folder / "figures")
     report = folder / "figures" / "report.html"
     report.write_text(report_html(study, (pareto_picture(study), cards_picture(make_inspection()))))
     begun = time.monotonic()

@@ -17,7 +17,8 @@ from dataclasses import replace
 
 import pytest
 
-from dashboards.pareto.figure import write_pareto
+from dashboards.pareto.figure import pareto_picture
+from dashboards.picture.picture import write
 from tests.summaries import make_held_out, make_regressions, make_summary, make_trial
 from tuner.records.measurements import CacheUse
 from tuner.reporting.values import PrunedTrial
@@ -139,7 +140,7 @@ def test_answers_of_an_older_version_have_no_memory_to_show(runs):
 
 def test_writing_again_changes_nothing(folder):
     summary = make_summary(6)
-    files = tuple(write_pareto(summary, folder / "figures"))
+    files = tuple(write(pareto_picture(summary), folder / "figures"))
     first = MlflowMirror().record(summary, files)
     before = _contents(folder)
     assert MlflowMirror().record(summary, files) == first
@@ -148,7 +149,7 @@ def test_writing_again_changes_nothing(folder):
 
 def test_artifacts_lie_in_the_working_directory(folder):
     summary = make_summary(3)
-    recorded = MlflowMirror().record(summary, tuple(write_pareto(summary, folder / "figures")))
+    recorded = MlflowMirror().record(summary, tuple(write(pareto_picture(summary), folder / "figures")))
     written = {file.name for file in (folder / "mlartifacts").rglob("*") if file.is_file()}
     assert written == {"pareto.html", "pareto.png", "pareto.csv", "regressions.json", "by_tag.json"}
     assert not (folder / "mlruns").exists()
@@ -608,7 +609,7 @@ def test_a_folder_with_a_special_character_in_its_name_holds_its_own_database(pr
 @pytest.mark.timeout(900)
 def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder, server_environment):
     summary = make_summary(4)
-    recorded = MlflowMirror().record(summary, tuple(write_pareto(summary, folder / "figures")))
+    recorded = MlflowMirror().record(summary, tuple(write(pareto_picture(summary), folder / "figures")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -28,7 +28,7 @@ from tuner.records.database import VERSION_TABLE, open_engine, parse_url
 from tuner.records.definition import recorded_study
 from tuner.records.schema import SCHEMA_REVISION, metadata
 from tuner.records.store import Store
-from tuner.reporting.from_records import load_status
+from tuner.reporting.from_records import status_of
 
 pytestmark = pytest.mark.quick
 
@@ -112,7 +112,7 @@ def read(url: str) -> dict[str, Any]:
         }
         archived = store.archived("fake")
         assert [one.trials for one in archived] == [2]
-    status = load_status(study, url)
+        status = status_of(study, store, record)
     found["counts"] = {
         "answers": status.answers,
         "trials_completed": status.trials_completed,

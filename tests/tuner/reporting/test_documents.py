@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from tests.sensitivities import make_sensitivity
-from tests.summaries import make_comparison, make_summary
+from tests.summaries import make_comparison, make_end_to_end, make_summary
 from tuner.reporting.documents import VERSION, comparison_document, run_document, sensitivity_document
 from tuner.reporting.values import Recorded
 from tuner.sensitivity.results import Sensitivity
@@ -83,7 +83,7 @@ def test_a_comparison_tells_its_rows() -> None:
     found = _strict(comparison_document(comparison, (REPORT, Path("x.csv")), RECORDED))
     assert list(found) == [
         *("schema", "command", "study", "study_hash", "budget", "labelled", "baseline", "rows"),
-        *("unreachable", "report", "mlflow"),
+        *("unreachable", "end_to_end", "report", "mlflow"),
     ]
     assert [row["name"] for row in found["rows"]] == [row.name for row in comparison.rows]
     assert list(found["rows"][0]) == [
@@ -91,6 +91,18 @@ def test_a_comparison_tells_its_rows() -> None:
     ]
     assert found["rows"][0]["held_out"]["regressions"] == comparison.rows[0].held_out.outcome.regressions
     assert found["report"] == str(REPORT)
+    assert found["end_to_end"] is None
+
+
+def test_a_comparison_tells_its_rows_at_equal_end_to_end_flops() -> None:
+    summary = make_summary()
+    comparison = make_comparison(3, own=summary, end_to_end=make_end_to_end(summary))
+    found = _strict(comparison_document(comparison))["end_to_end"]
+    assert list(found) == ["flops_ratio", "rows", "unreachable"]
+    assert found["flops_ratio"] == summary.best_held_out.outcome.flops_ratio_end_to_end
+    assert [row["name"] for row in found["rows"]] == ["AdaTP, tuned", "Fewer frames", "Random tokens"]
+    assert list(found["rows"][0]) == ["name", "about", "configuration", "held_out"]
+    assert found["unreachable"] == {"PyramidDrop": 0.61}
 
 
 def test_sensitivity_tells_everything_it_found() -> None:

@@ -12,7 +12,7 @@ from tests.tuner.fakes import SHAPE, FakeEvaluator, make_loop, make_planner, mak
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import Pruned
-from tuner.reporting.from_records import Results, load_status, loss_correlation, summarise
+from tuner.reporting.from_records import Results, loss_correlation, status_of, summarise
 from tuner.reporting.summary import headline, verdict
 from tuner.reporting.trial_table import pareto_points
 from tuner.reporting.values import RunSummary
@@ -274,7 +274,7 @@ def test_status_names_the_trial_that_the_run_and_the_export_name(study: Study, s
     loop = make_loop(study, store, trials=8, goal="max_drop", budget=1.0, max_drop="0.5")
     InProcessExecutor(FakeEvaluator(study)).run(loop)
     run(study, store, trials=3)
-    status = load_status(study, store.url)
+    status = status_of(study, store, store.require("fake"))
     told = {(one.goal, one.budget): one for one in status.searches}
     for search in store.searches():
         summary = summarise(study, store, store.require("fake"), search)
@@ -296,7 +296,7 @@ def test_a_search_recorded_with_a_sampler_and_space_of_before_stays_readable(
         patch.setattr(store, "search", lambda *_, **__: old)
         summary = run(study, store, trials=3, unsolved=True)
     assert (summary.sampler, len(summary.trials)) == ("nsga2", 3)
-    (status,) = load_status(study, store.url).searches
+    (status,) = status_of(study, store, store.require("fake")).searches
     assert (status.coordinates, status.trials_completed, status.best) == ("knobs", 3, summary.best)
     # A search of today learns from its trials.
     assert len(make_loop(study, store, seed=1)._observations()) == 3

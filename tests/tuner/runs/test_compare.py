@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -10,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from pipeline import measure
 from pipeline.errors import PipelineError
-from pipeline.methods import METHODS, AdaTP, AdaTPOneShot, FastV, Method
+from pipeline.methods import METHODS, AdaTP, AdaTPOneShot, FastV, FastVid, Method, PyramidDrop, knobs
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
-from tests.summaries import make_held_out
+from tests.summaries import make_comparison, make_end_to_end, make_held_out, make_summary
 from tests.tuner import fakes
 from tests.videos import write_video
 from tuner.errors import UserError
@@ -27,9 +25,9 @@ from tuner.evaluation.tasks import Task
 from tuner.records.database import default_database
 from tuner.records.measurements import Timed
 from tuner.records.store import Store
-from tuner.reporting.comparison_table import remarks, render, table, to_json
+from tuner.reporting.comparison_table import remarks, render, to_json
 from tuner.reporting.values import Compared, Comparison
-from tuner.runs.compare import PEERS, compare, line_up, load_comparison
+from tuner.runs.compare import PEERS, Lineup, compare, line_up, line_up_end_to_end, load_comparison
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, run
 from tuner.search.space import TOLERANCE
 from tuner.statistics.values import Interval, Measured
@@ -134,6 +132,70 @@ def test_what_cannot_reach_the_budget_is_told_with_its_smallest_ratio(planner):
     assert line_up(planner, Search(), 0.02, None).rows == ()
 
 
+@pytest.mark.quick
+def test_peers_are_set_to_the_end_to_end_flops_of_the_tuned_configuration(planner):
+    first = line_up(planner, Search(), BUDGET, configuration(TUNED))
+    found = line_up_end_to_end(planner, first)
+    assert found.rows[0] == first.rows[0]
+    assert [name for name, _, _ in found.rows[1:]] == [one.name for one in PEERS]
+    target = planner.end_to_end_ratio(TUNED)
+    at_equal_prefill = {name: one.build() for name, _, one in first.rows}
+    for name, _, one in found.rows[1:]:
+        method = one.build()
+        assert target - 0.07 < planner.end_to_end_ratio(method) <= target
+        assert method == type(method)(**{method.ratio_field: method.ratio})
+        # A little more would be too much.
+        more = method.with_ratio(min(1.0, method.ratio + 2e-6))
+        assert planner.end_to_end_ratio(more) > target
+        # They keep more than at equal LLM FLOPs: AdaTP pays for the aligned encoder, fewer frames save the
+        # vision tower.
+        if not method.aligned:
+            assert method.ratio > at_equal_prefill[name].ratio
+
+
+@pytest.mark.quick
+def test_end_to_end_ratios_are_of_the_held_out_part(planner):
+    assert planner.end_to_end_ratio(TUNED) == planner.cost(TUNED).compute["held_out"].flops_ratio_end_to_end
+
+
+@pytest.mark.quick
+def test_without_a_search_the_end_to_end_flops_are_those_of_the_defaults(planner):
+    first = line_up(planner, Search(), BUDGET, None)
+    found = line_up_end_to_end(planner, first)
+    assert found.rows[0][0] == "AdaTP, defaults"
+    target = planner.end_to_end_ratio(found.rows[0][2].build())
+    assert all(planner.end_to_end_ratio(one.build()) <= target for _, _, one in found.rows)
+
+
+@pytest.mark.quick
+def test_where_adatp_does_not_reach_the_budget_nothing_is_set_to_its_cost(planner):
+    assert line_up_end_to_end(planner, line_up(planner, Search(), 0.02, None)) is None
+    first = line_up(planner, Search(), BUDGET, None)
+    assert line_up_end_to_end(planner, replace(first, rows=first.rows[1:])) is None
+
+
+@pytest.mark.quick
+def test_a_peer_that_cannot_come_down_to_it_is_told_with_its_smallest_end_to_end_ratio(planner):
+    # Cheaper than the aligned encoder and a quarter of the layers together.
+    light = configuration(FastV(keep_ratio=0.001))
+    found = line_up_end_to_end(planner, Lineup((("AdaTP, tuned", "", light),), {}))
+    smallest = {
+        name: planner.end_to_end_ratio(method.with_ratio(knobs(method)[method.ratio_field].low))
+        for name, method in (("PyramidDrop", PyramidDrop()), ("FastVID", FastVid()))
+    }
+    assert found.unreachable == smallest
+    assert not {"PyramidDrop", "FastVID"} & {name for name, _, _ in found.rows}
+
+
+@pytest.mark.quick
+def test_where_adatp_saves_nothing_end_to_end_its_peers_keep_everything(planner):
+    heavy = replace(TUNED, p=1.0, gamma_cap=1.0)
+    assert planner.end_to_end_ratio(heavy) > 1
+    found = line_up_end_to_end(planner, line_up(planner, Search(), 1.0, configuration(heavy)))
+    kept = {name: planner.binding_ratio(one.build()) for name, _, one in found.rows[1:]}
+    assert kept["FastV"] == kept["Fewer frames"] == 1
+
+
 # The table
 
 
@@ -153,10 +215,8 @@ def made_up() -> Comparison:
     )
 
 
-def printed(comparison: Comparison, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(render(comparison))
-    return console.file.getvalue()
+def printed(comparison: Comparison, width: int = 80) -> str:
+    return "\n".join(line.plain for line in render(comparison, width))
 
 
 @pytest.mark.quick
@@ -164,22 +224,62 @@ def test_the_table_has_a_line_for_each_way_and_says_what_it_is_of():
     text = printed(made_up(), 120)
     lines = {line.split("  ")[0].strip(): line for line in text.splitlines()}
     assert "94.0 [92.0, 95.8]" in lines["unpruned"]
-    assert lines["unpruned"].split()[-2:] == ["50", "1"]
-    assert lines["AdaTP, tuned"].split()[-2:] == ["20", "0.40"]
-    assert lines["FastV"].split()[-2:] == ["-", "-"]
+    assert lines["unpruned"].split()[-2:] == ["1", "50"]
+    assert lines["AdaTP, tuned"].split()[-4:] == ["0.40", "20", "about", "it"]
+    assert lines["FastV"].split()[-3:] == ["-", "-", "[FastV]"]
     assert "PyramidDrop cannot reach the budget: its smallest FLOPs ratio is 0.3123." in text
     assert "600 questions about 80 videos" in " ".join(text.split())
     assert "a processor" in text
 
 
+def full() -> Comparison:
+    """With the longest names and numbers there are."""
+    summary = make_summary()
+    comparison = make_comparison(9, own=summary, end_to_end=make_end_to_end(summary))
+    timed = Timed("a processor", 12, 0.020, 0.050)
+    low = Measured(-0.514, Interval(-0.556, -0.468))
+    return replace(
+        comparison,
+        rows=tuple(
+            replace(one, timed=timed, held_out=replace(one.held_out, difference=low))
+            for one in comparison.rows
+        ),
+        labelled=False,
+    )
+
+
 @pytest.mark.quick
-def test_the_table_needs_no_wide_terminal():
-    assert Console(width=1000).measure(table(made_up())).maximum <= 120
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_no_line_is_longer_than_the_terminal_and_more_room_shows_more(width):
+    text = printed(full(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "-51.4 [-55.6, -46.8]" in text
+    assert text.count("interval\n") == 0
+    first = next(line for line in text.splitlines() if line.startswith("AdaTP, tuned"))
+    assert ("[86.0, 91.5]" in first) == (width > 80)
+    assert ("about Fewer frames" in text) == (width > 80)
+
+
+@pytest.mark.quick
+def test_equal_end_to_end_flops_are_a_second_table():
+    comparison = full()
+    text = printed(comparison)
+    _, second = text.split("At equal end-to-end FLOPs, what you pay: those of AdaTP, tuned, a ratio of ")
+    assert second.startswith(f"{comparison.end_to_end.flops_ratio:.3f}")
+    assert [line.split("  ")[0] for line in second.splitlines()[5:8]] == [
+        *("AdaTP, tuned", "Fewer frames", "Random tokens"),
+    ]
+    joined = " ".join(second.split())
+    assert (
+        "PyramidDrop cannot come down to the end-to-end FLOPs of AdaTP, tuned: even with everything dropped "
+        "that it may drop, its ratio is 0.6100." in joined
+    )
+    assert "At equal" not in printed(replace(comparison, end_to_end=None))
 
 
 @pytest.mark.quick
 def test_without_labels_it_is_agreement():
-    text = printed(replace(made_up(), labelled=False), 120)
+    text = printed(replace(made_up(), labelled=False))
     assert "agreement" in text
     assert "accuracy" not in text
 
@@ -196,6 +296,12 @@ def test_the_table_for_mlflow_holds_the_numbers_and_each_configuration():
     again = Configuration.from_dict(json.loads(rows[1]["configuration"])).build()
     assert again == comparison.rows[0].held_out.configuration.build()
     assert all(len(row) == len(split["columns"]) for row in split["data"])
+    assert [row["equal"] for row in rows] == ["", "LLM prefill", "LLM prefill"]
+    both = json.loads(to_json(full()))
+    assert [row[:2] for row in both["data"]][-2:] == [
+        ["Fewer frames", "end to end"],
+        ["Random tokens", "end to end"],
+    ]
     assert json.loads(to_json(replace(comparison, rows=())))["data"][0][0] == "unpruned"
     assert remarks(replace(comparison, rows=(), unreachable={})) == ()
 
@@ -281,6 +387,12 @@ def test_a_study_that_was_never_run_is_compared_and_again_it_asks_nothing(
     monkeypatch.setattr(Runtime, "load", refuse)
     assert compare(study, OPTIONS) == found
     assert load_comparison(study, BUDGET) == found
+    end_to_end = found.end_to_end
+    assert end_to_end.rows[0].held_out == found.rows[0].held_out
+    assert len(end_to_end.rows) + len(end_to_end.unreachable) == 1 + len(PEERS)
+    for one in end_to_end.rows:
+        assert one.held_out.outcome.questions == 4
+        assert one.held_out.outcome.flops_ratio_end_to_end <= end_to_end.flops_ratio
     with Store.open(default_database("tiny")) as store:
         store.require("tiny")
         assert (store.searches(), store.trials()) == ((), ())
@@ -298,6 +410,29 @@ def test_the_searchs_best_is_among_them_and_shares_its_answers(study: Study, no_
     assert load_comparison(study, 0.6) is None
     # A run that goes on finds its search as it was.
     assert run(study, options).trials == summary.trials
+
+
+def test_what_an_older_version_compared_still_loads(
+    study: Study, no_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("tuner.runs.compare.line_up_end_to_end", lambda *_: None)
+        before = compare(study, OPTIONS)
+    assert before.end_to_end is None
+    assert load_comparison(study, BUDGET) == before
+    asked = list[str]()
+    answer = PipelineEvaluator.answer
+
+    def counted(self, configuration, questions, references, **options):
+        asked.append(str(configuration))
+        return answer(self, configuration, questions, references, **options)
+
+    monkeypatch.setattr(PipelineEvaluator, "answer", counted)
+    after = compare(study, OPTIONS)
+    assert replace(after, end_to_end=None) == before
+    # What the first line-up has is not asked again.
+    assert len(set(asked)) <= len(PEERS)
+    assert load_comparison(study, BUDGET) == after
 
 
 def test_times_that_cannot_be_measured_end_nothing(

@@ -30,7 +30,7 @@ from tuner.evaluation.loop import Loop
 from tuner.planning.planner import fingerprint, fingerprint_base
 from tuner.records.database import default_database
 from tuner.records.store import Store
-from tuner.reporting.from_records import load_status, load_summary, make_planner, setting_from
+from tuner.reporting.from_records import load_summary, make_planner, setting_from, status_of
 from tuner.runs.run import InterruptedRunError, RunOptions, Session, prepared, run
 from tuner.study import Search, Study, StudyQuestion, Video
 from tuner.study.definition import SplitSettings
@@ -482,9 +482,10 @@ def test_after_the_timeout_what_is_there_is_measured(study: Study) -> None:
 
 def test_status_is_read_from_the_records(study: Study) -> None:
     with pytest.raises(UserError, match="`tuner run` makes them"):
-        load_status(study)
+        load_summary(study)
     run(study, OPTIONS)
-    status = load_status(study)
+    with Store.open(default_database(study.name), create=False) as store:
+        status = status_of(study, store, store.require(study.name))
     assert (status.baseline_answered, status.baseline_questions) == (12, 12)
     assert (status.trials_completed, status.trials_unfinished) == (4, 0)
     (search,) = status.searches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from pipeline.methods import AdaTP, from_dict
 from tests.tuner import fakes
-from tuner.cli.sensitivity import render
 from tuner.errors import UserError
 from tuner.evaluation.ad_hoc_loop import AdHocLoop, AdHocRequest
 from tuner.executors.in_process import InProcessExecutor
@@ -25,7 +22,7 @@ from tuner.runs import sensitivity as module
 from tuner.runs.run import RunOptions
 from tuner.runs.sensitivity import sensitivity
 from tuner.sensitivity.design import Design
-from tuner.sensitivity.results import Alternative, Index, Output, Sensitivity
+from tuner.sensitivity.results import Alternative, Sensitivity
 from tuner.sensitivity.saved import load_sensitivity, save_sensitivity
 from tuner.sensitivity.sentences import sentences
 from tuner.statistics.values import Interval, Measured
@@ -430,17 +427,3 @@ def test_mistakes_are_told(bench: Bench) -> None:
         bench.run(runs=-1)
     with pytest.raises(UserError, match="largest drop"):
         bench.run(max_drop="much")
-
-
-def test_the_terminal_shows_sentences_and_safe_ranges(bench: Bench) -> None:
-    found = bench.run(runs=0)
-    index = Index("tau_t", Measured(0.25), Measured(0.5, Interval(0.4, 0.6)), 0.125)
-    found = replace(found, outputs=(Output("accuracy", 0.9, True, None, (index,)),))
-    console = Console(width=100, file=io.StringIO())
-    console.print(render(found))
-    text = console.file.getvalue()
-    assert f"- {found.sentences[0][:60]}" in text
-    for curve in found.curves:
-        assert curve.knob in text
-    assert "0.50 [0.40, 0.60]" in text
-    assert "0.12" in text

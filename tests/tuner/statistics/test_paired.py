@@ -17,7 +17,6 @@ from tuner.statistics.paired import (
     provable_drop,
     share,
     sign_flip_p_value,
-    videos_needed,
 )
 
 pytestmark = pytest.mark.quick
@@ -199,7 +198,6 @@ def test_a_margin_is_shown_exactly_from_the_bound_on():
 
 @pytest.mark.parametrize(("margin", "videos"), [(0.02, 149), (0.03, 99), (0.05, 59)])
 def test_so_many_videos_show_a_margin_where_nothing_is_lost(margin, videos):
-    assert videos_needed(margin) == videos
     for count, shown in ((videos, True), (videos - 1, False)):
         same = np.ones(2 * count)
         assert non_inferiority(same, same, _videos([2] * count), margin).shown is shown
@@ -220,7 +218,6 @@ def test_how_alike_the_losses_of_a_video_are():
 def test_one_video_shows_hardly_anything():
     assert non_inferiority([1, 1], [1, 1], ["a", "a"], 0.9).bound == pytest.approx(-0.95)
     assert provable_drop(["a", "a"]) == pytest.approx(0.95)
-    assert videos_needed(0) == float("inf")
 
 
 def test_more_videos_show_a_smaller_drop_and_more_questions_do_not():
