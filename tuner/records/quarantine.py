@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy import select, update
 
 from tuner.records.connected import Connected
+from tuner.records.retrying import retried
 from tuner.records.rows import digest, outcome_columns
 from tuner.records.schema import measured_table, quarantine_table, trial_table
 from tuner.study.values import Configuration, Outcome
@@ -15,6 +16,7 @@ from tuner.study.values import Configuration, Outcome
 class Quarantine(Connected):
     """The questions that a study leaves out."""
 
+    @retried
     def quarantine(
         self,
         question: str,
@@ -27,7 +29,7 @@ class Quarantine(Connected):
         `trials` (by number) and `measured`: the outcomes there are already, computed anew without it. All of
         it is one transaction, so that no two outcomes are ever about different questions.
         """
-        with self._transaction() as connection:
+        with self._writing() as connection:
             connection.execute(
                 self._insert(quarantine_table)
                 .values(study_id=self._study_id, prompt_id=self._prompts[question], reason=reason)
@@ -53,6 +55,7 @@ class Quarantine(Connected):
                     .values(**outcome_columns(outcome))
                 )
 
+    @retried
     def quarantined(self) -> dict[str, str]:
         """Why each question that is left out is: reasons by question id, in the order they were found."""
         query = (

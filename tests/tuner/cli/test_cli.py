@@ -26,7 +26,6 @@ from tuner.cli.progress import BarProgress, LineProgress
 from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.definition import definition
-from tuner.records.lock import held
 from tuner.records.store import Store
 from tuner.records.values import Pruned
 from tuner.reporting.from_records import summarise
@@ -323,7 +322,7 @@ def test_a_second_driver_is_told_who_holds_the_study_and_readers_are_not_refused
 ):
     monkeypatch.chdir(tmp_path)
     study, url = str(tiny / "studies" / "tiny"), f"sqlite:///{tmp_path}/x.db"
-    with held(url, "tiny"):
+    with Store.open(url) as store, store.held("tiny"):
         finished = call("run", "--study", study, "--budget", "0.5", "--workers", "1", "--database", url)
         assert finished.code == 2
         assert f"'tiny' is being run by process {os.getpid()} of " in finished.err
@@ -473,7 +472,7 @@ def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study):
 
 @pytest.mark.quick
 def test_status_tells_of_stopped_trials_quarantined_questions_and_who_runs_it(call, fake_study):
-    with held(fake_study, "fake"):
+    with Store.open(fake_study) as store, store.held("fake"):
         shown = call("show", "--study", "fake", "--database", fake_study).out
         running = call("status", "--study", "fake", "--database", fake_study).out
         as_json = json.loads(call("status", "--study", "fake", "--database", fake_study, "--json").out)

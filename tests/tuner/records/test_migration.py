@@ -181,7 +181,7 @@ def test_they_are_the_same_on_postgresql(server: str, old: Path, expected: dict[
     for what, values in expected.items():
         assert found[what] == values, what
     # Ids go on behind those that were moved.
-    with Store.open(server) as store:
+    with Store.open(server) as store, store.held("fake"):
         store.find("fake")
         assert store.search(0.9, 7, "budget", 1).id > max(one.id for one in store.searches()[:-1])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +11,8 @@ import pytest
 
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
 from tests.tuner.records.servers import postgresql
-from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.database import open_engine
-from tuner.records.lock import held, holder
 from tuner.records.schema import metadata
 from tuner.records.store import Store
 
@@ -54,29 +50,13 @@ def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path)
     assert set(expected[2]) <= set(found[2])
 
 
-def test_the_second_driver_is_told_who_holds_the_study(server: str) -> None:
-    assert holder(server, "demo") is None
-    with held(server, "demo"):
-        found = holder(server, "demo")
-        assert found is not None
-        assert (found.pid, found.host) == (os.getpid(), socket.gethostname())
-        with (
-            pytest.raises(UserError, match=rf"is being run by process {os.getpid()} of "),
-            held(server, "demo"),
-        ):
-            pass
-        with held(server, "another"):
-            pass
-    assert holder(server, "demo") is None
-
-
 def test_a_password_reaches_the_server_and_nothing_else(server: str) -> None:
     study, url = make_study(), server.replace("tuner@", "tuner:pass-1-word@")
-    with Store.open(url) as store, held(url, study.name):
+    with Store.open(url) as store, store.held(study.name):
         store.archive(study.name)
         begin(store, study)
         InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=1))
-        kept = [store.url, str(holder(url, study.name))]
+        kept = [store.url, str(store.holder(study.name))]
     engine = open_engine(url)
     with engine.connect() as connection:
         for table in metadata.tables.values():
