@@ -14,10 +14,9 @@ from tuner.errors import UserError
 from tuner.records.connected import Connected, inserted
 from tuner.records.database import shown
 from tuner.records.retrying import retried
-from tuner.records.rows import digest, outcome_columns
+from tuner.records.rows import derived_updates
 from tuner.records.schema import (
     encoding_table,
-    measured_table,
     prompt_table,
     study_question_table,
     study_table,
@@ -253,28 +252,8 @@ class Studies(Connected):
                 self._use(connection, "tune")
             if any(one is not None for one in (measured or {}).values()):
                 self._use(connection, "held_out")
-            for number, derived in (trials or {}).items():
-                done = {} if derived.outcome is not None else {"completed": None}
-                connection.execute(
-                    update(trial_table)
-                    .where(trial_table.c.study_id == here, trial_table.c.number == number)
-                    .values(
-                        binding_ratio=derived.binding_ratio,
-                        pruned_by=None,
-                        pruned_videos=None,
-                        **outcome_columns(derived.outcome),
-                        **done,
-                    )
-                )
-            for configuration, outcome in (measured or {}).items():
-                connection.execute(
-                    update(measured_table)
-                    .where(
-                        measured_table.c.study_id == here,
-                        measured_table.c.configuration == digest(configuration),
-                    )
-                    .values(**outcome_columns(outcome))
-                )
+            for statement in derived_updates(here, trials or {}, measured or {}):
+                connection.execute(statement)
             self._write_counted(connection, here)
         self.find(study.name)
 

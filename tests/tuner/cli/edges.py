@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sync": (),
     "archive": (),
     "restore": (),
+    "unquarantine": (),
     "show": (),
     "list": (),
 }
@@ -291,8 +292,8 @@ def codes(commands: frozenset[str] | set[str], code: int) -> dict[str, int]:
     return dict.fromkeys(commands, code)
 
 
-_WRITERS = {"run", "compare", "sensitivity", "archive", "restore"}
-_NO_RECORDS = codes(READERS | {"archive", "restore"}, 2)
+_WRITERS = {"run", "compare", "sensitivity", "archive", "restore", "unquarantine"}
+_NO_RECORDS = codes(READERS | {"archive", "restore", "unquarantine"}, 2)
 # `export` and `report` refuse a file as any other mistake of the user's, `sync` needs MLflow.
 _OUTPUTS = {"export": 2, "report": 2, "sync": 1}
 

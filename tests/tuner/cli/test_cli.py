@@ -753,6 +753,29 @@ def test_archived_records_come_back_and_nothing_is_lost(call, fake_study):
 
 
 @pytest.mark.quick
+def test_a_question_is_taken_back_in_and_asked_again(call, fake_study):
+    asked = ("--study", "fake", "--database", fake_study)
+    unknown = call("unquarantine", *asked, "v00.mp4-q0")
+    assert unknown.code == 2
+    assert "'v00.mp4-q0' of the study 'fake' is not quarantined" in unknown.err
+    assert "those that are: v03.mp4-q0" in unknown.err
+    assert call("unquarantine", *asked, "v03.mp4-q0").out.startswith("Taken back in: v03.mp4-q0. The next")
+    assert call("unquarantine", *asked).out == "No question of the study 'fake' is quarantined.\n"
+    study = fakes.make_study()
+    with Store.open(fake_study) as store:
+        store.find("fake")
+        assert store.quarantined() == {}
+        assert store.measured() == {}
+        evaluator = fakes.FakeEvaluator(study)
+        InProcessExecutor(evaluator).run(fakes.make_loop(study, store))
+        # Of what was complete that question alone.
+        complete = {one for method, questions in evaluator.calls if method is None for one in questions}
+        assert complete == {"v03.mp4-q0"}
+        assert {one.questions for one in store.measured().values()} == {12}
+        assert all(one.outcome.questions == 12 for one in store.trials() if one.outcome)
+
+
+@pytest.mark.quick
 def test_a_fresh_start_is_refused_with_the_way_on(call):
     refused = call("run", "--study", "demo", "--budget", "0.3", "--fresh")
     assert refused.code == 2

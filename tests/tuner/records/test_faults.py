@@ -1,4 +1,4 @@
-"""A server that goes away, processes that stand still, many that begin at once: nothing is lost or doubled."""
+"""A server that goes away, processes that stand still, several at once: nothing is lost or doubled."""
 
 from __future__ import annotations
 
