@@ -385,10 +385,13 @@ class Studies(Connected):
 
     @retried
     def restore(self, name: str, study_id: int) -> bool:
-        """Puts an archived study of this name back into use; True: another one was archived for it."""
+        """Puts an archived study of this name back into use; True: another one was archived for it.
+
+        Errors: ValueError where the owner has no such study.
+        """
         with self._writing() as connection:
             replaced = self._archive(connection, name)
-            connection.execute(
+            restored = connection.execute(
                 update(study_table)
                 .where(
                     study_table.c.id == study_id,
@@ -397,6 +400,8 @@ class Studies(Connected):
                 )
                 .values(archived=None)
             )
+            if not restored.rowcount:
+                raise ValueError(f"{self._owner!r} has no study {name!r} with the number {study_id}.")
         return replaced
 
     # What videos have served for

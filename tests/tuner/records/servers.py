@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, select
+
+from tuner.records.database import parse_url
+from tuner.records.schema import metadata
+from tuner.records.store import Store
 
 
 class Server:
@@ -22,7 +27,7 @@ class Server:
         self._search = os.pathsep.join([os.environ["PATH"], *places])
         if any(shutil.which(one, path=self._search) is None for one in ("initdb", "pg_ctl")):
             pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
-        self._folder, self._data = folder, str(folder / "data")
+        self.folder, self._data = folder, str(folder / "data")
         # PostgreSQL refuses to run as root.
         self._user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
         if self._user:
@@ -34,7 +39,7 @@ class Server:
     def start(self) -> None:
         """Returns once it answers."""
         # No port: a socket in the folder cannot collide with anything.
-        options = f"-h '' -k {self._folder} -F"
+        options = f"-h '' -k {self.folder} -F"
         self._call("pg_ctl", "-w", "-D", self._data, "-l", self._data + ".log", "-o", options, "start")
 
     def stop(self, mode: str = "fast") -> None:
@@ -44,7 +49,7 @@ class Server:
     def _call(self, command: str, *arguments: str) -> None:
         program = shutil.which(command, path=self._search)
         assert program is not None
-        subprocess.run([program, *arguments], check=True, capture_output=True, cwd=self._folder, **self._user)
+        subprocess.run([program, *arguments], check=True, capture_output=True, cwd=self.folder, **self._user)
 
 
 def servers() -> Iterator[Server]:
@@ -58,7 +63,27 @@ def servers() -> Iterator[Server]:
             server.stop("immediate")
 
 
-def postgresql() -> Iterator[str]:
-    """URL of an empty database on a server of its own."""
-    for server in servers():
-        yield server.url
+def rows(store: Store) -> dict[str, list[Any]]:
+    """All that the database holds, but times and ids of rows."""
+    found: dict[str, list[Any]] = {}
+    with store._engine.connect() as connection:
+        for name, table in metadata.tables.items():
+            columns = [one for one in table.columns if "DATETIME" not in str(one.type) and one.name != "id"]
+            found[name] = sorted(map(str, connection.execute(select(*columns))))
+    return found
+
+
+def end_connections(url: str, condition: str = "true") -> int:
+    """Ends everybody's but its own, as an administrator may; how many there were.
+
+    condition: on rows of pg_stat_activity.
+    """
+    engine = create_engine(parse_url(url))
+    with engine.connect() as connection:
+        ended = connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' "
+            f"AND {condition}"
+        ).all()
+    engine.dispose()
+    return len(ended)

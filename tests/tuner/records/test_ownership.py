@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
-from tests.tuner.records.servers import postgresql
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
@@ -17,26 +15,24 @@ from tuner.records.store import Store
 CONTENT = {"v00.mp4"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    yield from postgresql()
+STUDY = make_study(videos=2, per_video=2)
 
 
 def run(store: Store, trials: int, name: str = "fake") -> None:
-    study = replace(make_study(), name=name)
+    study = replace(STUDY, name=name)
     begin(store, study)
     InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=trials))
 
 
-def test_each_owner_has_a_study_of_the_same_name(server: str) -> None:
-    with Store.open(server, owner="anna") as anna, Store.open(server, owner="ben") as ben:
+def test_each_owner_has_a_study_of_the_same_name(postgresql: str) -> None:
+    with Store.open(postgresql, owner="anna") as anna, Store.open(postgresql, owner="ben") as ben:
         with anna.held("fake"), ben.held("fake"):  # at the same time
             run(anna, 2)
             assert ben.find("fake") is None
             assert ben.videos_that_tuned("fake", CONTENT) == set()
-            asked = FakeEvaluator(make_study())
-            begin(ben, make_study())
-            InProcessExecutor(asked).run(make_loop(make_study(), ben, trials=2))
+            asked = FakeEvaluator(STUDY)
+            begin(ben, STUDY)
+            InProcessExecutor(asked).run(make_loop(STUDY, ben, trials=2))
             # The same questions were answered before; the noise floor is each study's own.
             assert len(asked.calls) == 1
             assert [one.outcome for one in ben.trials()] == [one.outcome for one in anna.trials()]
@@ -45,39 +41,40 @@ def test_each_owner_has_a_study_of_the_same_name(server: str) -> None:
         assert len(anna.trials()) == 2
         assert anna.archived("fake") == ()
         identifier = ben.archived("fake")[0].id
-        anna.restore("fake", identifier)  # which is not hers
+        with pytest.raises(ValueError, match="'anna' has no study 'fake' with the number"):
+            anna.restore("fake", identifier)
         assert ben.find("fake") is None
         assert [(one.name, one.owner, one.trials) for one in ben.in_use()] == [("fake", "anna", 2)]
 
 
-def test_readers_find_the_study_of_others(server: str) -> None:
+def test_readers_find_the_study_of_others(postgresql: str) -> None:
     for owner in ("anna", "ben"):
-        with Store.open(server, owner=owner) as store:
+        with Store.open(postgresql, owner=owner) as store:
             run(store, 1, f"of {owner}")
             run(store, 1, "of both")
-    with Store.open(server, create=False, owner="carl") as store:
+    with Store.open(postgresql, create=False, owner="carl") as store:
         assert store.find("of anna") is not None
         assert (store.owner, len(store.trials())) == ("anna", 1)
     with (
-        Store.open(server, create=False, owner="carl") as store,
+        Store.open(postgresql, create=False, owner="carl") as store,
         pytest.raises(UserError, match=r"studies 'of both' of anna and ben, none of carl: name the owner"),
     ):
         store.find("of both")
-    with Store.open(server, create=False, owner="ben") as store:
+    with Store.open(postgresql, create=False, owner="ben") as store:
         assert store.find("of both") is not None
         assert store.owner == "ben"
     # A writer never takes another's for its own.
-    with Store.open(server, owner="carl") as store:
+    with Store.open(postgresql, owner="carl") as store:
         assert store.find("of anna") is None
 
 
-def test_records_older_than_owners_belong_to_the_first_who_runs_them(server: str) -> None:
-    with Store.open(server, owner="") as store:
+def test_records_older_than_owners_belong_to_the_first_who_runs_them(postgresql: str) -> None:
+    with Store.open(postgresql, owner="") as store:
         run(store, 2, "old")
-    with Store.open(server, create=False, owner="anna") as store:
+    with Store.open(postgresql, create=False, owner="anna") as store:
         assert store.find("old") is not None
     for owner, trials in (("anna", 2), ("ben", None)):
-        with Store.open(server, owner=owner) as store, store.held("old"):
+        with Store.open(postgresql, owner=owner) as store, store.held("old"):
             record = store.find("old")
             assert (None if record is None else len(store.trials())) == trials
             assert store.videos_that_tuned("old", CONTENT) == (CONTENT if trials else set())
@@ -93,12 +90,12 @@ def test_an_sqlite_file_has_no_owners(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_owner_is_named_by_the_environment_or_the_user(
-    server: str, monkeypatch: pytest.MonkeyPatch
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNER_OWNER", "team")
-    with Store.open(server) as store:
+    with Store.open(postgresql) as store:
         assert store.owner == "team"
     monkeypatch.delenv("TUNER_OWNER")
     monkeypatch.setenv("LOGNAME", "anna")
-    with Store.open(server) as store:
+    with Store.open(postgresql) as store:
         assert store.owner == "anna"
