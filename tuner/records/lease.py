@@ -125,9 +125,9 @@ class Lease:
         # the server ends it. A renewal need not wait for the transaction (FOR KEY SHARE), a successor must.
         limit = func.set_config("idle_in_transaction_session_timeout", f"{LEASE * 1000:.0f}", True)
         token = connection.execute(
-            select(lease_table.c.token, limit).where(self._here).with_for_update(read=True, key_share=True)
+            select(lease_table.c.token, limit).where(self._mine).with_for_update(read=True, key_share=True)
         ).scalar_one_or_none()
-        if token != self._token:
+        if token is None:
             seen = self._seen(connection)
             by = "another process ran it in the meantime" if seen is None else f"{seen.holder} runs it now"
             raise RecordsLostError(
@@ -202,7 +202,8 @@ class Lease:
 
     @property
     def _mine(self) -> Any:
-        return self._here & (lease_table.c.token == self._token)
+        # The holder as well: tokens begin anew where the tables were made anew.
+        return self._here & (lease_table.c.token == self._token) & (lease_table.c.holder == self._me)
 
 
 def _now() -> Any:
