@@ -24,6 +24,7 @@ def archive(study: Study, database: Database = None) -> None:
     with Store.open(url, create=False) as store:
         store.require(name)
     with Store.open(url, say=warn) as store, store.held(name):
+        store.require(name)  # a reader finds other owners' studies, too
         store.archive(name)
         identifier = store.archived(name)[-1].id
     # The address may hold a password.

@@ -179,10 +179,14 @@ class Studies(Connected):
         """
         record = self.find(name)
         if record is None:
-            way = "`tuner restore` brings the archived ones back" if self.archived(name) else ""
+            ways = ["`tuner run` makes them"]
+            if self.archived(name):
+                ways.append("`tuner restore` brings the archived ones back")
+            others = [one.owner for one in self.in_use() if one.name == name]
+            whose = f" of {self._owner}, but of {' and '.join(others)}," if others else ""
             raise UserError(
-                f"the study {name!r} has no records in {shown(self._engine)}; "
-                + " and ".join(filter(None, ("`tuner run` makes them", way)))
+                f"the study {name!r} has no records{whose} in {shown(self._engine)}; {' and '.join(ways)}"
+                + ("; TUNER_OWNER names another owner" if others else "")
             )
         return record
 
@@ -373,7 +377,8 @@ class Studies(Connected):
             .outerjoin(trial_table, trial_table.c.study_id == study_table.c.id)
             .where(
                 study_table.c.name == name,
-                study_table.c.owner == self._owner,
+                # Those of nobody in particular become the owner's before they are restored.
+                study_table.c.owner.in_({self._owner, ""}),
                 study_table.c.archived.is_not(None),
             )
             .group_by(study_table.c.id)

@@ -64,7 +64,7 @@ def servers() -> Iterator[Server]:
 
 
 def rows(store: Store) -> dict[str, list[Any]]:
-    """All that the database holds, but times and ids of rows: a server counts on where a transaction failed."""
+    """All that the database holds, but times and ids, of which a failed transaction uses some up."""
     found: dict[str, list[Any]] = {}
     with store._engine.connect() as connection:
         for name, table in metadata.tables.items():

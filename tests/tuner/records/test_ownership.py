@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
+from tuner.cli.main import app
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
+from tuner.records import lease
 from tuner.records.store import Store
+from tuner.reporting.known import studies_here
 
 CONTENT = {"v00.mp4"}
 
@@ -66,6 +71,34 @@ def test_readers_find_the_study_of_others(postgresql: str) -> None:
     # A writer never takes another's for its own.
     with Store.open(postgresql, owner="carl") as store:
         assert store.find("of anna") is None
+        with pytest.raises(UserError, match=r"no records of carl, but of anna, in .* TUNER_OWNER names"):
+            store.require("of anna")
+
+
+def test_the_command_line_tells_owners_apart(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    with Store.open(postgresql, owner="anna") as store:
+        run(store, 1)
+        with store.held("fake"):
+            assert (
+                "1 trials, run by process"
+                in {one.owner: one.records for one in studies_here(postgresql)}["anna"]
+            )
+    call = CliRunner(env={"TUNER_OWNER": "ben", "TUNER_DATABASE": postgresql, "COLUMNS": "200"}).invoke
+    assert "anna" in call(app, ["list"]).output
+    assert call(app, ["status", "--study", "fake", "--json"]).exit_code == 0
+    for command in ("archive", "unquarantine"):
+        refused = call(app, [command, "--study", "fake"]).exception
+        assert isinstance(refused, UserError)
+        assert "no records of ben, but of anna," in str(refused)
+    with Store.open(postgresql, owner="ben") as store:
+        run(store, 1)
+    listed = json.loads(call(app, ["list", "--json"]).output)
+    found = {(one["name"], one["owner"], one["records"]) for one in listed}
+    assert {("fake", "anna", "1 trials"), ("fake", "ben", "1 trials")} < found
 
 
 def test_records_older_than_owners_belong_to_the_first_who_runs_them(postgresql: str) -> None:
