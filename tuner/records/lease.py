@@ -109,7 +109,7 @@ class Lease:
             yield self
         finally:
             self._over.set()
-            beating.join()
+            beating.join(BEAT)
             # Without a server it ends by itself.
             with suppress(ConnectionLostError, SQLAlchemyError), transaction(self._engine) as connection:
                 connection.execute(
@@ -137,15 +137,18 @@ class Lease:
 
     def holder(self) -> Holder | None:
         """The process that holds it now."""
-        with transaction(self._engine) as connection:
-            seen = self._seen(connection)
+        seen = self._look()
         return None if seen is None else seen.holder
+
+    @retried
+    def _look(self) -> _Seen | None:
+        with transaction(self._engine) as connection:
+            return self._seen(connection)
 
     def _wait(self) -> None:
         first: _Seen | None = None
         while not self._take():
-            with transaction(self._engine) as connection:
-                seen = self._seen(connection)
+            seen = self._look()
             if seen is not None and first is None:
                 first = seen
                 self._say(
