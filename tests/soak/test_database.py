@@ -88,10 +88,10 @@ class Driver:
         self._held.set()
 
     def until_held(self) -> None:
-        assert self._held.wait(120)
+        assert self._held.wait(600)  # a busy machine takes long to start a process
 
     def end(self) -> int:
-        code = self.process.wait(300)
+        code = self.process.wait(600)
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
