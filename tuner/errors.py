@@ -2,6 +2,7 @@
 
 UserError        a mistake in what the user supplied: printed without a traceback, exit code 2
 DiskFullError    nothing more can be written: printed without a traceback, exit code 1
+RecordsLostError the records are out of reach, or another process writes them: likewise
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ class DiskFullError(Exception):
             f"There is no room to write {what}: {reason}. Everything recorded is kept: make room, and the "
             "same command continues from there."
         )
+
+
+class RecordsLostError(Exception):
+    """A run can no longer write its records: their server does not answer, or another process took over."""
+
+    exit_code: int = 1
 
 
 # EFBIG: a process's or a file system's limit for the size of a file.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.options import Database, Study
+from tuner.cli.options import Database, Study, warn
 from tuner.errors import UserError
 
 
@@ -17,14 +17,14 @@ def archive(study: Study, database: Database = None) -> None:
     Answers that fit are used again, and videos that have tuned the study stay in its tune split.
     """
     from tuner.records.database import default_database
-    from tuner.records.lock import held
     from tuner.records.store import Store
 
     name = _name(study)
     url = database or default_database(name)
     with Store.open(url, create=False) as store:
         store.require(name)
-    with Store.open(url) as store, held(url, name):
+    with Store.open(url, say=warn) as store, store.held(name):
+        store.require(name)  # a reader finds other owners' studies, too
         store.archive(name)
         identifier = store.archived(name)[-1].id
     # The address may hold a password.
@@ -44,7 +44,6 @@ def restore(
 ) -> None:
     """Bring archived records of a study back into use; what is in use then is archived for them."""
     from tuner.records.database import default_database
-    from tuner.records.lock import held
     from tuner.records.store import Store
 
     name = _name(study)
@@ -60,7 +59,7 @@ def restore(
             for one in found.values()
         )
         raise UserError(f"the study {name!r} has no archived records {wanted}; it has: {known}")
-    with Store.open(url) as store, held(url, name):
+    with Store.open(url, say=warn) as store, store.held(name):
         replaced = store.restore(name, wanted)
     typer.echo(
         f"Restored {wanted} with {found[wanted].trials} trials."

@@ -27,7 +27,9 @@ def list_(
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
         return
-    table = Table("study", "videos", "questions", "model", "records", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    columns = ["study", "videos", "questions", "model", "records"]
+    owned = any(one.owner for one in found)
+    table = Table(*columns, *["owner"] * owned, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for one in found:
         labels = "" if one.labelled is not False else " label-free"
         table.add_row(
@@ -39,6 +41,7 @@ def list_(
                     "-" if one.questions is None else f"{one.questions}{labels}",
                     one.model or "-",
                     one.records,
+                    *[one.owner] * owned,
                 ),
             )
         )

@@ -32,6 +32,7 @@ from tuner.cli.show import show
 from tuner.cli.status import status
 from tuner.cli.sync import sync
 from tuner.cli.trials import trials
+from tuner.cli.unquarantine import unquarantine
 from tuner.cli.verify import verify
 from tuner.errors import (
     EXIT_CODE,
@@ -72,6 +73,7 @@ app.command()(sync)
 app.command()(sensitivity)
 app.command()(archive)
 app.command()(restore)
+app.command()(unquarantine)
 app.command()(doctor)
 
 

@@ -12,7 +12,7 @@ import typer
 from tuner.cli.options import Database, OfBudget, OfSeed, RecordedStudy, given, warn
 
 if TYPE_CHECKING:
-    from tuner.records.lock import Holder
+    from tuner.records.lease import Holder
     from tuner.reporting.from_records import Status
     from tuner.reporting.overview import Naming, Standing
 
@@ -28,15 +28,13 @@ def status(
     from rich.console import Console
 
     from dashboards.folder import report_of
-    from tuner.records.database import default_database
-    from tuner.records.lock import holder
     from tuner.reporting.from_records import find_searches, status_of, summarise
     from tuner.reporting.overview import Naming, overview
     from tuner.reporting.recorded import opened
 
     with opened(study, database, warn) as (loaded, store, record):
         found = status_of(loaded, store, record)
-        running = holder(database or default_database(found.study), found.study)
+        running = store.holder(found.study)
         naming = Naming(study, {"--database": given(database, "TUNER_DATABASE")})
         if as_json:
             by = None if running is None else dataclasses.asdict(running)

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from tuner.errors import UserError
 from tuner.evaluation.failures import Failures, keeps_failing, too_many_quarantined
 from tuner.evaluation.progress import NoProgress, Progress
-from tuner.evaluation.scoring import judge, outcome, reference, same_elsewhere
+from tuner.evaluation.scoring import judge, outcome, outcome_without, reference, same_elsewhere
 from tuner.evaluation.tasks import Decision, Evaluation, FailureKind, Kind, Task, VideoBatch
 from tuner.planning.planner import Planner
 from tuner.records.measurements import CacheUse, ModelUse
@@ -31,7 +31,7 @@ from tuner.records.values import Pair, Pruned, RecordedAnswer, TrialRecord
 from tuner.search import pruner
 from tuner.statistics.guessing import against_guessing
 from tuner.statistics.wording import weak_baseline
-from tuner.study import Study
+from tuner.study import Study, StudyQuestion
 from tuner.study.values import Configuration, Outcome, QuestionResult, Split
 
 
@@ -233,6 +233,7 @@ class Loop(ABC):
             for evaluation in dict.fromkeys(one for one, _ in (*self._waiting, *self._in_flight.values()))
             if not evaluation.complete
         ]
+        before, answer_before = self._baseline.get(question), self._baseline_answers.get(question)
         self._study = study
         self._questions[split] = tuple(one for one in self._questions[split] if one != question)
         self._forget(question)
@@ -243,7 +244,7 @@ class Loop(ABC):
             for evaluation, batches in self._waiting
         )
         self._waiting = deque((evaluation, batches) for evaluation, batches in rests if batches)
-        trials, measured = self._outcomes_without(split)
+        trials, measured = self._outcomes_without(found, split, answer_before, before)
         self._store.quarantine(question, reason, trials, measured)
         self._trials |= {
             number: replace(self._trials[number], outcome=outcome) for number, outcome in trials.items()
@@ -256,18 +257,47 @@ class Loop(ABC):
             f"Question {question!r} (video {found.video}) is quarantined (left out from now on): {reason}"
         )
 
-    def _outcomes_without(self, split: Split) -> tuple[dict[int, Outcome], dict[Configuration, Outcome]]:
-        """The recorded outcomes of a split, computed again from the answers to the remaining questions."""
-        trials: dict[int, Outcome] = {}
-        measured: dict[Configuration, Outcome] = {}
-        if split == "tune":
-            for trial in self.trials:
-                if trial.outcome is not None:
-                    trials[trial.number] = self._outcome(self._trial_evaluation(trial), split)
-        else:
-            for configuration in self._measured:
-                measured[configuration] = self._outcome(self._held_out_evaluation(configuration, None), split)
-        return trials, measured
+    def _outcomes_without(
+        self,
+        question: StudyQuestion,
+        split: Split,
+        answer_before: RecordedAnswer | None,
+        before: QuestionResult | None,
+    ) -> tuple[dict[int, Outcome], dict[Configuration, Outcome]]:
+        """The recorded outcomes of the question's split without it; the study is already without it.
+
+        answer_before, before: the unpruned model's, None as long as the baseline is not complete.
+        """
+        trials = {trial.number: trial for trial in self.trials if trial.outcome is not None}
+        configurations = (
+            {trial.configuration for trial in trials.values()} if split == "tune" else set(self._measured)
+        )
+        pairs = {
+            one: (question.id, self._planner.fingerprints(one.build(), [question.id])[0])
+            for one in configurations
+        }
+        answers = self._store.answers(pairs.values())
+        left = self._study.questions_of(split)
+
+        def without(configuration: Configuration, found: Outcome) -> Outcome | None:
+            answer = answers.get(pairs[configuration])
+            if answer is None or before is None:
+                return None
+            after = judge(question, split, answer, answer_before)
+            return outcome_without(found, after, before, self._baseline, left)
+
+        if split == "held_out":
+            return {}, {
+                configuration: without(configuration, found)
+                or self._outcome(self._held_out_evaluation(configuration, None), split)
+                for configuration, found in self._measured.items()
+            }
+        return {
+            number: without(trial.configuration, trial.outcome)
+            or self._outcome(self._trial_evaluation(trial), split)
+            for number, trial in trials.items()
+            if trial.outcome is not None
+        }, {}
 
     @property
     def finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tuner.evaluation.scoring import judge, outcome
@@ -24,13 +25,17 @@ class Rederived:
     found: int
 
 
-def rederive(study: Study, store: Store, planner: Planner) -> Rederived:
+def rederive(
+    study: Study, store: Store, planner: Planner, quarantined: Collection[str] | None = None
+) -> Rederived:
     """All of it anew, without a model; `store` has registered the definition that `planner` plans.
+
+    quarantined: questions to leave out; None: those that the records leave out.
 
     A trial without an outcome, be it that answers are missing or that it was pruned, is finished by the next
     run; that begins with looking whether it is to be pruned.
     """
-    study = study.without(store.quarantined())
+    study = study.without(store.quarantined() if quarantined is None else quarantined)
     ids = [question.id for question in study.questions]
 
     def answers(configuration: Configuration | None, questions: list[str]) -> dict[str, RecordedAnswer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.flops import Compute
@@ -83,6 +83,51 @@ def outcome(
         peak_bytes_max=took.peak_bytes_max,
         graded=math.fsum(graded(after, one) for after, one in zip(results, before, strict=True))
         / len(results),
+    )
+
+
+def outcome_without(
+    found: Outcome,
+    after: QuestionResult,
+    before: QuestionResult,
+    baseline: Mapping[str, QuestionResult],
+    left: Collection[StudyQuestion],
+) -> Outcome | None:
+    """A split's outcome without one of its questions. Counts are exact; means equal those of `outcome` up to
+    rounding. So a question is left out of a thousand trials without reading all their answers again.
+
+    after: the question's result, before: the unpruned model's. left: the other questions, of which `baseline`
+    has the unpruned results. None where only all answers tell: the largest memory was this question's, or
+    memory was measured for all but this one.
+    """
+    others = [baseline[one.id] for one in left]
+    if found.graded is None or (
+        after.peak_bytes == found.peak_bytes_max
+        if found.peak_bytes_mean is not None
+        else after.peak_bytes is None and any(one.peak_bytes is not None for one in others)
+    ):
+        return None
+
+    def without(mean: float, value: float, count: int) -> float:
+        return (mean * (count + 1) - value) / count if count else 0.0
+
+    logprob_change, peak_bytes_mean = found.logprob_change, found.peak_bytes_mean
+    if after.logprob_right is not None and before.logprob_right is not None:
+        compared = sum(one.logprob_right is not None for one in others)
+        logprob_change = without(logprob_change, after.logprob_right - before.logprob_right, compared)
+    if peak_bytes_mean is not None and after.peak_bytes is not None:
+        peak_bytes_mean = without(peak_bytes_mean, after.peak_bytes, len(others))
+    return replace(
+        found,
+        questions=len(others),
+        videos=len({one.video for one in left}),
+        accuracy=(round(found.accuracy * found.questions) - after.correct) / len(others),
+        regressions=found.regressions - (before.correct and not after.correct),
+        gained=found.gained - (after.correct and not before.correct),
+        logprob_change=logprob_change,
+        seconds=max(0.0, found.seconds - after.seconds),
+        peak_bytes_mean=peak_bytes_mean,
+        graded=without(found.graded, graded(after, before), len(others)),
     )
 
 

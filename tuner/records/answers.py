@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from tuner.records.connected import Connected
+from tuner.records.retrying import retried
 from tuner.records.schema import answer_table, study_question_table
 from tuner.records.values import Pair, RecordedAnswer, StoredAnswer
 
@@ -52,6 +53,10 @@ class Answers(Connected):
 
     def answers(self, pairs: Iterable[Pair]) -> dict[Pair, RecordedAnswer]:
         """The stored answers among those asked for."""
+        return self._answers(tuple(pairs))
+
+    @retried
+    def _answers(self, pairs: Sequence[Pair]) -> dict[Pair, RecordedAnswer]:
         # Two questions of a study may be the same prompt.
         wanted: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
         for question, fingerprint in pairs:
@@ -95,9 +100,12 @@ class Answers(Connected):
             }
             for (question, fingerprint), answer in answers.items()
         ]
+        # In one order: two studies that write the same answers at once would wait for each other in another.
+        rows.sort(key=lambda row: (row["prompt_id"], row["fingerprint"]))
         if rows:
             connection.execute(self._insert(answer_table).on_conflict_do_nothing(), rows)
 
+    @retried
     def stored_answers(self) -> tuple[StoredAnswer, ...]:
         """All answers to the study's questions in the order they were written, without what they say."""
         names = {prompt: name for name, prompt in reversed(self._prompts.items())}
@@ -115,6 +123,7 @@ class Answers(Connected):
             rows = connection.execute(query)
             return tuple(StoredAnswer(names[row[0]], row[1], tuple(row[2]), row[3]) for row in rows)
 
+    @retried
     def count_answers(self) -> int:
         """Stored answers to the study's questions."""
         query = select(func.count()).select_from(answer_table).where(*self._of_study)

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from pipeline.break_even import Serving
 from tuner.records.connected import Connected
 from tuner.records.measurements import CacheUse, MeasuredServing, ModelUse, Profiled, Timed
+from tuner.records.retrying import retried
 from tuner.records.rows import digest
 from tuner.records.schema import cache_use_table, model_use_table, noise_table, serving_table, timed_table
 from tuner.statistics.values import Noise
@@ -22,9 +23,10 @@ class Costs(Connected):
 
     # The noise floor
 
+    @retried
     def record_noise(self, noise: Noise) -> None:
         """Writes what was measured; the first measurement stays."""
-        with self._transaction() as connection:
+        with self._writing() as connection:
             self._write_counted(connection, self._study_id)
             connection.execute(
                 self._insert(noise_table)
@@ -32,6 +34,7 @@ class Costs(Connected):
                 .on_conflict_do_nothing()
             )
 
+    @retried
     def noise(self) -> Noise | None:
         """The unpruned model against itself; None where that was not measured."""
         query = select(noise_table).where(noise_table.c.study_id == self._study_id)
@@ -65,12 +68,14 @@ class Costs(Connected):
         """What answering took by trial; none of those that found all their answers in the records."""
         return {trial: use for (kind, trial), use in self._model_uses().items() if kind == "trial"}
 
+    @retried
     def _model_uses(self) -> dict[tuple[str, int], ModelUse]:
         query = select(model_use_table).where(model_use_table.c.study_id == self._study_id)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return {(row.kind, row.trial): ModelUse(row.answers, row.seconds) for row in rows}
 
+    @retried
     def cache_use(self) -> CacheUse | None:
         """The study's sums; None where nothing was counted."""
         query = select(cache_use_table).where(cache_use_table.c.study_id == self._study_id)
@@ -82,11 +87,12 @@ class Costs(Connected):
 
     # What a server pays
 
+    @retried
     def record_serving(self, configuration: Configuration, machine: str, found: MeasuredServing) -> None:
         """Writes what was measured; the first measurement of a configuration on a machine stays."""
         values = asdict(found)
         values["profiled"] = values["profiled"] or {}
-        with self._transaction() as connection:
+        with self._writing() as connection:
             connection.execute(
                 self._insert(serving_table)
                 .values(
@@ -98,6 +104,7 @@ class Costs(Connected):
                 .on_conflict_do_nothing()
             )
 
+    @retried
     def serving(self, configuration: Configuration, machine: str | None = None) -> MeasuredServing | None:
         """What a server pays for a configuration, measured on this machine, or last on any; None where it was
         not.
@@ -127,9 +134,10 @@ class Costs(Connected):
 
     # Times side by side
 
+    @retried
     def record_timed(self, machine: str, found: Mapping[Configuration, Timed]) -> None:
         """Writes what was measured in turns on a machine; the last measurement stays."""
-        with self._transaction() as connection:
+        with self._writing() as connection:
             for configuration, timed in found.items():
                 values = asdict(timed)
                 connection.execute(
@@ -146,6 +154,7 @@ class Costs(Connected):
                     )
                 )
 
+    @retried
     def timed(
         self, configurations: Sequence[Configuration], machine: str | None = None
     ) -> dict[Configuration, Timed]:

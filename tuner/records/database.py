@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil  # type: ignore[import-untyped]
 from pydantic_core import from_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from tuner.errors import DiskFullError, UserError, disk_may_be_full, is_full, without_passwords
 from tuner.records.schema import SCHEMA_REVISION
@@ -31,6 +32,24 @@ _MIGRATION_SECONDS = 600
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 # The same in PostgreSQL's codes.
 _DISK_FULL = "53100"
+# PostgreSQL's codes for what may pass when the same transaction is done again: the server ends, starts or has
+# too many connections; a session stood still in a transaction; two transactions waited for each other. Those
+# of class 08 are lost connections.
+_PASSING = ("57P01", "57P02", "57P03", "53300", "25P03", "40001", "40P01")
+
+# Without these a connection through a cut network, or to a machine that vanished, is believed in for hours:
+# seconds, but the last in milliseconds. What the URL says of them counts.
+_POSTGRESQL_LIMITS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+class ConnectionLostError(Exception):
+    """A transaction was not done, or its end is not known, because the server does not answer."""
 
 
 def default_database(study: str, root: Path = Path(".tuner")) -> str:
@@ -94,7 +113,11 @@ def _examined(url: URL, file: Path | None, *, write: bool) -> tuple[Engine, str 
     Errors: UserError where its tables are not ours, or of a version that no migration begins or ends with.
     """
     try:
-        if file is None or write:
+        if file is None:
+            limits = _POSTGRESQL_LIMITS if url.get_backend_name() == "postgresql" else {}
+            own = {name: value for name, value in limits.items() if name not in url.query}
+            engine = create_engine(url, json_deserializer=from_json, connect_args=own)
+        elif write:
             engine = create_engine(url, json_deserializer=from_json)
         else:
             engine = create_engine(url, json_deserializer=from_json, creator=lambda: _read_only(file))
@@ -107,6 +130,11 @@ def _examined(url: URL, file: Path | None, *, write: bool) -> tuple[Engine, str 
     with _told(engine), engine.connect() as connection:
         found = _revision(connection)
         tables = inspect(connection).get_table_names() if found is None else []
+        if tables:
+            # Another process may have made them since.
+            connection.rollback()
+            found = _revision(connection)
+            tables = [] if found else tables
         if tables:
             some = ", ".join(sorted(tables)[:3])
             raise UserError(
@@ -156,6 +184,38 @@ def _migrate(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
+# As Linux names them; what two machines write at once there is not safe from each other.
+_NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph glusterfs fuse.glusterfs fuse.sshfs fuse.cephfs 9p afs "
+    "pvfs2 wekafs fuse.juicefs fuse.s3fs".split()
+)
+
+
+def network_file_system(engine: Engine) -> str | None:
+    """A warning where an SQLite file lies on a network file system; None elsewhere.
+
+    Its write-ahead log needs memory that all its processes share, and locks that hold (sqlite.org/wal.html,
+    "All processes using a database must be on the same host computer").
+    """
+    file = _file(engine.url)
+    if file is None:
+        return None
+    place = file.resolve()
+    disks = [
+        one
+        for one in psutil.disk_partitions(all=True)
+        if place.is_relative_to(Path(one.mountpoint).resolve())
+    ]
+    disk = max(disks, key=lambda one: len(one.mountpoint), default=None)
+    if disk is None or disk.fstype.lower() not in _NETWORK_FILE_SYSTEMS:
+        return None
+    return (
+        f"The records {file} lie on a network file system ({disk.fstype} at {disk.mountpoint}). A second "
+        "machine that opens an SQLite database there can damage it, even if it only reads: use them from one "
+        "machine, or name a PostgreSQL database with --database."
+    )
+
+
 @contextmanager
 def _told(engine: Engine) -> Iterator[None]:
     """What keeps a database from being opened, as one message; then it is closed."""
@@ -166,6 +226,9 @@ def _told(engine: Engine) -> Iterator[None]:
         if _is_full(error):
             raise DiskFullError.of(f"the database {shown(engine)}", error.orig) from error
         raise UserError(f"The database {shown(engine)} cannot be opened: {error.orig}") from error
+    except ConnectionLostError as error:
+        engine.dispose()
+        raise UserError(f"The database {shown(engine)} cannot be opened: {error}") from error
     except BaseException:
         engine.dispose()
         raise
@@ -173,14 +236,19 @@ def _told(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """All or nothing of what is written. Errors: DiskFullError where there is no room for it."""
+    """All or nothing of what is written.
+
+    Errors: DiskFullError where there is no room for it; ConnectionLostError where the server does not answer.
+    """
     try:
         with engine.begin() as connection:
             yield connection
     except DBAPIError as error:
-        if not _is_full(error):
-            raise
-        raise DiskFullError.of(f"the database {shown(engine)}", error.orig) from error
+        if _is_full(error):
+            raise DiskFullError.of(f"the database {shown(engine)}", error.orig) from error
+        if _is_passing(error):
+            raise ConnectionLostError(str(error.orig).strip().partition("\n")[0]) from error
+        raise
 
 
 def shown(engine: Engine) -> str:
@@ -227,6 +295,17 @@ def _is_full(error: DBAPIError) -> bool:
     )
 
 
+def _is_passing(error: DBAPIError) -> bool:
+    """Whether the same transaction may succeed when it is done again."""
+    if error.connection_invalidated:
+        return True
+    # An error without a code comes from the client: it reached no server, or lost it.
+    state = getattr(error.orig, "sqlstate", "")
+    return isinstance(error, OperationalError) and (
+        state is None or state.startswith("08") or state in _PASSING
+    )
+
+
 def _shown(url: URL) -> str:
     return without_passwords(url.render_as_string(hide_password=True))
 
@@ -261,10 +340,11 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: Any, _: object) -> None:
         cursor = connection.cursor()
+        # First: the others wait, too, where several processes open a new database at once.
+        cursor.execute("PRAGMA busy_timeout=10000")
         cursor.execute("PRAGMA foreign_keys=ON")
         # Readers (`tuner status`, dashboards) never wait for the writer.
         cursor.execute("PRAGMA journal_mode=WAL")
         # With WAL a killed process loses nothing; a power cut can undo the last transactions, never tear one.
         cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA busy_timeout=10000")
         cursor.close()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, insert, select
 
 from tuner.records.connected import Connected
+from tuner.records.retrying import retried
 from tuner.records.rows import configuration_of, digest, knob_columns, outcome_columns, outcome_of
 from tuner.records.schema import look_table, measured_table, study_table
 from tuner.records.values import Look, LookGoal, SearchRecord
@@ -17,6 +18,7 @@ from tuner.study.values import Configuration, Outcome
 class HeldOut(Connected):
     """What held-out videos said of a study's configurations."""
 
+    @retried
     def measured(self) -> dict[Configuration, Outcome]:
         """The configurations measured on the held-out split."""
         query = (
@@ -48,6 +50,7 @@ class HeldOut(Connected):
             )
         )
 
+    @retried
     def record_look(
         self,
         search: SearchRecord,
@@ -84,12 +87,13 @@ class HeldOut(Connected):
             .where(look_table.c.search_id == search.id, look_table.c.max_drop == search.max_drop)
             .order_by(look_table.c.id.desc())
         )
-        with self._transaction() as connection:
+        with self._writing() as connection:
             self._use(connection, "held_out")
             before = connection.execute(last).first()
             if before is None or any(getattr(before, name) != value for name, value in values.items()):
                 connection.execute(insert(look_table).values(**values))
 
+    @retried
     def looks(self) -> tuple[tuple[int, Look], ...]:
         """All looks at the held-out split, in the order they were taken, each with its search's id; those of
         archived studies of this name are among them: the videos were seen.
@@ -97,7 +101,7 @@ class HeldOut(Connected):
         query = (
             select(look_table)
             .join(study_table, study_table.c.id == look_table.c.study_id)
-            .where(study_table.c.name == self._name)
+            .where(study_table.c.name == self._name, study_table.c.owner == self._owner)
             .order_by(look_table.c.id)
         )
         with self._transaction() as connection:

@@ -1,74 +1,64 @@
-"""One driver at a time for each study: a lock beside the records, which says who holds it.
+"""One driver at a time for each study, and who it is.
 
-It is the operating system's lock on a file beside an SQLite database, or the server's on a PostgreSQL
-database. Either is given back by the death of its process, so that none is ever left behind.
+On PostgreSQL it is a lease, which a process that vanished loses (`lease`). Beside an SQLite database it is
+the operating system's lock on a file, which the death of its process gives back at once.
 """
 
 from __future__ import annotations
 
-import getpass
-import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, CursorResult, NullPool, create_engine, text
+from sqlalchemy import URL
 
-from tuner.errors import UserError
-from tuner.records.database import parse_url
+from tuner.records.connected import Connected
+from tuner.records.lease import Holder, Lease, held_by_another
+from tuner.records.ownership import adopt
+from tuner.records.retrying import retried
 
 # `tuner status` looks whether a lock is free by taking it for a moment: a run that begins just then waits.
 _PATIENCE = 2.0
 
-# PostgreSQL cuts an application's name there.
-_NAME_BYTES = 63
 
+class Locked(Connected):
+    """The study of a name as one process's own."""
 
-@dataclass(frozen=True)
-class Holder:
-    """The process that runs a study; `since` is an ISO date with time zone, "" where it is not known."""
+    @contextmanager
+    def held(self, study: str) -> Iterator[None]:
+        """Holds the study, which need not exist yet: as long as that lasts, this process alone writes it.
 
-    pid: int
-    host: str
-    user: str
-    since: str
+        Errors: UserError that names the process which holds it.
+        """
+        if self._engine.dialect.name == "sqlite":
+            with _locked(self._engine.url, study):
+                yield
+            return
+        with Lease(self._engine, study, self._owner, self._say).held() as self._lease:
+            try:
+                self._adopt(study)
+                yield
+            finally:
+                self._lease = None
 
-    @classmethod
-    def this_process(cls) -> Self:
-        """Who we are, from now on."""
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError):  # a container's user without a name
-            user = str(os.getuid())
-        return cls(os.getpid(), socket.gethostname(), user, datetime.now(UTC).isoformat(timespec="seconds"))
+    @retried
+    def _adopt(self, study: str) -> None:
+        with self._writing() as connection:
+            adopt(connection, study, self._owner)
 
-    def __str__(self) -> str:
-        return f"process {self.pid} of {self.user} on host {self.host}{_since(self.since)}"
+    def holder(self, study: str) -> Holder | None:
+        """The process that runs this study now; None where none does, or nothing tells which."""
+        if self._engine.dialect.name == "sqlite":
+            return _file_holder(self._engine.url, study)
+        return Lease(self._engine, study, self._owner, self._say).holder()
 
 
 @contextmanager
-def held(url: str, study: str) -> Iterator[None]:
-    """Holds the study in the records at this URL, which are there.
-
-    Errors: UserError that names the process which holds it.
-    """
-    parsed = parse_url(url)
-    if parsed.get_backend_name() == "postgresql":
-        with _connection(url) as connection:
-            # First who we are: whoever finds the lock taken reads it.
-            _ask(connection, "SELECT set_config('application_name', :name, false)", name=_application_name())
-            if not _ask(connection, "SELECT pg_try_advisory_lock(:key)", key=_key(study)).scalar():
-                raise _held_by_another(study, _server_holder(connection, study))
-            yield
-        return
-    file = _file(parsed.database, study)
+def _locked(url: URL, study: str) -> Iterator[None]:
+    file = _file(url.database, study)
     if file is None:
         yield
         return
@@ -76,7 +66,7 @@ def held(url: str, study: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise _held_by_another(study, _read(file)) from None
+        raise held_by_another(study, _read(file)) from None
     about = _about(file)
     # Only what the refused are told: on a full disk it may be missing.
     with suppress(OSError):
@@ -89,13 +79,8 @@ def held(url: str, study: str) -> Iterator[None]:
         lock.release()
 
 
-def holder(url: str, study: str) -> Holder | None:
-    """The process that runs this study now; None where none does, or nothing tells which."""
-    parsed = parse_url(url)
-    if parsed.get_backend_name() == "postgresql":
-        with _connection(url) as connection:
-            return _server_holder(connection, study)
-    file = _file(parsed.database, study)
+def _file_holder(url: URL, study: str) -> Holder | None:
+    file = _file(url.database, study)
     if file is None or not file.exists():
         return None
     try:
@@ -105,22 +90,6 @@ def holder(url: str, study: str) -> Holder | None:
         return _read(file)
     except OSError:  # another user's, on a disk that we may only read
         return None
-
-
-def _held_by_another(study: str, by: Holder | None) -> UserError:
-    return UserError(
-        f"the study {study!r} is being run by {by or 'another process'}; `tuner status` shows how far it is"
-    )
-
-
-def _since(iso: str) -> str:
-    if not iso:
-        return ""
-    then, now = datetime.fromisoformat(iso).astimezone(), datetime.now().astimezone()
-    return f" since {then:%H:%M}" if then.date() == now.date() else f" since {then:%Y-%m-%d %H:%M}"
-
-
-# SQLite: a file beside the database, and what is known of its holder in another
 
 
 def _file(database: str | None, study: str) -> Path | None:
@@ -139,46 +108,6 @@ def _about(file: Path) -> Path:
 
 def _read(file: Path) -> Holder | None:
     try:
-        return Holder(**json.loads(_about(file).read_text()))
-    except (OSError, ValueError, TypeError):  # not written yet
+        return Holder.read(_about(file).read_text())
+    except (OSError, ValueError, TypeError, KeyError):  # not written yet
         return None
-
-
-# PostgreSQL: a session's advisory lock, whose name for itself says who it is
-
-
-@contextmanager
-def _connection(url: str) -> Iterator[Connection]:
-    # No pool, no transaction: the lock lives as long as its one connection, and that is never busy.
-    with create_engine(parse_url(url), poolclass=NullPool, isolation_level="AUTOCOMMIT").connect() as one:
-        yield one
-
-
-def _ask(connection: Connection, query: str, **values: Any) -> CursorResult[Any]:
-    return connection.execute(text(query), values)
-
-
-def _key(study: str) -> int:
-    digest = hashlib.sha256(f"adatp-tuner/{study}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def _application_name() -> str:
-    me = Holder.this_process()
-    return f"tuner {me.pid} {me.user} {me.host}".encode()[:_NAME_BYTES].decode(errors="ignore")
-
-
-def _server_holder(connection: Connection, study: str) -> Holder | None:
-    """As the server knows it; it shows other users' sessions to some roles only."""
-    row: Any = _ask(
-        connection,
-        "SELECT a.application_name AS name, a.backend_start AS since FROM pg_locks AS l "
-        "JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted "
-        "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-        "AND (l.classid::bigint << 32 | l.objid::bigint) = :key AND l.objsubid = 1",
-        key=_key(study),
-    ).first()
-    match row and (row.name or "").split(" ", 3):
-        case ["tuner", pid, user, host] if pid.isdigit():
-            return Holder(int(pid), host, user, row.since.isoformat() if row.since else "")
-    return None

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from sqlalchemy import Update, update
+
 from pipeline.methods import KNOBS
+from tuner.records.schema import measured_table, trial_table
+from tuner.records.values import Derived
 from tuner.study.values import Configuration, Outcome, Split
 
 
@@ -49,3 +54,34 @@ def outcome_of(row: Any, split: Split) -> Outcome | None:
         split=split,
         **{field.name: getattr(row, field.name) for field in fields(Outcome) if field.name != "split"},
     )
+
+
+def derived_updates(
+    study_id: int,
+    trials: Mapping[int, Derived],
+    measured: Mapping[Configuration, Outcome | None],
+) -> Iterator[Update]:
+    """Writes what other questions or labels make of trials (by number), and of what was measured on the
+    held-out split. Whether a trial was pruned is then to be found anew.
+    """
+    for number, derived in trials.items():
+        done = {} if derived.outcome is not None else {"completed": None}
+        yield (
+            update(trial_table)
+            .where(trial_table.c.study_id == study_id, trial_table.c.number == number)
+            .values(
+                binding_ratio=derived.binding_ratio,
+                pruned_by=None,
+                pruned_videos=None,
+                **outcome_columns(derived.outcome),
+                **done,
+            )
+        )
+    for configuration, outcome in measured.items():
+        yield (
+            update(measured_table)
+            .where(
+                measured_table.c.study_id == study_id, measured_table.c.configuration == digest(configuration)
+            )
+            .values(**outcome_columns(outcome))
+        )

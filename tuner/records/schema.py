@@ -54,10 +54,13 @@ from sqlalchemy import (
 )
 
 # The last migration in `migrations/versions`: the tables below are what it leaves.
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 
 # Hexadecimal digits of a fingerprint: 128 bits of the pipeline's sha256, plenty for millions of answers.
 FINGERPRINT_DIGITS = 32
+
+# Characters of a study owner's name.
+OWNER_LENGTH = 100
 
 metadata = MetaData()
 
@@ -79,6 +82,11 @@ def _key() -> Column[Any]:
 
 def _reference(table: str, **options: Any) -> Column[Any]:
     return _column(f"{table}_id", ForeignKey(f"adatp_{table}.id"), **options)
+
+
+def _owner(**options: Any) -> Column[Any]:
+    """Whose study it is, as `tuner.records.ownership` says; "": nobody's in particular."""
+    return _column("owner", String(OWNER_LENGTH), server_default="", **options)
 
 
 def _created() -> Column[Any]:
@@ -136,7 +144,7 @@ answer_table = Table(
     UniqueConstraint("prompt_id", "fingerprint"),
 )
 
-# When a video first tuned a study of this name, and when it was first looked at as held out; never
+# When a video first tuned an owner's study of this name, and when it was first looked at as held out; never
 # removed or changed, whatever becomes of the study.
 video_use_table = Table(
     "adatp_video_use",
@@ -146,10 +154,11 @@ video_use_table = Table(
     _reference("video"),
     Column("tuned", _TIME),
     Column("held_out", _TIME),
-    UniqueConstraint("study", "video_id"),
+    _owner(),
+    UniqueConstraint("study", "owner", "video_id"),
 )
 
-# The definition of a study as it was last run. At most one row per name is in use: the others were
+# The definition of a study as it was last run. At most one row per name and owner is in use: the others were
 # archived.
 study_table = Table(
     "adatp_study",
@@ -174,9 +183,11 @@ study_table = Table(
     # When the definition last changed.
     Column("revised", _TIME),
     Column("archived", _TIME),
+    _owner(),
     Index(
         "adatp_study_in_use",
         "name",
+        "owner",
         unique=True,
         sqlite_where=text("archived IS NULL"),
         postgresql_where=text("archived IS NULL"),
@@ -236,16 +247,18 @@ quarantine_table = Table(
     UniqueConstraint("study_id", "prompt_id"),
 )
 
-# Which process may write to the study of this name; the row stays when the lease is given back.
+# Which process may write to an owner's study of this name; the row stays when the lease is given back.
 lease_table = Table(
     "adatp_lease",
     metadata,
     _column("study", String(200), primary_key=True),
-    # Grows with each holder: what comes with a smaller one is from a holder that lost the lease.
+    _owner(primary_key=True),
+    # Grows with each holder: a process with a smaller one has lost the lease and may write no more.
     _column("token", Integer),
-    # None: nobody.
+    # JSON of `tuner.records.lease.Holder`; None: nobody.
     Column("holder", Text),
     Column("host", Text),
+    # By the server's clock.
     Column("expires", _TIME),
 )
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from tuner.records.connected import Connected, inserted
+from tuner.records.retrying import retried
 from tuner.records.rows import configuration_of, knob_columns
 from tuner.records.schema import infeasible_table, search_table, selection_table, trial_table
 from tuner.records.values import Goal, InfeasibleRecord, SearchRecord
@@ -18,6 +19,7 @@ from tuner.statistics.margin import DEFAULT_MAX_DROP
 class Searches(Connected):
     """The searches of a study."""
 
+    @retried
     def search(
         self,
         budget: float,
@@ -39,7 +41,7 @@ class Searches(Connected):
             "sampler": sampler,
         }
         query = select(search_table.c.id, search_table.c.trials).filter_by(**key)
-        with self._transaction() as connection:
+        with self._writing() as connection:
             found = connection.execute(query).first()
             if found is None:
                 identifier = inserted(connection, search_table, **key, max_drop=max_drop, trials=trials)
@@ -52,6 +54,7 @@ class Searches(Connected):
                 )
         return SearchRecord(identifier, budget, seed, coordinates, trials, sampler, goal, max_drop)
 
+    @retried
     def searches(self) -> tuple[SearchRecord, ...]:
         """All searches of the study, the one asked for last at the end."""
         query = (
@@ -72,11 +75,15 @@ class Searches(Connected):
             rows: Iterable[Any] = connection.execute(query)
             return tuple(SearchRecord(*row) for row in rows)
 
+    @retried
     def record_infeasible(self, proposal: InfeasibleRecord) -> None:
-        """Writes an infeasible proposal: resumed runs tell the sampler of it again."""
-        with self._transaction() as connection:
+        """Writes an infeasible proposal: resumed runs tell the sampler of it again. The same again changes
+        nothing.
+        """
+        with self._writing() as connection:
             connection.execute(
-                insert(infeasible_table).values(
+                self._insert(infeasible_table)
+                .values(
                     search_id=proposal.search,
                     number=proposal.number,
                     attempt=proposal.attempt,
@@ -84,8 +91,10 @@ class Searches(Connected):
                     binding_ratio=proposal.binding_ratio,
                     **knob_columns(proposal.configuration),
                 )
+                .on_conflict_do_nothing(index_elements=["search_id", "number", "attempt"])
             )
 
+    @retried
     def infeasible(self) -> tuple[InfeasibleRecord, ...]:
         """All infeasible proposals of the study, in the order of search, number and attempt."""
         query = (
@@ -103,6 +112,7 @@ class Searches(Connected):
             for row in rows
         )
 
+    @retried
     def select(self, search: SearchRecord, trials: int, number: int) -> None:
         """Notes that the search chose trial `number` when the study had so many completed trials."""
         trial = (
@@ -110,13 +120,14 @@ class Searches(Connected):
             .where(trial_table.c.study_id == self._study_id, trial_table.c.number == number)
             .scalar_subquery()
         )
-        with self._transaction() as connection:
+        with self._writing() as connection:
             connection.execute(
                 self._insert(selection_table)
                 .values(search_id=search.id, trials=trials, trial_id=trial)
                 .on_conflict_do_nothing()
             )
 
+    @retried
     def selections(self) -> tuple[tuple[int, int, int], ...]:
         """(search id, completed trials then, chosen trial's number) in the order they were made."""
         query = (

@@ -6,16 +6,18 @@ consistent: a trial is complete exactly when its outcome is there, and its answe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from tuner.records.answers import Answers
 from tuner.records.costs import Costs
-from tuner.records.database import open_engine, shown
+from tuner.records.database import network_file_system, open_engine, shown
 from tuner.records.held_out import HeldOut
-from tuner.records.lease import Lease
+from tuner.records.lock import Locked
+from tuner.records.ownership import owner_here
 from tuner.records.quarantine import Quarantine
 from tuner.records.reports import Reports
+from tuner.records.retrying import retried
 from tuner.records.searches import Searches
 from tuner.records.studies import Studies
 from tuner.records.trials import Trials
@@ -23,16 +25,28 @@ from tuner.records.values import Pair, Pruned, RecordedAnswer
 from tuner.study.values import Configuration, Outcome
 
 
-class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Reports, Lease):
+class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Reports, Locked):
     """One study's records in one database. `open` it, then `begin` or `find` the study."""
 
     @classmethod
-    def open(cls, url: str, *, create: bool = True) -> Self:
+    def open(
+        cls,
+        url: str,
+        *,
+        create: bool = True,
+        owner: str | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> Self:
         """On the database at this URL; without `create` to read alone.
 
+        owner: whose studies; None: this process's own (`tuner.records.ownership`). say: see `Connected`.
         Errors: as `tuner.records.database.open_engine`.
         """
-        return cls(open_engine(url, create=create))
+        engine = open_engine(url, create=create)
+        store = cls(engine, owner=owner_here(engine) if owner is None else owner, reads=not create, say=say)
+        if create and (warning := network_file_system(engine)):
+            store._say(warning)
+        return store
 
     @property
     def url(self) -> str:
@@ -49,6 +63,7 @@ class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Repo
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @retried
     def record(
         self,
         answers: Mapping[Pair, RecordedAnswer],
@@ -61,7 +76,7 @@ class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Repo
 
         Writing the same again changes nothing: the first answer to a (prompt, fingerprint) stays.
         """
-        with self._transaction() as connection:
+        with self._writing() as connection:
             self._write_counted(connection, self._study_id)
             self._write_answers(connection, answers)
             if completed is not None or pruned is not None:

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from pipeline.layout import Layout
 from tuner.errors import UserError
 from tuner.records.connected import Connected, inserted
 from tuner.records.database import shown
-from tuner.records.rows import digest, outcome_columns
+from tuner.records.retrying import retried
+from tuner.records.rows import derived_updates
 from tuner.records.schema import (
     encoding_table,
-    measured_table,
     prompt_table,
     study_question_table,
     study_table,
@@ -43,6 +43,15 @@ class ArchivedStudy(NamedTuple):
     trials: int
 
 
+class StudyInUse(NamedTuple):
+    """A study in use in this database, whoever owns it; "": nobody in particular."""
+
+    name: str
+    owner: str
+    trials: int
+    """Completed."""
+
+
 class _Known(NamedTuple):
     """Ids of what a definition asks, which other definitions may ask, too."""
 
@@ -54,35 +63,70 @@ class _Known(NamedTuple):
 class Studies(Connected):
     """Definitions of studies. `begin`, `find` or `revise` one: then it is the one read and written."""
 
+    @property
+    def owner(self) -> str:
+        """Whose studies this store writes, or whose it read last; "": nobody's in particular."""
+        return self._owner
+
+    @retried
+    def in_use(self) -> tuple[StudyInUse, ...]:
+        """All studies in use in this database by name and owner, without reading them."""
+        query = (
+            select(study_table.c.name, study_table.c.owner, func.count(trial_table.c.accuracy))
+            .outerjoin(trial_table, trial_table.c.study_id == study_table.c.id)
+            .where(study_table.c.archived.is_(None))
+            .group_by(study_table.c.name, study_table.c.owner)
+            .order_by(study_table.c.name, study_table.c.owner)
+        )
+        with self._transaction() as connection:
+            rows: Iterable[Any] = connection.execute(query)
+            return tuple(StudyInUse(*row) for row in rows)
+
     def study_names(self) -> tuple[str, ...]:
         """Names of the studies in use in this database."""
-        query = (
-            select(study_table.c.name).where(study_table.c.archived.is_(None)).order_by(study_table.c.name)
-        )
-        with self._transaction() as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(dict.fromkeys(one.name for one in self.in_use()))
 
-    def completed_trials(self, name: str) -> int:
-        """Completed trials of the study in use under this name, without reading the study."""
-        query = (
-            select(func.count(trial_table.c.id))
-            .join(study_table, study_table.c.id == trial_table.c.study_id)
-            .where(
-                study_table.c.name == name,
-                study_table.c.archived.is_(None),
-                trial_table.c.accuracy.is_not(None),
+    def _in_use(self, name: str) -> tuple[ColumnElement[bool], ...]:
+        return (
+            study_table.c.name == name,
+            study_table.c.owner == self._owner,
+            study_table.c.archived.is_(None),
+        )
+
+    def _read_whose(self, connection: Connection, name: str) -> None:
+        """Where only other owners have a study of this name, a reader reads theirs.
+
+        Errors: UserError where several have one.
+        """
+        owners = connection.execute(
+            select(study_table.c.owner)
+            .where(study_table.c.name == name, study_table.c.archived.is_(None))
+            .order_by(study_table.c.owner)
+        ).scalars()
+        others = list(owners)
+        if self._owner in others or not others:
+            return
+        if len(others) > 1:
+            raise UserError(
+                f"{shown(self._engine)} holds studies {name!r} of {' and '.join(filter(None, others))}, none "
+                f"of {self._owner}: name the owner in the environment variable TUNER_OWNER"
             )
-        )
-        with self._transaction() as connection:
-            return int(connection.execute(query).scalar_one())
+        self._owner = others[0]
 
+    @retried
     def find(self, name: str) -> StudyRecord | None:
-        """The study in use under this name, which then is the one this store writes to."""
+        """The owner's study in use under this name, which then is the one this store writes to. A reader
+        finds another owner's, too.
+
+        Errors: UserError for a reader of several owners' studies, none of them its own.
+        """
         with self._transaction() as connection:
+            if self._reads:
+                self._read_whose(connection, name)
             row = connection.execute(
                 select(study_table, encoding_table.c.fingerprint_base)
                 .join(encoding_table, encoding_table.c.id == study_table.c.encoding_id)
-                .where(study_table.c.name == name, study_table.c.archived.is_(None))
+                .where(*self._in_use(name))
             ).first()
             if row is None:
                 return None
@@ -135,10 +179,14 @@ class Studies(Connected):
         """
         record = self.find(name)
         if record is None:
-            way = "`tuner restore` brings the archived ones back" if self.archived(name) else ""
+            ways = ["`tuner run` makes them"]
+            if self.archived(name):
+                ways.append("`tuner restore` brings the archived ones back")
+            others = [one.owner for one in self.in_use() if one.name == name]
+            whose = f" of {self._owner}, but of {' and '.join(others)}," if others else ""
             raise UserError(
-                f"the study {name!r} has no records in {shown(self._engine)}; "
-                + " and ".join(filter(None, ("`tuner run` makes them", way)))
+                f"the study {name!r} has no records{whose} in {shown(self._engine)}; {' and '.join(ways)}"
+                + ("; TUNER_OWNER names another owner" if others else "")
             )
         return record
 
@@ -146,25 +194,41 @@ class Studies(Connected):
         self._study, self._name, self._hash = study_id, name, study_hash
         self._used.clear()
 
+    @retried
     def begin(self, study: StudyRecord) -> None:
         """Writes a study that is not there yet and makes it the one this store writes to."""
-        with self._transaction() as connection:
-            known = self._know(connection, study)
-            study_id = inserted(
-                connection, study_table, name=study.name, **_study_columns(study), encoding_id=known.encoding
-            )
-            self._write_questions(connection, study_id, study, known)
+        with self._writing() as connection:
+            study_id = self._begun(connection, study)
+            if study_id is None:
+                known = self._know(connection, study)
+                study_id = inserted(
+                    connection,
+                    study_table,
+                    name=study.name,
+                    owner=self._owner,
+                    **_study_columns(study),
+                    encoding_id=known.encoding,
+                )
+                self._write_questions(connection, study_id, study, known)
             self._write_counted(connection, study_id)
         self.find(study.name)
 
+    def _begun(self, connection: Connection, study: StudyRecord) -> int | None:
+        """The id of the very same study, as an attempt at `begin` leaves it whose end was not known."""
+        return connection.execute(
+            select(study_table.c.id).where(*self._in_use(study.name), study_table.c.hash == study.hash)
+        ).scalar_one_or_none()
+
+    @retried
     def register(self, study: StudyRecord) -> None:
         """Makes another definition of the open study known, so that answers to its questions are found: the
         first half of `revise`. The study itself stays as it is.
         """
-        with self._transaction() as connection:
+        with self._writing() as connection:
             known = self._know(connection, study)
         self._encoding, self._prompts = known.encoding, known.prompts
 
+    @retried
     def revise(
         self,
         study: StudyRecord,
@@ -176,7 +240,7 @@ class Studies(Connected):
         trials: FLOPs ratio and outcome of each by number; whether it was pruned is then to be
         found anew. measured: outcomes of the configurations on the held-out split. Left out: they stay.
         """
-        with self._transaction() as connection:
+        with self._writing() as connection:
             known = self._know(connection, study)
             here = self._study_id
             connection.execute(
@@ -192,28 +256,8 @@ class Studies(Connected):
                 self._use(connection, "tune")
             if any(one is not None for one in (measured or {}).values()):
                 self._use(connection, "held_out")
-            for number, derived in (trials or {}).items():
-                done = {} if derived.outcome is not None else {"completed": None}
-                connection.execute(
-                    update(trial_table)
-                    .where(trial_table.c.study_id == here, trial_table.c.number == number)
-                    .values(
-                        binding_ratio=derived.binding_ratio,
-                        pruned_by=None,
-                        pruned_videos=None,
-                        **outcome_columns(derived.outcome),
-                        **done,
-                    )
-                )
-            for configuration, outcome in (measured or {}).items():
-                connection.execute(
-                    update(measured_table)
-                    .where(
-                        measured_table.c.study_id == here,
-                        measured_table.c.configuration == digest(configuration),
-                    )
-                    .values(**outcome_columns(outcome))
-                )
+            for statement in derived_updates(here, trials or {}, measured or {}):
+                connection.execute(statement)
             self._write_counted(connection, here)
         self.find(study.name)
 
@@ -245,7 +289,8 @@ class Studies(Connected):
             }
             for one in study.questions
         }
-        write(prompt_table, list(prompts.values()))
+        # In one order: two studies that begin at once would wait for each other in another.
+        write(prompt_table, sorted(prompts.values(), key=lambda one: (one["video_id"], one["hash"])))
         by_prompt = {
             (row.video_id, row.hash): row.id
             for some in _chunks(sorted(by_content.values()))
@@ -310,19 +355,19 @@ class Studies(Connected):
 
     # Out of use, and back
 
+    @retried
     def archive(self, name: str) -> bool:
         """Takes the study of this name out of use; its records stay. False: there is none."""
-        with self._transaction() as connection:
+        with self._writing() as connection:
             return self._archive(connection, name)
 
     def _archive(self, connection: Connection, name: str) -> bool:
         found = connection.execute(
-            update(study_table)
-            .where(study_table.c.name == name, study_table.c.archived.is_(None))
-            .values(archived=datetime.now(UTC))
+            update(study_table).where(*self._in_use(name)).values(archived=datetime.now(UTC))
         )
         return bool(found.rowcount)
 
+    @retried
     def archived(self, name: str) -> tuple[ArchivedStudy, ...]:
         """The archived studies of this name, the one archived last at the end."""
         query = (
@@ -330,7 +375,12 @@ class Studies(Connected):
                 study_table.c.id, study_table.c.created, study_table.c.archived, func.count(trial_table.c.id)
             )
             .outerjoin(trial_table, trial_table.c.study_id == study_table.c.id)
-            .where(study_table.c.name == name, study_table.c.archived.is_not(None))
+            .where(
+                study_table.c.name == name,
+                # Those of nobody in particular become the owner's before they are restored.
+                study_table.c.owner.in_({self._owner, ""}),
+                study_table.c.archived.is_not(None),
+            )
             .group_by(study_table.c.id)
             .order_by(study_table.c.archived, study_table.c.id)
         )
@@ -338,22 +388,33 @@ class Studies(Connected):
             rows: Iterable[Any] = connection.execute(query)
             return tuple(ArchivedStudy(*row) for row in rows)
 
+    @retried
     def restore(self, name: str, study_id: int) -> bool:
-        """Puts an archived study of this name back into use; True: another one was archived for it."""
-        with self._transaction() as connection:
+        """Puts an archived study of this name back into use; True: another one was archived for it.
+
+        Errors: ValueError where the owner has no such study.
+        """
+        with self._writing() as connection:
             replaced = self._archive(connection, name)
-            connection.execute(
+            restored = connection.execute(
                 update(study_table)
-                .where(study_table.c.id == study_id, study_table.c.name == name)
+                .where(
+                    study_table.c.id == study_id,
+                    study_table.c.name == name,
+                    study_table.c.owner == self._owner,
+                )
                 .values(archived=None)
             )
+            if not restored.rowcount:
+                raise ValueError(f"{self._owner!r} has no study {name!r} with the number {study_id}.")
         return replaced
 
     # What videos have served for
 
+    @retried
     def videos_that_tuned(self, name: str, contents: Collection[str]) -> set[str]:
-        """Of these videos (hashes of their bytes) those that ever tuned a study of this name, archived or
-        not.
+        """Of these videos (hashes of their bytes) those that ever tuned the owner's study of this name,
+        archived or not.
         """
         with self._transaction() as connection:
             return {
@@ -364,6 +425,7 @@ class Studies(Connected):
                     .join(video_use_table, video_use_table.c.video_id == video_table.c.id)
                     .where(
                         video_use_table.c.study == name,
+                        video_use_table.c.owner == self._owner,
                         video_use_table.c.tuned.is_not(None),
                         video_table.c.content.in_(some),
                     )

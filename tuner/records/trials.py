@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Update, func, insert, select, update
+from sqlalchemy import Update, func, select, update
 
 from tuner.records.connected import Connected
+from tuner.records.retrying import retried
 from tuner.records.rows import (
     configuration_of,
     knob_columns,
@@ -19,6 +20,7 @@ from tuner.study.values import Configuration, Outcome
 class Trials(Connected):
     """The trials of a study, whichever of its searches asked for them."""
 
+    @retried
     def propose(
         self,
         search: SearchRecord,
@@ -27,11 +29,16 @@ class Trials(Connected):
         binding_ratio: float,
         purpose: Purpose = "search",
     ) -> None:
-        """Writes a trial without its outcome: a run killed from here on finishes it first."""
-        with self._transaction() as connection:
+        """Writes a trial without its outcome: a run killed from here on finishes it first. The same again
+        changes nothing.
+
+        Errors: ValueError where the number is another configuration's.
+        """
+        with self._writing() as connection:
             self._use(connection, "tune")
-            connection.execute(
-                insert(trial_table).values(
+            written = connection.execute(
+                self._insert(trial_table)
+                .values(
                     study_id=self._study_id,
                     search_id=search.id,
                     number=number,
@@ -39,8 +46,15 @@ class Trials(Connected):
                     purpose=purpose,
                     **knob_columns(configuration),
                 )
+                .on_conflict_do_nothing(index_elements=["study_id", "number"])
             )
+            there = select(trial_table).where(
+                trial_table.c.study_id == self._study_id, trial_table.c.number == number
+            )
+            if not written.rowcount and configuration_of(connection.execute(there).one()) != configuration:
+                raise ValueError(f"Trial {number} of this study is another configuration.")
 
+    @retried
     def trials(self) -> tuple[TrialRecord, ...]:
         """All trials of the study in order of number."""
         query = (

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tuner.errors import UserError
 from tuner.records.database import default_database
-from tuner.records.lock import holder
 from tuner.records.store import Store
 from tuner.study import find_study, known_studies
 from tuner.study.parsing import Mistakes, parse_study
@@ -31,6 +30,8 @@ class KnownStudy:
     """Completed; None without records."""
     records: str
     """Their state in words."""
+    owner: str
+    """Whose they are in a shared database; "": nobody's in particular."""
 
 
 def studies_here(database: str | None = None) -> list[KnownStudy]:
@@ -42,12 +43,13 @@ def studies_here(database: str | None = None) -> list[KnownStudy]:
     for name in known_studies():
         with suppress(UserError):
             one = _defined(name, database)
-            found[one.name] = one
-    for name in _recorded(database):
-        if name not in found:
-            trials, state = _records(name, database)
-            found[name] = KnownStudy(name, None, None, None, None, None, trials, state)
-    return [found[name] for name in sorted(found)]
+            found[one.name, one.owner] = one
+    for name, owner in _recorded(database):
+        if (name, owner) not in found:
+            found[name, owner] = KnownStudy(
+                name, None, None, None, None, None, *_records(name, database, owner)
+            )
+    return [found[key] for key in sorted(found)]
 
 
 def _defined(name: str, database: str | None) -> KnownStudy:
@@ -59,9 +61,12 @@ def _defined(name: str, database: str | None) -> KnownStudy:
     counts: tuple[int | None, int | None, bool | None] = (None, None, None)
     with suppress(OSError, UnicodeDecodeError, TypeError):
         counts = _counted(file.parent / questions)
-    trials, state = _records(called, database)
     return KnownStudy(
-        called, str(file.parent), model if isinstance(model, str) else None, *counts, trials, state
+        called,
+        str(file.parent),
+        model if isinstance(model, str) else None,
+        *counts,
+        *_records(called, database),
     )
 
 
@@ -78,24 +83,27 @@ def _counted(questions: Path) -> tuple[int, int, bool]:
     return len(videos), count, labelled
 
 
-def _recorded(database: str | None) -> Iterator[str]:
+def _recorded(database: str | None) -> Iterator[tuple[str, str]]:
     if database is None:
-        yield from (file.parent.name for file in Path(".tuner").glob("*/tuner.db"))
+        yield from ((file.parent.name, "") for file in Path(".tuner").glob("*/tuner.db"))
         return
     with Store.open(database, create=False) as store:
-        yield from store.study_names()
+        yield from ((one.name, one.owner) for one in store.in_use())
 
 
-def _records(name: str, database: str | None) -> tuple[int | None, str]:
+def _records(name: str, database: str | None, owner: str | None = None) -> tuple[int | None, str, str]:
+    """Completed trials, the state of the records, and their owner; owner: None for this process's own."""
     url = database or default_database(name)
     if database is None and not Path(url.removeprefix("sqlite:///")).is_file():
-        return None, "none"
+        return None, "none", ""
     try:
-        with Store.open(url, create=False) as store:
-            if name not in store.study_names():
-                return None, "archived" if store.archived(name) else "none"
-            trials = store.completed_trials(name)
-            running = holder(url, name)
+        with Store.open(url, create=False, owner=owner) as store:
+            own = {one.name: one for one in store.in_use() if one.owner == store.owner}
+            if name not in own:
+                there = store.archived(name)
+                return None, "archived" if there else "none", store.owner if there else ""
+            running = store.holder(name)
+            trials = own[name].trials
+            return trials, f"{trials} trials" + (f", run by {running}" if running else ""), store.owner
     except UserError:
-        return None, "of another version, or not readable"
-    return trials, f"{trials} trials" + (f", run by {running}" if running else "")
+        return None, "of another version, or not readable", ""

@@ -27,7 +27,6 @@ from tuner.evaluation.serving import measure_serving
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
-from tuner.records.lock import held
 from tuner.records.store import Store
 from tuner.records.values import Goal, SearchRecord, StudyRecord
 from tuner.reporting.from_records import (
@@ -317,7 +316,11 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
     check_options(options)
     database = options.database or default_database(study.name)
     folder = options.cache or Path(".tuner") / study.name / "features"
-    with disk_may_be_full(), Store.open(database) as store, held(database, study.name):
+    with (
+        disk_may_be_full(),
+        Store.open(database, say=progress.message) as store,
+        store.held(study.name),
+    ):
         before = store.find(study.name)
         spec = worker_spec(study, options, folder)
         with closing(Workers(executor_for(spec, options, progress), progress)) as workers:
@@ -344,6 +347,11 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
                 cells = record.questions[0].layout.cells
                 progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
             if before is None:
+                if others := [one.owner for one in store.in_use() if one.name == study.name]:
+                    progress.message(
+                        f"This database also has a study {study.name!r} of {' and '.join(others)}, which "
+                        f"stays as it is: this one is {store.owner}'s. TUNER_OWNER names another owner."
+                    )
                 store.begin(record)
                 if there := store.count_answers():
                     progress.message(f"{there:,} answers to its questions are there already.")

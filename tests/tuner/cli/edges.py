@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sync": (),
     "archive": (),
     "restore": (),
+    "unquarantine": (),
     "show": (),
     "list": (),
     "doctor": ("--database", "sqlite:///.tuner/fake/tuner.db"),
@@ -351,8 +352,8 @@ def codes(commands: frozenset[str] | set[str], code: int) -> dict[str, int]:
     return dict.fromkeys(commands, code)
 
 
-_WRITERS = {"run", "compare", "sensitivity", "archive", "restore", *MAKERS}
-_NO_RECORDS = codes(READERS | {"archive", "restore"}, 2)
+_WRITERS = {"run", "compare", "sensitivity", "archive", "restore", "unquarantine", *MAKERS}
+_NO_RECORDS = codes(READERS | {"archive", "restore", "unquarantine"}, 2)
 # `export`, `report` and `verify` refuse a file as any other mistake of the user's, `sync` needs MLflow.
 _OUTPUTS = {"export": 2, "report": 2, "verify": 2, "sync": 1}
 # `doctor` finds that something is to be done.

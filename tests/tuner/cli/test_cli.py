@@ -26,7 +26,6 @@ from tuner.cli.progress import BarProgress, LineProgress
 from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.definition import definition
-from tuner.records.lock import held
 from tuner.records.store import Store
 from tuner.records.values import Pruned
 from tuner.reporting.from_records import summarise
@@ -329,7 +328,7 @@ def test_a_second_driver_is_told_who_holds_the_study_and_readers_are_not_refused
 ):
     monkeypatch.chdir(tmp_path)
     study, url = str(tiny / "studies" / "tiny"), f"sqlite:///{tmp_path}/x.db"
-    with held(url, "tiny"):
+    with Store.open(url) as store, store.held("tiny"):
         finished = call("run", "--study", study, "--budget", "0.5", "--workers", "1", "--database", url)
         assert finished.code == 2
         assert f"'tiny' is being run by process {os.getpid()} of " in finished.err
@@ -482,7 +481,7 @@ def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study):
 
 @pytest.mark.quick
 def test_status_tells_of_stopped_trials_quarantined_questions_and_who_runs_it(call, fake_study):
-    with held(fake_study, "fake"):
+    with Store.open(fake_study) as store, store.held("fake"):
         shown = call("show", "--study", "fake", "--database", fake_study).out
         running = call("status", "--study", "fake", "--database", fake_study).out
         as_json = json.loads(call("status", "--study", "fake", "--database", fake_study, "--json").out)
@@ -760,6 +759,29 @@ def test_archived_records_come_back_and_nothing_is_lost(call, fake_study):
     with Store.open(fake_study, create=False) as store:
         store.require("fake")
         assert len(store.trials()) == 8
+
+
+@pytest.mark.quick
+def test_a_question_is_taken_back_in_and_asked_again(call, fake_study):
+    asked = ("--study", "fake", "--database", fake_study)
+    unknown = call("unquarantine", *asked, "v00.mp4-q0")
+    assert unknown.code == 2
+    assert "'v00.mp4-q0' of the study 'fake' is not quarantined" in unknown.err
+    assert "those that are: v03.mp4-q0" in unknown.err
+    assert call("unquarantine", *asked, "v03.mp4-q0").out.startswith("Taken back in: v03.mp4-q0. The next")
+    assert call("unquarantine", *asked).out == "No question of the study 'fake' is quarantined.\n"
+    study = fakes.make_study()
+    with Store.open(fake_study) as store:
+        store.find("fake")
+        assert store.quarantined() == {}
+        assert store.measured() == {}
+        evaluator = fakes.FakeEvaluator(study)
+        InProcessExecutor(evaluator).run(fakes.make_loop(study, store))
+        # Of what was complete that question alone.
+        complete = {one for method, questions in evaluator.calls if method is None for one in questions}
+        assert complete == {"v03.mp4-q0"}
+        assert {one.questions for one in store.measured().values()} == {12}
+        assert all(one.outcome.questions == 12 for one in store.trials() if one.outcome)
 
 
 @pytest.mark.quick

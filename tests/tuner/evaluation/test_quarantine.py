@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.tuner.fakes import FakeEvaluator, make_loop, make_study, open_store
+from pipeline.methods import AdaTP
+from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
 from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
+from tuner.evaluation.rederive import rederive
+from tuner.evaluation.scoring import judge, outcome, outcome_without
 from tuner.evaluation.tasks import Task, VideoBatch
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.store import Store
 from tuner.records.values import RecordedAnswer
-from tuner.study.values import Configuration
+from tuner.study.values import Configuration, Outcome
 
 pytestmark = pytest.mark.quick
 
@@ -93,6 +98,58 @@ def test_a_question_that_kills_late_takes_its_answers_out_of_every_outcome(tmp_p
         after = outcomes(store)
         assert [one for one, _ in before[:3]] == [12] * 3
         assert [one for one, _ in after[:5]] == [11] * 5
+
+
+def test_outcomes_without_a_question_are_those_of_the_other_answers(tmp_path: Path) -> None:
+    study = make_study()
+    with open_store(tmp_path / "t.db", study) as store:
+        InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store))
+        for question in ("v00.mp4-q1", "v02.mp4-q2", "v01.mp4-q0"):
+            loop = make_loop(study, store)
+            while loop.propose() is not None:
+                pass
+            loop._quarantine(question, "it kills")
+        anew = rederive(study, store, make_planner(study))
+        tune = {one.number: one.outcome for one in store.trials()}
+        check_outcomes(tune, {number: one.outcome for number, one in anew.trials.items()})
+        check_outcomes(store.measured(), anew.measured)
+        assert [one.questions for one in tune.values() if one] == [10] * 6
+
+
+def check_outcomes(found: Mapping[Any, Outcome | None], expected: Mapping[Any, Outcome | None]) -> None:
+    assert found.keys() == expected.keys()
+    for key, one in found.items():
+        other = expected[key]
+        assert one is not None
+        assert other is not None
+        for name, value in asdict(one).items():
+            expect = getattr(other, name)
+            assert value == (pytest.approx(expect, rel=1e-12) if isinstance(expect, float) else expect), name
+
+
+@pytest.mark.parametrize(
+    ("peaks", "removed", "left"),
+    [
+        ((5, 9, 7), 0, (8, 9)),
+        ((5, 9, 7), 1, None),  # the largest
+        ((None, None, None), 0, (None, None)),
+        ((None, 9, 7), 0, None),  # the only one that was not measured
+    ],
+)
+def test_memory_without_a_question_is_known_or_asked_for(
+    peaks: Sequence[int | None], removed: int, left: Any
+) -> None:
+    study = make_study(videos=1)
+    results = [
+        judge(one, "tune", RecordedAnswer(one.id, "red", 0, (-1.0, -2.0, -3.0, -4.0), -1.0, (), 1.0, peak))
+        for one, peak in zip(study.questions, peaks, strict=True)
+    ]
+    baseline = {one.question: one for one in results}
+    compute = make_planner(make_study()).cost(AdaTP()).compute["tune"]
+    whole = outcome("tune", compute, results, baseline)
+    others = [one for place, one in enumerate(study.questions) if place != removed]
+    found = outcome_without(whole, results[removed], results[removed], baseline, others)
+    assert (found and (found.peak_bytes_mean, found.peak_bytes_max)) == left
 
 
 def test_too_many_questions_end_the_run_with_a_clear_error(tmp_path: Path) -> None:

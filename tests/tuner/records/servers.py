@@ -11,33 +11,83 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, select
+
+from tuner.records.database import parse_url
+from tuner.records.schema import metadata
+from tuner.records.store import Store
 
 
-def postgresql() -> Iterator[str]:
-    """URL of an empty database; the test is skipped where PostgreSQL or its driver is not installed."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `cluster`)")
-    # Where distributions put what is no everyday command.
-    places = [os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
-    search = os.pathsep.join(places)
-    if shutil.which("initdb", path=search) is None or shutil.which("pg_ctl", path=search) is None:
-        pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
-    # PostgreSQL refuses to run as root.
-    user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if user:
+class Server:
+    """A server in a folder: it can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        # Where distributions put what is no everyday command.
+        places = map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
+        self._search = os.pathsep.join([os.environ["PATH"], *places])
+        if any(shutil.which(one, path=self._search) is None for one in ("initdb", "pg_ctl")):
+            pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
+        self.folder, self._data = folder, str(folder / "data")
+        # PostgreSQL refuses to run as root.
+        self._user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
+        if self._user:
             shutil.chown(folder, "postgres")
+        self.url = f"postgresql://tuner@/postgres?host={folder}"
+        self._call("initdb", "--no-sync", "--auth=trust", "--username=tuner", "-D", self._data)
+        self.start()
 
-        def call(command: str, *arguments: str) -> None:
-            program = shutil.which(command, path=search)
-            assert program is not None
-            subprocess.run([program, *arguments], check=True, capture_output=True, cwd=folder, **user)
-
-        data = str(folder / "data")
-        call("initdb", "--no-sync", "--auth=trust", "--username=tuner", "-D", data)
+    def start(self) -> None:
+        """Returns once it answers."""
         # No port: a socket in the folder cannot collide with anything.
-        call("pg_ctl", "-w", "-D", data, "-l", data + ".log", "-o", f"-h '' -k {folder} -F", "start")
+        options = f"-h '' -k {self.folder} -F"
+        self._call("pg_ctl", "-w", "-D", self._data, "-l", self._data + ".log", "-o", options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """fast: connections are ended; immediate: as after a power cut."""
+        self._call("pg_ctl", "-w", "-D", self._data, "-m", mode, "stop")
+
+    def _call(self, command: str, *arguments: str) -> None:
+        program = shutil.which(command, path=self._search)
+        assert program is not None
+        subprocess.run([program, *arguments], check=True, capture_output=True, cwd=self.folder, **self._user)
+
+
+def servers() -> Iterator[Server]:
+    """A server with an empty database; the test is skipped where it or its driver is not installed."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `cluster`)")
+    with tempfile.TemporaryDirectory() as name:
+        server = Server(Path(name))
         try:
-            yield f"postgresql://tuner@/postgres?host={folder}"
+            yield server
         finally:
-            call("pg_ctl", "-w", "-D", data, "-m", "immediate", "stop")
+            server.stop("immediate")
+
+
+def rows(store: Store) -> dict[str, list[Any]]:
+    """All that the database holds, but times and ids, of which a failed transaction uses some up."""
+    found: dict[str, list[Any]] = {}
+    with store._engine.connect() as connection:
+        for name, table in metadata.tables.items():
+            columns = [
+                one
+                for one in table.columns
+                if "DATETIME" not in str(one.type) and not one.name.endswith("id")
+            ]
+            found[name] = sorted(map(str, connection.execute(select(*columns))))
+    return found
+
+
+def end_connections(url: str, condition: str = "true") -> int:
+    """Ends everybody's but its own, as an administrator may; how many there were.
+
+    condition: on rows of pg_stat_activity.
+    """
+    engine = create_engine(parse_url(url))
+    with engine.connect() as connection:
+        ended = connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' "
+            f"AND {condition}"
+        ).all()
+    engine.dispose()
+    return len(ended)

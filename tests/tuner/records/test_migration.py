@@ -7,7 +7,6 @@ import json
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import DateTime, MetaData, create_engine, inspect
 
 from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
-from tests.tuner.records.servers import postgresql
 from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import database as records
@@ -49,11 +47,6 @@ def old(tmp_path: Path) -> Path:
     file = tmp_path / "old.db"
     file.write_bytes(gzip.decompress((DATA / "records_version_2.db.gz").read_bytes()))
     return file
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    yield from postgresql()
 
 
 def read(url: str) -> dict[str, Any]:
@@ -157,8 +150,8 @@ def test_what_answering_took_is_counted_for_them(old: Path) -> None:
         assert by_trial[0].answers == complete[0]
 
 
-def test_they_are_the_same_on_postgresql(server: str, old: Path, expected: dict[str, Any]) -> None:
-    source, target = create_engine(f"sqlite:///{old}"), create_engine(parse_url(server))
+def test_they_are_the_same_on_postgresql(postgresql: str, old: Path, expected: dict[str, Any]) -> None:
+    source, target = create_engine(f"sqlite:///{old}"), create_engine(parse_url(postgresql))
     tables = MetaData()
     with source.connect() as here, target.begin() as there:
         tables.reflect(here)
@@ -175,13 +168,13 @@ def test_they_are_the_same_on_postgresql(server: str, old: Path, expected: dict[
                 there.execute(table.insert(), rows)
     source.dispose()
     target.dispose()
-    with Store.open(server):
+    with Store.open(postgresql):
         pass
-    found = read(server)
+    found = read(postgresql)
     for what, values in expected.items():
         assert found[what] == values, what
     # Ids go on behind those that were moved.
-    with Store.open(server) as store:
+    with Store.open(postgresql) as store, store.held("fake"):
         store.find("fake")
         assert store.search(0.9, 7, "budget", 1).id > max(one.id for one in store.searches()[:-1])
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study, open_store
-from tests.tuner.records.servers import postgresql
-from tuner.errors import UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.database import open_engine
-from tuner.records.lock import held, holder
 from tuner.records.schema import metadata
 from tuner.records.store import Store
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    yield from postgresql()
 
 
 def table(store: Store) -> list[Any]:
@@ -35,17 +22,17 @@ def table(store: Store) -> list[Any]:
     return [trials, infeasible, [one.accuracy for one in store.measured().values()], store.count_answers()]
 
 
-def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path) -> None:
+def test_a_run_leaves_the_same_records_as_on_sqlite(postgresql: str, tmp_path: Path) -> None:
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
         InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, unsolved=True, budget=0.3))
         expected = table(store)
     for trials in (2, 6):
-        with Store.open(server) as store:
+        with Store.open(postgresql) as store:
             begin(store, study, archive=trials == 2)
             loop = make_loop(study, store, unsolved=True, budget=0.3, trials=trials)
             InProcessExecutor(FakeEvaluator(study)).run(loop)
-    with Store.open(server) as store:
+    with Store.open(postgresql) as store:
         begin(store, study)
         found = table(store)
     assert found[0] == expected[0]
@@ -54,29 +41,13 @@ def test_a_run_leaves_the_same_records_as_on_sqlite(server: str, tmp_path: Path)
     assert set(expected[2]) <= set(found[2])
 
 
-def test_the_second_driver_is_told_who_holds_the_study(server: str) -> None:
-    assert holder(server, "demo") is None
-    with held(server, "demo"):
-        found = holder(server, "demo")
-        assert found is not None
-        assert (found.pid, found.host) == (os.getpid(), socket.gethostname())
-        with (
-            pytest.raises(UserError, match=rf"is being run by process {os.getpid()} of "),
-            held(server, "demo"),
-        ):
-            pass
-        with held(server, "another"):
-            pass
-    assert holder(server, "demo") is None
-
-
-def test_a_password_reaches_the_server_and_nothing_else(server: str) -> None:
-    study, url = make_study(), server.replace("tuner@", "tuner:pass-1-word@")
-    with Store.open(url) as store, held(url, study.name):
+def test_a_password_reaches_the_server_and_nothing_else(postgresql: str) -> None:
+    study, url = make_study(), postgresql.replace("tuner@", "tuner:pass-1-word@")
+    with Store.open(url) as store, store.held(study.name):
         store.archive(study.name)
         begin(store, study)
         InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=1))
-        kept = [store.url, str(holder(url, study.name))]
+        kept = [store.url, str(store.holder(study.name))]
     engine = open_engine(url)
     with engine.connect() as connection:
         for table in metadata.tables.values():
@@ -87,9 +58,9 @@ def test_a_password_reaches_the_server_and_nothing_else(server: str) -> None:
     assert "pass-1-word" not in "".join(map(str, kept))
 
 
-def test_a_quarantine_is_one_transaction_there_too(server: str) -> None:
+def test_a_quarantine_is_one_transaction_there_too(postgresql: str) -> None:
     study = make_study()
-    with Store.open(server) as store:
+    with Store.open(postgresql) as store:
         begin(store, study, archive=True)
         InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=2))
         InProcessExecutor(FakeEvaluator(study, hungry="v00.mp4-q0")).run(make_loop(study, store, trials=4))

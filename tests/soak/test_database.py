@@ -1,0 +1,265 @@
+"""A shared database that fails at random moments, and drivers that meet on it: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+
+from tests.soak.driver import LEASE, drive
+from tests.tuner.records.servers import Server, end_connections, rows, servers
+from tuner.records.database import parse_url
+from tuner.records.store import Store
+
+pytestmark = pytest.mark.soak
+
+TIMES = 5
+TRIALS = 30
+SECONDS = 0.15
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    yield from servers()
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """Of an empty database."""
+    engine = create_engine(parse_url(server.url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    engine.dispose()
+    return server.url
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """The records of an undisturbed run."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('calm')}/t.db"
+    drive(url, TRIALS, 0.0, "soak")
+    return recorded(url)
+
+
+def recorded(url: str) -> dict[str, list[Any]]:
+    with Store.open(url, owner="soak") as store:
+        found = rows(store)
+    del found["adatp_lease"]
+    return found
+
+
+Start = Callable[..., "Driver"]
+
+
+class Driver:
+    """A process, and what it said."""
+
+    def __init__(self, url: str, trials: int = TRIALS, seconds: float = SECONDS, owner: str = "soak") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.soak.driver", url, str(trials), str(seconds), owner],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self.lines: list[str] = []
+        self._held = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if self.lines[-1] == "held":
+                self._held.set()
+        self._held.set()
+
+    def until_held(self) -> None:
+        assert self._held.wait(600)  # a busy machine takes long to start a process
+
+    def end(self) -> int:
+        code = self.process.wait(600)
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        assert not any("Traceback" in line for line in self.lines), self.lines
+        return code
+
+
+@pytest.fixture
+def start(url: str) -> Iterator[Start]:
+    """Starts a driver on the empty database; none outlives the test."""
+    started: list[Driver] = []
+
+    def one(*arguments: Any, at: str = url) -> Driver:
+        started.append(Driver(at, *arguments))
+        return started[-1]
+
+    yield one
+    for driver in started:
+        driver.process.kill()
+        driver.process.send_signal(signal.SIGCONT)
+        driver.process.wait()
+
+
+class Proxy:
+    """Between drivers and the server, over TCP: `cut` forwards nothing for a while and then drops all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = str(folder / ".s.PGSQL.5432")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open, self._pairs = threading.Event(), list[socket.socket]()
+        self._open.set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            if not self._open.is_set():
+                client.close()
+                continue
+            there = socket.socket(socket.AF_UNIX)
+            try:
+                there.connect(self._path)
+            except OSError:
+                return  # the test is over
+            self._pairs += [client, there]
+            for one, other in ((client, there), (there, client)):
+                threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
+
+    def _forward(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                self._open.wait()
+                other.sendall(data)
+        except OSError:
+            pass
+        for end in (one, other):
+            end.close()
+
+    def cut(self, seconds: float) -> None:
+        self._open.clear()
+        time.sleep(seconds)
+        pairs, self._pairs = self._pairs, []
+        for one in pairs:
+            with contextlib.suppress(OSError):  # closed by the other end
+                one.shutdown(socket.SHUT_RDWR)
+        self._open.set()
+
+
+def restarted(server: Server, mode: str, seconds: float) -> None:
+    server.stop(mode)
+    time.sleep(seconds)
+    server.start()
+
+
+# Which connection of the pool the lease was renewed through last.
+LEASES = "query LIKE 'UPDATE adatp_lease%%'"
+
+
+@pytest.mark.parametrize(
+    "fault", ["all connections", "the lease's connection", "restarted", "crashed", "network cut"]
+)
+def test_the_run_goes_on_by_itself(
+    fault: str, start: Start, server: Server, url: str, expected: dict[str, list[Any]]
+) -> None:
+    proxy = Proxy(server.folder) if fault == "network cut" else None
+    faults: dict[str, Callable[[], object]] = {
+        "all connections": lambda: end_connections(url),
+        "the lease's connection": lambda: end_connections(url, LEASES),
+        "restarted": lambda: restarted(server, "fast", 1.0),
+        "crashed": lambda: restarted(server, "immediate", 3.0),
+        "network cut": lambda: proxy and proxy.cut(6.0),
+    }
+    driver = start() if proxy is None else start(at=f"postgresql://tuner@127.0.0.1:{proxy.port}/postgres")
+    driver.until_held()
+    chance = random.Random(fault)
+    for _ in range(TIMES):
+        time.sleep(chance.uniform(0.1, 0.8))
+        assert driver.process.poll() is None
+        faults[fault]()
+    assert driver.end() == 0, driver.lines
+    assert recorded(url) == expected
+
+
+def test_a_killed_driver_is_followed_by_the_same_command(
+    start: Start, url: str, expected: dict[str, list[Any]]
+) -> None:
+    chance = random.Random(0)
+    for _ in range(TIMES):
+        driver = start()
+        driver.until_held()
+        time.sleep(chance.uniform(0.1, 2))
+        assert driver.process.poll() is None
+        driver.process.kill()
+        driver.end()
+        began = time.monotonic()
+    last = start()
+    last.until_held()
+    assert time.monotonic() - began < LEASE + 30  # most of it is the start of the process
+    assert last.end() == 0, last.lines
+    assert "if that process is gone, this one takes over in " in last.lines[0]
+    assert recorded(url) == expected
+
+
+def test_a_driver_that_stood_still_writes_nothing_once_another_took_over(
+    start: Start, url: str, expected: dict[str, list[Any]]
+) -> None:
+    chance = random.Random(0)
+    driver = start()
+    for _ in range(TIMES):
+        driver.until_held()
+        time.sleep(chance.uniform(0.1, 1.5))
+        assert driver.process.poll() is None
+        driver.process.send_signal(signal.SIGSTOP)
+        successor = start()
+        successor.until_held()
+        driver.process.send_signal(signal.SIGCONT)
+        assert driver.end() == 1
+        assert "is no longer run by this process" in driver.lines[-1]
+        driver = successor
+    assert driver.end() == 0, driver.lines
+    assert recorded(url) == expected
+
+
+def test_of_eight_drivers_that_begin_at_once_one_runs(start: Start, url: str) -> None:
+    for trials in range(1, TIMES + 1):
+        drivers = [start(trials, 1.0) for _ in range(8)]
+        codes = sorted(one.end() for one in drivers)
+        refused = sum("is being run by process" in one.lines[-1] for one in drivers)
+        # One that begins after the first has ended runs, too, and has nothing to do.
+        assert (codes.count(0) >= 1, codes.count(2)) == (True, refused)
+        assert codes.count(0) + refused == 8
+        with Store.open(url, owner="soak") as store:
+            store.find("fake")
+            assert [one.number for one in store.trials()] == list(range(trials))
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+def test_eight_owners_begin_at_once_on_an_empty_database(
+    backend: str, start: Start, url: str, tmp_path: Path
+) -> None:
+    at = f"sqlite:///{tmp_path}/t.db" if backend == "sqlite" else url
+    owners = [f"owner-{place}" for place in range(8)]
+    drivers = [start(3, 0.01, owner, at=at) for owner in owners]
+    codes = [one.end() for one in drivers]
+    if backend == "sqlite":  # where there are no owners: one runs, and others after it
+        assert set(codes) <= {0, 2}, [one.lines for one in drivers]
+        return
+    assert codes == [0] * 8, [one.lines for one in drivers]
+    with Store.open(url, owner="soak") as store:
+        assert [(one.owner, one.trials) for one in store.in_use()] == [(owner, 3) for owner in owners]
