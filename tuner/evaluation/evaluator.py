@@ -354,7 +354,7 @@ class PipelineEvaluator:
         """See `Evaluator.serve`."""
         from tuner.evaluation.serving import serve
 
-        return [serve(self.runtime, self.asked, question, configuration, profile=profile)]
+        return [serve(self.runtime, self.asked, self._file, question, configuration, profile=profile)]
 
     def time(self, question: str, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """See `Evaluator.time`."""

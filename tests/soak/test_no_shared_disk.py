@@ -1,0 +1,174 @@
+"""A cluster whose machines share no disk: workers see neither the study's folder nor its videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from tests.object_storage import object_server
+from tests.small_demo import DEMO, small_study
+
+pytestmark = pytest.mark.soak
+
+VIDEOS = 12
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_register_timeout_seconds": "600",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def make_study(folder: Path) -> Path:
+    """A study whose checkpoints lie elsewhere, where every machine sees them."""
+    small_study(folder, VIDEOS)
+    file = folder / "small" / "study.yaml"
+    text = file.read_text()
+    for name in ("model", "siglip"):
+        (folder / "small" / name).unlink()
+        text = text.replace(f": {name}\n", f": {DEMO / name}\n")
+    file.write_text(text)
+    return folder
+
+
+@contextmanager
+def cluster(head: Path, nodes: int, **environment: str) -> Iterator[str]:
+    """A head without CPUs that sees the folder `head`, and nodes of one CPU that find it empty; the address.
+
+    Each node has a home and a temporary folder of its own.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    commands = [
+        f"ray start --head --port={port} --num-cpus=0 --include-dashboard=false --block",
+        *[
+            f"mount -t tmpfs tmpfs {head} && ray start --address={address} --num-cpus=1 --block"
+            for _ in range(nodes)
+        ],
+    ]
+    with ExitStack() as stack:
+        # Ray's sockets lie in it, whose names are short.
+        base = Path(stack.enter_context(TemporaryDirectory(dir="/tmp", prefix="n")))  # noqa: S108
+        for number, command in enumerate(commands):
+            place = base / str(number)
+            (place / "tmp").mkdir(parents=True)
+            home = {"HOME": str(place), "XDG_CACHE_HOME": "", "TMPDIR": str(place / "tmp")}
+            log = stack.enter_context((place / "log").open("wb"))
+            process = subprocess.Popen(
+                ["unshare", "--mount", "--map-root-user", "sh", "-c", f"exec sh -c '{command}'"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=ENVIRONMENT | home | environment,
+                cwd=place,
+            )
+            stack.callback(end, process)
+            if number == 0:
+                wait_for(port, process)
+        yield address
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError("the cluster's head does not start")
+
+
+def start(folder: Path, *options: str, output: Path, **environment: str) -> subprocess.Popen[bytes]:
+    command = "run --study ./small --budget 0.3 --trials 4 --batch 1 --accept-weak-baseline".split()
+    with output.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tuner.cli.entry", *command, *options],
+            cwd=folder,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=ENVIRONMENT | environment,
+        )
+
+
+def records(folder: Path) -> list[Any]:
+    """Trials and answers, without what may differ: row ids, dates and seconds."""
+    with sqlite3.connect(folder / ".tuner" / "small" / "tuner.db") as database:
+        trials = database.execute(
+            "select number, tau_s, tau_t, alpha_boost, gamma_cap, p, accuracy, flops_ratio "
+            "from adatp_trial order by number"
+        ).fetchall()
+        answers = database.execute(
+            "select content, hash, fingerprint, text, option, option_logprobs, logprob, kept "
+            "from adatp_answer join adatp_prompt on adatp_prompt.id = prompt_id "
+            "join adatp_video on adatp_video.id = video_id order by 1, 2, 3"
+        ).fetchall()
+    return [trials, answers]
+
+
+def counted(folder: Path, column: str) -> int:
+    table = "adatp_cache_use" if column.startswith("features") else f"adatp_{column}"
+    what = f"sum({column})" if column.startswith("features") else "count(*)"
+    with sqlite3.connect(folder / ".tuner" / "small" / "tuner.db") as database:
+        return int(database.execute(f"select {what} from {table}").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study run by one process on one machine."""
+    if Path("/tmp/sto/alone").is_dir():
+        return Path("/tmp/sto/alone")  # DEV
+    folder = make_study(tmp_path_factory.mktemp("alone"))
+    process = start(folder, "--workers", "1", output=folder / "output.txt")
+    assert process.wait() == 0, (folder / "output.txt").read_text()
+    return folder
+
+
+@pytest.mark.parametrize("storage", ["the driver's folder", "an object storage"])
+def test_workers_need_the_model_alone(alone: Path, tmp_path: Path, storage: str) -> None:
+    """Each video is encoded once in the cluster, and all answers are those of one machine."""
+    folder = make_study(tmp_path / "driver")
+    with ExitStack() as stack:
+        options, environment = [], {}
+        if storage == "an object storage":
+            server = stack.enter_context(object_server())
+            options, environment = ["--storage", server.url], server.environment
+        address = stack.enter_context(cluster(folder, 2, **environment))
+        process = start(
+            folder, "--workers", "2", "--address", address, *options, output=tmp_path / "out", **environment
+        )
+        code = process.wait()
+    said = (tmp_path / "out").read_text()
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert "could not be" not in said
+    assert records(folder) == records(alone)
+    assert counted(folder, "features_computed") == VIDEOS
+    assert counted(folder, "inspection") == counted(folder, "serving") == 1
+    assert (folder / ".tuner/small/features").is_dir() == (storage == "the driver's folder")
