@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +23,7 @@ from tests.small_demo import DEMO, small_study
 pytestmark = pytest.mark.soak
 
 VIDEOS = 12
+RUN = "--study ./small --budget 0.3 --trials 4 --batch 1 --accept-weak-baseline"
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -57,15 +55,15 @@ def cluster(head: Path, nodes: int, **environment: str) -> Iterator[str]:
         port = free.getsockname()[1]
     address = f"127.0.0.1:{port}"
     commands = [
-        f"ray start --head --port={port} --num-cpus=0 --include-dashboard=false --block",
+        f"exec ray start --head --port={port} --num-cpus=0 --include-dashboard=false --block",
         *[
-            f"mount -t tmpfs tmpfs {head} && ray start --address={address} --num-cpus=1 --block"
+            f"mount -t tmpfs tmpfs {head} && exec ray start --address={address} --num-cpus=1 --block"
             for _ in range(nodes)
         ],
     ]
     with ExitStack() as stack:
         # Ray's sockets lie in it, whose names are short.
-        base = Path(stack.enter_context(TemporaryDirectory(dir="/tmp", prefix="n")))  # noqa: S108
+        base = Path(stack.enter_context(TemporaryDirectory(dir="/tmp", prefix="n")))
         for number, command in enumerate(commands):
             place = base / str(number)
             (place / "tmp").mkdir(parents=True)
@@ -106,10 +104,9 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def start(folder: Path, *options: str, output: Path, **environment: str) -> subprocess.Popen[bytes]:
-    command = "run --study ./small --budget 0.3 --trials 4 --batch 1 --accept-weak-baseline".split()
     with output.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "tuner.cli.entry", *command, *options],
+            [sys.executable, "-m", "tuner.cli.entry", "run", *RUN.split(), *options],
             cwd=folder,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -125,7 +122,7 @@ def records(folder: Path) -> list[Any]:
             "from adatp_trial order by number"
         ).fetchall()
         answers = database.execute(
-            "select content, hash, fingerprint, text, option, option_logprobs, logprob, kept "
+            "select content, hash, fingerprint, adatp_answer.text, option, option_logprobs, logprob, kept "
             "from adatp_answer join adatp_prompt on adatp_prompt.id = prompt_id "
             "join adatp_video on adatp_video.id = video_id order by 1, 2, 3"
         ).fetchall()
@@ -172,3 +169,53 @@ def test_workers_need_the_model_alone(alone: Path, tmp_path: Path, storage: str)
     assert counted(folder, "features_computed") == VIDEOS
     assert counted(folder, "inspection") == counted(folder, "serving") == 1
     assert (folder / ".tuner/small/features").is_dir() == (storage == "the driver's folder")
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_half_a_minute_without_the_object_storage_changes_nothing(
+    alone: Path, tmp_path: Path, number: int
+) -> None:
+    """At a random moment while videos are encoded and first asked about."""
+    folder = make_study(tmp_path / "driver")
+    with object_server() as server:
+        environment = server.environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        process = start(
+            folder, "--workers", "2", "--storage", server.url, output=tmp_path / "out", **environment
+        )
+        while "encoding: " not in (tmp_path / "out").read_text():
+            assert process.poll() is None, (tmp_path / "out").read_text()
+            time.sleep(0.1)
+        time.sleep(random.Random(number).uniform(0.0, 25.0))
+        server.door.shut()
+        time.sleep(30.0)
+        server.door.open()
+        code = process.wait()
+    said = (tmp_path / "out").read_text()
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert records(folder) == records(alone)
+    assert counted(folder, "features_computed") == VIDEOS
+
+
+def test_a_full_disk_for_encoded_videos_is_one_line(alone: Path, tmp_path: Path) -> None:
+    """Of the machine's own folder, which has room for two."""
+    folder = make_study(tmp_path / "driver")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with object_server() as server:
+        entry = f"{sys.executable} -m tuner.cli.entry"
+        command = f"run --storage {server.url} --workers 1 {RUN}"
+        mount = f"mount -t tmpfs -o size=1m tmpfs {cache} && exec"
+        process = subprocess.run(
+            ["unshare", "--mount", "--map-root-user", "sh", "-c", f"{mount} {entry} {command}"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env=ENVIRONMENT | server.environment | {"XDG_CACHE_HOME": str(cache)},
+        )
+    assert process.returncode == 0, process.stdout
+    assert process.stdout.count("No space left on device") == 1
+    assert process.stdout.count("Vision features cannot be stored in") == 1
+    assert records(folder) == records(alone)
