@@ -5,43 +5,52 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import pytest
 
-BUCKET = "bucket"
+# moto keeps buckets for as long as its process lives, whatever server they were made in.
+_BUCKETS = count()
 
 
 class Door:
-    """A port that leads to another one; while it is shut, connections end and new ones are refused."""
+    """A port that leads to another one; while it is shut, connections are reset, which `refused` counts."""
 
     def __init__(self, behind: int) -> None:
         self._behind = behind
+        self._shut = False
         self._ends: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        self._serve()
+        self.refused = 0
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def shut(self) -> None:
-        for one in (self._listener, *tuple(self._ends)):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        self._shut = True
+        for one in tuple(self._ends):
+            _end(one)
 
     def open(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self._serve()
+        self._shut = False
 
-    def _serve(self) -> None:
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+    def close(self) -> None:
+        self.shut()
+        _end(self._listener)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = listener.accept()
+                client, _ = self._listener.accept()
+                if self._shut:
+                    self.refused += 1
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._behind))
                 self._ends |= {client, server}
                 for one, other in ((client, server), (server, client)):
@@ -52,10 +61,14 @@ class Door:
             while data := one.recv(1 << 16):
                 other.sendall(data)
         for end in (one, other):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
+            _end(end)
             self._ends.discard(end)
+
+
+def _end(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
 
 
 @dataclass
@@ -88,9 +101,10 @@ def object_server() -> Iterator[ObjectServer]:
             for name, value in environment.items():
                 patch.setenv(name, value)
             s3fs.S3FileSystem.clear_instance_cache()
-            s3fs.S3FileSystem().mkdir(BUCKET)
-            yield ObjectServer(f"s3://{BUCKET}/encoded", environment, door)
+            bucket = f"bucket-{next(_BUCKETS)}"
+            s3fs.S3FileSystem().mkdir(bucket)
+            yield ObjectServer(f"s3://{bucket}/encoded", environment, door)
             s3fs.S3FileSystem.clear_instance_cache()
     finally:
-        door.shut()
+        door.close()
         server.stop()

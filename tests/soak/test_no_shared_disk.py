@@ -193,6 +193,7 @@ def test_half_a_minute_without_the_object_storage_changes_nothing(
     said = (tmp_path / "out").read_text()
     assert code == 0, said
     assert "Traceback" not in said
+    print(f"{server.door.refused} connections refused")
     assert records(folder) == records(alone)
     assert counted(folder, "features_computed") == VIDEOS
 

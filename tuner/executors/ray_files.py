@@ -7,13 +7,13 @@ them to disk where memory is short.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.video import content_hash
@@ -47,7 +47,8 @@ def served(factory: EvaluatorFactory) -> Iterator[EvaluatorFactory]:
         seen = None if folder is None else folder_id(folder, create=True)
         yield replace(factory, driver=_Files(server), folder_id=seen)
     finally:
-        ray.kill(server)
+        with suppress(RayError):  # the cluster is gone, and the server with it
+            ray.kill(server)
 
 
 class _Server:
