@@ -488,7 +488,9 @@ def test_nothing_to_do_loads_no_model(kind: str, tmp_path: Path) -> None:
         assert loop.finished
 
 
-def test_workers_on_other_machines_get_the_drivers_files_through_ray(tmp_path: Path) -> None:
+def test_workers_on_other_machines_get_the_drivers_files_through_ray(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from tuner.executors.ray_files import served
 
     video, secret = tmp_path / "a.mp4", tmp_path / "secret"
@@ -514,3 +516,11 @@ def test_workers_on_other_machines_get_the_drivers_files_through_ray(tmp_path: P
                 method(str(secret))
         with pytest.raises(ValueError, match="a key consists of"):
             files.read("../secret")
+    # A folder that takes nothing is told, and the worker goes on.
+    with served(replace(spec, storage=str(secret / "features"))) as given:
+        assert isinstance(given, EvaluatorSpec)
+        assert given.driver is not None
+        for _ in range(2):
+            given.driver.write("key", b"encoded")
+    (told,) = caplog.messages
+    assert told.startswith(f"Vision features cannot be stored in {secret}/features on the driver's machine; ")

@@ -130,11 +130,7 @@ class DispensableCache(FeatureCache):
             super().put_bytes(key, data)
         except OSError as error:
             if not self._told:
-                _warn(
-                    "Vision features cannot be stored in %s; videos are encoded whenever they are needed: %s",
-                    self.directory,
-                    error,
-                )
+                warn_of_room(self.directory, error)
             self._told = True
 
 
@@ -310,6 +306,12 @@ def _attempts(seconds: float) -> Retrying:
 
 def _said(error: Exception) -> str:
     return without_passwords(str(error).strip() or type(error).__name__).rstrip(".")
+
+
+def warn_of_room(folder: str | Path, error: OSError) -> None:
+    """Encoded videos find no room in this folder."""
+    text = "Vision features cannot be stored in %s; videos are encoded whenever they are needed: %s"
+    _warn(text, folder, error)
 
 
 def _warn(text: str, *values: object) -> None:

@@ -16,9 +16,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cache import FeatureCache
 from pipeline.video import content_hash
 from tuner.evaluation.evaluator import EvaluatorFactory, EvaluatorSpec
-from tuner.evaluation.storage import PART, DispensableCache, folder_id, is_url
+from tuner.evaluation.storage import PART, folder_id, is_url, warn_of_room
 
 # Requests that are served at a time.
 _AT_A_TIME = 8
@@ -45,7 +46,7 @@ def served(factory: EvaluatorFactory) -> Iterator[EvaluatorFactory]:
     ).remote(frozenset(factory.videos.values()), folder, factory.cache_bytes)
     try:
         seen = None if folder is None else folder_id(folder, create=True)
-        yield replace(factory, driver=_Files(server), folder_id=seen)
+        yield replace(factory, driver=_Files(server, folder), folder_id=seen)
     finally:
         with suppress(RayError):  # the cluster is gone, and the server with it
             ray.kill(server)
@@ -56,7 +57,7 @@ class _Server:
 
     def __init__(self, videos: frozenset[str], folder: str | None, max_bytes: int) -> None:
         self._videos = videos
-        self._cache = None if folder is None else DispensableCache(folder, max_bytes)
+        self._cache = None if folder is None else FeatureCache(folder, max_bytes)
 
     def content_hash(self, video: str) -> str:
         return content_hash(self._known(video))
@@ -82,8 +83,10 @@ class _Server:
 class _Files:
     """`DriverFiles` in a worker."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, folder: str | None) -> None:
         self._server = server
+        self._folder = folder
+        self._told = False
 
     def content_hash(self, video: str) -> str:
         found: str = self._ask("content_hash", video)
@@ -98,7 +101,12 @@ class _Files:
         return found
 
     def write(self, key: str, data: bytes) -> None:
-        self._ask("write", key, data)
+        try:
+            self._ask("write", key, data)
+        except OSError as error:
+            if not self._told:
+                warn_of_room(f"{self._folder} on the driver's machine", error)
+            self._told = True
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
