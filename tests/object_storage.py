@@ -79,6 +79,13 @@ class ObjectServer:
     environment: dict[str, str]
     door: Door
 
+    def objects(self) -> list[str]:
+        """Their names."""
+        import s3fs
+
+        found: list[str] = s3fs.S3FileSystem(use_listings_cache=False).find(self.url)
+        return found
+
 
 @contextmanager
 def object_server() -> Iterator[ObjectServer]:

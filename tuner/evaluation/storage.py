@@ -38,6 +38,11 @@ PATIENCE = 120.0
 PATIENCE_AT_FIRST = 30.0
 PAUSE = 300.0
 
+# By URL scheme, for fsspec. botocore would wait for minutes for a server that is cut off, several times over.
+_OPTIONS = {
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"total_max_attempts": 1}}}
+}
+
 # Bytes of a video that travel at once.
 PART = 16 * 2**20
 
@@ -194,7 +199,7 @@ class ObjectStorage:
         self._not_before = clock()
         scheme = url.partition("://")[0]
         try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
+            self._files, self._root = fsspec.core.url_to_fs(url, **_OPTIONS.get(scheme, {}))
         except ImportError as error:
             how = "pip install 'adatp-tuner[s3]'" if scheme == "s3" else str(error)
             raise UserError(f"--storage {url} needs a package that is not installed: {how}") from error

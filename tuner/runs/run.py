@@ -357,7 +357,8 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
 def _kept_in(storage: str, most: int) -> str:
     if is_url(storage):
         folder = machine_cache(most).directory
-        return f"Vision features: in {storage}, and at most {most / 2**30:.3g} GiB of them in {folder}."
+        each = f"each machine keeps at most {most / 2**30:.3g} GiB of them in {folder}"
+        return f"Vision features: in {storage}; {each}."
     held_there = FeatureCache(storage, most).size_bytes / 2**20
     return f"Vision features: {held_there:.0f} MiB in {storage}, at most {most / 2**30:.3g} GiB."
 

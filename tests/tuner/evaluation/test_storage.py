@@ -324,7 +324,7 @@ def test_what_cannot_be_a_storage_is_told_in_one_sentence(
     (told,) = check_storage("nothing://bucket")
     assert told.startswith("--storage nothing://bucket is no folder and no URL that fsspec knows: ")
 
-    def lacking(url: str) -> None:
+    def lacking(url: str, **options: Any) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", lacking)
@@ -354,11 +354,8 @@ def test_the_command_line_takes_both_names(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ObjectServer]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Else botocore itself tries again for five seconds, each time.
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        with object_server() as server:
-            yield server
+    with object_server() as server:
+        yield server
 
 
 def test_an_s3_server_keeps_what_is_encoded_and_is_missed_for_a_moment_only(
