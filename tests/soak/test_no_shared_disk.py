@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -54,12 +56,11 @@ def cluster(head: Path, nodes: int, **environment: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = f"127.0.0.1:{port}"
+    # Ray gives a node half a minute to start, which a busy machine may not do at once.
+    node = f"until ray start --address={address} --num-cpus=1 --block; do sleep 1; done"
     commands = [
         f"exec ray start --head --port={port} --num-cpus=0 --include-dashboard=false --block",
-        *[
-            f"mount -t tmpfs tmpfs {head} && exec ray start --address={address} --num-cpus=1 --block"
-            for _ in range(nodes)
-        ],
+        *[f"mount -t tmpfs tmpfs {head} && {node}" for _ in range(nodes)],
     ]
     with ExitStack() as stack:
         # Ray's sockets lie in it, whose names are short.
@@ -70,11 +71,12 @@ def cluster(head: Path, nodes: int, **environment: str) -> Iterator[str]:
             home = {"HOME": str(place), "XDG_CACHE_HOME": "", "TMPDIR": str(place / "tmp")}
             log = stack.enter_context((place / "log").open("wb"))
             process = subprocess.Popen(
-                ["unshare", "--mount", "--map-root-user", "sh", "-c", f"exec sh -c '{command}'"],
+                ["unshare", "--mount", "--map-root-user", "sh", "-c", command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=ENVIRONMENT | home | environment,
                 cwd=place,
+                start_new_session=True,
             )
             stack.callback(end, process)
             if number == 0:
@@ -83,12 +85,15 @@ def cluster(head: Path, nodes: int, **environment: str) -> Iterator[str]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """With all processes of its group: Ray's own among them."""
+    for kind, seconds in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0)):
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -139,8 +144,6 @@ def counted(folder: Path, column: str) -> int:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study run by one process on one machine."""
-    if Path("/tmp/sto/alone").is_dir():
-        return Path("/tmp/sto/alone")  # DEV
     folder = make_study(tmp_path_factory.mktemp("alone"))
     process = start(folder, "--workers", "1", output=folder / "output.txt")
     assert process.wait() == 0, (folder / "output.txt").read_text()
