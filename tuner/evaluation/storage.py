@@ -198,6 +198,8 @@ class ObjectStorage:
         self._clock = clock
         self._not_before = clock()
         scheme = url.partition("://")[0]
+        # aiohttp's tasks that a lost connection leaves behind would print tracebacks of what is tried again.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         try:
             self._files, self._root = fsspec.core.url_to_fs(url, **_OPTIONS.get(scheme, {}))
         except ImportError as error:
