@@ -281,7 +281,7 @@ class Failing:
 @pytest.mark.quick
 def test_a_short_outage_goes_unnoticed(caplog: pytest.LogCaptureFixture) -> None:
     found = ObjectStorage(URL)
-    found._files = Failing(2)
+    found._files = Failing(1)
     found.write("a", b"encoded")
     assert found.read("a") == b"encoded"
     assert found.read("none") is None
