@@ -18,7 +18,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 if TYPE_CHECKING:  # importing this module must stay cheap: torch takes seconds
     import torch
@@ -30,6 +30,18 @@ _CHECKSUM = "crc32"
 _ABANDONED_AFTER = 3600.0
 _LARGEST_HEADER = 100_000_000  # as safetensors itself
 _KEY = re.compile(r"[0-9A-Za-z_-]{1,200}")
+
+
+class TensorCache(Protocol):
+    """Where encoded videos are kept."""
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        """The tensors stored under `key`, on the CPU, or None."""
+
+    def put(
+        self, key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Store tensors under `key`, replacing what was there."""
 
 
 class FeatureCache:
@@ -49,23 +61,24 @@ class FeatureCache:
 
         A damaged file (cut short, or with bytes other than those written) counts as absent and is removed.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
+        data = self.get_bytes(key)
+        if data is None:
+            return None
+        try:
+            return unpack(data)
+        except ValueError:
+            self._path(key).unlink(missing_ok=True)
+            return None
 
+    def get_bytes(self, key: str) -> bytes | None:
+        """The file stored under `key`, which may be damaged, or None."""
         path = self._path(key)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        try:
-            tensors = load(data)
-            if _metadata(io.BytesIO(data)).get(_CHECKSUM) != _checksum(tensors):
-                raise ValueError("other bytes than those written")
-        except (SafetensorError, ValueError):
-            path.unlink(missing_ok=True)
-            return None
         _touch(path)
-        return tensors
+        return data
 
     def put(
         self, key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
@@ -74,13 +87,10 @@ class FeatureCache:
 
         An entry larger than the whole cache is not stored. Raises OSError when the disk refuses.
         """
-        from safetensors.torch import save
+        self.put_bytes(key, pack(tensors, metadata))
 
-        if metadata is not None and _CHECKSUM in metadata:
-            raise ValueError(f"metadata must leave the name {_CHECKSUM!r} to the cache")
-        # clone: safetensors refuses tensors that share memory, as slices of one tensor do.
-        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        data = save(plain, {**(metadata or {}), _CHECKSUM: _checksum(plain)})
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """As `put`, of what `pack` made."""
         path = self._path(key)
         if len(data) > self.max_bytes:
             path.unlink(missing_ok=True)
@@ -138,6 +148,32 @@ class FeatureCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with a checksum."""
+    from safetensors.torch import save
+
+    if metadata is not None and _CHECKSUM in metadata:
+        raise ValueError(f"metadata must leave the name {_CHECKSUM!r} to the cache")
+    # clone: safetensors refuses tensors that share memory, as slices of one tensor do.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data: bytes = save(plain, {**(metadata or {}), _CHECKSUM: _checksum(plain)})
+    return data
+
+
+def unpack(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors that `pack` was given, on the CPU. ValueError if the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, torch.Tensor] = load(data)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if _metadata(io.BytesIO(data)).get(_CHECKSUM) != _checksum(tensors):
+        raise ValueError("other bytes than those written")
+    return tensors
 
 
 def _metadata(file: BinaryIO) -> dict[str, str]:

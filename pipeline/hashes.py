@@ -47,9 +47,13 @@ def file_hash(path: Path) -> str:
     return found
 
 
+def user_cache() -> Path:
+    """The folder of what this user keeps on this machine. Errors: RuntimeError: the user has no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adatp"
+
+
 def _file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "adatp" / "hashes.json"
+    return user_cache() / "hashes.json"
 
 
 def _kept() -> dict[str, object]:

@@ -33,7 +33,7 @@ from pipeline.prompt import Prompt
 from pipeline.question import SCORING_VERSION, SCORINGS, Question, Scoring, option_texts, prompt_text
 
 if TYPE_CHECKING:
-    from pipeline.cache import FeatureCache
+    from pipeline.cache import TensorCache
 
 PREFIX_BYTES = 512 * 2**20  # memory for stored prefixes; one is kept whatever its size
 
@@ -75,10 +75,14 @@ class Runtime:
         frames: int,
         scoring: Scoring = "words",
         max_new_tokens: int = 16,
-        cache: FeatureCache | None = None,
+        cache: TensorCache | None = None,
+        clips: TensorCache | None = None,
         decode_timeout: float = 60.0,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
+        """cache: keeps embeddings of texts and, where no other is given for these, `clips`: encoded
+        videos.
+        """
         if frames < 1:
             raise ValueError(f"At least one frame is sampled, but got {frames=}.")
         if max_new_tokens < 1:
@@ -105,10 +109,11 @@ class Runtime:
         )
         self.encoder = encoder
         self._cache = cache
+        self._clips = cache if clips is None else clips
         self.decode_timeout = decode_timeout
         self._prefixes = _PrefixStore(prefix_bytes)
-        # Since it was loaded, how often a video's features were read from the disk cache or computed, and a
-        # prefix was reused or built: `features_read`, `features_computed`, `prefixes_reused`,
+        # Since it was loaded, how often a video's features were read from a cache or computed, and a prefix
+        # was reused or built: `features_read`, `features_computed`, `prefixes_reused`,
         # `prefixes_built`.
         self.cache_counts: Counter[str] = Counter()
         self._made_prompt = lru_cache(maxsize=1024)(family.prompt)
@@ -131,7 +136,8 @@ class Runtime:
         attention: str = USUAL_ATTENTION,
         pooling: str | None = None,
         allow_pickle: bool = False,
-        cache: FeatureCache | None = None,
+        cache: TensorCache | None = None,
+        clips: TensorCache | None = None,
         decode_timeout: float = 60.0,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> Self:
@@ -154,6 +160,7 @@ class Runtime:
             scoring=scoring,
             max_new_tokens=max_new_tokens,
             cache=cache,
+            clips=clips,
             decode_timeout=decode_timeout,
             prefix_bytes=prefix_bytes,
         )
@@ -166,26 +173,36 @@ class Runtime:
     # -- encoding ---------------------------------------------------------------------------------------
 
     def encode(self, path: str | Path) -> Clip:
-        """Decodes a video and encodes its frames, or takes both from the disk cache.
+        """Decodes a video and encodes its frames, or takes both from a cache.
 
         Errors: VideoError when it cannot be read; NotFiniteError when the model makes no numbers of it.
         """
         from pipeline import video
 
         digest = video.content_hash(path)
-        key = _digest("clip", self.encoding, digest)
-        stored = self._cache.get(key) if self._cache is not None else None
-        if stored is not None and stored.keys() >= STORED:
-            self.cache_counts["features_read"] += 1
-        else:
-            frames, times, seconds = video.read_frames(
-                path, self.frames, self.decode_timeout, size=self.family.frame_size
-            )
-            stored = self._encode_frames(frames, times, seconds, str(path))
-            if self._cache is not None:
-                self._cache.put(key, stored, {"kind": "clip", "video": digest, "encoding": self.encoding})
-            self.cache_counts["features_computed"] += 1
+        kept = self.kept(path, digest)
+        if kept is not None:
+            return kept
+        frames, times, seconds = video.read_frames(
+            path, self.frames, self.decode_timeout, size=self.family.frame_size
+        )
+        computed = self._encode_frames(frames, times, seconds, str(path))
+        if self._clips is not None:
+            metadata = {"kind": "clip", "video": digest, "encoding": self.encoding}
+            self._clips.put(self._clip_key(digest), computed, metadata)
+        self.cache_counts["features_computed"] += 1
+        return self._clip(str(path), digest, computed)
+
+    def kept(self, path: str | Path, digest: str) -> Clip | None:
+        """The encoded video with this hash of its bytes, if a cache has it; `path` is its name, not read."""
+        stored = None if self._clips is None else self._clips.get(self._clip_key(digest))
+        if stored is None or not stored.keys() >= STORED:
+            return None
+        self.cache_counts["features_read"] += 1
         return self._clip(str(path), digest, stored)
+
+    def _clip_key(self, digest: str) -> str:
+        return _digest("clip", self.encoding, digest)
 
     def encode_frames(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import NotFiniteError
+from pipeline.errors import NotFiniteError, VideoError
 from tests.tuner.fakes import (
     BASE,
     SHAPE,
@@ -29,10 +29,11 @@ from tests.tuner.fakes import (
 )
 from tuner.errors import UserError
 from tuner.evaluation.description import Computing
-from tuner.evaluation.evaluator import Executor
+from tuner.evaluation.evaluator import EvaluatorSpec, Executor
 from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.loop import Loop
 from tuner.evaluation.progress import NoProgress
+from tuner.evaluation.storage import PART, copied, folder_id
 from tuner.evaluation.tasks import Work
 from tuner.executors import starting
 from tuner.executors.in_process import InProcessExecutor
@@ -485,3 +486,41 @@ def test_nothing_to_do_loads_no_model(kind: str, tmp_path: Path) -> None:
         loop = make_loop(study, store)
         execute(kind, FakeEvaluator(study, always="nobody should ask"), loop)
         assert loop.finished
+
+
+def test_workers_on_other_machines_get_the_drivers_files_through_ray(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tuner.executors.ray_files import served
+
+    video, secret = tmp_path / "a.mp4", tmp_path / "secret"
+    video.write_bytes(os.urandom(PART + 1))
+    secret.write_bytes(b"secret")
+    spec = EvaluatorSpec.of(make_study(), tmp_path / "features")
+    spec = replace(spec, videos={"q": str(video), "r": str(tmp_path / "gone.mp4")})
+    with served(spec) as given:
+        assert isinstance(given, EvaluatorSpec)
+        files = given.driver
+        assert files is not None
+        digest = files.content_hash(str(video))
+        with copied(files, str(video), digest) as copy:
+            assert copy.read_bytes() == video.read_bytes()
+        assert files.read("key") is None
+        files.write("key", b"encoded")
+        assert files.read("key") == (tmp_path / "features/key.safetensors").read_bytes() == b"encoded"
+        assert given.folder_id == folder_id(tmp_path / "features")
+        with pytest.raises(VideoError, match=r"gone.mp4 is not there$"):
+            files.content_hash(str(tmp_path / "gone.mp4"))
+        for method in (files.content_hash, lambda path: files.part(path, 0)):
+            with pytest.raises(ValueError, match="is no video of the study"):
+                method(str(secret))
+        with pytest.raises(ValueError, match="a key consists of"):
+            files.read("../secret")
+    # A folder that takes nothing is told, and the worker goes on.
+    with served(replace(spec, storage=str(secret / "features"))) as given:
+        assert isinstance(given, EvaluatorSpec)
+        assert given.driver is not None
+        for _ in range(2):
+            given.driver.write("key", b"encoded")
+    (told,) = caplog.messages
+    assert told.startswith(f"Vision features cannot be stored in {secret}/features on the driver's machine; ")

@@ -118,14 +118,16 @@ Batch = Annotated[
         "rounding.",
     ),
 ]
-Cache = Annotated[
-    Path | None,
+Storage = Annotated[
+    str | None,
     typer.Option(
+        "--storage",
         "--cache",
-        help="Folder of the vision features, one for all runs that are to share them; otherwise "
-        ".tuner/STUDY/features in this folder.",
-        envvar="TUNER_CACHE",
-        file_okay=False,
+        metavar="FOLDER|URL",
+        help="Where encoded videos are kept, one place for all runs and machines that are to share them: a "
+        "folder, or a URL such as s3://bucket/prefix (credentials as its client finds them, not in the URL). "
+        "Otherwise .tuner/STUDY/features in this folder.",
+        envvar=["TUNER_STORAGE", "TUNER_CACHE"],
         show_default=False,
     ),
 ]

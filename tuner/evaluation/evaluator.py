@@ -5,29 +5,39 @@ Only plain data travels between driver and worker: a specification and calls to 
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pipeline.cache import FeatureCache
+from pipeline.cache import FeatureCache, TensorCache
 from pipeline.errors import VideoError
 from pipeline.measure import machine
 from pipeline.question import Question, Scoring
-from pipeline.video import TIMEOUT
+from pipeline.video import TIMEOUT, content_hash
 from tuner.errors import without_passwords
 from tuner.evaluation.description import Computing, ModelDescription
 from tuner.evaluation.memory import free_memory, is_out_of_memory, store_bytes, trim
+from tuner.evaluation.storage import (
+    DispensableCache,
+    DriverFiles,
+    ObjectStorage,
+    SharedCache,
+    copied,
+    folder_id,
+    is_url,
+    machine_cache,
+    normal,
+    other_bytes,
+)
 from tuner.evaluation.tasks import Work
 from tuner.study import Study
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.answering import Answer
     from pipeline.clip import Clip
     from pipeline.layout import Layout
@@ -145,7 +155,9 @@ class EvaluatorSpec:
     questions: tuple[Question, ...]
     # Absolute path of the video, by question id.
     videos: dict[str, str]
-    cache: str | None
+    # Where encoded videos are kept: a folder's absolute path or a URL (`storage`); None: nowhere.
+    storage: str | None
+    # The bound of a folder, in bytes.
     cache_bytes: int = CACHE_BYTES
     device: str = "auto"
     # Threads of the model on a CPU. With 1, results do not depend on how many workers share the machine.
@@ -164,12 +176,22 @@ class EvaluatorSpec:
     # Workers that share the host's memory, and what part of a GPU is each one's.
     workers: int = 1
     gpu_share: float = 1.0
+    # In a cluster: what a worker asks for files that its machine does not have, and by what it knows that
+    # the folder of encoded videos is the driver's.
+    driver: DriverFiles | None = None
+    folder_id: str | None = None
 
     @classmethod
     def of(
-        cls, study: Study, cache: Path | None, *, device: str = "auto", threads: int = 1, batch: int = 1
+        cls,
+        study: Study,
+        storage: str | Path | None,
+        *,
+        device: str = "auto",
+        threads: int = 1,
+        batch: int = 1,
     ) -> EvaluatorSpec:
-        """The specification for a study; `cache` is the folder of vision features."""
+        """The specification for a study; `storage`: where encoded videos are kept."""
         return cls(
             model=study.model,
             revision=study.revision,
@@ -179,7 +201,7 @@ class EvaluatorSpec:
             max_new_tokens=study.max_new_tokens,
             questions=tuple(Question(one.id, one.text, one.options) for one in study.questions),
             videos={one.id: str(study.video_of(one).path.absolute()) for one in study.questions},
-            cache=None if cache is None else str(cache.absolute()),
+            storage=None if storage is None else normal(storage),
             device=device,
             threads=threads,
             batch=batch,
@@ -198,6 +220,7 @@ class EvaluatorSpec:
         from pipeline.runtime import USUAL_ATTENTION, Runtime
 
         torch.set_num_threads(self.threads)
+        cache, clips = self._caches()
         return Runtime.load(
             self.model,
             revision=self.revision,
@@ -211,8 +234,22 @@ class EvaluatorSpec:
             pooling=self.pooling,
             allow_pickle=self.allow_pickle,
             decode_timeout=self.decode_timeout,
-            cache=None if self.cache is None else DispensableCache(self.cache, self.cache_bytes),
+            cache=cache,
+            clips=clips,
         )
+
+    def _caches(self) -> tuple[FeatureCache | None, TensorCache | None]:
+        """For what each machine computes for itself, and for encoded videos."""
+        if self.storage is None:
+            return None, None
+        if is_url(self.storage):
+            local = machine_cache(self.cache_bytes)
+            return local, SharedCache(local, ObjectStorage(self.storage))
+        if self.driver is not None and (self.folder_id is None or folder_id(self.storage) != self.folder_id):
+            local = machine_cache(self.cache_bytes)
+            return local, SharedCache(local, self.driver)
+        folder = DispensableCache(self.storage, self.cache_bytes)
+        return folder, folder
 
     def __call__(self) -> PipelineEvaluator:
         """A specification is its own factory: the loaded model, with stores as large as memory allows."""
@@ -268,6 +305,7 @@ class PipelineEvaluator:
         self._trims = trims
         self._questions = {question.id: question for question in spec.questions}
         self._videos = spec.videos
+        self._driver = spec.driver
         self._contents: Mapping[str, str] = {}
         self._threads = spec.threads
         self._batch = spec.batch
@@ -316,7 +354,7 @@ class PipelineEvaluator:
         """See `Evaluator.serve`."""
         from tuner.evaluation.serving import serve
 
-        return [serve(self.runtime, self.asked, question, configuration, profile=profile)]
+        return [serve(self.runtime, self.asked, self._file, question, configuration, profile=profile)]
 
     def time(self, question: str, configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """See `Evaluator.time`."""
@@ -330,7 +368,7 @@ class PipelineEvaluator:
         """See `Evaluator.look`."""
         from tuner.evaluation.looking import look
 
-        return [look(self.runtime, self.asked, question, configurations, film=film)]
+        return [look(self.runtime, self.asked, self._file, question, configurations, film=film)]
 
     def answer(
         self,
@@ -395,12 +433,10 @@ class PipelineEvaluator:
 
     def _clip(self, path: str) -> Clip:
         kept = self._clips.get(path)
-        clip = self.runtime.encode(path) if kept is None else kept
+        clip = self._encoded(path) if kept is None else kept
         recorded = self._contents.get(path)
         if recorded is not None and clip.content_hash != recorded:
-            raise VideoError(
-                f"video {path} is not the file that the study was recorded with: its bytes differ.", path
-            )
+            raise other_bytes(path)
         if kept is not None:
             self._in_memory += 1
             return clip
@@ -410,23 +446,38 @@ class PipelineEvaluator:
         self._clips[path] = clip
         return clip
 
+    def _encoded(self, path: str) -> Clip:
+        """Errors: VideoError."""
+        if self._driver is not None and not self._is_here(path):
+            clip = self.runtime.kept(path, self._digest(path, self._driver))
+            if clip is not None:
+                return clip
+        with self._file(path) as file:
+            clip = self.runtime.encode(file)
+        return clip if file == path else replace(clip, path=path)
 
-class DispensableCache(FeatureCache):
-    """A cache of features that the study can do without: on a full disk they are computed when needed."""
+    @contextmanager
+    def _file(self, path: str) -> Iterator[str]:
+        """Where the bytes of the video with this path can be read: the path itself, or a copy of the
+        driver's file on a machine that does not have these bytes. Errors: VideoError; DiskFullError.
+        """
+        if self._driver is None or self._is_here(path):
+            yield path
+            return
+        with copied(self._driver, path, self._digest(path, self._driver)) as copy:
+            try:
+                yield str(copy)
+            except VideoError as error:
+                raise VideoError(str(error).replace(str(copy), path), path) from error
 
-    _told = False
-
-    def put(
-        self, key: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-    ) -> None:
-        """As `FeatureCache.put`, but a failed write is a warning, given once."""
+    def _is_here(self, path: str) -> bool:
+        """Whether this machine has the video, with the bytes that it must have."""
         try:
-            super().put(key, tensors, metadata)
-        except OSError as error:
-            if not self._told:
-                logging.getLogger("tuner").warning(
-                    "Vision features cannot be stored in %s; videos are encoded whenever they are needed: %s",
-                    self.directory,
-                    error,
-                )
-            self._told = True
+            found = content_hash(path)
+        except VideoError:
+            return False
+        return found == self._contents.get(path, found)
+
+    def _digest(self, path: str, driver: DriverFiles) -> str:
+        """Of the bytes that the video must have, or has on the driver's machine."""
+        return self._contents.get(path) or driver.content_hash(path)

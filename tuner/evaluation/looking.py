@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,19 +64,23 @@ class Seen:
 def look(
     runtime: Runtime,
     find: Callable[[str], tuple[Clip, Question]],
+    file: Callable[[str], AbstractContextManager[str]],
     question: str,
     configurations: Sequence[Mapping[str, Any]],
     *,
     film: bool,
 ) -> dict[str, Any]:
     """What is `seen` of a question under each configuration, and its video's `film` where it is wanted.
-    find: gives a question by its id, with its encoded video.
+    find: gives a question by its id, with its encoded video. file: gives a video's file by its path.
 
     `unreadable` says why the video cannot be read any more, `error` what else would come again.
     """
     try:
         clip, asked = find(question)
-        frames = _film(clip.path, clip.frame_times) if film else None
+        frames = None
+        if film:
+            with file(clip.path) as path:
+                frames = _film(path, clip.frame_times)
     except VideoError as error:
         return {"unreadable": str(error)}
     except PipelineError as error:

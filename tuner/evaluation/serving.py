@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measure
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 Find = Callable[[str], "tuple[Clip, Question]"]
 """Gives a question by its id, with its encoded video. Errors: VideoError."""
 
+File = Callable[[str], AbstractContextManager[str]]
+"""Gives, by its path, a video's file that this machine can read. Errors: VideoError."""
+
 # Questions that are timed, and seconds after which no further question begins: for what a server pays, and
 # for ways to prune side by side.
 QUESTIONS = 5
@@ -41,7 +45,13 @@ TIMED_PATIENCE = 60.0
 
 
 def serve(
-    runtime: Runtime, find: Find, question: str, configuration: Mapping[str, Any], *, profile: bool
+    runtime: Runtime,
+    find: Find,
+    file: File,
+    question: str,
+    configuration: Mapping[str, Any],
+    *,
+    profile: bool,
 ) -> dict[str, Any]:
     """Times one question, and with `profile` lets torch count its FLOPs; `error` says why that is not
     possible.
@@ -49,7 +59,8 @@ def serve(
     method = from_dict(configuration)
     try:
         clip, asked = find(question)
-        baseline, best = measure.serving_seconds(runtime, clip, asked, method)
+        with file(clip.path) as path:
+            baseline, best = measure.serving_seconds(runtime, replace(clip, path=path), asked, method)
         return {
             "device": measure.device_name(runtime),
             "value_bytes": runtime.family.dtype.itemsize,

@@ -44,6 +44,7 @@ from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory
 from tuner.evaluation.memory import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.tasks import Assignment, Call, Decision, FailureKind, Work
+from tuner.executors.ray_files import served
 from tuner.executors.starting import Starting
 from tuner.records.measurements import CacheUse
 
@@ -89,7 +90,8 @@ class RayExecutor:
     """Runs tasks on `workers` workers, each in a process of its own with `gpus_per_worker` GPUs.
 
     address: of a running cluster. None starts Ray on this machine and ends it afterwards, unless it runs
-    already. In a cluster every node must find videos, model and feature cache under the same paths.
+    already. In a cluster workers on machines that do not see the driver's files ask for them
+    (`ray_files`); the model they must find by themselves.
     """
 
     def __init__(
@@ -164,16 +166,19 @@ class RayExecutor:
         with ExitStack() as stack:
             stack.enter_context(_quiet())
             stack.enter_context(_ray(self._workers, self._gpus_per_worker, self._address))
+            factory = self._factory
+            if self._address is not None or "RAY_ADDRESS" in os.environ:
+                factory = stack.enter_context(served(factory))
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             self._open = stack.pop_all()
-        self._tune = threading.Thread(target=self._run_tune, args=(folder,), name="tune", daemon=True)
+        self._tune = threading.Thread(target=self._run_tune, args=(folder, factory), name="tune", daemon=True)
         self._tune.start()
 
-    def _run_tune(self, folder: str) -> None:
+    def _run_tune(self, folder: str, factory: EvaluatorFactory) -> None:
         bridge = self._bridge
         try:
             tune.run(
-                tune.with_parameters(_Trainable, factory=self._factory),
+                tune.with_parameters(_Trainable, factory=factory),
                 name="adatp",
                 search_alg=_Searcher(bridge),
                 scheduler=_Scheduler(bridge),

@@ -104,7 +104,7 @@ def memory() -> Iterator[Finding]:
         writable and room >= LEAST_DISK,
         f"{gib(room)} free in {folder}{'' if writable else ', which cannot be written'}",
         f"a folder that can be written, {gib(LEAST_DISK)} or more",
-        "Work in another folder, or keep the vision features elsewhere: --cache.",
+        "Work in another folder, or keep the vision features elsewhere: --storage.",
     )
 
 

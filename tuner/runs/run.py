@@ -24,6 +24,7 @@ from tuner.evaluation.loop import Loop
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.search_loop import SearchLoop
 from tuner.evaluation.serving import measure_serving
+from tuner.evaluation.storage import check_storage, is_url, machine_cache, normal
 from tuner.executors.in_process import InProcessExecutor
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
@@ -80,8 +81,9 @@ class RunOptions:
     skip_bad_videos: bool = False
     # Whether to go on where the unpruned model does no better than guessing.
     accept_weak_baseline: bool = False
-    # Folder of the vision features; None is .tuner/<study>/features.
-    cache: Path | None = None
+    # Where encoded videos are kept, a folder or a URL; None is .tuner/<study>/features.
+    storage: str | None = None
+    # Bound of a folder of them.
     cache_bytes: int = CACHE_BYTES
     # Bytes of prefixes that each worker keeps on its device, and as many of vision features in host memory;
     # None: a share of what is free.
@@ -315,14 +317,14 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
     """
     check_options(options)
     database = options.database or default_database(study.name)
-    folder = options.cache or Path(".tuner") / study.name / "features"
+    storage = normal(options.storage or Path(".tuner") / study.name / "features")
     with (
         disk_may_be_full(),
         Store.open(database, say=progress.message) as store,
         store.held(study.name),
     ):
         before = store.find(study.name)
-        spec = worker_spec(study, options, folder)
+        spec = worker_spec(study, options, storage)
         with closing(Workers(executor_for(spec, options, progress), progress)) as workers:
             setting = None if before is None else setting_from(before.setting)
             if before is not None:
@@ -338,11 +340,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
                 ) from None
             if workers.described:
                 store.count_cache_use(workers.cache_use)
-                held_there = FeatureCache(folder, options.cache_bytes).size_bytes / 2**20
-                progress.message(
-                    f"Vision features: {held_there:.0f} MiB in {folder.absolute()}, "
-                    f"at most {options.cache_bytes / 2**30:.3g} GiB."
-                )
+                progress.message(_kept_in(storage, options.cache_bytes))
             elif setting is not None and setting.pooling is not None:
                 cells = record.questions[0].layout.cells
                 progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
@@ -367,6 +365,15 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
             )
 
 
+def _kept_in(storage: str, most: int) -> str:
+    if is_url(storage):
+        folder = machine_cache(most).directory
+        each = f"each machine keeps at most {most / 2**30:.3g} GiB of them in {folder}"
+        return f"Vision features: in {storage}; {each}."
+    held_there = FeatureCache(storage, most).size_bytes / 2**20
+    return f"Vision features: {held_there:.0f} MiB in {storage}, at most {most / 2**30:.3g} GiB."
+
+
 def executor_for(spec: EvaluatorSpec, options: RunOptions, progress: Progress) -> Executor:
     """This process, or Ray workers, as the options ask for."""
     if options.workers == 1 and options.address is None:
@@ -384,13 +391,13 @@ def _goal(options: RunOptions) -> Goal:
     return "max_drop" if options.budget is None else "budget"
 
 
-def worker_spec(study: Study, options: RunOptions, folder: Path | None) -> EvaluatorSpec:
-    """What a worker loads; `folder`: of the vision features, None for keeping none."""
+def worker_spec(study: Study, options: RunOptions, storage: str | None) -> EvaluatorSpec:
+    """What a worker loads; `storage`: where encoded videos are kept, None for nowhere."""
     # A worker without a GPU of its own must not take one that it sees.
     in_process = options.workers == 1 and options.address is None
     gpus = 1.0 if in_process else _gpus_per_worker(options)
     spec = EvaluatorSpec.of(
-        study, folder, device="auto" if gpus > 0 else "cpu", threads=options.threads, batch=options.batch
+        study, storage, device="auto" if gpus > 0 else "cpu", threads=options.threads, batch=options.batch
     )
     return replace(
         spec,
@@ -441,6 +448,7 @@ def check_options(options: RunOptions) -> None:
         problems += filter(None, [refused_address(os.environ["RAY_ADDRESS"], "RAY_ADDRESS")])
     if options.sampler not in SAMPLERS:
         problems.append(f"samplers are {', '.join(SAMPLERS)}, but got {options.sampler!r}")
+    problems += check_storage(options.storage)
     if problems:
         raise UserError(problems)
 

@@ -124,6 +124,8 @@ def all_said(call: Call, out: Path, mlflow: Path, *records: str) -> dict[str, ob
             code, printed, complaints = call(command, *records, *options)
             assert (code, complaints) == (0, "")
             said[" ".join((command, *options))] = printed
+    code, said["show"], complaints = call("show", *records, "--tracking-uri", f"sqlite:///{out}/mlflow.db")
+    assert (code, complaints) == (0, "")
     for command, file, *options in (
         ("report", "report.html"),
         ("export", "best.json", "--accept-regressions", "--tracking-uri", f"sqlite:///{out}/mlflow.db"),
@@ -148,10 +150,12 @@ def test_another_host_needs_the_database_alone_and_leaves_it_as_it_is(
     assert 'class="cards"' in report  # the inspection
     assert "tau_s" in report  # the sensitivity study
     before = copy.read_bytes()
+    # Nothing of the folder in which it was run is left to be read: no files beside the records.
+    shutil.rmtree(here)
     monkeypatch.chdir(copy.parent)
     url = f"sqlite:///{copy}"
     found = all_said(call, tmp_path / "other", empty_database, "--study", "fake", "--database", url)
-    for name in ("status", "status --json"):
+    for name in ("status", "status --json", "show"):
         assert url in str(found[name])
         # The commands to type next name the database, too.
         found[name], expected[name] = (
@@ -160,6 +164,10 @@ def test_another_host_needs_the_database_alone_and_leaves_it_as_it_is(
         )
     assert found == expected
     mlflow = f"sqlite:///{tmp_path}/other/mlflow.db"
+    code, printed, complaints = call("list", "--database", url, "--json")
+    assert (code, complaints) == (0, "")
+    (listed,) = (one for one in json.loads(printed) if one["name"] == "fake")
+    assert (listed["trials"], listed["folder"]) == (6, None)
     code, printed, complaints = call("sync", "--study", "fake", "--database", url, "--tracking-uri", mlflow)
     assert (code, complaints) == (0, "")
     assert "fake, 6 trials, 1 search" in printed

@@ -13,12 +13,12 @@ from pipeline.flops import LLAVA_ONEVISION_7B
 from pipeline.methods import AdaTP, to_dict
 from pipeline.question import Question
 from tuner.evaluation.evaluator import (
-    DispensableCache,
     EvaluatorSpec,
     PipelineEvaluator,
     _refuse_crowded,
 )
 from tuner.evaluation.memory import is_out_of_memory
+from tuner.evaluation.storage import DispensableCache
 
 QUESTIONS = tuple(Question(f"q{i}", "what is it?") for i in range(7))
 
@@ -59,7 +59,7 @@ def evaluator(runtime, batch, contents=None, **options):
         max_new_tokens=4,
         questions=QUESTIONS,
         videos={one.id: f"video {i // 3}" for i, one in enumerate(QUESTIONS)},
-        cache=None,
+        storage=None,
         batch=batch,
     )
     one = PipelineEvaluator(spec, runtime, **options)
