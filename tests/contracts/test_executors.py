@@ -56,7 +56,7 @@ def make_executor(kind: str, evaluator: FakeEvaluator) -> Executor:
         return InProcessExecutor(evaluator)
     from tuner.executors.ray_tune import RayExecutor
 
-    return RayExecutor(evaluator, workers=int(kind.removeprefix("ray_")))
+    return RayExecutor(lambda _: evaluator, workers=int(kind.removeprefix("ray_")))
 
 
 def execute(kind: str, evaluator: FakeEvaluator, work: Work[Any]) -> None:
@@ -291,7 +291,7 @@ def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: py
         assert loop.finished
         assert not loop.interrupted
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
-    room = "There is room for 2 of 5 workers (1 CPU each): the others start when there is more."
+    room = "2 of 5 workers, waiting for CPUs: each takes 1 CPU, and the machines have room for 2."
     assert progress.messages.count(room) == 1
 
 
@@ -438,7 +438,7 @@ def test_what_was_measured_before_a_quarantine_is_computed_anew(
 def test_workers_that_cannot_be_started_are_no_questions_fault(tmp_path: Path) -> None:
     study = make_study()
     with open_store(tmp_path / "t.db", study) as store:
-        with pytest.raises(EvaluationError, match=r"No worker could be started 3 times in a row"):
+        with pytest.raises(EvaluationError, match=r"Machine \S+: 3 workers in a row failed there"):
             execute("ray_1", Unloadable(study), make_loop(study, store))
         assert store.quarantined() == {}
 
