@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -186,12 +188,13 @@ def test_everything_is_answered_once(kind: str, ran: Callable[[str], Ran]) -> No
 
 @dataclass
 class Loaded(FakeEvaluator):
-    """Leaves a file for each process that loads it."""
+    """Leaves a file for each process that loads it, and a warning."""
 
     folder: Path = Path()
 
     def __call__(self) -> FakeEvaluator:
         (self.folder / f"{os.getpid()}.loaded").touch()
+        logging.getLogger("some.library").warning("no fast path")
         return self
 
 
@@ -220,7 +223,9 @@ def test_workers_stay_from_encoding_to_the_search(kind: str, tmp_path: Path, und
     assert progress.phases == [("loading the model", None), ("encoding", 8)]
     assert progress.done == 8
     assert 1 <= len(list(tmp_path.glob("*.loaded"))) <= 2
-    assert not progress.messages
+    # Of this process it is in the log; of workers it is passed on, once.
+    warned = [f"Warning of a worker on {socket.gethostname()}: no fast path"]
+    assert progress.messages == (warned if kind == "ray_2" else [])
 
 
 def test_a_worker_that_dies_while_it_encodes_loses_its_video_only(tmp_path: Path) -> None:

@@ -35,36 +35,21 @@ class Machine:
         return min(cpus, int(self.gpus) * int(1 / gpus + 1e-9) if gpus < 1 else int(self.gpus / gpus))
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """What there is, and what an autoscaler would add."""
+def refusal(machines: Sequence[Machine], gpus: float, *, may_grow: bool, waits: bool) -> str | None:
+    """Why no worker with so many GPUs can start on these machines; None where one can or may later.
 
-    machines: tuple[Machine, ...]
-    # One for each kind of machine that an autoscaler starts; None: there is no autoscaler.
-    kinds: tuple[Machine, ...] | None = None
-
-    @property
-    def possible(self) -> tuple[Machine, ...]:
-        """All that workers may come to run on."""
-        return (*self.machines, *(self.kinds or ()))
-
-    def room(self, gpus: float) -> int:
-        """Workers that fit on the machines that there are."""
-        return sum(one.fitting(gpus) for one in self.machines)
-
-    def refusal(self, gpus: float, *, may_grow: bool) -> str | None:
-        """Why no worker with so many GPUs can ever start; None where one can.
-
-        may_grow: machines may join, as in any cluster. Where none has a GPU yet, one with GPUs may come.
-        """
-        most = max((one.gpus for one in self.possible), default=0.0)
-        if gpus <= most or (may_grow and not most):
-            return None
-        what = "kinds of machines it has or would add" if self.kinds else "machines"
-        return (
-            f"A worker needs {gpus:g} GPUs of one machine, but the largest of the cluster's {what} has "
-            f"{most:g}. A worker cannot be spread over several."
-        )
+    may_grow: others may join, as in any cluster: where none has a GPU yet, one with GPUs may come. waits: the
+    user means to wait, as for an autoscaler, which does not tell what machines it would add.
+    """
+    most = max((one.gpus for one in machines), default=0.0)
+    if gpus <= most or (may_grow and (waits or not most)):
+        return None
+    largest = f"the largest of {len(machines)} machines has" if len(machines) > 1 else "this machine has"
+    return (
+        f"A worker needs {gpus:g} GPUs of one machine, but {largest} {most:g}: a worker cannot be spread "
+        "over several."
+        + (" --wait-for-workers SECONDS waits for an autoscaler to add a larger one." if may_grow else "")
+    )
 
 
 class Placement(NamedTuple):
@@ -81,15 +66,15 @@ class Placement(NamedTuple):
         return f"1 CPU and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else "1 CPU"
 
 
-def placement(cluster: Cluster, workers: int | None, gpus_per_worker: float | None) -> Placement:
+def placement(machines: Sequence[Machine], workers: int | None, gpus_per_worker: float | None) -> Placement:
     """What the cluster suggests for what nobody named: a GPU for each worker where there are any, and a
     worker for each GPU; else two workers for each machine.
     """
     if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if any(one.gpus for one in cluster.possible) else 0.0
+        gpus_per_worker = 1.0 if any(one.gpus for one in machines) else 0.0
     if workers is None:
-        workers = max(1, sum(_usual(one, gpus_per_worker) for one in cluster.machines))
-    fit = max((one.fitting(gpus_per_worker) for one in cluster.possible), default=0)
+        workers = max(1, sum(_usual(one, gpus_per_worker) for one in machines))
+    fit = max((one.fitting(gpus_per_worker) for one in machines), default=0)
     return Placement(workers, gpus_per_worker, max(1, min(workers, fit or workers)))
 
 

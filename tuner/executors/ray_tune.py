@@ -50,7 +50,7 @@ from tuner.evaluation.memory import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.tasks import Assignment, Call, Decision, FailureKind, Work
 from tuner.executors.deadlines import Deadlines
-from tuner.executors.placement import Cluster, Machine, Placement, placement
+from tuner.executors.placement import Machine, Placement, placement, refusal
 from tuner.executors.starting import Starting
 from tuner.executors.warnings import Warnings
 from tuner.records.measurements import CacheUse
@@ -91,7 +91,7 @@ _END = 10.0
 _WATCH = 0.5
 
 # Seconds after which an idle worker is asked whether it lives.
-_ALIVE = 30.0
+_ALIVE = 10.0
 
 # Seconds within which the cluster knows why a worker died.
 _DEATH = 3.0
@@ -193,11 +193,16 @@ class RayExecutor:
         with ExitStack() as stack:
             stack.enter_context(_quiet())
             address = stack.enter_context(_ray(self._workers or 1, self._address))
-            cluster = _cluster()
-            placed = placement(cluster, self._workers, self._gpus_per_worker)
-            refusal = cluster.refusal(placed.gpus_per_worker, may_grow=address is not None)
-            if refusal is not None:
-                raise UserError(refusal)
+            machines = _machines()
+            placed = placement(machines, self._workers, self._gpus_per_worker)
+            refused = refusal(
+                machines,
+                placed.gpus_per_worker,
+                may_grow=address is not None,
+                waits=self._wait is not None,
+            )
+            if refused is not None:
+                raise UserError(refused)
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             self._open = stack.pop_all()
         if self._workers is None or (self._gpus_per_worker is None and placed.gpus_per_worker):
@@ -488,8 +493,13 @@ class _Scheduler(TrialScheduler):
             )
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        decision = self._bridge.ask(lambda: self._result(trial, result), TrialScheduler.NOOP)
-        return str(TrialScheduler.STOP if self._bridge.closed else decision)
+        bridge = self._bridge
+        # "" after an error, which ends the work and not the workers that are ready.
+        decision = bridge.ask(lambda: self._result(trial, result), "")
+        if not decision and result["state"] in ("idle", "done"):
+            bridge.idle[trial.trial_id] = time.monotonic()
+            decision = TrialScheduler.NOOP
+        return TrialScheduler.STOP if bridge.closed or not decision else decision
 
     def _result(self, trial: Trial, result: dict[str, Any]) -> str:
         """What Tune does with the worker next."""
@@ -527,9 +537,9 @@ class _Scheduler(TrialScheduler):
         """Whether a worker whose model is loaded may answer for the study; the first says how it is done."""
         bridge = self._bridge
         bridge.required = bridge.required or found.computing
-        refusal = found.refusal(bridge.required)
-        if refusal is not None:
-            bridge.starting.failed(worker, refusal, _cluster().machines, certain=True)
+        refused = found.refusal(bridge.required)
+        if refused is not None:
+            bridge.starting.failed(worker, refused, _machines(), certain=True)
             return self._end(worker)
         bridge.starting.got_ready(worker)
         bridge.now(bridge.starting.stand)
@@ -569,18 +579,21 @@ class _Scheduler(TrialScheduler):
         if bridge.idle and not bridge.closed:
             seen = time.monotonic() - _ALIVE
             if bridge.news or any(since < seen for since in bridge.idle.values()):
-                woken: list[Trial] = bridge.ask(lambda: self._woken(seen), [])
+                woken: list[Trial] = []
+                bridge.ask(lambda: self._wake(seen, woken), None)
                 for trial in woken:
                     # Tune offers no other way to resume a trial after NOOP.
                     tune_controller._schedule_trial_train(trial)
         pending = (trial for trial in tune_controller.get_trials() if trial.status == Trial.PENDING)
         return next(pending, None)
 
-    def _woken(self, seen: float) -> list[Trial]:
-        """Idle workers that have something to do now, or have rested since before `seen`."""
+    def _wake(self, seen: float, woken: list[Trial]) -> None:
+        """Adds to `woken` the idle workers that have something to do now, or have rested since before `seen`.
+
+        Those before an error of the work are among them.
+        """
         bridge = self._bridge
         bridge.news = False
-        woken = []
         for worker, since in list(bridge.idle.items()):
             if bridge.work is not None and not bridge.over and self._hand_out(worker):
                 pass
@@ -590,7 +603,6 @@ class _Scheduler(TrialScheduler):
                 continue
             del bridge.idle[worker]
             woken.append(bridge.trials[worker])
-        return woken
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         self._bridge.ask(lambda: self._error(trial), None)
@@ -616,7 +628,7 @@ class _Scheduler(TrialScheduler):
             starting.failed(
                 worker,
                 ending.reason,
-                _cluster().machines,
+                _machines(),
                 certain=ending.certain,
                 machine=ending.machine,
             )
@@ -646,27 +658,22 @@ class _Watch(Callback):
 
     def _look(self) -> None:
         self._bridge.end_hung()
-        self._bridge.starting.look(lambda: _cluster().machines)
+        self._bridge.starting.look(_machines)
 
 
-def _cluster() -> Cluster:
-    """The machines that are alive, and the kinds that an autoscaler adds."""
+def _machines() -> tuple[Machine, ...]:
+    """Those that are alive."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    config = ray._private.state.state.get_cluster_config()
-    groups = [] if config is None else [one for one in config.node_group_configs if one.max_count != 0]
-    return Cluster(
-        tuple(
-            Machine(node["NodeID"], node["NodeManagerHostname"], node["Resources"])
-            for node in nodes
-            if node["Alive"]
-        ),
-        tuple(Machine("", one.name, dict(one.resources)) for one in groups) or None,
+    return tuple(
+        Machine(node["NodeID"], node["NodeManagerHostname"], node["Resources"])
+        for node in nodes
+        if node["Alive"]
     )
 
 
 def _machine(node: str) -> Machine:
     """A node by its id, while it lives."""
-    found = (one for one in _cluster().machines if one.id == node)
+    found = (one for one in _machines() if one.id == node)
     return next(found, Machine(node, "a lost machine"))
 
 
@@ -723,7 +730,7 @@ def _ending(trial: Trial, machine: Machine) -> _Ending:
     elif error.actor_init_failed:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return _Ending(lines[-1], "raised", machine=_machine(info.get("Address", {}).get("NodeID", "")))
-    alive = not machine.id or any(one.id == machine.id for one in _cluster().machines)
+    alive = not machine.id or any(one.id == machine.id for one in _machines())
     if getattr(error, "preempted", False):
         return _Ending("its machine was taken away (preempted)", "lost")
     if not text or "its node has died" in text or not alive:
@@ -794,7 +801,7 @@ def local_ray(workers: int) -> Iterator[None]:
 def cluster_resources(address: str) -> str:
     """What a cluster offers, in words. Errors: UserError if there is none."""
     with _quiet(), _ray(1, address):
-        nodes = _cluster().machines
+        nodes = _machines()
     cpus, gpus = (sum(node.resources.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     return f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs"
 
