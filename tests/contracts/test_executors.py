@@ -296,7 +296,7 @@ def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: py
         assert loop.finished
         assert not loop.interrupted
         assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
-    room = "2 of 5 workers, waiting for CPUs: each takes 1 CPU, and the machines have room for 2."
+    room = "2 of 5 workers, waiting for CPUs: each takes 1 CPU, and the machines have room for no more."
     assert progress.messages.count(room) == 1
 
 

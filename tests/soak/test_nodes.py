@@ -14,9 +14,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from ray.cluster_utils import Cluster
 
 from pipeline.errors import ModelError
 from tests.contracts.test_executors import Told
-from tests.tuner.fakes import FakeEvaluator, make_loop, make_planner, make_study, open_store
+from tests.soak.slow import Slow
+from tests.tuner.fakes import make_loop, make_planner, make_study, open_store
 from tuner.evaluation.failures import EvaluationError
 from tuner.executors import starting
 from tuner.executors.ray_tune import RayExecutor
@@ -39,37 +39,12 @@ TRIALS = 12
 STUDY = make_study()
 
 
-@dataclass
-class Slow(FakeEvaluator):
-    """Takes a while for each batch; cannot be loaded on the node whose id stands in `bad`."""
-
-    seconds: float = 0.3
-    bad: Path | None = None
-    # What is raised there.
-    error: type[Exception] = RuntimeError
-
-    def __call__(self) -> FakeEvaluator:
-        here = ray.get_runtime_context().get_node_id()
-        if self.bad is not None and self.bad.exists() and self.bad.read_text() == here:
-            raise self.error("the model's folder is not there")
-        return self
-
-    def answer(
-        self,
-        configuration: Mapping[str, Any] | None,
-        questions: Sequence[str],
-        references: Mapping[str, str],
-        *,
-        reshaped: bool = False,
-    ) -> list[dict[str, Any]]:
-        time.sleep(self.seconds)
-        return super().answer(configuration, questions, references, reshaped=reshaped)
-
-
 class Nodes:
     """A head without CPUs, and nodes of two."""
 
     def __init__(self, nodes: int = 2) -> None:
+        # As docs/cluster.md advises where other programs compete for the CPUs.
+        os.environ.update({"RAY_worker_niceness": "0"})
         self.cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )

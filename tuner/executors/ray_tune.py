@@ -30,14 +30,20 @@ from typing import Any, NamedTuple, TypeVar
 import ray
 from ray import cloudpickle as pickle
 from ray import tune
+from ray.air.execution._internal import actor_manager
 from ray.exceptions import (
     ActorUnavailableError,
     AuthenticationError,
+    NodeDiedError,
+    ObjectLostError,
     OutOfMemoryError,
     RayActorError,
     RayTaskError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
 )
 from ray.tune import Callback, Stopper
+from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -222,7 +228,20 @@ class RayExecutor:
         return bridge
 
 
+# Ways in which a worker ends that are no `RayActorError`.
+_OTHER_ENDS = (OutOfMemoryError, WorkerCrashedError, NodeDiedError, ObjectLostError, RuntimeEnvSetupError)
+
+
+def _teach_tune_ends() -> None:
+    """Ray Tune 2.60 takes a worker's end for that only if it is a `RayActorError`, and ends itself where
+    Ray's memory monitor ended the worker, or its machine was lost together with a result.
+    """
+    for module in (actor_manager, tune_controller):
+        vars(module)["RayActorError"] = (RayActorError, *_OTHER_ENDS)
+
+
 def _run_tune(bridge: _Bridge, factory: EvaluatorFactory, folder: str) -> None:
+    _teach_tune_ends()
     try:
         tune.run(
             tune.with_parameters(_Trainable, factory=factory),
@@ -694,6 +713,13 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
+# From Ray's memory monitor, which chooses among the workers of a machine.
+_LOW_MEMORY = "Ray ended its worker process, because its machine ran low on memory"
+
+_LOST = "its machine was lost"
+_DIED = "its worker process died (killed, or out of memory)"
+
+
 class _Ending(NamedTuple):
     """Why an attempt ended."""
 
@@ -712,7 +738,7 @@ def _ending(trial: Trial, machine: Machine) -> _Ending:
     """
     # Tune's own function reads these files from the storage, where they arrive later.
     if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
-        return _Ending("Ray gives no reason", "killed")
+        return _other_ending(trial)
     error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
@@ -721,23 +747,34 @@ def _ending(trial: Trial, machine: Machine) -> _Ending:
         if isinstance(cause, ModelError):
             return _Ending(str(cause), "raised", certain=True)
         return _Ending(f"{type(cause).__name__}: {cause}", _end(cause))
-    if not isinstance(error, RayActorError):
-        return _Ending(f"{type(error).__name__}: {error}", "killed")
-    info = _actor(error.actor_id)
     text = str(error)
-    if isinstance(error, ActorUnavailableError):
-        text = _cause_of_death(error.actor_id)
-    elif error.actor_init_failed:
+    if error.actor_init_failed:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return _Ending(lines[-1], "raised", machine=_machine(info.get("Address", {}).get("NodeID", "")))
-    alive = not machine.id or any(one.id == machine.id for one in _machines())
-    if getattr(error, "preempted", False):
+        node = _actor(error.actor_id).get("Address", {}).get("NodeID", "")
+        return _Ending(lines[-1], "raised", machine=_machine(node) if node else None)
+    if error.preempted:
         return _Ending("its machine was taken away (preempted)", "lost")
-    if not text or "its node has died" in text or not alive:
-        return _Ending("its machine was lost", "lost")
-    if "OUT_OF_MEMORY" in text or isinstance(error, OutOfMemoryError):
-        return _Ending("Ray ended its worker process, because its machine ran low on memory", "killed")
-    return _Ending("its worker process died (killed, or out of memory)", "killed")
+    if isinstance(error, ActorUnavailableError):
+        # Only where the cluster hears of the process's own death: what cannot be reached may live.
+        text = _cause_of_death(error.actor_id)
+        process = "worker process has died" in text
+    else:
+        process = "its node has died" not in text
+    if "OUT_OF_MEMORY" in text:
+        return _Ending(_LOW_MEMORY, "killed")
+    alive = not machine.id or any(one.id == machine.id for one in _machines())
+    return _Ending(_DIED, "killed") if process and alive else _Ending(_LOST, "lost")
+
+
+def _other_ending(trial: Trial) -> _Ending:
+    """Of a worker whose error Tune does not keep, only its text: one of `_OTHER_ENDS`."""
+    path = None if trial.error_file is None else Path(trial.error_file)
+    text = path.read_text() if path is not None and path.is_file() else ""
+    if "low on memory" in text:
+        return _Ending(_LOW_MEMORY, "killed")
+    if "runtime environment" in text.lower():
+        return _Ending(text.strip().splitlines()[-1], "raised")
+    return _Ending(_LOST, "lost")
 
 
 def _actor(actor_id: str | None) -> dict[str, Any]:

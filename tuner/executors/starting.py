@@ -203,10 +203,15 @@ class Starting:
             return ""
         usable = [one for one in machines() if one.id not in self._left_out]
         room = sum(one.fitting(self._gpus) for one in usable)
-        begin = f"{placed} of {self._wanted} workers, waiting for"
-        if placed >= room:
-            what = scarce(usable, self._gpus)
-            return f"{begin} {what}: each takes {self._each}, and the machines have room for {room}."
-        if self._clock() - self._changed >= _MISSED:
-            return f"{begin} processes that do not start, or resources ({self._each} each) in use elsewhere."
+        missed = self._clock() - self._changed >= _MISSED
+        if room < self._wanted and (placed >= room or not missed):
+            return (
+                f"{room} of {self._wanted} workers, waiting for {scarce(usable, self._gpus)}: each takes "
+                f"{self._each}, and the machines have room for no more."
+            )
+        if missed:
+            return (
+                f"{placed} of {self._wanted} workers, waiting for processes that do not start, or for "
+                f"resources ({self._each} each) that are in use elsewhere."
+            )
         return ""

