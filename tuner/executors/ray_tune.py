@@ -260,6 +260,9 @@ def _run_tune(bridge: _Bridge, factory: EvaluatorFactory, folder: str) -> None:
             trial_dirname_creator=_trial_name,
             verbose=0,
         )
+    except SystemExit:
+        # So Ray ends whoever waits when `close` ends the connection, where stopping the workers takes longer.
+        return
     except Exception as error:  # noqa: BLE001 - `run` raises it
         bridge.error = bridge.error or error
 
