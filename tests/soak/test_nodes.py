@@ -46,7 +46,10 @@ class Nodes:
         # As docs/cluster.md advises where other programs compete for the CPUs.
         os.environ.update({"RAY_worker_niceness": "0"})
         self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+            initialize_head=True,
+            # Else nodes set signal handlers, which only the main thread may.
+            shutdown_at_exit=False,
+            head_node_args={"num_cpus": 0, "include_dashboard": False},
         )
         self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(nodes)]
 
@@ -179,7 +182,8 @@ def test_all_nodes_are_killed_and_another_comes_late(nodes: Nodes, tmp_path: Pat
         time.sleep(random.uniform(0, 10))
         nodes.join()
 
-    with closing(RayExecutor(lambda _: Slow(STUDY), 4, address=nodes.cluster.address)) as executor:
+    executor = RayExecutor(lambda _: Slow(STUDY), 4, address=nodes.cluster.address, wait_for_workers=300.0)
+    with closing(executor):
         for number in range(TIMES):
             told += search(executor, tmp_path / f"{number}.db", lose, 5.0)
     report("All nodes are killed, another comes", told)
