@@ -357,7 +357,8 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
             workers.expect({str(video.path.absolute()): contents[video.name] for video in study.videos})
             planner = make_planner(record)
             _check_budget(study, planner, _budget(options))
-            machine = None if options.address else _machine(spec)
+            remote = _cluster(options) and not _in_process(options)
+            machine = None if remote else _machine(spec)
             yield Session(
                 study, store, record, planner, workers, machine, progress, options.accept_weak_baseline
             )
