@@ -44,14 +44,13 @@ class Nodes:
 
     def __init__(self, nodes: int = 2) -> None:
         # As docs/cluster.md advises where other programs compete for the CPUs.
-        os.environ.update({"RAY_worker_niceness": "0"})
+        os.environ.update({"RAY_worker_niceness": "0", "RAY_worker_register_timeout_seconds": "600"})
         self.cluster = Cluster(
-            initialize_head=True,
-            # Else nodes set signal handlers, which only the main thread may.
-            shutdown_at_exit=False,
-            head_node_args={"num_cpus": 0, "include_dashboard": False},
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
         self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(nodes)]
+        # Later ones join from another thread: they must set no signal handlers.
+        self.cluster._shutdown_at_exit = False
 
     def lose(self, index: int) -> None:
         """As if its machine's power was cut."""

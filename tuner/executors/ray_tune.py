@@ -735,7 +735,7 @@ class _Ending(NamedTuple):
 
 
 def _ending(trial: Trial, machine: Machine) -> _Ending:
-    """Why a worker ended; `machine`: where it ran.
+    """Why a worker ended; `machine`: where it ran, without an id where that is not known.
 
     Errors: NotFiniteError if the attempt raised it, because the same call would raise it again.
     """
@@ -751,10 +751,13 @@ def _ending(trial: Trial, machine: Machine) -> _Ending:
             return _Ending(str(cause), "raised", certain=True)
         return _Ending(f"{type(cause).__name__}: {cause}", _end(cause))
     text = str(error)
+    if not machine.id:
+        # It ended before it told its place.
+        node = _actor(error.actor_id).get("Address", {}).get("NodeID", "")
+        machine = _machine(node) if node.strip("f") else machine
     if error.actor_init_failed:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        node = _actor(error.actor_id).get("Address", {}).get("NodeID", "")
-        return _Ending(lines[-1], "raised", machine=_machine(node) if node else None)
+        return _Ending(lines[-1], "raised", machine=machine)
     if error.preempted:
         return _Ending("its machine was taken away (preempted)", "lost")
     if isinstance(error, ActorUnavailableError):
@@ -764,9 +767,9 @@ def _ending(trial: Trial, machine: Machine) -> _Ending:
     else:
         process = "its node has died" not in text
     if "OUT_OF_MEMORY" in text:
-        return _Ending(_LOW_MEMORY, "killed")
+        return _Ending(_LOW_MEMORY, "killed", machine=machine)
     alive = not machine.id or any(one.id == machine.id for one in _machines())
-    return _Ending(_DIED, "killed") if process and alive else _Ending(_LOST, "lost")
+    return _Ending(_DIED, "killed", machine=machine) if process and alive else _Ending(_LOST, "lost")
 
 
 def _other_ending(trial: Trial) -> _Ending:

@@ -107,10 +107,10 @@ class Starting:
     def died(self, worker: str) -> None:
         """The worker ended after it was ready, or its machine is gone."""
         self._ready.discard(worker)
-        self._places.pop(worker, None)
-        self._changed = self._clock()
-        if not self._places:
-            self._without_since = self._clock()
+        if self._places.pop(worker, None) is not None:
+            self._changed = self._clock()
+            if not self._places:
+                self._without_since = self._clock()
 
     def failed(
         self,
@@ -128,6 +128,7 @@ class Starting:
         Errors: where no machine is left, UserError if all reasons are certain, else EvaluationError.
         """
         machine = self._places.get(worker, machine) or _NOWHERE
+        machine = machine if machine.id else _NOWHERE
         self.died(worker)
         self._failures[machine.id] = self._failures.get(machine.id, 0) + 1
         few = self._failures[machine.id] < MOST_FAILED_STARTS

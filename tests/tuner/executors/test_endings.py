@@ -113,6 +113,15 @@ def test_a_process_that_dies_with_its_machine_is_no_evidence(
     assert ray_tune._ending(failed_trial(DIED, tmp_path), HERE).kind == "lost"
 
 
+def test_a_process_that_ends_before_it_told_its_place_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tune, "_actor", lambda _: {"Address": {"NodeID": HERE.id}})
+    monkeypatch.setattr(ray_tune, "_machines", lambda: (HERE,))
+    ending = ray_tune._ending(failed_trial(DIED, tmp_path), Machine("", ""))
+    assert (ending.kind, ending.machine) == ("killed", HERE)
+
+
 def test_what_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError):
         ray_tune._ending(failed_trial(raised(NotFiniteError("nan")), tmp_path), HERE)
