@@ -52,6 +52,7 @@ from pipeline.errors import ModelError, NotFiniteError
 from tuner.errors import UserError
 from tuner.evaluation.description import Computing, ModelDescription
 from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory
+from tuner.evaluation.failures import EvaluationError
 from tuner.evaluation.memory import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.tasks import Assignment, Call, Decision, FailureKind, Work
@@ -868,6 +869,20 @@ def _kept_handler() -> Iterator[None]:
 
 
 @contextmanager
+def _told_if_too_slow() -> Iterator[None]:
+    """Ray gives up where it does not come up within 30 s, and has no error of its own for that."""
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise EvaluationError(
+            "Ray did not start on this machine within the 30 s that it takes at most: is the machine "
+            "overloaded? The same command tries again; --workers 1 does without Ray."
+        ) from error
+
+
+@contextmanager
 def _ray(workers: int, address: str | None) -> Iterator[str | None]:
     """A connection to Ray, with the cluster's address; an existing connection is used and left open."""
     ours = not ray.is_initialized()
@@ -876,7 +891,7 @@ def _ray(workers: int, address: str | None) -> Iterator[str | None]:
     if ours and address is not None:
         _connect(address)
     elif ours:
-        with _kept_handler():
+        with _kept_handler(), _told_if_too_slow():
             ray.init(
                 # Never a cluster that happens to run on this machine: `--address auto` asks for that.
                 address="local",
