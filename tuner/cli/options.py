@@ -97,7 +97,7 @@ Workers = Annotated[
     typer.Option(
         min=1,
         help="Processes that evaluate; 1 stays in this process and makes a search repeatable, more "
-        "use Ray. Otherwise one per GPU, or two where there is none.",
+        "use Ray. Otherwise one per GPU of this machine or cluster, or two per machine where there is none.",
         show_default=False,
     ),
 ]
@@ -106,7 +106,27 @@ GpusPerWorker = Annotated[
     typer.Option(
         "--gpus-per-worker",
         min=0.0,
-        help="GPUs for each worker; otherwise this machine's are shared.",
+        help="GPUs for each worker; otherwise this machine's are shared, and in a cluster each has one if "
+        "there are any.",
+        show_default=False,
+    ),
+]
+WaitForWorkers = Annotated[
+    float | None,
+    typer.Option(
+        "--wait-for-workers",
+        metavar="SECONDS",
+        help="End after so long without any worker. Otherwise a cluster's are waited for.",
+        show_default=False,
+    ),
+]
+BatchTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--batch-timeout",
+        metavar="SECONDS",
+        help="How long a worker may take for a batch of videos before it is ended and another is asked. "
+        "Otherwise ten times the slowest so far, and at least ten minutes.",
         show_default=False,
     ),
 ]

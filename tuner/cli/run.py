@@ -14,6 +14,7 @@ from tuner.cli.options import (
     Address,
     AsJson,
     Batch,
+    BatchTimeout,
     CacheMemory,
     Database,
     GpusPerWorker,
@@ -21,6 +22,7 @@ from tuner.cli.options import (
     Storage,
     Study,
     TrackingUri,
+    WaitForWorkers,
     Workers,
     given,
     in_bytes,
@@ -83,6 +85,8 @@ def run(
     gpus_per_worker: GpusPerWorker = None,
     batch: Batch = 8,
     address: Address = None,
+    wait_for_workers: WaitForWorkers = None,
+    batch_timeout: BatchTimeout = None,
     storage: Storage = None,
     cache_memory: CacheMemory = None,
     database: Database = None,
@@ -128,10 +132,12 @@ def run(
             trials=trials,
             seed=seed,
             timeout=timeout,
-            workers=default_workers() if workers is None else workers,
+            workers=default_workers(address) if workers is None else workers,
             gpus_per_worker=gpus_per_worker,
             batch=batch,
             address=address,
+            wait_for_workers=wait_for_workers,
+            batch_timeout=batch_timeout,
             storage=storage,
             cache_memory=in_bytes(cache_memory),
             database=database,
@@ -172,10 +178,14 @@ def run(
         console.print(line, soft_wrap=True)
 
 
-def default_workers() -> int:
-    """One per GPU; on a CPU two, if it has as many cores: each holds a model of its own."""
+def default_workers(address: str | None) -> int | None:
+    """One per GPU; on a CPU two, if it has as many cores: each holds a model of its own. None: the cluster at
+    this address, or that this process is a job of, suggests how many.
+    """
     from tuner.runs.run import gpus_here
 
+    if address is not None or "RAY_ADDRESS" in os.environ:
+        return None
     return gpus_here() or min(2, os.cpu_count() or 1)
 
 

@@ -13,10 +13,12 @@ from rich.markup import escape
 
 from tuner.cli.options import (
     Address,
+    BatchTimeout,
     CacheMemory,
     GpusPerWorker,
     SkipBadVideos,
     Study,
+    WaitForWorkers,
     Workers,
     in_bytes,
     parse_budget,
@@ -61,6 +63,8 @@ def verify(
         int, typer.Option(min=1, help="Questions in one packed forward; 1 asks as production does.")
     ] = 1,
     address: Address = None,
+    wait_for_workers: WaitForWorkers = None,
+    batch_timeout: BatchTimeout = None,
     cache_memory: CacheMemory = None,
     skip_bad_videos: SkipBadVideos = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits and answers.")] = False,
@@ -95,6 +99,8 @@ def verify(
         gpus_per_worker=gpus_per_worker,
         batch=batch,
         address=address,
+        wait_for_workers=wait_for_workers,
+        batch_timeout=batch_timeout,
         cache_memory=in_bytes(cache_memory),
     )
     loaded = quietly_loaded(study, skip_bad_videos=skip_bad_videos)

@@ -102,9 +102,11 @@ class CallLoop:
         if not left:
             return
         call = left[0]
-        self._attempts[id(call)] += 1
+        # A lost machine is no evidence against the call.
+        self._attempts[id(call)] += kind != "lost"
         attempts = self._attempts[id(call)]
-        hopeless = kind == "out_of_memory" or (kind == "killed" and attempts >= MOST_DEATHS)
+        dies = kind in ("killed", "timed_out") and attempts >= MOST_DEATHS
+        hopeless = kind == "out_of_memory" or dies
         if hopeless and self._give_up is not None:
             left.popleft()
             self._give_up(call, reason)

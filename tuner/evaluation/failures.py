@@ -1,7 +1,8 @@
 """What happens when an evaluation fails: a worker dies, memory does not suffice, or an error is raised.
 
 An error may be a passing one: the same questions are tried again, and the run ends when it keeps coming.
-Where workers die of the same questions, or memory does not suffice for them, they are asked one at a time.
+Where workers die of the same questions or hang at them, or memory does not suffice for them, they are asked
+one at a time. A machine that is lost says nothing of what was asked there.
 The question that a worker dies of again is quarantined: left out of the study from then on. `Failures`
 counts and decides, `Loop.failed` carries out, and the records keep what is quarantined.
 """
@@ -20,8 +21,9 @@ Consequence = Literal["retry", "ask_one_by_one", "quarantine", "end_run"]
 # Attempts at the same questions that may raise an error before the run ends.
 MOST_FAILURES = 3
 
-# Workers that may die of the same questions before these are asked one at a time, and of one question before
-# it is quarantined. Memory that does not suffice needs no second attempt: it would not suffice again.
+# Workers that may die of the same questions, or hang at them, before these are asked one at a time, and of
+# one question before it is quarantined. Memory that does not suffice needs no second attempt: it would not
+# suffice again.
 MOST_DEATHS = 2
 
 # Questions that may be quarantined in any study; in a large one a quarter of its questions.
@@ -42,11 +44,13 @@ class Failures:
 
     def add(self, configuration: Configuration | None, batch: VideoBatch, kind: FailureKind) -> Consequence:
         """Counts one more attempt that failed at these questions, and says what follows from it."""
+        if kind == "lost":
+            return "retry"
         self._attempts[configuration, batch] += 1
         attempts = self._attempts[configuration, batch]
         if kind == "raised":
             return "end_run" if attempts >= MOST_FAILURES else "retry"
-        if kind == "killed" and attempts < MOST_DEATHS:
+        if kind in ("killed", "timed_out") and attempts < MOST_DEATHS:
             return "retry"
         return "quarantine" if len(batch) == 1 else "ask_one_by_one"
 

@@ -19,8 +19,10 @@ VideoBatch = tuple[str, ...]
 Decision = Literal["continue", "stop"]
 """Whether the worker goes on with the task's next batch."""
 
-FailureKind = Literal["killed", "out_of_memory", "raised"]
-"""The worker's process died; memory did not suffice; the evaluator raised another error."""
+FailureKind = Literal["killed", "timed_out", "lost", "out_of_memory", "raised"]
+"""The worker's process died while its machine lived on; it hung and was ended; its machine was lost or taken
+away; memory did not suffice; the evaluator raised another error.
+"""
 
 Kind = Literal["baseline", "noise", "trial", "held_out", "asked"]
 """What an evaluation is for; "asked": a comparison or a sensitivity study needs it."""

@@ -1,50 +1,70 @@
-"""The start of workers: which have a place, which have loaded their model, and when to stop trying."""
+"""The start of workers: which have a place, which are ready, and which machines are left out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from tuner.errors import UserError
 from tuner.evaluation.failures import EvaluationError
+from tuner.executors.placement import Machine, scarce
 
-# Starts that may fail in a row before the run ends, if no worker is ready.
+# Failures in a row after which a machine is left out.
 MOST_FAILED_STARTS = 3
 
-# Seconds before the next start after so many failed, if other workers are ready or still loading.
-_PAUSE = 30.0
-
-# Seconds between two checks whether there is room for all workers, and after which a worker without a place
-# is reported although there is room for it.
+# Seconds between two looks at the machines, and after which a worker without a place is reported although
+# there is room for it.
 _LOOK = 5.0
 _MISSED = 60.0
+
+# Seconds before the next start after so many failed on machines that are not known.
+_PAUSE = 30.0
+
+# Failed starts of which the machine is not known.
+_NOWHERE = Machine("", "")
 
 
 class Starting:
     """The workers that a run asked for, by the executor's name for them, until they end.
 
-    A worker is first asked for, then has a place (its process runs on a host), then is ready (its model is
+    A worker is first asked for, then has a place (its process runs on a machine), then is ready (its model is
     loaded).
     """
 
     def __init__(
-        self, wanted: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        wanted: int,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        gpus: float = 0.0,
+        each: str = "1 CPU",
+        wait: float | None = None,
     ) -> None:
-        """say: called with a line for the user; clock: in seconds."""
+        """say: called with a line for the user; clock: in seconds. gpus: that a worker takes; each: its
+        resources in words. wait: seconds without any worker after which the run ends; None: it waits.
+        """
         self._wanted = wanted
         self._say = say
         self._clock = clock
-        # Workers that are not ready, with the number of failed starts when they were asked for.
-        self._asked: dict[str, int] = {}
-        self._hosts: dict[str, str] = {}
+        self._gpus = gpus
+        self._each = each
+        self._wait = wait
+        self._places: dict[str, Machine] = {}
         self._ready: set[str] = set()
-        self._failures = 0
-        # Failed starts when the last worker got ready.
-        self._failures_before = 0
+        # Failures in a row by machine, and the last reason with whether it is certain to come again.
+        self._failures: dict[str, int] = {}
+        self._left_out: dict[str, tuple[Machine, str, bool]] = {}
         self._paused_until = 0.0
-        self._told_reasons: set[str] = set()
-        self._told_room = ""
+        self._told: set[str] = set()
+        self._shortage = ""
         self._next_look = clock() + _LOOK
-        self._changed = clock()
+        self._changed = self._without_since = clock()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Ids of the machines that no worker may start on any more."""
+        return tuple(sorted(self._left_out))
 
     @property
     def paused(self) -> bool:
@@ -55,88 +75,144 @@ class Starting:
         """Whether the worker has loaded its model and has not died since."""
         return worker in self._ready
 
+    def machine(self, worker: str) -> Machine:
+        """Where the worker runs; a machine without a name where that is not known."""
+        return self._places.get(worker, _NOWHERE)
+
     @property
     def stand(self) -> str:
         """How many workers are ready, in words; empty when all are."""
-        ready, loading = len(self._ready), len(self._hosts.keys() - self._ready)
+        ready, loading = len(self._ready), len(self._places.keys() - self._ready)
         if ready >= self._wanted:
             return ""
-        text = f"starting workers: {ready} of {self._wanted} ready"
+        text = f"{ready} of {self._wanted} workers ready"
         return text + (f", {loading} loading the model" if loading else "")
 
-    def asked_for(self, worker: str) -> None:
-        """The worker waits for a place."""
-        self._asked[worker] = self._failures
-
-    def has_place(self, worker: str, host: str) -> None:
-        """The worker's process runs and begins to load the model."""
-        self._hosts[worker] = host
+    def has_place(self, worker: str, machine: Machine) -> bool:
+        """The worker's process runs and begins to load the model; False: not on this machine."""
+        if machine.id in self._left_out:
+            return False
+        self._places[worker] = machine
         self._changed = self._clock()
+        return True
 
     def got_ready(self, worker: str) -> None:
         """The worker has loaded its model."""
-        self._asked.pop(worker, None)
         self._ready.add(worker)
-        self._failures_before = self._failures
+
+    def answered(self, worker: str) -> None:
+        """The worker has done something: nothing is wrong with its machine."""
+        self._failures.pop(self.machine(worker).id, None)
 
     def died(self, worker: str) -> None:
-        """The worker died after it was ready."""
+        """The worker ended after it was ready, or its machine is gone."""
         self._ready.discard(worker)
-        self._hosts.pop(worker, None)
-        self._changed = self._clock()
+        if self._places.pop(worker, None) is not None:
+            self._changed = self._clock()
+            if not self._places:
+                self._without_since = self._clock()
 
-    def failed(self, worker: str, reason: str) -> None:
-        """The worker died before it was ready.
+    def failed(
+        self,
+        worker: str,
+        reason: str,
+        machines: Sequence[Machine],
+        *,
+        certain: bool = False,
+        machine: Machine | None = None,
+    ) -> None:
+        """The worker ended before it was ready.
 
-        Errors: EvaluationError after `MOST_FAILED_STARTS` in a row, unless another worker is ready or was
-        asked for before the first of these failures: a run does not end because of one bad machine.
+        certain: the next worker there would meet the same. machines: that are alive. machine: where it was,
+        if it never had a place. A machine on which workers keep failing is left out; others are not touched.
+        Errors: where no machine is left, UserError if all reasons are certain, else EvaluationError.
         """
-        self._asked.pop(worker, None)
-        host = self._hosts.pop(worker, None)
-        self._changed = self._clock()
-        self._failures += 1
-        in_a_row = self._failures - self._failures_before
-        what = f"A worker{'' if host is None else f' on {host}'} could not be started"
-        others = self._ready or any(at <= self._failures_before for at in self._asked.values())
-        if in_a_row >= MOST_FAILED_STARTS and not others:
-            raise EvaluationError(
-                f"No worker could be started {in_a_row} times in a row. The last reason: {reason}"
-                f"{'' if host is None else f' (on {host})'}\n"
-                "Everything answered before is kept, and the same command continues from there."
-            )
-        if in_a_row >= MOST_FAILED_STARTS:
+        machine = self._places.get(worker, machine) or _NOWHERE
+        machine = machine if machine.id else _NOWHERE
+        self.died(worker)
+        self._failures[machine.id] = self._failures.get(machine.id, 0) + 1
+        few = self._failures[machine.id] < MOST_FAILED_STARTS
+        if machine is _NOWHERE and not few and self._places:
+            # Others work: not at once and for ever.
             self._paused_until = self._clock() + _PAUSE
-        text = f"{what} and is tried again: {reason}"
-        if text not in self._told_reasons:
-            self._told_reasons.add(text)
+        if not certain and (few or (machine is _NOWHERE and self._places)):
+            where = f" on {machine.host}" if machine.host else ""
+            self._tell(f"A worker{where} could not be started and is tried again: {reason}")
+            return
+        self._left_out[machine.id] = (machine, reason, certain)
+        left = [one for one in machines if one.id not in self._left_out and one.fitting(self._gpus)]
+        if not left or machine is _NOWHERE:
+            raise self._none_left()
+        self._tell(self._bad(machine.id, " is left out from now on"))
+
+    def raised(self, worker: str, reason: str) -> None:
+        """The worker answered with an error: where that is always so on its machine and workers elsewhere are
+        ready, the machine is left out. Where it is so everywhere, the work ends the run.
+        """
+        machine = self.machine(worker)
+        self.died(worker)
+        self._failures[machine.id] = self._failures.get(machine.id, 0) + 1
+        elsewhere = any(self._places[one].id != machine.id for one in self._ready)
+        if elsewhere and self._failures[machine.id] >= MOST_FAILED_STARTS:
+            self._left_out[machine.id] = (machine, reason, False)
+            self._tell(self._bad(machine.id, " is left out from now on"))
+
+    def _none_left(self) -> UserError | EvaluationError:
+        reasons = [self._bad(one) for one in self._left_out]
+        if all(certain for *_, certain in self._left_out.values()):
+            return UserError(list(dict.fromkeys(reason for _, reason, _ in self._left_out.values())))
+        return EvaluationError(
+            "No worker can be started on any machine.\n"
+            + "\n".join(reasons)
+            + "\nEverything answered before is kept, and the same command continues from there."
+        )
+
+    def _bad(self, id_: str, then: str = "") -> str:
+        machine, reason, certain = self._left_out[id_]
+        name = f"Machine {machine.host}" if machine.host else "A machine"
+        times = "" if certain else f"{MOST_FAILED_STARTS} workers in a row failed there. The last reason: "
+        return f"{name}{then}: {times}{reason}"
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
             self._say(text)
 
-    def look(self, room: Callable[[], int], each: str) -> None:
+    def look(self, machines: Callable[[], Sequence[Machine]]) -> None:
         """Reports from time to time how many workers there are, if some wait for a place.
 
-        room: counts the workers that fit on all machines together; each: the resources of a worker, in words.
+        Errors: EvaluationError if there has been none for as long as the run may wait.
         """
         now = self._clock()
-        if now < self._next_look:
-            return
-        self._next_look = now + _LOOK
-        text = self._shortage(room, each)
-        if text and text != self._told_room:
-            self._say(text)
-        self._told_room = text
+        if now >= self._next_look:
+            self._next_look = now + _LOOK
+            text = self._short_of(machines)
+            if text and text != self._shortage:
+                self._say(text)
+            self._shortage = text
+        if self._wait is not None and not self._places and now - self._without_since >= self._wait:
+            raise EvaluationError(
+                f"No worker has started for {self._wait:g} s, as long as --wait-for-workers allows. "
+                f"{self._short_of(machines) or 'There is room for them, but their processes do not start.'}\n"
+                "Everything answered before is kept, and the same command continues from there."
+            )
 
-    def _shortage(self, room: Callable[[], int], each: str) -> str:
+    def _short_of(self, machines: Callable[[], Sequence[Machine]]) -> str:
         """Why workers wait for a place; "" if none does, or if the reason is not known yet."""
-        placed = len(self._hosts)
+        placed = len(self._places)
         if placed >= self._wanted:
             return ""
-        fitting = room()
-        if fitting < self._wanted:
-            rest = "the others start when there is more" if fitting else "the run waits until there is"
-            return f"There is room for {fitting} of {self._wanted} workers ({each} each): {rest}."
-        if self._clock() - self._changed >= _MISSED:
+        usable = [one for one in machines() if one.id not in self._left_out]
+        room = sum(one.fitting(self._gpus) for one in usable)
+        missed = self._clock() - self._changed >= _MISSED
+        if room < self._wanted and (placed >= room or not missed):
             return (
-                f"{placed} of {self._wanted} workers run: the others wait for their processes to start, or "
-                f"for resources ({each} each) that are in use elsewhere."
+                f"{room} of {self._wanted} workers, waiting for {scarce(usable, self._gpus)}: each takes "
+                f"{self._each}, and the machines have room for no more."
+            )
+        if missed:
+            return (
+                f"{placed} of {self._wanted} workers, waiting for processes that do not start, or for "
+                f"resources ({self._each} each) that are in use elsewhere."
             )
         return ""

@@ -26,6 +26,7 @@ from tuner.evaluation.search_loop import SearchLoop
 from tuner.evaluation.serving import measure_serving
 from tuner.evaluation.storage import check_storage, is_url, machine_cache, normal
 from tuner.executors.in_process import InProcessExecutor
+from tuner.executors.placement import Placement
 from tuner.planning.planner import Planner
 from tuner.records.database import default_database
 from tuner.records.store import Store
@@ -64,11 +65,17 @@ class RunOptions:
     seed: int = 0
     # Seconds after which no further trial begins.
     timeout: float | None = None
-    workers: int = 1
-    # GPUs per Ray worker; None shares those of this machine among the workers.
+    # None: as many as the cluster suggests.
+    workers: int | None = 1
+    # GPUs per Ray worker; None shares those of this machine among the workers, and gives each worker one in a
+    # cluster that has any.
     gpus_per_worker: float | None = None
     # A Ray cluster; None is this machine.
     address: str | None = None
+    # Seconds without any worker after which the run ends; None: it waits.
+    wait_for_workers: float | None = None
+    # Seconds that a worker may take for a batch of videos before it is ended; None follows those before it.
+    batch_timeout: float | None = None
     # URL of the records; None is .tuner/<study>/tuner.db.
     database: str | None = None
     sampler: SamplerName = "tpe"
@@ -359,7 +366,8 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
             workers.expect({str(video.path.absolute()): contents[video.name] for video in study.videos})
             planner = make_planner(record)
             _check_budget(study, planner, _budget(options))
-            machine = None if options.address else _machine(spec)
+            remote = _cluster(options) and not _in_process(options)
+            machine = None if remote else _machine(spec)
             yield Session(
                 study, store, record, planner, workers, machine, progress, options.accept_weak_baseline
             )
@@ -376,11 +384,32 @@ def _kept_in(storage: str, most: int) -> str:
 
 def executor_for(spec: EvaluatorSpec, options: RunOptions, progress: Progress) -> Executor:
     """This process, or Ray workers, as the options ask for."""
-    if options.workers == 1 and options.address is None:
+    if _in_process(options):
         return InProcessExecutor(spec, progress)
     from tuner.executors.ray_tune import RayExecutor
 
-    return RayExecutor(spec, options.workers, _gpus_per_worker(options), options.address, progress)
+    def factory_for(placed: Placement) -> EvaluatorSpec:
+        gpus = placed.gpus_per_worker
+        return replace(spec, device="auto" if gpus > 0 else "cpu", workers=placed.per_machine, gpu_share=gpus)
+
+    return RayExecutor(
+        factory_for,
+        options.workers,
+        options.gpus_per_worker if _cluster(options) else _gpus_per_worker(options),
+        options.address,
+        progress,
+        wait_for_workers=options.wait_for_workers,
+        batch_timeout=options.batch_timeout,
+    )
+
+
+def _cluster(options: RunOptions) -> str | None:
+    """The cluster's address, which `ray job submit` names too."""
+    return options.address or os.environ.get("RAY_ADDRESS")
+
+
+def _in_process(options: RunOptions) -> bool:
+    return options.workers == 1 and options.address is None
 
 
 def _budget(options: RunOptions) -> float:
@@ -394,8 +423,7 @@ def _goal(options: RunOptions) -> Goal:
 def worker_spec(study: Study, options: RunOptions, storage: str | None) -> EvaluatorSpec:
     """What a worker loads; `storage`: where encoded videos are kept, None for nowhere."""
     # A worker without a GPU of its own must not take one that it sees.
-    in_process = options.workers == 1 and options.address is None
-    gpus = 1.0 if in_process else _gpus_per_worker(options)
+    gpus = 1.0 if _in_process(options) else _gpus_per_worker(options)
     spec = EvaluatorSpec.of(
         study, storage, device="auto" if gpus > 0 else "cpu", threads=options.threads, batch=options.batch
     )
@@ -403,7 +431,7 @@ def worker_spec(study: Study, options: RunOptions, storage: str | None) -> Evalu
         spec,
         cache_bytes=options.cache_bytes,
         store_bytes=options.cache_memory,
-        workers=options.workers,
+        workers=options.workers or 1,
         gpu_share=gpus,
     )
 
@@ -420,8 +448,8 @@ def gpus_here() -> int:
 def _gpus_per_worker(options: RunOptions) -> float:
     if options.gpus_per_worker is not None:
         return options.gpus_per_worker
-    here = 0 if options.address else gpus_here()
-    return min(1.0, here / options.workers)
+    here = 0 if _cluster(options) else gpus_here()
+    return min(1.0, here / (options.workers or 1))
 
 
 def check_options(options: RunOptions) -> None:
@@ -434,17 +462,23 @@ def check_options(options: RunOptions) -> None:
     except UserError as error:
         problems += error.problems
     for name, least in (("trials", 0), ("seed", 0), ("workers", 1), ("threads", 1), ("batch", 1)):
-        if getattr(options, name) < least:
-            problems.append(f"{name} is {least} or more, but got {getattr(options, name)}")
-    if options.timeout is not None and not options.timeout > 0:
-        problems.append(f"the timeout is a number of seconds above 0, but got {options.timeout:g}")
+        value = getattr(options, name)
+        if value is not None and value < least:
+            problems.append(f"{name} is {least} or more, but got {value}")
+    if options.workers is None and not _cluster(options):
+        problems.append("workers follow a cluster, so without an address their number is named")
+    for name in ("timeout", "wait_for_workers", "batch_timeout"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            named = name.replace("_", " ")
+            problems.append(f"the {named} is a number of seconds above 0, but got {value:g}")
     if options.gpus_per_worker is not None and options.gpus_per_worker < 0:
         problems.append(f"gpus per worker is 0 or more, but got {options.gpus_per_worker:g}")
     if options.patience is not None and options.patience < 1:
         problems.append(f"patience is 1 or more, but got {options.patience}")
     if options.address is not None:
         problems += filter(None, [refused_address(options.address, "--address")])
-    elif options.workers > 1 and "RAY_ADDRESS" in os.environ:
+    elif options.workers != 1 and "RAY_ADDRESS" in os.environ:
         problems += filter(None, [refused_address(os.environ["RAY_ADDRESS"], "RAY_ADDRESS")])
     if options.sampler not in SAMPLERS:
         problems.append(f"samplers are {', '.join(SAMPLERS)}, but got {options.sampler!r}")

@@ -101,7 +101,7 @@ def sensitivity(
         asked = sum(len(one.configurations) for one in missing)
         there = work.pairs - asked
         progress.message(
-            f"{asked:,} answers to compute{_about(asked, took, options.workers)}; {there:,} are there."
+            f"{asked:,} answers to compute{_about(asked, took, options.workers or 1)}; {there:,} are there."
         )
         ask(study, options, missing, progress)
     with Store.open(options.database or default_database(study.name), create=False) as store:

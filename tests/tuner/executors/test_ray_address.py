@@ -10,6 +10,7 @@ from ray.exceptions import AuthenticationError
 
 from tuner.errors import UserError
 from tuner.evaluation.evaluator import refused_address
+from tuner.evaluation.failures import EvaluationError
 from tuner.executors import ray_tune
 
 
@@ -45,3 +46,14 @@ def test_a_cluster_that_wants_its_token_is_told_from_one_that_is_not_there(
         UserError, match=r"The Ray cluster at 'auto' requires its token: set RAY_AUTH_MODE=token"
     ):
         ray_tune._connect("auto")
+
+
+def test_a_machine_that_is_too_busy_for_ray_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", slow)
+    with pytest.raises(EvaluationError, match="Ray did not start on this machine"), ray_tune._ray(1, None):
+        pass
