@@ -1,17 +1,17 @@
-"""The services of docker/compose.yaml as processes of this machine, each in a network and process namespace of its own
-where that is permitted, else side by side.
+"""The services of docker/compose.yaml as processes of this machine, each in a namespace of its own (network,
+processes) where that is permitted, else side by side.
 
 Commands, environments and secrets are those of compose.yaml; names of services become addresses.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +32,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["servic
 _IMAGE = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 # Set for all processes of the topology: by it they are found.
 _MARK = "ADATP_TOPOLOGY"
+_SPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 class Seen(NamedTuple):
@@ -43,15 +44,17 @@ class Seen(NamedTuple):
 
 
 class Topology:
-    """PostgreSQL, MLflow, a Ray head and two workers, from `start` to `stop`, with all they leave in `folder`."""
+    """PostgreSQL, MLflow, a Ray head and two workers, from `start` to `stop`; `folder` has all they leave."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
         # Short: sockets are made below it.
         self.folder = Path(tempfile.mkdtemp(prefix="cluster"))
         self.folder.chmod(0o755)
-        self.separate = os.geteuid() == 0 and _works(["unshare", "--pid", "--fork", "--net", "--mount-proc", "true"])
+        self.separate = os.geteuid() == 0 and _works([*_SPACE, "--net", "true"])
         self.seen: set[Seen] = set()
+        # Names with their labels.
+        self.metrics: set[str] = set()
         self._number = os.getpid() % 200
         self._addresses: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -72,7 +75,9 @@ class Topology:
         """What a process of the node gets: as in its container, and what this machine needs."""
         home, secrets = self.folder / "home" / node, self.folder / "mounted" / node
         given = COMPOSE.get(_service(node), {}).get("environment", {})
-        own = {name: self._resolved(value).replace("/run/secrets", str(secrets)) for name, value in given.items()}
+        own = {
+            name: self._resolved(value).replace("/run/secrets", str(secrets)) for name, value in given.items()
+        }
         return {
             **_IMAGE,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), *_postgresql(), os.environ["PATH"]]),
@@ -105,9 +110,11 @@ class Topology:
         self._serve("mlflow")
         self._until("mlflow", self._is_healthy)
         self._serve("head")
-        self._until("head", lambda: self._answers("head", 6379) and self._answers("head", 8265))
+        self._until("head", lambda: self._nodes() >= 1, restarts=True)
         self._serve("worker-1")
         self._serve("worker-2")
+        # A busy machine may take longer for the other, which may join later.
+        self._until("worker-1", lambda: self._nodes() >= 2, restarts=True)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -141,7 +148,7 @@ class Topology:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=900,
+            timeout=1800,
         )
         with (self.folder / "commands.log").open("a") as log:
             log.write(f"{shlex.join(command)}\n{found.stdout}\n")
@@ -207,8 +214,7 @@ class Topology:
 
     def _spawn(self, node: str, command: Sequence[str], **options: Any) -> None:
         if self.separate:
-            space = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-            command = [*space, "ip", "netns", "exec", self._namespace(node), *command]
+            command = [*_SPACE, "ip", "netns", "exec", self._namespace(node), *command]
         with (self.folder / f"{node}.log").open("ab") as log:
             self._processes[node] = subprocess.Popen(
                 command,
@@ -232,7 +238,12 @@ class Topology:
 
         def call(*command: str, **more: str) -> None:
             found = subprocess.run(
-                [*as_user, *command], env=environment | more, cwd=data, capture_output=True, text=True, check=False
+                [*as_user, *command],
+                env=environment | more,
+                cwd=data,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if found.returncode:
                 raise RuntimeError(found.stdout + found.stderr)
@@ -245,18 +256,24 @@ class Topology:
             rules.write("host all all all scram-sha-256\n")
         self._spawn("postgres", [*as_user, "postgres", "-D", inside, "-h", "0.0.0.0", "-k", str(data), "-F"])
         password = (secrets / "postgres_password").read_text()
-        self._until("postgres", lambda: _works(["pg_isready", "-h", self._addresses["postgres"]], environment))
+        self._until(
+            "postgres", lambda: _works(["pg_isready", "-h", self._addresses["postgres"]], environment)
+        )
         sql = str(ROOT / "docker" / "databases.sql")
         # Read by psql itself: nobody else has the right to.
         script = f"psql -v ON_ERROR_STOP=1 -q -h {data} -U postgres -f {sql}"
         call(*shlex.split(script), PGPASSWORD=password)
 
-    def _answers(self, node: str, port: int) -> bool:
+    def _nodes(self) -> int:
+        """Nodes of the cluster that live."""
+        token = (self.folder / "secrets" / "ray_auth_token").read_text()
+        page = urllib.request.Request(f"http://{self._addresses['head']}:8265/nodes?view=summary")
+        page.add_header("Authorization", f"Bearer {token}")
         try:
-            socket.create_connection((self._addresses[node], port), timeout=2).close()
-        except OSError:
-            return False
-        return True
+            nodes = json.loads(urllib.request.urlopen(page, timeout=5).read())["data"]["summary"]
+        except (OSError, KeyError, ValueError):
+            return 0
+        return sum(one.get("raylet", {}).get("state") == "ALIVE" for one in nodes)
 
     def _is_healthy(self) -> bool:
         try:
@@ -265,10 +282,11 @@ class Topology:
             return False
         return True
 
-    def _until(self, node: str, ready: Callable[[], bool], seconds: float = 300) -> None:
-        end = time.monotonic() + seconds
+    def _until(self, node: str, ready: Callable[[], bool], *, restarts: bool = False) -> None:
+        end = time.monotonic() + 600
         while not ready():
-            if self._processes[node].poll() is not None or time.monotonic() > end:
+            ended = self._processes[node].poll() is not None and not restarts
+            if ended or time.monotonic() > end:
                 raise RuntimeError(f"{node} did not start:\n{self.logs()}")
             time.sleep(0.3)
 
@@ -287,12 +305,22 @@ class Topology:
                 continue  # it has ended
         return found
 
+    def _look_at_metrics(self) -> None:
+        with suppress(OSError, KeyError):
+            page = urllib.request.urlopen(f"http://{self._addresses['head']}:8080/metrics", timeout=2).read()
+            self.metrics.update(re.findall(r"^ray_tuner_.+(?= \S+$)", page.decode(), flags=re.MULTILINE))
+
     def _watch(self) -> None:
-        """Remembers what processes show, and starts a Ray node that ended again, as compose.yaml's policy does."""
-        while not self._stopping.wait(0.3):
+        """Remembers what processes and metrics show, and does what the restart policy of compose.yaml would."""
+        while not self._stopping.wait(0.5):
+            self._look_at_metrics()
             self.seen.update(one for _, one in self._ours())
             for node, process in list(self._processes.items()):
-                if node.startswith("worker") and process.poll() is not None and not self._stopping.is_set():
+                if (
+                    node.startswith(("worker", "head"))
+                    and process.poll() is not None
+                    and not self._stopping.is_set()
+                ):
                     self._serve(node)
 
 
@@ -315,7 +343,9 @@ def _works(command: Sequence[str], environment: Mapping[str, str] | None = None)
 def missing() -> str:
     """What this machine lacks for the topology; "" where it lacks nothing."""
     search = os.pathsep.join([os.environ["PATH"], *_postgresql()])
-    programs = [name for name in ("initdb", "postgres", "psql", "openssl") if shutil.which(name, path=search) is None]
+    programs = [
+        name for name in ("initdb", "postgres", "psql", "openssl") if shutil.which(name, path=search) is None
+    ]
     if programs:
         return f"{', '.join(programs)} not installed"
     try:

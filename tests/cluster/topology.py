@@ -1,4 +1,5 @@
-"""`make test-cluster`: a whole study through the topology of docker/compose.yaml, by docs/cluster.md's own commands.
+"""`make test-cluster`: a whole study through the topology of docker/compose.yaml, by the commands of
+docs/cluster.md.
 
 Not part of `make test`: it takes minutes and wants PostgreSQL and the extra `cluster`.
 """
@@ -44,7 +45,7 @@ def topology() -> Iterator[Topology]:
 
 @pytest.fixture(scope="module")
 def study(topology: Topology) -> Path:
-    return small_study(topology.folder / "work") / "small"
+    return small_study(topology.folder / "work", videos=4) / "small"
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +54,17 @@ def finished(topology: Topology, study: Path) -> Path:
     inside = documented("docker compose -f docker/compose.yaml exec head")
     assert inside[:2] == ["tuner", "run"]
     inside[inside.index("demo")] = str(study)
-    print(topology.run("head", [*inside, "--trials", "2", "--accept-weak-baseline"]))
+    topology.run("head", [*inside, "--trials", "1", "--accept-weak-baseline"])
 
     submitted = documented("ray job submit")
     submitted = [part.replace("HEAD", topology.address("head")) for part in submitted]
     submitted[submitted.index("/work/studies/mine")] = str(study)
     # From a machine that has the token and nothing else.
-    said = topology.run(
-        "worker-1", ["ray", "job", "submit", *submitted, "--trials", "3", "--accept-weak-baseline"]
-    )
-    print(said)
+    fewer = ["--workers", "2", "--trials", "2", "--accept-weak-baseline", "--log-format", "json"]
+    said = topology.run("worker-1", ["ray", "job", "submit", *submitted, *fewer])
     assert "succeeded" in said
-    topology.run("head", ["tuner", "export", "--study", "small", "--output", "best.json"])
+    export = ["tuner", "export", "--study", "small", "--output", "best.json", "--accept-regressions"]
+    topology.run("head", export)
     return study
 
 
@@ -75,7 +75,9 @@ def test_the_study_is_whole(topology: Topology, finished: Path) -> None:
     assert json.loads((work / "best.json").read_text())
     assert list(work.glob(".tuner/small/figures/**/report.html"))
     # The driver is the head's: no worker node ran one.
-    ran = {one.node for one in topology.seen if "tuner run" in one.command and "job submit" not in one.command}
+    ran = {
+        one.node for one in topology.seen if "tuner run" in one.command and "job submit" not in one.command
+    }
     assert ran == {"head"}
 
 
@@ -115,11 +117,28 @@ def test_postgresql_wants_a_password_from_everybody(topology: Topology) -> None:
 
 
 def test_workers_are_told_nothing_of_the_records_and_of_mlflow(topology: Topology, finished: Path) -> None:
-    of_workers = [one for one in topology.seen if one.node.startswith("worker") and "_Trainable" in one.command]
+    of_workers = [
+        one for one in topology.seen if one.node.startswith("worker") and "_Trainable" in one.command
+    ]
     assert of_workers
     for one in of_workers:
         for name in ("TUNER_DATABASE", "MLFLOW_TRACKING", "PGPASSWORD", "postgresql"):
             assert name not in one.environment, one.command
+
+
+def test_ray_shows_the_documented_metrics(topology: Topology, finished: Path) -> None:
+    """Those of mistakes and of nothing's cost excepted, which a sound run on CPUs does not have."""
+    shown = {re.split("[{ ]", one)[0] for one in topology.metrics}
+    documented = set(re.findall(r"^\| `(ray_tuner_\w+)`", DOC, flags=re.MULTILINE))
+    absent = {
+        "ray_tuner_failures_total",
+        "ray_tuner_quarantined_questions_total",
+        "ray_tuner_gpu_seconds_total",
+    }
+    assert absent < documented
+    assert documented - absent <= shown, topology.metrics
+    assert shown <= documented
+    assert any('study="small"' in one.lower() for one in topology.metrics)
 
 
 def test_no_secret_is_anywhere_but_in_the_files_it_was_given_in(topology: Topology, finished: Path) -> None:

@@ -44,6 +44,7 @@ from tuner.evaluation.evaluator import Evaluator, EvaluatorFactory
 from tuner.evaluation.memory import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.tasks import Assignment, Call, Decision, FailureKind, Work
+from tuner.executors.metrics import counted
 from tuner.executors.starting import Starting
 from tuner.records.measurements import CacheUse
 
@@ -164,6 +165,9 @@ class RayExecutor:
         with ExitStack() as stack:
             stack.enter_context(_quiet())
             stack.enter_context(_ray(self._workers, self._gpus_per_worker, self._address))
+            if self._address is not None or "RAY_ADDRESS" in os.environ:
+                # Ray on this machine alone has no endpoint of metrics.
+                stack.enter_context(counted(self._gpus_per_worker))
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             self._open = stack.pop_all()
         self._tune = threading.Thread(target=self._run_tune, args=(folder,), name="tune", daemon=True)

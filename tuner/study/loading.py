@@ -166,9 +166,7 @@ def _stays(parsed: ParsedStudy, key: str, mistakes: Mistakes) -> bool:
     return False
 
 
-def _refuse_links(
-    parsed: ParsedStudy, videos: Mapping[str, Video], folder: Path, mistakes: Mistakes
-) -> None:
+def _refuse_links(parsed: ParsedStudy, videos: Mapping[str, Video], folder: Path, mistakes: Mistakes) -> None:
     """Links in the videos folder that lead out of the study's."""
     if _may_leave(parsed):
         return
