@@ -29,7 +29,7 @@ def verdict(output: str, errors: str) -> tuple[str, int]:
         return "\n".join(found), 1
     if not asked:
         return (
-            f"Vulnerabilities were NOT looked for: none of {len(packages)} packages could be asked about.",
+            f"Vulnerabilities were NOT looked for: none of {len(packages)} packages is known there.",
             0,
         )
     return (

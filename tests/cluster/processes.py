@@ -311,7 +311,7 @@ class Topology:
             self.metrics.update(re.findall(r"^ray_tuner_.+(?= \S+$)", page.decode(), flags=re.MULTILINE))
 
     def _watch(self) -> None:
-        """Remembers what processes and metrics show, and does what the restart policy of compose.yaml would."""
+        """Remembers what processes and metrics show, and restarts as compose.yaml's policy."""
         while not self._stopping.wait(0.5):
             self._look_at_metrics()
             self.seen.update(one for _, one in self._ours())
