@@ -25,9 +25,14 @@ _SHARE = 0.1
 def command_progress(
     console: Console | None = None, *, log_format: LogFormat = LogFormat.TEXT, study: str = ""
 ) -> BarProgress | LineProgress | LoggedProgress:
-    """Bars where stderr is a terminal that can redraw them, else lines; log records of the study for JSON."""
+    """Bars where stderr is a terminal that can redraw them, else lines; log records for JSON.
+
+    study: its name or path, for the records. Errors: UserError where there is none, with JSON.
+    """
     if log_format is LogFormat.JSON:
-        return LoggedProgress(study)
+        from tuner.study.loading import find_study, study_name
+
+        return LoggedProgress(study_name(find_study(study)))
     console = console or Console(stderr=True, highlight=False)
     drawn = console.is_terminal and not console.is_dumb_terminal
     return BarProgress(console) if drawn else LineProgress(console)

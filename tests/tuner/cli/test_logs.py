@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import studies.demo
 from tests.tuner import fakes
+from tuner.cli.logs import LoggedProgress
 from tuner.cli.options import LogFormat
 from tuner.cli.progress import command_progress
+from tuner.errors import UserError
 from tuner.evaluation.events import EVENTS, LOGGER
 from tuner.executors.in_process import InProcessExecutor
 
@@ -26,7 +29,7 @@ def test_a_run_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     study = fakes.make_study()
     with (
         fakes.open_store(tmp_path / "records.db", study) as store,
-        command_progress(log_format=LogFormat.JSON, study="fake") as progress,
+        LoggedProgress("fake") as progress,
     ):
         InProcessExecutor(fakes.FakeEvaluator(study), progress).run(
             fakes.make_loop(study, store, trials=2, progress=progress)
@@ -45,7 +48,7 @@ def test_a_run_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_what_others_say_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
-    with command_progress(log_format=LogFormat.JSON, study="fake") as progress:
+    with LoggedProgress("fake") as progress:
         progress.message("one line")
         progress.console.print("of another", style="yellow")
         logging.getLogger("elsewhere").warning("at http://me:secret@host/")
@@ -57,6 +60,19 @@ def test_what_others_say_is_an_object_too(capsys: pytest.CaptureFixture[str]) ->
     assert [one["message"] for one in found[:3]] == ["one line", "of another", "at http://me:***@host/"]
     assert found[2]["level"] == "warning"
     assert "old" in str(found[3]["message"])
+
+
+def test_records_have_the_name_of_the_study_whatever_way_it_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with command_progress(
+        log_format=LogFormat.JSON, study=str(Path(studies.demo.__file__).parent)
+    ) as progress:
+        progress.started("reading the study", None)
+    (found,) = lines(capsys.readouterr().err)
+    assert (found["study"], found["phase"], found["total"]) == ("demo", "reading the study", None)
+    with pytest.raises(UserError, match="there is no study 'none'"):
+        command_progress(log_format=LogFormat.JSON, study="none")
 
 
 def test_in_text_nothing_of_it_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
