@@ -138,7 +138,9 @@ class Topology:
         if self.separate:
             inside = self._processes[node].pid
             (child,) = Path(f"/proc/{inside}/task/{inside}/children").read_text().split()
-            command = ["nsenter", "--target", child, "--pid", "--mount", "--net", "--", *command]
+            # Into another namespace of mounts it goes by the root folder.
+            inside_of = ["nsenter", "--target", child, "--pid", "--mount", "--net"]
+            command = [*inside_of, "env", "-C", str(self.folder / "work"), *command]
         found = subprocess.run(
             command,
             env=self.environment(node),

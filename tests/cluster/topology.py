@@ -70,7 +70,7 @@ def finished(topology: Topology, study: Path) -> Path:
 
 def test_the_study_is_whole(topology: Topology, finished: Path) -> None:
     status = json.loads(topology.run("head", ["tuner", "status", "--study", "small", "--json"]))
-    assert status["searches"][0]["trials"]["complete"] >= 1, status
+    assert status["trials_completed"] >= 2, status
     work = topology.folder / "work"
     assert json.loads((work / "best.json").read_text())
     assert list(work.glob(".tuner/small/figures/**/report.html"))
