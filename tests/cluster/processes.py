@@ -257,14 +257,19 @@ class Topology:
         with (data / "data" / "pg_hba.conf").open("a") as rules:
             rules.write("host all all all scram-sha-256\n")
         self._spawn("postgres", [*as_user, "postgres", "-D", inside, "-h", "0.0.0.0", "-k", str(data), "-F"])
-        password = (secrets / "postgres_password").read_text()
+        # A file, as its users should have it: what is in an environment is looked for secrets.
+        passwords = self.folder / "home" / "administrator.pgpass"
+        passwords.write_text(f"*:*:*:postgres:{(secrets / 'postgres_password').read_text()}\n")
+        passwords.chmod(0o600)
+        if as_user:
+            shutil.chown(passwords, "postgres")
         self._until(
             "postgres", lambda: _works(["pg_isready", "-h", self._addresses["postgres"]], environment)
         )
         sql = str(ROOT / "docker" / "databases.sql")
         # Read by psql itself: nobody else has the right to.
         script = f"psql -v ON_ERROR_STOP=1 -q -h {data} -U postgres -f {sql}"
-        call(*shlex.split(script), PGPASSWORD=password)
+        call(*shlex.split(script), PGPASSFILE=str(passwords))
 
     def _nodes(self) -> int:
         """Nodes of the cluster that live."""

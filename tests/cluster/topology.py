@@ -122,7 +122,7 @@ def test_workers_are_told_nothing_of_the_records_and_of_mlflow(topology: Topolog
     ]
     assert of_workers
     for one in of_workers:
-        for name in ("TUNER_DATABASE", "MLFLOW_TRACKING", "PGPASSWORD", "postgresql"):
+        for name in ("TUNER_DATABASE", "MLFLOW_TRACKING", "PGPASSWORD", "psycopg"):
             assert name not in one.environment, one.command
 
 
@@ -158,11 +158,11 @@ def test_no_secret_is_anywhere_but_in_the_files_it_was_given_in(topology: Topolo
         where = file.relative_to(topology.folder)
         if where.parts[0] not in given and file.is_file() and not file.is_symlink():
             look(str(where), file.read_bytes())
-    superuser = (topology.folder / "secrets" / "postgres_password").read_text()
+    passwords = str(topology.folder / "home" / "administrator.pgpass")
     for database in ("tuner", "mlflow"):
         host = topology.address("postgres")
         command = ["pg_dump", "-h", host, "-U", "postgres", database]
-        environment = topology.environment("postgres") | {"PGPASSWORD": superuser}
+        environment = topology.environment("postgres") | {"PGPASSFILE": passwords}
         dump = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
         assert b"CREATE TABLE" in dump
         look(f"database {database}", dump)
@@ -170,4 +170,4 @@ def test_no_secret_is_anywhere_but_in_the_files_it_was_given_in(topology: Topolo
     jobs = urllib.request.Request(f"http://{topology.address('head')}:8265/api/jobs/")
     jobs.add_header("Authorization", f"Bearer {token}")
     look("jobs of the dashboard", urllib.request.urlopen(jobs, timeout=10).read())
-    assert not found
+    assert not found, sorted(found)
