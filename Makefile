@@ -1,6 +1,8 @@
 # make demo         tunes the demo study within a budget of 0.3 and exports best.json
 # make test         all tests but the soak
-# make check        format, lint, types, import rules, quick tests
+# make test-cluster the services of docker/compose.yaml as processes, and a study through them (PostgreSQL is needed)
+# make check        format, lint, types, import rules, quick tests, known vulnerabilities
+# make audit        what is known of the installed packages' vulnerabilities (asks a public database)
 # make fix          what `check` can repair by itself
 # make docs         the documentation as a site, in site/
 # make demo-model   builds the demo's model and videos again (about four hours on two cores; resumable)
@@ -13,13 +15,14 @@
 # make clean        removes what was built, not what was measured
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check fix docs demo-model soak bench bench-search bench-speed bench-gpu clean
+.PHONY: demo test test-cluster audit check fix docs demo-model soak bench bench-search bench-speed bench-gpu clean
 
 # First interpreter that runs and is new enough; a name on PATH alone may be a shim without a Python behind it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+CLUSTER_STAMP := .venv/.cluster-installed
 
 demo: $(STAMP)
 	$(BIN)/tuner run --study demo --budget 0.3
@@ -35,6 +38,14 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m quick
+	$(MAKE) --no-print-directory audit
+
+# Only a finding is a failure: without a network, nothing is known and nothing fails.
+audit: $(STAMP)
+	$(BIN)/python -m tests.audit
+
+test-cluster: $(CLUSTER_STAMP)
+	$(BIN)/python -m pytest -q --timeout=0 tests/cluster/topology.py
 
 fix: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -74,6 +85,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(CLUSTER_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
 	touch $@
 
 clean:

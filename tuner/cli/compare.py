@@ -15,6 +15,8 @@ from tuner.cli.options import (
     CacheMemory,
     Database,
     GpusPerWorker,
+    Log,
+    LogFormat,
     SkipBadVideos,
     Storage,
     Study,
@@ -50,6 +52,7 @@ def compare(
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
     accept_weak_baseline: AcceptWeakBaseline = False,
+    log_format: Log = LogFormat.TEXT,
     as_json: AsJson = False,
 ) -> None:
     """Measure other ways to prune beside AdaTP, and AdaTP without each of its parts, at the same FLOPs.
@@ -58,7 +61,7 @@ def compare(
     """
     from tuner.cli.progress import command_progress
 
-    with command_progress() as progress:
+    with command_progress(log_format=log_format, study=study) as progress:
         progress.started("reading the study", None)
         # They take seconds: not before something is shown.
         from dashboards.folder import draw_comparison

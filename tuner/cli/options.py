@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from decimal import Decimal, InvalidOperation
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tuner.errors import without_passwords
+
+
+class LogFormat(StrEnum):
+    """How a command says on stderr what it does."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def parse_budget(text: str) -> float:
@@ -173,6 +181,13 @@ Address = Annotated[
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document at the end; progress goes to stderr in any case."),
+]
+Log = Annotated[
+    LogFormat,
+    typer.Option(
+        "--log-format",
+        help="What stderr gets: text for people, or json, an object a line with study, trial and questions.",
+    ),
 ]
 AcceptWeakBaseline = Annotated[
     bool,

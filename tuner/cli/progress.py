@@ -12,6 +12,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from tuner.cli.logs import LoggedProgress
+from tuner.cli.options import LogFormat
+
 # Seconds after which a line is written whatever happened, and before which no step is worth one.
 _QUIET = 30.0
 _SOON = 5.0
@@ -19,8 +22,17 @@ _SOON = 5.0
 _SHARE = 0.1
 
 
-def command_progress(console: Console | None = None) -> BarProgress | LineProgress:
-    """Bars where stderr is a terminal that can redraw them, else lines."""
+def command_progress(
+    console: Console | None = None, *, log_format: LogFormat = LogFormat.TEXT, study: str = ""
+) -> BarProgress | LineProgress | LoggedProgress:
+    """Bars where stderr is a terminal that can redraw them, else lines; log records for JSON.
+
+    study: its name or path, for the records. Errors: UserError where there is none, with JSON.
+    """
+    if log_format is LogFormat.JSON:
+        from tuner.study.loading import find_study, study_name
+
+        return LoggedProgress(study_name(find_study(study)))
     console = console or Console(stderr=True, highlight=False)
     drawn = console.is_terminal and not console.is_dumb_terminal
     return BarProgress(console) if drawn else LineProgress(console)

@@ -18,6 +18,8 @@ from tuner.cli.options import (
     CacheMemory,
     Database,
     GpusPerWorker,
+    Log,
+    LogFormat,
     SkipBadVideos,
     Storage,
     Study,
@@ -100,6 +102,7 @@ def run(
             help="What proposes trials after AdaTP's defaults and a short design. random is a baseline."
         ),
     ] = SamplerChoice.TPE,
+    log_format: Log = LogFormat.TEXT,
     as_json: AsJson = False,
 ) -> None:
     """Find the AdaTP configuration that answers best within a compute budget, or the cheapest that holds.
@@ -118,7 +121,7 @@ def run(
         raise UserError(
             "name --budget (the best configuration within it), --max-drop (the cheapest that holds) or both"
         )
-    with command_progress() as progress:
+    with command_progress(log_format=log_format, study=study) as progress:
         progress.started("reading the study", None)
         # They take seconds: not before something is shown.
         from dashboards.folder import draw

@@ -15,6 +15,8 @@ from tuner.cli.options import (
     CacheMemory,
     Database,
     GpusPerWorker,
+    Log,
+    LogFormat,
     SkipBadVideos,
     Storage,
     Study,
@@ -62,6 +64,7 @@ def sensitivity(
     tracking_uri: TrackingUri = None,
     skip_bad_videos: SkipBadVideos = False,
     accept_weak_baseline: AcceptWeakBaseline = False,
+    log_format: Log = LogFormat.TEXT,
     as_json: AsJson = False,
 ) -> None:
     """Show what matters: how far each knob may drift, what breaks when it does, and what makes no difference.
@@ -70,7 +73,7 @@ def sensitivity(
     """
     from tuner.cli.progress import command_progress
 
-    with command_progress() as progress:
+    with command_progress(log_format=log_format, study=study) as progress:
         progress.started("reading the study", None)
         # They take seconds: not before something is shown.
         from dashboards.folder import draw_sensitivity

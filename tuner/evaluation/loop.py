@@ -20,6 +20,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from tuner.errors import UserError
+from tuner.evaluation.events import tell
 from tuner.evaluation.failures import Failures, keeps_failing, too_many_quarantined
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.scoring import judge, outcome, outcome_without, reference, same_elsewhere
@@ -157,6 +158,17 @@ class Loop(ABC):
         if cache_use is not None:
             self._store.count_cache_use(cache_use)
         took = ModelUse(len(answers), sum(one.seconds for one in answers))
+        use = cache_use or CacheUse()
+        tell(
+            "answered",
+            self._study.name,
+            kind=evaluation.kind,
+            trial=evaluation.number,
+            questions=asked,
+            seconds=took.seconds,
+            cache_asked=use.features + use.prefixes,
+            cache_hits=use.features - use.features_computed + use.prefixes_reused,
+        )
         self._store.count_model_use(
             evaluation.kind, evaluation.number if evaluation.kind == "trial" else None, took
         )
@@ -200,6 +212,15 @@ class Loop(ABC):
         if kind != "raised" and any(question in self._quarantined for question in asked):
             return  # at a question that another attempt has been found to fail at in the meantime
         what = _described(task)
+        tell(
+            "failed",
+            self._study.name,
+            kind=evaluation.kind,
+            trial=evaluation.number,
+            questions=batch,
+            failure=kind,
+            reason=reason,
+        )
         configuration = task.configuration or task.configurations.get(batch[0])
         consequence = self._failures.add(configuration, batch, kind)
         if consequence == "end_run":
@@ -218,6 +239,7 @@ class Loop(ABC):
 
     def _quarantine(self, question: str, reason: str) -> None:
         """Leaves a question out of what is recorded, waits or is in flight, and of all that follows."""
+        tell("quarantined", self._study.name, question=question, reason=reason)
         found = self._study.question(question)
         split = self._study.split_of(found)
         study = self._study.without({question})
@@ -506,6 +528,7 @@ class Loop(ABC):
                 self._trials[evaluation.number], outcome=result, pruned=None
             )
             self._progress.advanced(1)
+            tell("trial_ended", self._study.name, trial=evaluation.number, end="complete")
         else:
             assert evaluation.configuration is not None
             result = self._outcome(evaluation, "held_out")
@@ -530,6 +553,7 @@ class Loop(ABC):
         self._store.record(pairs, pruned=(evaluation.number, pruned))
         self._trials[evaluation.number] = replace(self._trials[evaluation.number], pruned=pruned)
         self._progress.advanced(1)
+        tell("trial_ended", self._study.name, trial=evaluation.number, end="pruned")
 
 
 def hashed(name: str) -> str:

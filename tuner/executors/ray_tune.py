@@ -57,6 +57,7 @@ from tuner.evaluation.memory import is_out_of_memory
 from tuner.evaluation.progress import NoProgress, Progress
 from tuner.evaluation.tasks import Assignment, Call, Decision, FailureKind, Work
 from tuner.executors.deadlines import Deadlines
+from tuner.executors.metrics import counted
 from tuner.executors.placement import Machine, Placement, placement, refusal
 from tuner.executors.ray_files import served
 from tuner.executors.starting import Starting
@@ -215,6 +216,8 @@ class RayExecutor:
             factory = self._factory_for(placed)
             if address is not None:
                 factory = stack.enter_context(served(factory))
+                # Ray on this machine alone has no endpoint of metrics.
+                stack.enter_context(counted(placed.gpus_per_worker))
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             self._open = stack.pop_all()
         if self._workers is None or (self._gpus_per_worker is None and placed.gpus_per_worker):

@@ -39,6 +39,8 @@ frames: {frames}
 videos: {videos}
 # File of the questions, relative to this file.
 questions: {questions}
+# Whether videos and questions may lie outside this folder, links followed.
+{outside}
 # Under which name records are kept; the folder's where none is given.
 # name: {name}
 # Free text.
@@ -154,9 +156,17 @@ def _definition(folder: Path, settings: Settings, description: str) -> str:
         frames=settings.frames,
         videos=_written(_relative(settings.videos, folder)),
         questions=QUESTIONS,
+        outside=_outside(settings.videos, folder),
         name=folder.absolute().name,
         description=f"description: {_written(description)}",
     )
+
+
+def _outside(videos: Path, folder: Path) -> str:
+    """The key that lets a study read the videos its maker named: the folder, or links in it, lead there."""
+    places = (videos, *(path for path in videos.rglob("*") if path.is_symlink()))
+    inside = all(Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder)) for place in places)
+    return "# allow_outside: false" if inside else "allow_outside: true"
 
 
 def _checkpoint(folder: Path, value: str, option: str) -> str:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -28,6 +28,8 @@ DEFINITION = "study.yaml"
 
 # With more bad videos than this the names are not just misspelt, and comparing all of them takes long.
 _MOST_SUGGESTED = 10
+
+_LEAVE = "`allow_outside: true` in study.yaml"
 
 _HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -126,13 +128,16 @@ def _material(parsed: ParsedStudy, mistakes: Mistakes) -> _Material:
     """Reads what study.yaml points to, and that even where other keys of it are wrong."""
     before = len(mistakes.found)
     questions_file = parsed.file.parent / _written_path(parsed, "questions")
-    lines = parse_questions(questions_file, mistakes)
+    lines = parse_questions(questions_file, mistakes) if _stays(parsed, "questions", mistakes) else ()
     if not lines and len(mistakes.found) == before:
         mistakes.add(questions_file, None, "there is no question in it")
     _answers_all_or_none(lines, questions_file, mistakes)
     folder = parsed.file.parent / _written_path(parsed, "videos")
-    if _kind(folder) == "folder":
+    if not _stays(parsed, "videos", mistakes):
+        videos, bad = {}, {}
+    elif _kind(folder) == "folder":
         videos = _videos(lines, questions_file, folder, mistakes)
+        _refuse_links(parsed, videos, folder, mistakes)
         bad = _bad_videos(videos, lines, questions_file, folder)
     else:
         videos, bad = {}, {}
@@ -142,6 +147,49 @@ def _material(parsed: ParsedStudy, mistakes: Mistakes) -> _Material:
             f"{folder} is no folder; allowed is the folder that holds the videos",
         )
     return _Material(questions_file, lines, videos, bad, len(mistakes.found) == before)
+
+
+def _stays(parsed: ParsedStudy, key: str, mistakes: Mistakes) -> bool:
+    """Whether a path of study.yaml stays in the study's folder, links followed, or may leave it.
+
+    Whoever runs a study that others wrote would otherwise have files of theirs read, and quoted in messages.
+    """
+    path = parsed.file.parent / _written_path(parsed, key)
+    if _may_leave(parsed) or _is_inside(path, parsed.file.parent):
+        return True
+    mistakes.add(
+        parsed.file,
+        parsed.line(key),
+        f"{key} is {_written_path(parsed, key)!r}, which leads out of the study's folder; allowed is a path "
+        f"inside it, or any with {_LEAVE}",
+    )
+    return False
+
+
+def _refuse_links(parsed: ParsedStudy, videos: Mapping[str, Video], folder: Path, mistakes: Mistakes) -> None:
+    """Links in the videos folder that lead out of the study's."""
+    if _may_leave(parsed):
+        return
+    outside = [name for name in videos if not _is_inside(folder / name, parsed.file.parent)]
+    if outside:
+        some = f"{len(outside)} videos lead" if len(outside) > 1 else "a video leads"
+        mistakes.add(
+            parsed.file,
+            parsed.line("videos"),
+            f"{some} out of the study's folder, by a link, such as {outside[0]!r}, which is "
+            f"{os.path.realpath(folder / outside[0])}; allowed are files inside it, or any with {_LEAVE}",
+        )
+
+
+def _may_leave(parsed: ParsedStudy) -> bool:
+    return parsed.written.get("allow_outside") is True
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a NUL in it, which is told elsewhere
+        return True
 
 
 def _written_path(parsed: ParsedStudy, key: str) -> str:

@@ -78,6 +78,10 @@ class StudyKeys(_Edge):
     allow_pickle: bool = Field(
         default=False, description="true or false: whether weights stored as pickles may be read"
     )
+    allow_outside: bool = Field(
+        default=False,
+        description="true or false: whether videos and questions may lie outside the study's folder",
+    )
     frames: int = Field(
         ge=2,
         le=_MOST_COUNTED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_a_folder_of_videos_becomes_a_label_free_study(clips):
         Path("studies/mydata/questions.jsonl"),
         Path("studies/mydata/study.yaml"),
     ]
+
+
+def test_a_study_may_read_videos_elsewhere_where_its_maker_named_them(clips):
+    create_study("mydata", Settings(clips))
+    assert definition()["allow_outside"] is True
+    inside = Path("studies/other/videos")
+    shutil.copytree(clips, inside)
+    create_study("other", Settings(inside))
+    assert "allow_outside" not in definition("studies/other")
+    (inside / "c.mp4").symlink_to(clips / "a.mp4")
+    Path("studies/other/study.yaml").unlink()
+    Path("studies/other/questions.jsonl").unlink()
+    create_study("other", Settings(inside))
+    assert definition("studies/other")["allow_outside"] is True
 
 
 def test_prompts_are_asked_about_each_video(clips):

@@ -636,3 +636,52 @@ def test_unreadable_definitions_are_mistakes_too(files: StudyFiles) -> None:
         load_study(folder)
     assert caught.value.problems[0].startswith("studies/mine/questions.jsonl: cannot be read: ")
     assert caught.value.problems[1].startswith("studies/mine/study.yaml:1: studies/mine/videos is no folder")
+
+
+def leads_out(folder: Path, how: str) -> None:
+    """Makes the study's questions or one of its videos lie outside its folder."""
+    outside = folder.parent / "elsewhere"
+    outside.mkdir()
+    if how == "questions":
+        shutil.move(folder / "questions.jsonl", outside)
+        text = (folder / "study.yaml").read_text()
+        (folder / "study.yaml").write_text(text + "questions: ../elsewhere/questions.jsonl\n")
+    elif how == "videos":
+        shutil.move(folder / "videos", outside)
+        (folder / "study.yaml").write_text(
+            (folder / "study.yaml").read_text() + f"videos: {outside}/videos\n"
+        )
+    else:
+        video = folder / "videos" / "v0.mp4"
+        shutil.move(video, outside)
+        video.symlink_to(outside / video.name)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("questions", "questions is '../elsewhere/questions.jsonl', which leads out of the study's folder"),
+        ("videos", "elsewhere/videos', which leads out of the study's folder"),
+        ("link", "a video leads out of the study's folder, by a link, such as 'v0.mp4', which is "),
+    ],
+)
+def test_a_study_reads_nothing_outside_its_folder_unless_it_says_so(
+    files: StudyFiles, how: str, message: str
+) -> None:
+    folder = files.write().absolute()
+    before = load_study(folder)
+    leads_out(folder, how)
+    with pytest.raises(UserError) as refused:
+        load_study(folder)
+    (said,) = [one for one in refused.value.problems if message in one]
+    assert "any with `allow_outside: true` in study.yaml" in said
+    with (folder / "study.yaml").open("a") as file:
+        file.write("allow_outside: true\n")
+    assert load_study(folder).questions == before.questions
+
+
+def test_a_study_folder_that_is_itself_a_link_is_read(files: StudyFiles) -> None:
+    folder = files.write().absolute()
+    link = folder.parent.parent / "link"
+    link.symlink_to(folder)
+    assert len(load_study(link).videos) == 4
