@@ -84,7 +84,7 @@ def _is_current(found: Sensitivity, summary: RunSummary) -> bool:
     held_out = summary.best_held_out
     if found.split != "held_out" or held_out is None:
         return True
-    return all(one.questions == held_out.outcome.questions for one in found.curves)
+    return all(curve.questions == held_out.outcome.questions for curve in found.curves)
 
 
 def pictures(summary: RunSummary, details: Details) -> tuple[Picture, ...]:
@@ -107,7 +107,7 @@ def pictures(summary: RunSummary, details: Details) -> tuple[Picture, ...]:
     if details.history is not None:
         drawn.append(history_picture(details.history))
     drawn.append(health_picture(summary, details.history))
-    return tuple(one for one in drawn if one is not None)
+    return tuple(picture for picture in drawn if picture is not None)
 
 
 def report(summary: RunSummary, details: Details) -> str:
@@ -141,10 +141,10 @@ def draw(
     page = folder / _REPORT
     page.write_text(_report(summary, details, drawn), encoding="utf-8")
     files = [page]
-    for one in drawn:
+    for picture in drawn:
         # MLflow shows only pages that need no other file; the report holds all figures, so one such page is
         # enough.
-        files += write(one, folder, "held" if one.name == "pareto" else "shared")
+        files += write(picture, folder, "held" if picture.name == "pareto" else "shared")
     return tuple(files)
 
 
@@ -166,7 +166,7 @@ def draw_comparison(study: Study, comparison: Comparison, database: str | None =
 
         folder = _without_search(comparison.study, comparison.budget)
         drawn = (comparison_picture(comparison), end_to_end_picture(comparison))
-        files = tuple(file for one in drawn if one is not None for file in write(one, folder))
+        files = tuple(file for picture in drawn if picture is not None for file in write(picture, folder))
     else:
         folder = folder_of(summary)
         files = draw(study, summary, database, comparison=comparison)
@@ -185,7 +185,7 @@ def draw_sensitivity(study: Study, found: Sensitivity, database: str | None = No
         from dashboards.sensitivity.figure import sensitivity_pictures
 
         folder = _without_search(found.study, found.budget)
-        return tuple(file for one in sensitivity_pictures(found) for file in write(one, folder))
+        return tuple(file for picture in sensitivity_pictures(found) for file in write(picture, folder))
     return draw(study, summary, database)
 
 

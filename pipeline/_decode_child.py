@@ -264,8 +264,8 @@ def timeline(shown: Sequence[Stamped], time_base: float, frame_seconds: float) -
     """
     count = len(shown)
     order = np.arange(count)
-    places = [place for place, one in enumerate(shown) if one.stamp is not None]
-    known = sorted((one.stamp, one.duration) for one in shown if one.stamp is not None)
+    places = [place for place, frame in enumerate(shown) if frame.stamp is not None]
+    known = sorted((frame.stamp, frame.duration) for frame in shown if frame.stamp is not None)
     ticks = np.interp(order, places, [stamp for stamp, _ in known]) if known else np.zeros(count)
     seconds = (ticks - ticks[0]) * time_base
     moments, first, frames = np.unique(seconds, return_index=True, return_counts=True)
@@ -286,21 +286,21 @@ def _joined(shown: Sequence[Stamped], time_base: float) -> list[Stamped]:
     newest: int | None = None  # on the clock that goes on
     latest: int | None = None  # the same of the stamps
     restart = CLOCK_RESTART / time_base
-    for one in shown:
-        if one.clock is not None:
+    for frame in shown:
+        if frame.clock is not None:
             if (
                 newest is not None
-                and one.clock + shift < newest - restart
-                and (one.stamp is None or latest is None or one.stamp + shift < latest - restart)
+                and frame.clock + shift < newest - restart
+                and (frame.stamp is None or latest is None or frame.stamp + shift < latest - restart)
             ):
-                shift = newest + one.duration - one.clock
-            newest = one.clock + shift
-        if one.stamp is not None:
-            latest = one.stamp + shift if latest is None else max(latest, one.stamp + shift)
+                shift = newest + frame.duration - frame.clock
+            newest = frame.clock + shift
+        if frame.stamp is not None:
+            latest = frame.stamp + shift if latest is None else max(latest, frame.stamp + shift)
         joined.append(
-            one._replace(
-                clock=None if one.clock is None else one.clock + shift,
-                stamp=None if one.stamp is None else one.stamp + shift,
+            frame._replace(
+                clock=None if frame.clock is None else frame.clock + shift,
+                stamp=None if frame.stamp is None else frame.stamp + shift,
             )
         )
     return joined
@@ -448,7 +448,9 @@ def _read_stamps(path: str, wanted: list[int], inspected: Inspected, size: Size 
                 except FFmpegError:  # a bare stream, without a container
                     return None
                 decoded = _decode(container, stream, inspected, start)
-                frame = next((one for one in decoded if one.pts is not None and one.pts >= start), None)
+                frame = next(
+                    (frame for frame in decoded if frame.pts is not None and frame.pts >= start), None
+                )
                 if frame is None or frame.pts != start or not frame.key_frame:
                     return None  # the index is wrong: frames from here on would lack what they build on
             while frame is None or frame.pts is None or frame.pts < stamp:

@@ -227,7 +227,7 @@ def load_weights(
             f"{_WITHOUT_PICKLES}"
         )
     every = stored_tensors(folder)
-    read = [one for name, one in every.items() if unread is None or not re.search(unread, name)]
+    read = [tensor for name, tensor in every.items() if unread is None or not re.search(unread, name)]
     refuse_too_large(checkpoint.name, read, dtype, device)
     try:
         model, report = model_class.from_pretrained(
@@ -291,7 +291,7 @@ def _stored_dtype(tensors: Iterable[Stored]) -> torch.dtype | None:
     """The number format of all floating-point weights; None where there are several, or one unknown here."""
     import torch
 
-    names = {one.dtype for one in tensors if one.floating}
+    names = {tensor.dtype for tensor in tensors if tensor.floating}
     known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     return known.get(names.pop()) if len(names) == 1 else None
 

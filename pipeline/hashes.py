@@ -68,7 +68,7 @@ def _kept() -> dict[str, object]:
 def _keep(path: str, entry: list[int | str]) -> None:
     """Adds an entry. Where two processes do at a time, one of the two is lost, and hashed again next time."""
     # Not for ever: files come and go.
-    entries = {one: kept for one, kept in _kept().items() if Path(one).exists()} | {path: entry}
+    entries = {path: kept for path, kept in _kept().items() if Path(path).exists()} | {path: entry}
     with contextlib.suppress(OSError, RuntimeError):
         file = _file()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def profiled_flops(runtime: Runtime, clip: Clip, question: Question, method: Met
             runtime.one_pass(clip, question, method)
     finally:
         config._attn_implementation = backend
-    counted = sum(int(one.flops or 0) for one in profiler.events() or () if one.name in _PRODUCTS)
+    counted = sum(int(event.flops or 0) for event in profiler.events() or () if event.name in _PRODUCTS)
     return counted // 2 - int(runtime.family.lm_head.weight.numel())  # read for the last token alone
 
 

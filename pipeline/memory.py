@@ -114,11 +114,11 @@ def refuse_too_large(
     name: str, tensors: Collection[Stored], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Errors: ModelError, with the arithmetic, where these tensors of a checkpoint do not fit on a device."""
-    needed = sum(one.bytes_in(dtype.itemsize) for one in tensors)
+    needed = sum(tensor.bytes_in(dtype.itemsize) for tensor in tensors)
     free = free_bytes(device)
     if free is None or needed <= free:
         return
-    numbers = sum(one.numbers for one in tensors)
+    numbers = sum(tensor.numbers for tensor in tensors)
     raise ModelError(
         f"{name} does not fit on {device}: its {numbers:,} weights take {gib(needed)} as "
         f"{str(dtype).removeprefix('torch.')} ({dtype.itemsize} bytes each), and {gib(free)} are free. A "

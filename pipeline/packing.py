@@ -253,22 +253,22 @@ class Pack:
     def _prefill(self, observe: int) -> torch.Tensor:
         """(questions, D) last hidden state of every prompt."""
         family, sequences = self._family, self._sequences
-        ids = [token for one in sequences for token in one.item.prompt.after]
-        positions = np.concatenate([one.positions for one in sequences], axis=1)
+        ids = [token for sequence in sequences for token in sequence.item.prompt.after]
+        positions = np.concatenate([sequence.positions for sequence in sequences], axis=1)
         hidden, rotary = _enter(family, ids, positions)
         with packed_attention(family):
             for index, layer in enumerate(family.layers):
-                if any(index == one.joins_at or index in one.stage_at for one in sequences):
+                if any(index == sequence.joins_at or index in sequence.stage_at for sequence in sequences):
                     hidden, rotary = self._rearrange(index, hidden, rotary)
-                for one in sequences:
-                    one.want_scores(index, observe)
-                hidden = _layer(layer, hidden, rotary, [one.part for one in sequences])
+                for item in sequences:
+                    item.want_scores(index, observe)
+                hidden = _layer(layer, hidden, rotary, [sequence.part for sequence in sequences])
                 if index in family.adds_after:
                     hidden = self._add(index, hidden)
                 if index == observe:
-                    for one in sequences:
-                        _observe(one, index)
-        ends = torch.tensor([one.part.tokens for one in sequences]).cumsum(0) - 1
+                    for item in sequences:
+                        _observe(item, index)
+        ends = torch.tensor([sequence.part.tokens for sequence in sequences]).cumsum(0) - 1
         last: torch.Tensor = family.language_model.norm(hidden[0, ends.to(hidden.device)])
         return last
 
@@ -277,9 +277,9 @@ class Pack:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The row before `layer`, where prefixes join it and tokens leave."""
         parts, begin = [], 0
-        for one in self._sequences:
-            end = begin + one.part.tokens
-            parts.append(one.before(layer, hidden[:, begin:end], rotary[..., begin:end, :]))
+        for sequence in self._sequences:
+            end = begin + sequence.part.tokens
+            parts.append(sequence.before(layer, hidden[:, begin:end], rotary[..., begin:end, :]))
             begin = end
         if len(parts) == 1:
             return parts[0]
@@ -288,11 +288,13 @@ class Pack:
 
     def _add(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """The row after `layer`, with what the family's decoder adds to visual tokens."""
-        parts = list(torch.split(hidden, [one.part.tokens for one in self._sequences], dim=1))
-        for i, one in enumerate(self._sequences):
-            if one.joined:
-                tokens = one.tokens[-1] if one.tokens else torch.arange(len(one.visual), device=hidden.device)
-                parts[i] = self._family.after_layer(layer, parts[i], one.item.extra, tokens, one.visual)
+        parts = list(torch.split(hidden, [sequence.part.tokens for sequence in self._sequences], dim=1))
+        for i, item in enumerate(self._sequences):
+            if item.joined:
+                tokens = (
+                    item.tokens[-1] if item.tokens else torch.arange(len(item.visual), device=hidden.device)
+                )
+                parts[i] = self._family.after_layer(layer, parts[i], item.item.extra, tokens, item.visual)
         return torch.cat(parts, dim=1)
 
     def _follow(self, ids: Sequence[int], positions: Sequence[int], parts: Sequence[_Part]) -> torch.Tensor:
@@ -347,10 +349,10 @@ class Pack:
         # (place in `flat`, question, tokens after which something is scored, and after each what counts:
         # any of these tokens).
         followed = [
-            (i, index, ids if index in ended else ids[:-1], [*([one] for one in ids[1:]), ends])
+            (i, index, ids if index in ended else ids[:-1], [*([id_] for id_ in ids[1:]), ends])
             for i, (index, ids) in enumerate(flat)
         ]
-        longer = [one for one in followed if one[2]]
+        longer = [option for option in followed if option[2]]
         # (text, the tokens of which any counts) for each row of the forward, in its order
         scored = [(i, tokens) for i, _, ids, after in longer for tokens in after[: len(ids)]]
         if longer:
@@ -360,7 +362,7 @@ class Pack:
             owner = torch.tensor([i for i, _ in scored], device=device)
             for index in dict.fromkeys(index for _, index, _, _ in longer):
                 sequence = self._sequences[index]
-                mine = [ids for _, one, ids, _ in longer if one == index]
+                mine = [ids for _, owner, ids, _ in longer if owner == index]
                 begin = len(inputs)
                 for ids in mine:
                     inputs += ids
@@ -378,7 +380,8 @@ class Pack:
             total[i] += _log_of_sum(list(islice(values, len(few))))
         if mean:
             total = [
-                one / (len(ids) + (index in ended)) for one, (index, ids) in zip(total, flat, strict=True)
+                logprob / (len(ids) + (index in ended))
+                for logprob, (index, ids) in zip(total, flat, strict=True)
             ]
         left = iter(total)
         scores = {index: tuple(islice(left, len(several))) for index, several in texts.items()}
@@ -433,7 +436,7 @@ class Pack:
 def _log_of_sum(logprobs: Sequence[float]) -> float:
     """The log-probability of any of these."""
     highest = max(logprobs)
-    return highest + math.log(math.fsum(math.exp(one - highest) for one in logprobs))
+    return highest + math.log(math.fsum(math.exp(logprob - highest) for logprob in logprobs))
 
 
 class _Distribution(NamedTuple):

@@ -262,8 +262,8 @@ def _read(file: Path) -> dict[str, Any]:
         _Exported.model_validate(exported)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, one['loc']))} is {one['input']!r:.80} ({one['msg']})"
-            for one in error.errors(include_url=False, include_context=False)
+            f"{'.'.join(map(str, mistake['loc']))} is {mistake['input']!r:.80} ({mistake['msg']})"
+            for mistake in error.errors(include_url=False, include_context=False)
         ]
         text = f"{file}: {'; '.join(problems)}."
         raise PipelineError(text.encode("utf-8", "backslashreplace").decode()) from error

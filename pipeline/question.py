@@ -81,7 +81,7 @@ def without_letters(options: Sequence[str]) -> tuple[str, ...]:
     off too where it scores options by their words.
     """
     found = [_LETTER.match(option) for option in options]
-    lettered = [one is not None and unicodedata.normalize("NFKC", one[1]).upper() for one in found]
+    lettered = [match is not None and unicodedata.normalize("NFKC", match[1]).upper() for match in found]
     if lettered != list(LETTERS[: len(options)]):
         return tuple(options)
-    return tuple(option[one.end() :] for option, one in zip(options, found, strict=True) if one)
+    return tuple(option[match.end() :] for option, match in zip(options, found, strict=True) if match)

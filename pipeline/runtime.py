@@ -228,7 +228,7 @@ class Runtime:
         # One pooling for all that is said of a patch: (frames, patches, 1 + 1 + head).
         pooling = self.encoder.pooling_attention(frames, encoded.tower_features)
         attention = (pooling, encoded.received)
-        patches = torch.cat((*(one[..., None] for one in attention), encoded.keys), dim=-1)
+        patches = torch.cat((*(scores[..., None] for scores in attention), encoded.keys), dim=-1)
         cells = self.family.pool(patches).cpu()
         stored = {
             "features": encoded.features.cpu(),
@@ -238,7 +238,7 @@ class Runtime:
             "keys": cells[..., 2:],
             "frame_times": torch.tensor(np.asarray(times, dtype=np.float64)),
             "seconds": torch.tensor(seconds, dtype=torch.float64),
-            **{f"{EXTRA}{name}": one.cpu() for name, one in encoded.extra.items()},
+            **{f"{EXTRA}{name}": tensor.cpu() for name, tensor in encoded.extra.items()},
         }
         # NaN sorts and compares as if it were a number: later on nothing would say that these are none.
         if not all(part.isfinite().all() for part in stored.values()):
@@ -257,7 +257,9 @@ class Runtime:
             cells=cells,
             trailing=len(tensors["features"]) - frames * cells,
             seconds=float(tensors["seconds"]),
-            extra={name.removeprefix(EXTRA): one for name, one in tensors.items() if name.startswith(EXTRA)},
+            extra={
+                name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)
+            },
         )
 
     def text_embedding(self, question: Question) -> NDArray[np.float32]:
@@ -348,11 +350,15 @@ class Runtime:
         with PeakMemory(self.family.device) as peak:
             items = [self.pack_item(request) for request in requests]
             pack = Pack(self.family, items)
-            chosen = {i: one.question for i, one in enumerate(requests) if one.question.options is not None}
+            chosen = {
+                i: request.question
+                for i, request in enumerate(requests)
+                if request.question.options is not None
+            }
             free = [i for i in range(len(requests)) if i not in chosen]
             texts = {
-                i: [self._option_ids(text) for text in option_texts(one, self.scoring)]
-                for i, one in chosen.items()
+                i: [self._option_ids(text) for text in option_texts(question, self.scoring)]
+                for i, question in chosen.items()
             }
             scores = pack.score(texts, mean=self.scoring == "words_per_token") if texts else {}
             said = pack.greedy(free, self.max_new_tokens, self.family.end_ids) if free else {}

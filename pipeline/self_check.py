@@ -141,7 +141,7 @@ def check_scores(runtime: Runtime, clip: Clip, questions: Sequence[Question], me
         errors.append(float(((found - exact).abs() / exact.clamp(min=1e-12)).max()))
         count = (len(exact) + 1) // 2
         cut = exact.sort(descending=True).values[count - 1]
-        best, ours = (one.argsort(descending=True, stable=True)[:count] for one in (exact, found))
+        best, ours = (scores.argsort(descending=True, stable=True)[:count] for scores in (exact, found))
         other = set(best.tolist()) ^ set(ours.tolist())
         differing += sum(bool((exact[token] - cut).abs() > NEAR_TIE * cut) for token in other)
         compared += 1
@@ -233,7 +233,7 @@ def check_precision(runtime: Runtime, other: Runtime, clip: Clip, questions: Seq
     exact, rough = (runtime, other) if runtime.dtype == "float32" else (other, runtime)
     changed, far, largest = 0, 0, 0.0
     for question in questions:
-        a, b = (one.answer(clip, question, None) for one in (exact, rough))
+        a, b = (runtime.answer(clip, question, None) for runtime in (exact, rough))
         if a.option_logprobs is None or b.option_logprobs is None:
             changed += a.text != b.text
             continue

@@ -106,7 +106,7 @@ def trace(runtime: Runtime, clip: Clip, question: Question, method: Method) -> T
     with torch.inference_mode():
         item = runtime.pack_item(Request(clip, question, method))
         pack, plan = Pack(runtime.family, [item], observe=ATTENTION_LAYER), item.plan
-        tokens = tuple(one.cpu().numpy().astype(np.int64) for one in pack.tokens(0))
+        tokens = tuple(token.cpu().numpy().astype(np.int64) for token in pack.tokens(0))
         if plan is not None and (plan.layers[0] <= ATTENTION_LAYER or plan.score_rows == "question"):
             whole = runtime.pack_item(Request(clip, question, None))
             pack = Pack(runtime.family, [whole], observe=ATTENTION_LAYER)

@@ -19,11 +19,12 @@ def verdict(output: str, errors: str) -> tuple[str, int]:
     except (ValueError, KeyError):
         reason = (errors.strip().splitlines() or ["no reason given"])[-1]
         return f"Vulnerabilities were NOT looked for: {reason}", 0
-    asked = [one for one in packages if "skip_reason" not in one]
+    asked = [package for package in packages if "skip_reason" not in package]
     found = [
-        f"{one['name']} {one['version']}: {known['id']}, mended in {', '.join(known['fix_versions']) or '?'}"
-        for one in asked
-        for known in one["vulns"]
+        f"{package['name']} {package['version']}: {known['id']}, mended in "
+        f"{', '.join(known['fix_versions']) or '?'}"
+        for package in asked
+        for known in package["vulns"]
     ]
     if found:
         return "\n".join(found), 1

@@ -270,12 +270,14 @@ def write_llava_video(
             layer.weight.data.normal_(std=0.3)
         weights = dict(decoder.state_dict())
         for place, layer in zip((0, 2), projector, strict=True):
-            weights |= {f"model.mm_projector.{place}.{name}": one for name, one in layer.state_dict().items()}
+            weights |= {
+                f"model.mm_projector.{place}.{name}": item for name, item in layer.state_dict().items()
+            }
         weights["model.image_newline"] = torch.randn(size.hidden)
     left_out = ("head.", f"encoder.layers.{size.vision_layers - 1}.")
     weights |= {
-        f"model.vision_tower.vision_tower.vision_model.{name}": one
-        for name, one in siglip.vision_model.state_dict().items()
+        f"model.vision_tower.vision_tower.vision_model.{name}": item
+        for name, item in siglip.vision_model.state_dict().items()
         if not name.startswith(left_out)
     }
     paths.model.mkdir(parents=True)
@@ -287,7 +289,7 @@ def write_llava_video(
     for file, held in shards.items():
         save_file(held, paths.model / file, metadata={"format": "pt"})
     index = {
-        "metadata": {"total_size": sum(one.nbytes for one in weights.values())},
+        "metadata": {"total_size": sum(weight.nbytes for weight in weights.values())},
         "weight_map": {name: file for file, held in shards.items() for name in held},
     }
     (paths.model / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

@@ -609,7 +609,7 @@ def packets_lost(rng: Generator, bases: Bases, target: Path) -> Path:
     return copied(
         source,
         target.with_name(target.name + source.suffix),
-        lambda packets: [one for place, one in enumerate(packets) if place not in lost],
+        lambda packets: [packet for place, packet in enumerate(packets) if place not in lost],
     )
 
 
@@ -822,7 +822,7 @@ def plain_decode(path: Path) -> Plain:
                 frames.append(turn(frame.to_ndarray(format="rgb24", width=width, height=height)))
                 stamps.append(None if frame.pts is None else float(frame.pts * frame.time_base))
     first = stamps[0] if stamps else None
-    times = [None if one is None or first is None else one - first for one in stamps]
+    times = [None if stamp is None or first is None else stamp - first for stamp in stamps]
     return Plain(frames, times, errors, path, turn)
 
 
@@ -876,7 +876,7 @@ def _difference(video: DecodedVideo, plain: Plain, sound: bool) -> str:
         for place, frame in enumerate(video.frames):
             if newest is not None and np.array_equal(frame, newest):
                 continue
-            if not any(np.array_equal(frame, newest := one) for one in left):
+            if not any(np.array_equal(frame, newest := item) for item in left):
                 return f"sampled frame {place} is none of the {len(plain.frames)} that are whole"
         return ""
     indices = np.linspace(0, len(plain.frames) - 1, FRAMES, dtype=int)
@@ -887,10 +887,10 @@ def _difference(video: DecodedVideo, plain: Plain, sound: bool) -> str:
             if plain.is_undetermined(index):
                 continue
             off = np.abs(video.frames[place].astype(int) - plain.frames[index]).mean()
-            same = [i for i, one in enumerate(plain.frames) if np.array_equal(one, video.frames[place])]
+            same = [i for i, frame in enumerate(plain.frames) if np.array_equal(frame, video.frames[place])]
             return f"frame {index} of {len(plain.frames)} is {same or 'none'} (off by {off:.2f} on average)"
     times = [plain.times[index] for index in indices]
-    known = [one for one in plain.times if one is not None]
+    known = [time for time in plain.times if time is not None]
     telling = len(set(known)) == len(plain.times) and known == sorted(known)
     if telling and not np.allclose(video.times, np.array(times, float), atol=2e-3):
         return f"times {video.times.tolist()} instead of {times}"
@@ -922,7 +922,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     for kind in [*KINDS, "all"]:
         mine = [verdict for verdict in verdicts if kind in ("all", verdict.kind)]
         outcomes = Counter(verdict.outcome for verdict in mine)
-        sound, overlooked = sum(one.sound for one in mine), sum(one.overlooked for one in mine)
+        sound, overlooked = sum(video.sound for video in mine), sum(video.overlooked for video in mine)
         cells = (kind, len(mine), sound, overlooked, *(outcomes[outcome] for outcome in OUTCOMES))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -931,9 +931,10 @@ def table(verdicts: Sequence[Verdict]) -> str:
 def failures(verdicts: Sequence[Verdict]) -> list[str]:
     """One line for each file that came to something else than it must."""
     return [
-        f"{one.number} {one.name} ({one.kind}{', sound' if one.sound else ''}): {one.outcome}: {one.said}"
-        for one in verdicts
-        if one.outcome not in ("read", "refused")
+        f"{verdict.number} {verdict.name} ({verdict.kind}{', sound' if verdict.sound else ''}): "
+        f"{verdict.outcome}: {verdict.said}"
+        for verdict in verdicts
+        if verdict.outcome not in ("read", "refused")
     ]
 
 

@@ -32,8 +32,8 @@ class Door:
 
     def shut(self) -> None:
         self._shut = True
-        for one in tuple(self._ends):
-            _end(one)
+        for end in tuple(self._ends):
+            _end(end)
 
     def open(self) -> None:
         self._shut = False
@@ -53,8 +53,8 @@ class Door:
                     continue
                 server = socket.create_connection(("127.0.0.1", self._behind))
                 self._ends |= {client, server}
-                for one, other in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+                for item, other in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(item, other), daemon=True).start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):

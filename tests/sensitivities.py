@@ -65,7 +65,7 @@ def make_curve(knob="tau_t", tag=None, steep=1.0, questions=600, points=None, **
             )
         )
     rows = rows if points is None else points
-    safe = [one for one in rows if one.safe]
+    safe = [row for row in rows if row.safe]
     values: dict[str, Any] = {
         "knob": knob,
         "exact": exact,
@@ -86,8 +86,8 @@ def make_output(name="accuracy", r2=0.86, totals=(0.55, 0.25, 0.12, 0.02, 0.2)) 
         good=True,
         more_runs=None,
         indices=tuple(
-            Index(one, measured(0.8 * total, 0.3 * total), measured(total, 0.3 * total), ped)
-            for one, total, ped in zip(inputs, totals, (0.5, 0.2, 0.15, 0.05, 0.1), strict=True)
+            Index(input_, measured(0.8 * total, 0.3 * total), measured(total, 0.3 * total), ped)
+            for input_, total, ped in zip(inputs, totals, (0.5, 0.2, 0.15, 0.05, 0.1), strict=True)
         ),
     )
 
@@ -102,7 +102,7 @@ def make_map(first="p", second="tau_t", flops=(0.15, 0.42), covered=(0.2, 0.4)) 
     return PairMap(
         first,
         second,
-        *(tuple(one.tolist()) for one in values),
+        *(tuple(value.tolist()) for value in values),
         accuracy=tuple(map(tuple, np.where(known, accuracy, None).tolist())),
         flops_ratio=tuple(map(tuple, ratio.tolist())),
         reference=(float(getattr(REFERENCE, first)), float(getattr(REFERENCE, second))),

@@ -105,7 +105,7 @@ def test_the_unpruned_model_is_right_on_nine_of_ten_held_out_questions(
 ) -> None:
     held_out = [(q, clip) for q, clip in asked if q.video in study.held_out]
     answers = pack_wise(runtime, held_out, None)
-    right = [one.text == question.answer for one, (question, _) in zip(answers, held_out, strict=True)]
+    right = [answer.text == question.answer for answer, (question, _) in zip(answers, held_out, strict=True)]
     assert np.mean(right) >= 0.9
 
 

@@ -89,7 +89,7 @@ def test_the_wheel_holds_what_the_demo_needs_and_no_intermediate_files(wheel):
 def test_every_requirement_has_an_exact_pin():
     pins = {_names(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
-    assert {_names(one) for one in wanted} - pins == set()
+    assert {_names(item) for item in wanted} - pins == set()
 
 
 @pytest.mark.quick
@@ -110,9 +110,9 @@ def test_internal_links_lead_somewhere(document):
         assert file.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(), flags=re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings], (
-                target
-            )
+            assert anchor in [
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+            ], target
 
 
 def test_the_documentation_builds_as_a_site_without_a_broken_link(tmp_path):
@@ -188,7 +188,7 @@ def test_every_key_of_best_json_is_documented():
     from tuner.export.best_file import Best
 
     text = (ROOT / "docs" / "production.md").read_text()
-    assert [one.name for one in fields(Best) if f"`{one.name}`" not in text] == []
+    assert [field.name for field in fields(Best) if f"`{field.name}`" not in text] == []
 
 
 @pytest.mark.quick

@@ -155,7 +155,7 @@ def _frames(rows: Sequence[BiasRow]) -> list[BiasRow]:
 
 def _series(rows: Sequence[BiasRow]) -> list[_Series]:
     """The series that have values."""
-    return [one for one in _SERIES if getattr(rows[0], one.field) is not None]
+    return [line for line in _SERIES if getattr(rows[0], line.field) is not None]
 
 
 def _position_map(rows: Sequence[BiasRow], name: str, cells: int) -> FloatArray:
@@ -176,7 +176,7 @@ def _column_title(cells: int) -> str:
 
 def _highest(rows: Sequence[BiasRow], axis: Axis) -> float:
     series = _series(rows)
-    return max(float(getattr(row, one.field)) for row in rows if row.axis == axis for one in series)
+    return max(float(getattr(row, line.field)) for row in rows if row.axis == axis for line in series)
 
 
 def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
@@ -190,7 +190,7 @@ def _plotly(inspection: Inspection, rows: Sequence[BiasRow]) -> PlotlyFigure:
         row_heights=[0.5, 0.5],
         vertical_spacing=0.24,
         horizontal_spacing=0.06,
-        subplot_titles=["by frame", *[one.title for one in series]],
+        subplot_titles=["by frame", *[line.title for line in series]],
     )
     frames = _frames(rows)
     for name, label, _, colour, dash in series:

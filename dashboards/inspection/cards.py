@@ -63,8 +63,8 @@ def card_rows(inspection: Inspection) -> tuple[CardRow, ...]:
 def _row(card: Card, inspection: Inspection) -> CardRow:
     left = _left(card, inspection, len(card.tokens) - 1)  # (frames, cells)
     boosted = np.zeros(inspection.frames, dtype=bool)
-    for one in card.segments:
-        boosted[one.first : one.last + 1] = one.boosted
+    for item in card.segments:
+        boosted[item.first : item.last + 1] = item.boosted
     return CardRow(
         kind=card.kind,
         question=card.question,
@@ -236,9 +236,9 @@ def _strip(card: Card, inspection: Inspection, film: Film, first: int, jpeg: byt
         left = _left(card, inspection, stage)
         label = f"layer {layer}: {100 * left.mean():.0f} % kept"
         alt = f"{where}, {left[first : last + 1].sum()} tokens kept before layer {layer}"
-        for one in _within(card.segments, first, last):
-            kept = left[max(one.first, first) : min(one.last, last) + 1]
-            alt += f"; {_frames(one)}: {kept.sum()} of {kept.size}"
+        for item in _within(card.segments, first, last):
+            kept = left[max(item.first, first) : min(item.last, last) + 1]
+            alt += f"; {_frames(item)}: {kept.sum()} of {kept.size}"
         rows.append(_row_of_frames(label, alt, left, card, inspection, first, count))
     return (
         f'<div class="strip" style="--strip: url(data:image/jpeg;base64,{image}); --frames: {count}; '
@@ -305,13 +305,13 @@ def _segments(card: Card, film: Film, first: int, last: int) -> str:
     if not card.segments:
         return ""
     items = []
-    for one in _within(card.segments, first, last):
-        begin, end = max(one.first, first), min(one.last, last)
-        height = 100 * min(1.0, max(0.0, one.relevance or 0.0))
-        mark = '▲<span class="heard"> boosted </span>' if one.boosted else ""
-        said = "none" if one.relevance is None else f"{one.relevance:.2f}"
-        boosted = "boosted" if one.boosted else "other"
-        full = f"{_frames(one)}, {film.times[one.first]:.1f} to {film.times[one.last]:.1f} s"
+    for item in _within(card.segments, first, last):
+        begin, end = max(item.first, first), min(item.last, last)
+        height = 100 * min(1.0, max(0.0, item.relevance or 0.0))
+        mark = '▲<span class="heard"> boosted </span>' if item.boosted else ""
+        said = "none" if item.relevance is None else f"{item.relevance:.2f}"
+        boosted = "boosted" if item.boosted else "other"
+        full = f"{_frames(item)}, {film.times[item.first]:.1f} to {film.times[item.last]:.1f} s"
         items.append(
             f'<li class="{boosted}" title="{full}" '
             f'style="grid-column: {begin - first + 1} / {end - first + 2}; --height: {height:.0f}%">'

@@ -36,15 +36,15 @@ def _description(points: Sequence[ParetoPoint], summary: RunSummary) -> str:
         "are those of the held-out videos, so a trial's two points need not lie above each other. The "
         "unpruned model costs 100 %."
     )
-    for one in points:
-        if one.kind == "best" and one.split == "held_out" and one.accuracy is not None:
+    for point in points:
+        if point.kind == "best" and point.split == "held_out" and point.accuracy is not None:
             what = best_name(summary)
             if summary.goal == "budget":
                 what += f" of {100 * summary.budget:g} %"
             text += (
-                f" {what[0].upper()}{what[1:]}: trial {one.trial}, {100 * one.accuracy:.1f} % on held-out "
-                f"videos at {100 * one.flops_ratio:.1f} % of the prefill FLOPs, {one.regressions} "
-                "regressions."
+                f" {what[0].upper()}{what[1:]}: trial {point.trial}, {100 * point.accuracy:.1f} % on "
+                f"held-out videos at {100 * point.flops_ratio:.1f} % of the prefill FLOPs, "
+                f"{point.regressions} regressions."
             )
     if summary.serving is not None:
         pays = f"{up_to(summary.serving.break_even)} by FLOPs"

@@ -81,16 +81,16 @@ def best_name(summary: RunSummary) -> str:
 def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> list[Series]:
     """The marks in drawing order: the same series for every axis, though some may be empty."""
     limits = limits_of(points, summary, axis)
-    on_front = {one.trial for one in front_of(points, axis)}
+    on_front = {point.trial for point in front_of(points, axis)}
     trials = [point for point in points if point.kind == "trial"]
     within = [trial for trial in trials if trial.within_budget]
     floor = limits.low_y + 0.02 * (limits.high_y - limits.low_y)
     drawn: list[tuple[Marker, list[ParetoPoint]]] = [
         (_PRUNED, [point for point in points if point.kind == "pruned"]),
         (_INFEASIBLE, [point for point in points if point.kind == "infeasible"]),
-        (_DOMINATED, [one for one in within if one.trial not in on_front]),
+        (_DOMINATED, [point for point in within if point.trial not in on_front]),
         (_OVER, [trial for trial in trials if not trial.within_budget]),
-        (_FRONT, [one for one in within if one.trial in on_front]),
+        (_FRONT, [point for point in within if point.trial in on_front]),
         (_DEFAULTS, [point for point in points if point.kind == "defaults" and point.split == "tune"]),
         (_BEST, [point for point in points if point.kind == "best" and point.split == "tune"]),
         (
@@ -105,9 +105,9 @@ def series_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
         Series(
             marker._replace(label=marker.label.format(best=best_name(summary))),
             chosen,
-            [cost_of(one, axis) for one in chosen],
-            [floor if one.accuracy is None else 100 * one.accuracy for one in chosen],
-            any(one.split == "held_out" for one in chosen),
+            [cost_of(point, axis) for point in chosen],
+            [floor if point.accuracy is None else 100 * point.accuracy for point in chosen],
+            any(point.split == "held_out" for point in chosen),
         )
         for marker, chosen in drawn
         if marker in known and (within or marker not in (_DOMINATED, _FRONT))
@@ -128,8 +128,8 @@ def front_of(points: Sequence[ParetoPoint], axis: Axis) -> list[ParetoPoint]:
         if point.split == "tune" and point.trial is not None and point.accuracy is not None
         if (cost := cost_of(point, axis)) is not None
     ]
-    numbers = front_numbers((one.trial or 0, one.accuracy or 0.0, cost) for one, cost in trials)
-    return [one for one, cost in sorted(trials, key=lambda pair: pair[1]) if one.trial in numbers]
+    numbers = front_numbers((trial.trial or 0, trial.accuracy or 0.0, cost) for trial, cost in trials)
+    return [trial for trial, cost in sorted(trials, key=lambda pair: pair[1]) if trial.trial in numbers]
 
 
 class Label(NamedTuple):
@@ -146,15 +146,15 @@ def labels_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     """One column of names to the right of all other methods, spaced so that they do not overlap."""
     limits = limits_of(points, summary, axis)
     peers = [
-        (one, x)
-        for one in sorted(points, key=lambda one: -(one.accuracy or 0.0))
-        if one.kind == "peer" and (x := cost_of(one, axis)) is not None
+        (point_, x)
+        for point_ in sorted(points, key=lambda point: -(point.accuracy or 0.0))
+        if point_.kind == "peer" and (x := cost_of(point_, axis)) is not None
     ]
     if not peers:
         return []
     gap = 0.048 * (limits.high_y - limits.low_y)
     column = max(x for _, x in peers) + 0.02 * (limits.high_x - limits.low_x)
-    heights = [100 * (one.accuracy or 0.0) for one, _ in peers]  # best first
+    heights = [100 * (point.accuracy or 0.0) for point, _ in peers]  # best first
     # Blocks of labels that touch, each centred on the mean height of its marks.
     blocks: list[list[float]] = []
     for height in heights:
@@ -199,9 +199,9 @@ def limits_of(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) ->
     if axis is PREFILL and summary.goal == "budget":
         costs.append(100 * summary.budget)
     heights = [100 * point.accuracy for point in points if point.accuracy is not None]
-    for one in points:
-        if one.kind != "baseline" and one.accuracy_low is not None and one.accuracy_high is not None:
-            heights += [100 * one.accuracy_low, 100 * one.accuracy_high]
+    for item in points:
+        if item.kind != "baseline" and item.accuracy_low is not None and item.accuracy_high is not None:
+            heights += [100 * item.accuracy_low, 100 * item.accuracy_high]
     allowed = _allowed(points, summary)
     heights = (heights if allowed is None else [*heights, allowed]) or [0.0, 100.0]
     room_x = max(1.0, 0.08 * (max(costs) - min(costs)))
@@ -231,7 +231,7 @@ def levels(points: Sequence[ParetoPoint], summary: RunSummary) -> list[Line]:
     """Horizontal lines: the unpruned accuracy on both splits, and the least that the margin allows."""
     lines = sorted(
         (point for point in points if point.kind == "baseline" and point.accuracy is not None),
-        key=lambda one: -(one.accuracy or 0.0),
+        key=lambda point: -(point.accuracy or 0.0),
     )
     # The higher line has its label above, the other below, so that they never overlap.
     levels = [
@@ -254,9 +254,9 @@ def _allowed(points: Sequence[ParetoPoint], summary: RunSummary) -> float | None
     """The least accuracy that an allowed drop leaves, in per cent; None for a search with a budget."""
     if summary.goal != "max_drop" or summary.margin is None:
         return None
-    for one in points:
-        if one.kind == "baseline" and one.split == "held_out" and one.accuracy is not None:
-            return 100 * (one.accuracy - summary.margin)
+    for point in points:
+        if point.kind == "baseline" and point.split == "held_out" and point.accuracy is not None:
+            return 100 * (point.accuracy - summary.margin)
     return None
 
 
@@ -270,12 +270,12 @@ def y_title(summary: RunSummary) -> tuple[str, str]:
 def arms(series: Series) -> tuple[list[float], list[float]]:
     """Lengths of the intervals above and below the marks; 0 without an interval."""
     above = [
-        0.0 if one.accuracy_high is None else 100 * one.accuracy_high - y
-        for one, y in zip(series.points, series.y, strict=True)
+        0.0 if point.accuracy_high is None else 100 * point.accuracy_high - y
+        for point, y in zip(series.points, series.y, strict=True)
     ]
     below = [
-        0.0 if one.accuracy_low is None else y - 100 * one.accuracy_low
-        for one, y in zip(series.points, series.y, strict=True)
+        0.0 if point.accuracy_low is None else y - 100 * point.accuracy_low
+        for point, y in zip(series.points, series.y, strict=True)
     ]
     return above, below
 

@@ -94,8 +94,8 @@ def _traces(points: Sequence[ParetoPoint], summary: RunSummary, axis: Axis) -> l
     front = front_of(points, axis)
     traces: list[dict[str, Any]] = [
         {
-            "x": [cost_of(one, axis) for one in front],
-            "y": [100 * (one.accuracy or 0.0) for one in front],
+            "x": [cost_of(point, axis) for point in front],
+            "y": [100 * (point.accuracy or 0.0) for point in front],
             "mode": "lines",
             "line": {"color": BLUE, "width": 2, "shape": "hv"},
             "name": "Pareto front",

@@ -67,8 +67,8 @@ def still(points: Sequence[ParetoPoint], summary: RunSummary) -> MatplotlibFigur
         )
     front = front_of(points, PREFILL)
     axes.step(
-        [100 * one.flops_ratio for one in front],
-        [100 * (one.accuracy or 0.0) for one in front],
+        [100 * point.flops_ratio for point in front],
+        [100 * (point.accuracy or 0.0) for point in front],
         where="post",
         color=BLUE,
         linewidth=1.8,

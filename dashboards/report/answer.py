@@ -51,7 +51,7 @@ class Scale:
 
     def at(self, points: float) -> float:
         """The position of `points` in a drawing 400 wide, with room for labels on both sides."""
-        known = [one for one in (self.bound, self.allowed, self.low, self.high, 0.0) if one is not None]
+        known = [value for value in (self.bound, self.allowed, self.low, self.high, 0.0) if value is not None]
         low, high = min(known), max(known)
         return round(96 + 234 * (points - low) / ((high - low) or 1.0), 1)
 

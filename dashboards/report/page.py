@@ -66,7 +66,7 @@ def report_html(
 
     Errors: ValueError when two pictures have the same name, or a picture has neither a drawing nor a body.
     """
-    names = [one.name for one in pictures]
+    names = [picture.name for picture in pictures]
     if len(set(names)) < len(names):
         raise ValueError(f"Pictures need names of their own, but got {', '.join(names)}.")
     flips = flips_of(summary, pictures)
@@ -83,9 +83,11 @@ def report_html(
             numbers=_numbers(summary),
             facts=_facts(summary),
             # The page has the command, and all rows by tag.
-            remarks=[one for one in remarks(summary) if not one.startswith(("To export it: ", "By tag: "))],
-            figures=[_figure(one) for one in pictures],
-            plotly=plotly_code() if any(one.plotly is not None for one in pictures) else None,
+            remarks=[
+                remark for remark in remarks(summary) if not remark.startswith(("To export it: ", "By tag: "))
+            ],
+            figures=[_figure(picture) for picture in pictures],
+            plotly=plotly_code() if any(picture.plotly is not None for picture in pictures) else None,
             sensitivity=sensitivity,
             findings=_findings(sensitivity),
             findings_in_short=() if sensitivity is None else in_short(sensitivity),
@@ -126,8 +128,8 @@ def _findings(found: Sensitivity | None) -> tuple[str, ...]:
     """The sentences of a sensitivity study, without those about failures, which stand by themselves."""
     if found is None:
         return ()
-    failures = {one.evidence for one in found.failures}
-    return tuple(one for one in found.sentences if one not in failures)
+    failures = {failure.evidence for failure in found.failures}
+    return tuple(sentence for sentence in found.sentences if sentence not in failures)
 
 
 def _numbers(summary: RunSummary) -> tuple[tuple[str, ...], ...]:
@@ -184,7 +186,10 @@ def _facts(summary: RunSummary) -> tuple[tuple[str, str], ...]:
             ),
         ]
     if outcomes:
-        said = (f"{split}: {one.questions} questions about {one.videos} videos" for split, one in outcomes)
+        said = (
+            f"{split}: {outcome.questions} questions about {outcome.videos} videos"
+            for split, outcome in outcomes
+        )
         rows.append(("split", "; ".join(said)))
     rows.append(("search", f"{summary.sampler}, seed {summary.seed}, {_asked(summary)}"))
     if summary.serving is not None and summary.serving.measured is not None:
@@ -230,8 +235,8 @@ def _figure(picture: Picture) -> _Figure:
         drawing=None if picture.plotly is None else drawing_of(picture.plotly),
         body=None if picture.body is None else Markup(picture.body),
         css=css_safe(picture.css),
-        columns=tuple(one.name for one in fields(table[0])) if table else (),
-        rows=tuple(tuple(getattr(row, one.name) for one in fields(row)) for row in table[:MOST_ROWS]),
+        columns=tuple(field.name for field in fields(table[0])) if table else (),
+        rows=tuple(tuple(getattr(row, field.name) for field in fields(row)) for row in table[:MOST_ROWS]),
         csv=f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
         if table and len(text) <= LARGEST_CSV
         else None,

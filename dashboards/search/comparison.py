@@ -46,7 +46,7 @@ class ComparisonRow:
 
 def comparison_rows(compared: Sequence[Compared]) -> tuple[ComparisonRow, ...]:
     """The table, most accurate first; ties stay in their order."""
-    rows = [_row(one) for one in compared]
+    rows = [_row(item) for item in compared]
     return tuple(sorted(rows, key=lambda row: -row.accuracy))
 
 
@@ -149,7 +149,7 @@ def _range(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[float]
     values = [100 * comparison.baseline.value]
     for row in rows:
         values += [
-            100 * one for one in (row.accuracy, row.accuracy_low, row.accuracy_high) if one is not None
+            100 * share for share in (row.accuracy, row.accuracy_low, row.accuracy_high) if share is not None
         ]
     room = max(1.0, 0.05 * (max(values) - min(values)))
     return [min(values) - room, max(values) + room]

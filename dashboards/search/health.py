@@ -60,9 +60,9 @@ def health_picture(summary: RunSummary, history: History | None = None) -> Pictu
 
 def _with_bar(row: HealthRow, rows: Sequence[HealthRow]) -> HealthRow:
     alike = [
-        one.value
-        for one in rows
-        if (one.section, one.unit) == (row.section, row.unit) and one.value is not None
+        other.value
+        for other in rows
+        if (other.section, other.unit) == (row.section, row.unit) and other.value is not None
     ]
     longest = 100.0 if row.unit == "%" else max(alike, default=0.0)
     # A single value has nothing to be compared with.
@@ -128,7 +128,7 @@ def _tried(summary: RunSummary) -> Iterator[HealthRow]:
         yield HealthRow(section, "left out", len(summary.outside), "trials", note)
     note = "no trial was pruned"
     if pruned:
-        videos = sum(one.videos for one in pruned) / len(pruned)
+        videos = sum(trial.videos for trial in pruned) / len(pruned)
         note = f"pruned, on average after {videos:.0f} tune videos: others are better at no higher cost"
     yield HealthRow(section, "pruned", len(pruned), "trials", note)
     note = "over the budget, which is known without running the model"

@@ -129,7 +129,7 @@ def _plotly(history: History) -> PlotlyFigure:
                     {
                         "label": label,
                         "method": "update",
-                        "args": [{"x": [one["x"] for _, one in drawn]}, {"xaxis2.title.text": title}],
+                        "args": [{"x": [trace["x"] for _, trace in drawn]}, {"xaxis2.title.text": title}],
                     }
                     for label, title, drawn in (
                         ("model time", _TIME, traces[0]),

@@ -21,9 +21,9 @@ def ticks_of(knob: str, low: float, high: float, most: int = 8) -> tuple[list[fl
     """Tick positions and labels from `low` to `high`; None: plotly's own ticks."""
     if knob != "tau_s":
         return None
-    within = [one for one in _SIMILARITIES if low <= one <= high]
+    within = [similarity for similarity in _SIMILARITIES if low <= similarity <= high]
     within = within[:: -(-len(within) // most)] if within else [low]
-    return [place_of(knob, one) for one in within], [number(one) for one in within]
+    return [place_of(knob, value) for value in within], [number(value) for value in within]
 
 
 def knob_label(knob: str) -> str:

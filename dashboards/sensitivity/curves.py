@@ -136,8 +136,8 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
         unsafe = [row for row in rows if not row.safe]
         figure.add_trace(
             go.Scatter(
-                x=[place_of(one.knob, one.value) for one in unsafe],
-                y=[100 * one.difference for one in unsafe],
+                x=[place_of(point.knob, point.value) for point in unsafe],
+                y=[100 * point.difference for point in unsafe],
                 xaxis=f"x{main}",
                 yaxis=f"y{main}",
                 mode="markers",
@@ -313,9 +313,9 @@ def _title(curve: Curve) -> str:
 def vertices(rows: Sequence[CurveRow], name: str) -> dict[str, list[float]]:
     """Both ends of every step, or every point, in per cent; without an interval its ends are the value."""
     drawn: dict[str, list[float]] = {"x": [], "y": []}
-    for one in rows:
-        height = getattr(one, name)
-        for value in (one.value, one.until) if one.exact else (one.value,):
-            drawn["x"].append(place_of(one.knob, value))
-            drawn["y"].append(100 * (one.difference if height is None else height))
+    for row in rows:
+        height = getattr(row, name)
+        for value in (row.value, row.until) if row.exact else (row.value,):
+            drawn["x"].append(place_of(row.knob, value))
+            drawn["y"].append(100 * (row.difference if height is None else height))
     return drawn

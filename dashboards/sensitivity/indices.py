@@ -42,8 +42,10 @@ def index_rows(found: Sensitivity) -> tuple[IndexRow, ...]:
     for output in found.outputs:
         common = (output.name, found.design_runs, output.r2, output.good, output.more_runs)
         rows += [
-            IndexRow(*common, one.input, *ends_of(one.first), *ends_of(one.total), ped_anova=one.ped_anova)
-            for one in sorted(output.indices, key=lambda one: -one.total.value)
+            IndexRow(
+                *common, item.input, *ends_of(item.first), *ends_of(item.total), ped_anova=item.ped_anova
+            )
+            for item in sorted(output.indices, key=lambda index: -index.total.value)
         ] or [IndexRow(*common)]
     return tuple(rows)
 
@@ -65,9 +67,9 @@ def indices_picture(found: Sensitivity) -> Picture:
 def _indices_text(found: Sensitivity) -> str:
     sentences: list[str] = []
     for output in found.outputs:
-        ranked = sorted(output.indices, key=lambda one: -one.total.value)
+        ranked = sorted(output.indices, key=lambda index: -index.total.value)
         if ranked and not sentences:
-            values = ", ".join(f"{one.input} {with_interval(one.total, 1, '.2f')}" for one in ranked)
+            values = ", ".join(f"{index.input} {with_interval(index.total, 1, '.2f')}" for index in ranked)
             sentences.append(
                 f"Total indices for {output_label(output.name, found)}, with 95 % intervals, over "
                 f"{found.design_runs} runs on the tune videos{_compute(found)}: {values}."
@@ -82,11 +84,11 @@ def _indices_text(found: Sensitivity) -> str:
             "Total indices can add up to more than 1, because an interaction counts for each of its inputs. "
             "R² is the share of the variance of left-out runs that the surrogate predicts."
         )
-    poor = [one for one in found.outputs if not one.indices]
+    poor = [output for output in found.outputs if not output.indices]
     if poor:
         sentences.append(
             "There are no indices where the surrogate predicts left-out runs poorly, or from too few runs: "
-            + "; ".join(f"{output_label(one.name, found)} ({_poor(one)})" for one in poor)
+            + "; ".join(f"{output_label(output.name, found)} ({_poor(output)})" for output in poor)
             + "."
         )
     return " ".join(sentences)
@@ -139,7 +141,7 @@ def _plotly(found: Sensitivity, rows: Sequence[IndexRow]) -> PlotlyFigure:
             figure.add_trace(
                 go.Scatter(
                     x=at,
-                    y=[one + shift for one in heights],
+                    y=[height + shift for height in heights],
                     xaxis=f"x{axis}",
                     yaxis=f"y{axis}",
                     mode="markers",
@@ -155,7 +157,7 @@ def _plotly(found: Sensitivity, rows: Sequence[IndexRow]) -> PlotlyFigure:
                     name=label,
                     legendgroup=name,
                     showlegend=place == 0,
-                    text=[_index_hover(one) for one in panel],
+                    text=[_index_hover(row) for row in panel],
                     hovertemplate="%{text}<extra></extra>",
                 )
             )
@@ -173,13 +175,13 @@ def _plotly(found: Sensitivity, rows: Sequence[IndexRow]) -> PlotlyFigure:
                     y,
                     tickvals=heights,
                     # The order is the first panel's, so its names serve the whole row.
-                    ticktext=[input_label(one.input or "") if place % COLUMNS == 0 else "" for one in panel],
+                    ticktext=[input_label(row.input or "") if place % COLUMNS == 0 else "" for row in panel],
                     range=[-0.6, len(panel) - 0.4],
                 ),
             }
         )
         figure.add_annotation(**panel_heading(_panel_title(panel[0], found), x[0], y[1]))
-    finish(figure, height=120 + deep * (90 + 52 * max(len(one) for one in panels)), left=190)
+    finish(figure, height=120 + deep * (90 + 52 * max(len(panel) for panel in panels)), left=190)
     return figure
 
 
@@ -194,9 +196,9 @@ def _index_hover(row: IndexRow) -> str:
 def _panels_of(rows: Sequence[IndexRow]) -> list[list[IndexRow]]:
     """The rows of each output that has indices; inputs in the order of the first output."""
     shown = [list(group) for _, group in groupby((row for row in rows if row.input), lambda one: one.output)]
-    order = [one.input for one in shown[0]]
+    order = [frame.input for frame in shown[0]]
     for group in shown:
-        group.sort(key=lambda one: order.index(one.input) if one.input in order else len(order))
+        group.sort(key=lambda index: order.index(index.input) if index.input in order else len(order))
     return shown
 
 

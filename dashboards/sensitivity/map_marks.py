@@ -78,7 +78,9 @@ def drawn_map(one: PairMap, budget: float, scale: Interval | None) -> DrawnMap:
 
 def color_scale(found: Sensitivity) -> Interval | None:
     """The lowest and highest predicted value of all maps, in per cent; None where nothing is predicted."""
-    values = [100 * value for one in found.maps for row in one.accuracy for value in row if value is not None]
+    values = [
+        100 * value for map_ in found.maps for row in map_.accuracy for value in row if value is not None
+    ]
     return Interval(min(values), max(values)) if values else None
 
 
@@ -89,9 +91,9 @@ def _percent(value: float | None) -> float | None:
 def _levels(flops: Grid, budget: float) -> list[float]:
     """Round values of FLOPs within the map, except those close to the budget."""
     low, high = min(map(min, flops)), max(map(max, flops))
-    step = next((one for one in (1.0, 2.0, 5.0, 10.0, 20.0) if (high - low) / one <= 5), 50.0)
+    step = next((step for step in (1.0, 2.0, 5.0, 10.0, 20.0) if (high - low) / step <= 5), 50.0)
     levels = [step * k for k in range(int(low // step) + 1, int(high // step) + 1)]
-    return [one for one in levels if low < one < high and abs(one - budget) > step / 4]
+    return [level for level in levels if low < level < high and abs(level - budget) > step / 4]
 
 
 def _ink(value: float | None, scale: Interval | None) -> str:

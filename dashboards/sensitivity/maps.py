@@ -38,17 +38,17 @@ def map_rows(found: Sensitivity) -> tuple[MapRow, ...]:
     """Every cell of the maps."""
     return tuple(
         MapRow(
-            one.first,
-            one.second,
+            map_.first,
+            map_.second,
             first,
             second,
-            one.accuracy[i][j],
-            one.flops_ratio[i][j],
-            one.flops_ratio[i][j] <= found.budget + TOLERANCE,
+            map_.accuracy[i][j],
+            map_.flops_ratio[i][j],
+            map_.flops_ratio[i][j] <= found.budget + TOLERANCE,
         )
-        for one in found.maps
-        for i, first in enumerate(one.first_values)
-        for j, second in enumerate(one.second_values)
+        for map_ in found.maps
+        for i, first in enumerate(map_.first_values)
+        for j, second in enumerate(map_.second_values)
     )
 
 
@@ -65,7 +65,7 @@ def maps_picture(found: Sensitivity) -> Picture:
 
 
 def _maps_text(found: Sensitivity, rows: Sequence[MapRow]) -> str:
-    output = next((one for one in found.outputs if one.name == "accuracy"), None)
+    output = next((output for output in found.outputs if output.name == "accuracy"), None)
     budget = f"the budget of {100 * found.budget:g} %"
     text = (
         f"Predicted {accuracy_label(found)} on the tune videos when two knobs move away from the reference "
@@ -73,20 +73,20 @@ def _maps_text(found: Sensitivity, rows: Sequence[MapRow]) -> str:
         + ("" if output is None else f" (cross-validated R² {output.r2:.2f})")
         + f". FLOPs are exact; cells over {budget} are marked with strokes."
     )
-    for one in found.maps:
-        fits = {row.within_budget for row in rows if (row.first, row.second) == (one.first, one.second)}
+    for map_ in found.maps:
+        fits = {row.within_budget for row in rows if (row.first, row.second) == (map_.first, map_.second)}
         if len(fits) == 1:
             where = "within" if True in fits else "over"
-            text += f" The map of {one.first} and {one.second} lies entirely {where} the budget."
-    blank = sum(one.accuracy is None for one in rows)
+            text += f" The map of {map_.first} and {map_.second} lies entirely {where} the budget."
+    blank = sum(row.accuracy is None for row in rows)
     if blank:
         over = compute_label(found)
         text += f" {blank} of {len(rows)} cells are blank, because the design does not cover them" + (
             "." if over is None else f": its runs use {over}."
         )
-    fitting = [(one.accuracy, one) for one in rows if one.within_budget and one.accuracy is not None]
+    fitting = [(row.accuracy, row) for row in rows if row.within_budget and row.accuracy is not None]
     if fitting:
-        value, best = max(fitting, key=lambda one: one[0])
+        value, best = max(fitting, key=lambda trial: trial[0])
         text += (
             f" The highest value within the budget is {100 * value:.1f} %, at {best.first} "
             f"{number(best.first_value)} and {best.second} {number(best.second_value)}."
@@ -100,8 +100,8 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
     figure = go.Figure()
     wide, scale = len(found.maps), color_scale(found)
     budget = f"budget {100 * found.budget:g} %"
-    for place, one in enumerate(found.maps):
-        drawn = drawn_map(one, found.budget, scale)
+    for place, map_ in enumerate(found.maps):
+        drawn = drawn_map(map_, found.budget, scale)
         axis, x = axis_number(place), cell(place, wide, 0.27)
         axes: dict[str, Any] = {"xaxis": f"x{axis}", "yaxis": f"y{axis}"}
         figure.add_trace(
@@ -110,7 +110,7 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
                 y=drawn.y,
                 z=drawn.accuracy,
                 text=[
-                    [_map_hover(one, found, i, j) for i in range(len(drawn.x))] for j in range(len(drawn.y))
+                    [_map_hover(map_, found, i, j) for i in range(len(drawn.x))] for j in range(len(drawn.y))
                 ],
                 **axes,
                 coloraxis="coloraxis",
@@ -186,14 +186,14 @@ def _plotly(found: Sensitivity) -> PlotlyFigure:
                 cliponaxis=False,
                 legendgroup="reference",
                 showlegend=place == 0,
-                hovertemplate=f"reference: {one.first} {number(one.reference[0])}, "
-                f"{one.second} {number(one.reference[1])}<extra></extra>",
+                hovertemplate=f"reference: {map_.first} {number(map_.reference[0])}, "
+                f"{map_.second} {number(map_.reference[1])}<extra></extra>",
             )
         )
         figure.update_layout(
             {
-                f"xaxis{axis}": panel_axis(f"y{axis}", x, **_map_axis(one.first, one.first_values)),
-                f"yaxis{axis}": panel_axis(f"x{axis}", [0, 1], **_map_axis(one.second, one.second_values)),
+                f"xaxis{axis}": panel_axis(f"y{axis}", x, **_map_axis(map_.first, map_.first_values)),
+                f"yaxis{axis}": panel_axis(f"x{axis}", [0, 1], **_map_axis(map_.second, map_.second_values)),
             }
         )
     _map_legend(figure, found)
@@ -240,7 +240,7 @@ def _map_legend(figure: PlotlyFigure, found: Sensitivity) -> None:
     """Legend entries of the lines and marks that any map has."""
     import plotly.graph_objects as go
 
-    drawn = [drawn_map(one, found.budget, None) for one in found.maps]
+    drawn = [drawn_map(map_, found.budget, None) for map_ in found.maps]
     entries: list[tuple[bool, str, dict[str, Any]]] = [
         (
             any(drawing.budget_at for drawing in drawn),

@@ -52,7 +52,7 @@ def tag_pictures(found: Sensitivity) -> list[Picture]:
 def _kinds(curves: Iterable[Curve]) -> list[tuple[str, int]]:
     """A tag's values and their numbers of questions, most first."""
     counts = {curve.tag[1]: curve.questions for curve in curves if curve.tag is not None}
-    return sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _tags_text(found: Sensitivity, curves: Sequence[Curve], kinds: Sequence[tuple[str, int]]) -> str:
@@ -61,7 +61,7 @@ def _tags_text(found: Sensitivity, curves: Sequence[Curve], kinds: Sequence[tupl
         "questions in grey; bands are 95 % intervals. So many comparisons on the same answers are a hint "
         "where to look, not a finding."
     )
-    safe = {one.knob: one.safe for one in found.curves}
+    safe = {curve.knob: curve.safe for curve in found.curves}
     worst: tuple[float, str] | None = None
     for curve in curves:
         for point in curve.points:
@@ -81,11 +81,13 @@ def _plotly(found: Sensitivity, curves: Sequence[Curve], kinds: Sequence[tuple[s
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    knobs = list(dict.fromkeys(one.knob for one in curves))
-    overall = {one.knob: one for one in found.curves}
+    knobs = list(dict.fromkeys(curve.knob for curve in curves))
+    overall = {curve.knob: curve for curve in found.curves}
     for down, (kind, questions) in enumerate(kinds):
         for along, knob in enumerate(knobs):
-            curve = next((one for one in curves if one.knob == knob and one.tag and one.tag[1] == kind), None)
+            curve = next(
+                (curve for curve in curves if curve.knob == knob and curve.tag and curve.tag[1] == kind), None
+            )
             if curve is None:
                 continue
             axis = axis_number(down * len(knobs) + along)

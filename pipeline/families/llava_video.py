@@ -230,7 +230,7 @@ def _refuse_unsupported(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> 
         if value not in supported:
             found = f"{key} is {value!r}" if key in settings else f"{key} is not set"
             wrong.append(
-                f"{found} (supported: {' or '.join(repr(one) for one in supported if one is not None)})"
+                f"{found} (supported: {' or '.join(repr(value) for value in supported if value is not None)})"
             )
     if wrong:
         raise UnsupportedError(

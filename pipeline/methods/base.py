@@ -195,13 +195,13 @@ def choices(method: type[Method] | Method) -> dict[str, Choice]:
 def json_schema(method: type[Method]) -> dict[str, Any]:
     """JSON schema of a method's fields, derived from their metadata."""
     properties: dict[str, Any] = {}
-    for name, one in knobs(method).items():
+    for name, knob in knobs(method).items():
         properties[name] = {
             "type": "number",
-            "minimum": one.low,
-            "maximum": one.high,
-            "default": one.default,
-            "description": f"{one.meaning} (default: {one.source})",
+            "minimum": knob.low,
+            "maximum": knob.high,
+            "default": knob.default,
+            "description": f"{knob.meaning} (default: {knob.source})",
         }
     for name, option in choices(method).items():
         kind: dict[str, Any] = {"enum": list(option.values)} if option.values else {"type": "integer"}

@@ -125,7 +125,7 @@ class FastVid(Method):
         frames = [tokens // cells for tokens in stage.groups]
         parts = zip(stage.kept, frames, strict=True)
         shares = [self._shares(kept, length, cells) for kept, length in parts]
-        salient_counts = np.concatenate([one for one, _ in shares])[:, None]
+        salient_counts = np.concatenate([share for share, _ in shares])[:, None]
         salient = ranks(visual.saliency.pooling) < torch.from_numpy(salient_counts).to(
             device, non_blocking=True
         )

@@ -176,12 +176,12 @@ class Totals:
 
     def row(self, names: tuple[str, str]) -> str:
         """A line of the table."""
-        all_gaps = [gap for one in self.differences for gap in one.gaps]
-        differ, kept = len(all_gaps), sum(one.kept for one in self.differences)
-        tokens = sum(one.tokens for one in self.differences)
-        within = sum(one.within_noise for one in self.differences)
-        explained = sum(one.explained for one in self.differences)
-        noise = max(one.noise for one in self.differences)
+        all_gaps = [gap for difference in self.differences for gap in difference.gaps]
+        differ, kept = len(all_gaps), sum(difference.kept for difference in self.differences)
+        tokens = sum(difference.tokens for difference in self.differences)
+        within = sum(difference.within_noise for difference in self.differences)
+        explained = sum(difference.explained for difference in self.differences)
+        noise = max(difference.noise for difference in self.differences)
         return (
             f"| {names[0]}, {names[1]} | {tokens} | {kept} | {differ} ({differ / tokens:.4%}) | {noise:.1e} "
             f"| {max(all_gaps, default=0.0):.1e} | {within} | {explained} | {differ - explained} "

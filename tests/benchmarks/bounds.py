@@ -156,7 +156,7 @@ def bootstrap_shows(flips: Flips, margin: float) -> NDArray[np.bool_]:
 def _bootstrap_low(flips: Flips, tail: float) -> Floats:
     """(S,) the lower bound of gained minus lost."""
     (_, lost, lost_high), (gained_low, gained, _) = (
-        _logit_t(one, flips.questions, tail) for one in (flips.lost, flips.gained)
+        _logit_t(item, flips.questions, tail) for item in (flips.lost, flips.gained)
     )
     residuals = [
         counts - share[:, None] * flips.questions
@@ -350,7 +350,7 @@ def tables(lines: list[dict[str, Any]]) -> Iterator[str]:
         "covered",
         "difference, share",
         lambda cells: "; ".join(
-            _worst([one for one in cells if name in one], (name, f"{name} before"), min, 1)
+            _worst([cell for cell in cells if name in cell], (name, f"{name} before"), min, 1)
             for name in ("difference", "share")
             if name in cells[0]
         ),
@@ -366,7 +366,7 @@ def tables(lines: list[dict[str, Any]]) -> Iterator[str]:
     yield "| videos x questions | lost, model | " + " | ".join(f"margin {100 * m:g}" for m in MARGINS) + " |"
     yield "| --- | --- |" + " --- |" * len(MARGINS)
     for (videos, questions, drop, model), found in power.items():
-        cells = (" / ".join(f"{100 * one:.0f}" for one in found[m].values()) for m in MARGINS if m in found)
+        cells = (" / ".join(f"{100 * item:.0f}" for item in found[m].values()) for m in MARGINS if m in found)
         yield f"| {videos} x {questions} | {100 * drop:g}, {model} | {' | '.join(cells)} |"
     for (drop, questions), shown_by in margins.items():
         said = ", ".join(f"{videos}: {100 * margin:.1f}" for videos, margin in shown_by.items())
@@ -395,7 +395,7 @@ def _worst(
     worst: Callable[[Iterable[float]], float],
     digits: int,
 ) -> str:
-    return " / ".join(f"{100 * worst([one[name] for one in cells]):.{digits}f}" for name in names)
+    return " / ".join(f"{100 * worst([cell[name] for cell in cells]):.{digits}f}" for name in names)
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ class Clock:
 
 def medians(several: list[dict[str, float]]) -> dict[str, float]:
     """Median by name over runs that have the same parts."""
-    return {name: median(one[name] for one in several) for name in several[0]}
+    return {name: median(item[name] for item in several) for name in several[0]}
 
 
 def verdict(value: float, at_most: float | None) -> str:

@@ -115,7 +115,7 @@ class Measured:
         self.loop_cpu += time.thread_time() - before
         if task.kind == "trial":
             self.batches += 1
-            self.recorded_seconds += sum(one.seconds for one in answers)
+            self.recorded_seconds += sum(answer.seconds for answer in answers)
         return decision
 
     def failed(self, task: Task, reason: str, kind: FailureKind = "raised") -> None:
@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace, folder: Path) -> str:
         assert work.ended is not None
         batches, seconds, cpu = (after - before for before, after in zip(work.first, work.last, strict=True))
         wall, driver = (after - before for before, after in zip(work.began, work.ended, strict=True))
-        completed = sum(one.outcome is not None for one in store.trials())
+        completed = sum(trial.outcome is not None for trial in store.trials())
         proposal = 1e3 * sum(work.last_proposals) / len(work.last_proposals)
     return (
         f"{options.workers:>7} {options.seconds:>7g} {completed:>6} {batches:>7} {work.failures:>8} "

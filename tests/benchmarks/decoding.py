@@ -121,10 +121,10 @@ def write_clip(path: Path, seconds: int, key_frames: int) -> Path:
 def compare(before: Version, after: Version, video: Path, frames: int, repeats: int) -> str:
     """A row of the table."""
     taken = [(before.read(video, frames), after.read(video, frames)) for _ in range(repeats)]
-    old, new = ([one[i] for one in taken] for i in range(2))
+    old, new = ([item[i] for item in taken] for i in range(2))
     difference = np.abs(np.load(before.pixels) - np.load(after.pixels)) * 127.5
-    seconds = [min(one.seconds for one in version) for version in (old, new)]
-    cpu = [min(one.cpu for one in version) for version in (old, new)]
+    seconds = [min(item.seconds for item in version) for version in (old, new)]
+    cpu = [min(item.cpu for item in version) for version in (old, new)]
     return (
         f"| {video.name} | {frames} | {seconds[0]:.2f} | {seconds[1]:.2f} | {seconds[0] / seconds[1]:.1f} "
         f"| {cpu[0]:.2f} | {cpu[1]:.2f} | {(difference > 0.5).mean():.4%} | {difference.max():.0f} |"
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_clip(folder / "40s.mp4", 40, 250),
             write_clip(folder / "40s_short_gop.mp4", 40, 24),
         ]
-        before, after = (Version(one.resolve(), folder, videos[0]) for one in (options.before, ROOT))
+        before, after = (Version(item.resolve(), folder, videos[0]) for item in (options.before, ROOT))
         print("| video | frames | before, s | now, s | ratio | CPU before | CPU now | differ | by |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         for video in videos:

@@ -67,9 +67,9 @@ def variants(
 ) -> dict[str, Callable[[], None]]:
     """Both ways, pruned and unpruned."""
     return {
-        f"{way.__name__} {name}": lambda way=way, one=one: way(runtime, clip, question, one)
+        f"{way.__name__} {name}": lambda way=way, item=item: way(runtime, clip, question, item)
         for way in (one_pass, split)
-        for name, one in (("unpruned", None), ("pruned", method))
+        for name, item in (("unpruned", None), ("pruned", method))
     }
 
 
@@ -130,8 +130,8 @@ def throughput(setup: Setup, clip: Clip, method: Method, batch: int, repeats: in
         return lambda: ask(one, at_once)
 
     asked = {
-        f"{name}, {at_once} at a time": asking(one, at_once)
-        for name, one in (("unpruned", None), ("pruned", method))
+        f"{name}, {at_once} at a time": asking(item, at_once)
+        for name, item in (("unpruned", None), ("pruned", method))
         for at_once in (1, batch)
     }
     taken = side_by_side(runtime.family.device, asked, repeats)

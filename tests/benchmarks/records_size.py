@@ -51,7 +51,8 @@ def fill(url: str, *, trials: int, questions: int) -> Study:
     study = make_study(2 * max(2, questions // PER_VIDEO), PER_VIDEO)
     planner = make_planner(study)
     tune, held_out = (
-        [one.id for one in planner.questions if one.split == split] for split in ("tune", "held_out")
+        [question.id for question in planner.questions if question.split == split]
+        for split in ("tune", "held_out")
     )
     with Store.open(url) as store:
         begin(store, study)
@@ -68,7 +69,7 @@ def fill(url: str, *, trials: int, questions: int) -> Study:
             prompts = _prompts(connection)
             encoding = connection.execute(select(encoding_table.c.id)).scalar_one()
             for _ in range(trials):
-                _write(connection, encoding, _made_up(rng, [prompts[one] for one in tune]))
+                _write(connection, encoding, _made_up(rng, [prompts[item] for item in tune]))
         # What is read one by one lies where a run would look for it.
         _record(store, rng, None, [*tune, *held_out], planner.fingerprints(None, [*tune, *held_out]))
         for trial in ordered(store.trials(), BUDGET)[:3]:
@@ -153,7 +154,7 @@ def _write(connection: Connection, encoding: int, rows: Iterator[tuple[Any, ...]
     """As fast as the database takes them."""
     table = answer_table
     assert isinstance(table, Table)
-    names = ", ".join(f'"{one}"' for one in _COLUMNS)
+    names = ", ".join(f'"{column}"' for column in _COLUMNS)
     raw = connection.connection.cursor()
     if connection.dialect.name == "sqlite":
         raw.executemany(
@@ -176,7 +177,7 @@ def look_up(url: str) -> dict[str, float]:
         record = store.require(study)
         from tuner.reporting.from_records import make_planner as planner_of
 
-        wanted = [one.id for one in record.questions][:LOOKED_UP]
+        wanted = [question.id for question in record.questions][:LOOKED_UP]
         pairs = list(zip(wanted, planner_of(record).fingerprints(None, wanted), strict=True))
         taken, busy = [], []
         for _ in range(15):
@@ -205,7 +206,7 @@ def summarised(url: str) -> dict[str, float]:
 
 def _most_resident() -> float:
     """MiB of this program alone: what `getrusage` tells may be of the process that started it."""
-    [line] = [one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM")]
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
 

@@ -23,9 +23,9 @@ INTERVAL = 0.25  # seconds between two looks at the memory
 def pss(process: psutil.Process) -> int:
     """Bytes of the process and its descendants; those that end meanwhile count nothing."""
     total = 0
-    for one in [process, *_children(process)]:
+    for member in [process, *_children(process)]:
         try:
-            total += one.memory_full_info().pss
+            total += member.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return total

@@ -75,7 +75,7 @@ class _Costs:
     _made: dict[AdaTP, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.layouts = Layouts.of([one.layout for one in self.table.planner.questions])
+        self.layouts = Layouts.of([question.layout for question in self.table.planner.questions])
         self.shape = self.table.planner.shape
         self.baseline = float(unpruned_by_question(self.layouts, self.shape).sum())
 
@@ -115,7 +115,7 @@ class _Metered(TabulatedEvaluator):
             method = from_dict(configuration)
             assert isinstance(method, AdaTP)
             costs = self.costs.of(method)
-            self.spent += float(sum(costs[self.table.index[one]] for one in questions))
+            self.spent += float(sum(costs[self.table.index[question]] for question in questions))
         return super().answer(configuration, questions, references)
 
 
@@ -143,9 +143,9 @@ class _Turns:
                 return
             task, batch = tasks.popleft()
             found = [
-                RecordedAnswer.from_dict(one)
+                RecordedAnswer.from_dict(item)
                 for configuration, questions in task.calls(batch)
-                for one in self.evaluator.answer(configuration, questions, task.references)
+                for item in self.evaluator.answer(configuration, questions, task.references)
             ]
             if loop.record(task, batch, found) == "continue":
                 tasks.append((task, batch + 1))
@@ -171,7 +171,7 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
             above_budget=(),
         )
         executor.run(loop)
-        trials = {one.number: one for one in store.trials()}
+        trials = {trial.number: trial for trial in store.trials()}
         asked = store.count_answers()
     rows = []
     for trial in map(trials.__getitem__, executor.spent):
@@ -189,7 +189,7 @@ def search(table: Tabulated, costs: _Costs, strategy: Strategy, seed: int) -> di
         )
     return {
         "trials": rows,
-        "spent": [one / costs.baseline for one in executor.spent.values()],
+        "spent": [item / costs.baseline for item in executor.spent.values()],
         "answers": asked,
         "seconds": time.perf_counter() - began,
     }
@@ -212,10 +212,10 @@ def reference(table: Tabulated, design: int) -> Reference:
     below it.
     """
     rng = np.random.default_rng(0)
-    methods = [method_at(*one) for one in product(TAU_S, TAU_T, ALPHA, P)]
+    methods = [method_at(*item) for item in product(TAU_S, TAU_T, ALPHA, P)]
     space = SearchSpace(table.planner, table.study.search, BUDGET)
     for _ in range(design):
-        point = {name: float(rng.uniform(one.low, one.high)) for name, one in space.ranges.items()}
+        point = {name: float(rng.uniform(range_.low, range_.high)) for name, range_ in space.ranges.items()}
         method = space.candidate(point).configuration.build()
         assert isinstance(method, AdaTP)
         methods.append(method)

@@ -112,7 +112,7 @@ class SizedRuntime:
             self._count(clip, method, built=self.cache_counts["prefixes_built"] > before)
             made_up = self._answers._one(None if method is None else to_dict(method), question.id)
             answers.append(Answer(**made_up, peak_bytes=None))
-        self.peak = max(self.peak, sum(one.nbytes for one in self.runtime._prefixes._held.values()))
+        self.peak = max(self.peak, sum(tensor.nbytes for tensor in self.runtime._prefixes._held.values()))
         return answers
 
     def _count(self, clip: Clip, method: object, *, built: bool) -> None:
@@ -141,10 +141,10 @@ def count(
     prefix_bytes: instead of the share of the GPU's free memory.
     """
     runtime = build(shape, folder / "model", device=torch.device("meta"), dtype=torch.bfloat16, frames=FRAMES)
-    weights = sum(one.nbytes for one in runtime.model.parameters())
+    weights = sum(parameter.nbytes for parameter in runtime.model.parameters())
     runtime.prefix_bytes = prefix_bytes or int(DEVICE_SHARE * (gpu_bytes - weights))
     study = _study(folder, videos, questions)
-    layouts = {one.id: _layout(one.layout) for one in stored_questions(study)}
+    layouts = {question.id: _layout(question.layout) for question in stored_questions(study)}
     sized = SizedRuntime(runtime, study, layouts)
     evaluator = PipelineEvaluator(
         replace(EvaluatorSpec.of(study, None), batch=8),
@@ -152,7 +152,7 @@ def count(
         clip_bytes=int(HOST_SHARE * host_bytes),
     )
     planner = Planner(
-        tuple(replace(one, layout=layouts[one.id]) for one in stored_questions(study)),
+        tuple(replace(question, layout=layouts[question.id]) for question in stored_questions(study)),
         runtime.shape,
         BASE,
     )
@@ -169,8 +169,8 @@ def count(
         mock.patch.object(hashes.hashlib, "file_digest", counting),
     ):
         # The driver hashes the files too.
-        for one in study.videos:
-            video.content_hash(one.path)
+        for item in study.videos:
+            video.content_hash(item.path)
         search = store.search(BUDGET, 0, "budget", trials, goal="budget", max_drop="0.02")
         space = SearchSpace(planner, study.search, BUDGET, "budget")
         executor.run(
@@ -197,10 +197,10 @@ def count(
 def _study(folder: Path, videos: int, questions: int) -> Study:
     """A study with a small file for each video."""
     study = make_study(videos + -(-videos // 4), questions)
-    files = tuple(replace(one, path=folder / one.name) for one in study.videos)
-    for one in files:
-        one.path.write_text(one.name)
-    return replace(study, videos=files, held_out=frozenset(one.name for one in files[videos:]))
+    files = tuple(replace(video, path=folder / video.name) for video in study.videos)
+    for item in files:
+        item.path.write_text(item.name)
+    return replace(study, videos=files, held_out=frozenset(file.name for file in files[videos:]))
 
 
 def _layout(small: Layout) -> Layout:

@@ -54,7 +54,9 @@ BEFORE_7B, AFTER_7B = 14, 30
 def at_7b(planner: Planner) -> Planner:
     """The study's questions in LLaVA-OneVision-7B: 32 frames of 196 tokens, and longer texts."""
     return Planner(
-        [replace(one, layout=_stretched(one.layout)) for one in planner.questions], LLAVA_ONEVISION_7B, "7b"
+        [replace(question, layout=_stretched(question.layout)) for question in planner.questions],
+        LLAVA_ONEVISION_7B,
+        "7b",
     )
 
 
@@ -110,14 +112,14 @@ def planned(
         )
 
     moved = []
-    configurations = solved([(one.configuration, one.binding_ratio) for one in trials], planner)
+    configurations = solved([(trial.configuration, trial.binding_ratio) for trial in trials], planner)
     for trial, configuration in zip(trials, configurations, strict=True):
         ratio, outcome = at(configuration, trial.outcome)
         moved.append(replace(trial, configuration=configuration, binding_ratio=ratio, outcome=outcome))
-    ratios = [(one, outcome.flops_ratio) for one, outcome in measured.items()]
+    ratios = [(item, outcome.flops_ratio) for item, outcome in measured.items()]
     beside = zip(solved(ratios, planner), measured.values(), strict=True)
-    compared = {one: at(one, outcome)[1] for one, outcome in beside}
-    return moved, {one: outcome for one, outcome in compared.items() if outcome is not None}
+    compared = {item: at(item, outcome)[1] for item, outcome in beside}
+    return moved, {item: outcome for item, outcome in compared.items() if outcome is not None}
 
 
 def planned_cost(
@@ -128,14 +130,21 @@ def planned_cost(
     all_held: bool = False,
 ) -> StudyCost:
     """Their cost where no answer is shared; each visit of a video builds its prefix anew, or all are held."""
-    count = {split: sum(one.split == split for one in planner.questions) for split in SPLITS}
-    videos = {split: len({one.video for one in planner.questions if one.split == split}) for split in SPLITS}
-    visits = sum(videos["tune"] if one.pruned is None else one.pruned.videos for one in trials)
+    count = {split: sum(question.split == split for question in planner.questions) for split in SPLITS}
+    videos = {
+        split: len({question.video for question in planner.questions if question.split == split})
+        for split in SPLITS
+    }
+    visits = sum(videos["tune"] if trial.pruned is None else trial.pruned.videos for trial in trials)
     visits += len(measured) * videos["held_out"]
     # Of a pruned trial as many questions as its share of the videos.
-    asked = sum(count["tune"] if one.pruned is None else 0 for one in trials)
+    asked = sum(count["tune"] if trial.pruned is None else 0 for trial in trials)
     asked += round(
-        sum(count["tune"] * one.pruned.videos / videos["tune"] for one in trials if one.pruned is not None)
+        sum(
+            count["tune"] * trial.pruned.videos / videos["tune"]
+            for trial in trials
+            if trial.pruned is not None
+        )
     )
     return study_cost(
         planner,
@@ -149,8 +158,8 @@ def planned_cost(
 
 def report_costs(store: Store, planner: Planner, found: StudyCost) -> None:
     """The study, and its trials at the 7B shape."""
-    trials = [one for one in store.trials() if not one.unfinished]
-    count = sum(one.purpose == "search" for one in trials)
+    trials = [trial for trial in store.trials() if not trial.unfinished]
+    count = sum(trial.purpose == "search" for trial in trials)
     print("| | trials | passes | language model alone | shared | pruned away | naive | naive, language |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     show("the study", found, TARGET if count == 100 else None)
@@ -159,8 +168,11 @@ def report_costs(store: Store, planner: Planner, found: StudyCost) -> None:
     target = TARGET_7B if count == 100 else None
     show("7B by plan, pruned alike", planned_cost(asked, compared, big), target)
     show("the same, all prefixes held", planned_cost(asked, compared, big, all_held=True))
-    videos = len({one.video for one in planner.questions if one.split == "tune"})
-    whole = [one if one.pruned is None else replace(one, pruned=Pruned(0, videos)) for one in asked]
+    videos = len({question.video for question in planner.questions if question.split == "tune"})
+    whole = [
+        question if question.pruned is None else replace(question, pruned=Pruned(0, videos))
+        for question in asked
+    ]
     show("7B by plan, no trial pruned", planned_cost(whole, compared, big), target)
     per_answer = 1000 * (found.seconds or 0.0) / max(1, found.answers)
     print(
@@ -176,8 +188,8 @@ class Instant:
     def __init__(self, study: Study, planner: Planner) -> None:
         self._study = study
         self._shape = planner.shape
-        self._layouts = Layouts.of([one.layout for one in planner.questions])
-        self._place = {one.id: index for index, one in enumerate(planner.questions)}
+        self._layouts = Layouts.of([question.layout for question in planner.questions])
+        self._place = {question.id: index for index, question in enumerate(planner.questions)}
 
     def answers(self, task: Task) -> list[list[RecordedAnswer]]:
         """One list per batch."""

@@ -54,7 +54,7 @@ def main() -> None:
             continue
         clip = demo.runtime.encode(video.path)
         names, questions, methods = [], [], []
-        for question in (one for one in demo.study.questions if one.video == video.name):
+        for question in (question for question in demo.study.questions if question.video == video.name):
             layout = demo.runtime.layout(clip, question)
             seen: dict[str, AdaTP | None] = {demo.runtime.fingerprint(None, layout): None}
             for method in lattice:
@@ -65,8 +65,8 @@ def main() -> None:
         logprobs: list[tuple[float, ...]] = []
         for begin in range(0, len(names), PACK):
             some = zip(questions[begin : begin + PACK], methods[begin : begin + PACK], strict=True)
-            answers = demo.runtime.answer_many([Request(clip, one, method) for one, method in some])
-            logprobs += [one.option_logprobs or () for one in answers]
+            answers = demo.runtime.answer_many([Request(clip, item, method) for item, method in some])
+            logprobs += [answer.option_logprobs or () for answer in answers]
         temporary = target.with_suffix(".tmp.npz")
         np.savez_compressed(temporary, names=np.array(names), logprobs=np.array(logprobs, dtype=np.float32))
         temporary.replace(target)

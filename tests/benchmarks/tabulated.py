@@ -73,7 +73,7 @@ class Tabulated:
 
     @cached_property
     def questions(self) -> list[str]:
-        return [one.id for one in self.planner.questions]
+        return [question.id for question in self.planner.questions]
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -81,11 +81,11 @@ class Tabulated:
 
     @cached_property
     def videos(self) -> NDArray[np.str_]:
-        return np.array([one.video for one in self.planner.questions])
+        return np.array([question.video for question in self.planner.questions])
 
     @cached_property
     def tune(self) -> NDArray[np.bool_]:
-        return np.array([one.split == "tune" for one in self.planner.questions])
+        return np.array([question.split == "tune" for question in self.planner.questions])
 
     def unpruned(self) -> Graded:
         return self._graded(self.baseline)
@@ -187,11 +187,14 @@ def pack(folder: Path, target: Path = DATA) -> None:
     for video in study.videos:
         with np.load(folder / f"{Path(video.name).stem}.npz") as file:
             found.update(zip(file["names"].tolist(), file["logprobs"], strict=True))
-    layouts = [runtime.layout(runtime.encode(study.video_of(one).path), one) for one in study.questions]
+    layouts = [
+        runtime.layout(runtime.encode(study.video_of(question).path), question)
+        for question in study.questions
+    ]
     base = fingerprint_base(runtime.encoding, study.scoring, study.max_new_tokens)
     stored = tuple(
-        StoredQuestion(one.id, one.video, study.split_of(one), layout)
-        for one, layout in zip(study.questions, layouts, strict=True)
+        StoredQuestion(question.id, question.video, study.split_of(question), layout)
+        for question, layout in zip(study.questions, layouts, strict=True)
     )
     planner = Planner(stored, runtime.shape, base)
     rows: dict[str, int] = {}
@@ -212,12 +215,12 @@ def pack(folder: Path, target: Path = DATA) -> None:
             logprobs.append(options[right])
         return rows[name]
 
-    baseline = [row(i, one) for i, one in enumerate(planner.fingerprints(None))]
+    baseline = [row(i, fingerprint) for i, fingerprint in enumerate(planner.fingerprints(None))]
     table = np.empty((len(TAU_S), len(TAU_T), len(ALPHA), len(P), len(stored)), dtype=np.int32)
     for place in np.ndindex(table.shape[:-1]):
         s, t, j, i = place
         fingerprints = planner.fingerprints(method_at(TAU_S[s], TAU_T[t], ALPHA[j], P[i]))
-        table[place] = [row(q, one) for q, one in enumerate(fingerprints)]
+        table[place] = [row(q, fingerprint) for q, fingerprint in enumerate(fingerprints)]
     # Plans that (tau_s, tau_t) share make equal slices: each is kept once.
     slices = np.moveaxis(table, -1, 0).reshape(len(stored) * len(TAU_S) * len(TAU_T), -1)
     unique, which = np.unique(slices, axis=0, return_inverse=True)
@@ -234,7 +237,10 @@ def pack(folder: Path, target: Path = DATA) -> None:
         similarity=np.array([layout.frame_similarity for layout in layouts]),
         relevance=np.array([layout.frame_relevance for layout in layouts]),
         tokens=np.array(
-            [[one.frames, one.cells, one.trailing, one.text_before, one.text_after] for one in layouts]
+            [
+                [layout.frames, layout.cells, layout.trailing, layout.text_before, layout.text_after]
+                for layout in layouts
+            ]
         ),
         shape=np.array([[*(getattr(runtime.shape, name) for name in _SHAPE)]]),
         vision=np.array([[*(getattr(vision, name) for name in _VISION)]]),
@@ -277,7 +283,7 @@ def _study(file: Any) -> Study:
         frames=int(file["tokens"][0][0]),
         scoring="words",
         max_new_tokens=16,
-        videos=tuple(Video(name, DATA) for name in sorted({one.video for one in questions})),
+        videos=tuple(Video(name, DATA) for name in sorted({question.video for question in questions})),
         questions=questions,
         held_out=frozenset(file["video"][file["held_out"]].tolist()),
     )
@@ -285,7 +291,7 @@ def _study(file: Any) -> Study:
 
 def _planner(study: Study, file: Any) -> Planner:
     layouts = [
-        Layout(*(int(one) for one in tokens), similarity.astype(np.float64), relevance.astype(np.float64))
+        Layout(*(int(token) for token in tokens), similarity.astype(np.float64), relevance.astype(np.float64))
         for tokens, similarity, relevance in zip(
             file["tokens"], file["similarity"], file["relevance"], strict=True
         )
@@ -294,8 +300,8 @@ def _planner(study: Study, file: Any) -> Planner:
     vision = VisionShape(**dict(zip(_VISION, map(int, file["vision"][0]), strict=False)))
     shape = ModelShape(**dict(zip(_SHAPE, map(int, file["shape"][0]), strict=True)), vision=vision)
     stored = tuple(
-        StoredQuestion(one.id, one.video, study.split_of(one), layout)
-        for one, layout in zip(study.questions, layouts, strict=True)
+        StoredQuestion(question.id, question.video, study.split_of(question), layout)
+        for question, layout in zip(study.questions, layouts, strict=True)
     )
     return Planner(stored, shape, str(file["base"]))
 

@@ -17,7 +17,7 @@ def test_a_small_study_is_written_and_measured(tmp_path: Path) -> None:
     records_size.fill(url, trials=4, questions=30)
     with Store.open(url, create=False) as store:
         store.require("fake")
-        assert [one.number for one in store.trials() if one.outcome is not None] == [0, 1, 2, 3]
+        assert [trial.number for trial in store.trials() if trial.outcome is not None] == [0, 1, 2, 3]
         assert store.model_use()["trial"].answers == 4 * 30
         # The unpruned model's, too, and those of three configurations on held-out videos, some of which
         # lose nothing to the pruning.

@@ -79,7 +79,7 @@ def test_ways_that_keep_different_tokens_are_refused(setup, clip, method):
 def test_own_work_is_found_in_every_place(setup, clip, method):
     spent = prefill.own_work(setup.runtime, clip, setup.questions[0], method, 1)
     assert spent.keys() == prefill.OWN.keys()
-    assert all(one > 0 for one in spent.values())
+    assert all(item > 0 for item in spent.values())
     with pytest.raises(RuntimeError, match="No call was met of"):
         prefill.own_work(setup.runtime, clip, setup.questions[0], None, 1)
 
@@ -95,7 +95,7 @@ def test_all_variants_of_a_prefill_and_of_throughput_run(setup, clip, method):
 
 @pytest.mark.parametrize("variant", memory.VARIANTS)
 def test_a_peak_lies_above_the_weights(setup, variant):
-    weights = sum(one.nbytes for one in setup.runtime.model.parameters())
+    weights = sum(parameter.nbytes for parameter in setup.runtime.model.parameters())
     peak = memory.measure(setup, variant, 0.27)
     assert peak.highest >= peak.before > weights
 

@@ -26,15 +26,15 @@ def main() -> None:
     """One line for each number of questions a video and of tune videos."""
     table = Tabulated.load()
     methods = [method_at(*point) for point in product(TAU_S, TAU_T, ALPHA, P)]
-    ratios = np.array([table.planner.binding_ratio(one) for one in methods])
+    ratios = np.array([table.planner.binding_ratio(method) for method in methods])
     near = np.flatnonzero((ratios > 0.28) & (ratios <= 0.3))
     rows = table.row.reshape(len(table.row), -1)[:, near]  # (Q, configurations)
     graded = np.maximum(table.logprob[rows].astype(float), -3).T
     right = (table.margin[rows] > 0).T.astype(float)
     names, video_of = np.unique(table.videos, return_inverse=True)
-    asked = [np.flatnonzero(video_of == one) for one in range(len(names))]
-    sizes = np.array([len(one) for one in asked])
-    by_video = np.stack([right[:, one].sum(axis=1) for one in asked], axis=1)  # (configurations, V)
+    asked = [np.flatnonzero(video_of == item) for item in range(len(names))]
+    sizes = np.array([len(question) for question in asked])
+    by_video = np.stack([right[:, question].sum(axis=1) for question in asked], axis=1)  # (configurations, V)
     rng = np.random.default_rng(0)
     for questions, videos in product(QUESTIONS, VIDEOS):
         gained = []
@@ -42,7 +42,10 @@ def main() -> None:
             order = rng.permutation(len(names))
             trials = rng.choice(len(near), TRIALS, replace=False)
             seen = np.concatenate(
-                [rng.choice(asked[one], min(questions, sizes[one]), replace=False) for one in order[:videos]]
+                [
+                    rng.choice(asked[video], min(questions, sizes[video]), replace=False)
+                    for video in order[:videos]
+                ]
             )
             judges = order[-JUDGES:]
             accuracy = by_video[np.ix_(trials, judges)].sum(axis=1) / sizes[judges].sum()

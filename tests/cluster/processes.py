@@ -201,8 +201,8 @@ class Topology:
         """The secrets that compose.yaml gives the service, and no other."""
         folder = self.folder / "mounted" / node
         folder.mkdir(parents=True)
-        for one in COMPOSE[_service(node)].get("secrets", []):
-            source, target = (one, one) if isinstance(one, str) else (one["source"], one["target"])
+        for entry in COMPOSE[_service(node)].get("secrets", []):
+            source, target = (entry, entry) if isinstance(entry, str) else (entry["source"], entry["target"])
             shutil.copy(self.folder / "secrets" / source, folder / target)
 
     def _serve(self, node: str) -> None:
@@ -280,7 +280,7 @@ class Topology:
             nodes = json.loads(urllib.request.urlopen(page, timeout=5).read())["data"]["summary"]
         except (OSError, KeyError, ValueError):
             return 0
-        return sum(one.get("raylet", {}).get("state") == "ALIVE" for one in nodes)
+        return sum(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
 
     def _is_healthy(self) -> bool:
         try:
@@ -321,7 +321,7 @@ class Topology:
         """Remembers what processes and metrics show, and restarts as compose.yaml's policy."""
         while not self._stopping.wait(0.5):
             self._look_at_metrics()
-            self.seen.update(one for _, one in self._ours())
+            self.seen.update(item for _, item in self._ours())
             for node, process in list(self._processes.items()):
                 if (
                     node.startswith(("worker", "head"))

@@ -28,7 +28,8 @@ OURS = ("mlflow", "head", "worker", "worker-gpu")
 def secrets_of(service: str) -> dict[str, str]:
     """Where the service finds which of the secrets."""
     given = [
-        (one, one) if isinstance(one, str) else (one["target"], one["source"]) for one in service_of(service)
+        (entry, entry) if isinstance(entry, str) else (entry["target"], entry["source"])
+        for entry in service_of(service)
     ]
     return dict(given)
 
@@ -119,7 +120,7 @@ def test_the_rayjob_tells_the_head_alone_and_repeats_no_mistake() -> None:
     (worker,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     assert worker["env"] == [{"name": "HF_HOME", "value": "/work/huggingface"}]
     (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    secret = {one["name"] for one in head["env"] if "secretKeyRef" in str(one)}
+    secret = {entry["name"] for entry in head["env"] if "secretKeyRef" in str(entry)}
     assert secret == {"TUNER_DATABASE", "MLFLOW_TRACKING_URI"}
     assert JOB["backoffLimit"] == 0
     assert set(re.findall(r"--[a-z-]+", JOB["entrypoint"])) <= RUN
@@ -163,7 +164,7 @@ def test_all_secrets_of_the_compose_file_are_made_and_kept(tmp_path: Path) -> No
     for again in (False, True):
         subprocess.run(["sh", script], check=True)
         made = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
-        assert {Path(one["file"]).name for one in COMPOSE["secrets"].values()} | {"s3_key"} == set(made)
+        assert {Path(entry["file"]).name for entry in COMPOSE["secrets"].values()} | {"s3_key"} == set(made)
         if not again:
             before = made
     assert made == before

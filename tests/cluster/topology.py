@@ -76,7 +76,9 @@ def test_the_study_is_whole(topology: Topology, finished: Path) -> None:
     assert list(work.glob(".tuner/small/figures/**/report.html"))
     # The driver is the head's: no worker node ran one.
     ran = {
-        one.node for one in topology.seen if "tuner run" in one.command and "job submit" not in one.command
+        item.node
+        for item in topology.seen
+        if "tuner run" in item.command and "job submit" not in item.command
     }
     assert ran == {"head"}
 
@@ -118,17 +120,17 @@ def test_postgresql_wants_a_password_from_everybody(topology: Topology) -> None:
 
 def test_workers_are_told_nothing_of_the_records_and_of_mlflow(topology: Topology, finished: Path) -> None:
     of_workers = [
-        one for one in topology.seen if one.node.startswith("worker") and "_Trainable" in one.command
+        item for item in topology.seen if item.node.startswith("worker") and "_Trainable" in item.command
     ]
     assert of_workers
-    for one in of_workers:
+    for worker in of_workers:
         for name in ("TUNER_DATABASE", "MLFLOW_TRACKING", "PGPASSWORD", "psycopg"):
-            assert name not in one.environment, one.command
+            assert name not in worker.environment, worker.command
 
 
 def test_ray_shows_the_documented_metrics(topology: Topology, finished: Path) -> None:
     """Those of mistakes and of nothing's cost excepted, which a sound run on CPUs does not have."""
-    shown = {re.split("[{ ]", one)[0] for one in topology.metrics}
+    shown = {re.split("[{ ]", metric)[0] for metric in topology.metrics}
     documented = set(re.findall(r"^\| `(ray_tuner_\w+)`", DOC, flags=re.MULTILINE))
     absent = {
         "ray_tuner_failures_total",
@@ -138,7 +140,7 @@ def test_ray_shows_the_documented_metrics(topology: Topology, finished: Path) ->
     assert absent < documented
     assert documented - absent <= shown, topology.metrics
     assert shown <= documented
-    assert any('study="small"' in one.lower() for one in topology.metrics)
+    assert any('study="small"' in metric.lower() for metric in topology.metrics)
 
 
 def test_no_secret_is_anywhere_but_in_the_files_it_was_given_in(topology: Topology, finished: Path) -> None:
@@ -150,9 +152,9 @@ def test_no_secret_is_anywhere_but_in_the_files_it_was_given_in(topology: Topolo
     def look(where: str, content: bytes) -> None:
         found.update((name, where) for name, text in secrets.items() if text.encode() in content)
 
-    for one in topology.seen:
-        look(f"command line of {one.command[:80]!r} on {one.node}", one.command.encode())
-        look(f"environment of {one.command[:80]!r} on {one.node}", one.environment.encode())
+    for item in topology.seen:
+        look(f"command line of {item.command[:80]!r} on {item.node}", item.command.encode())
+        look(f"environment of {item.command[:80]!r} on {item.node}", item.environment.encode())
     given = ("secrets", "mounted", "home")
     for file in topology.folder.rglob("*"):
         where = file.relative_to(topology.folder)

@@ -78,9 +78,13 @@ def one_ray() -> Iterator[None]:
 
 
 def table(store: Store) -> list[Any]:
-    assert all(one.outcome is not None for one in store.trials())
-    trials = [replace(one, outcome=replace(one.outcome, seconds=0)) for one in store.trials() if one.outcome]
-    measured = {configuration: replace(one, seconds=0) for configuration, one in store.measured().items()}
+    assert all(trial.outcome is not None for trial in store.trials())
+    trials = [
+        replace(trial, outcome=replace(trial.outcome, seconds=0)) for trial in store.trials() if trial.outcome
+    ]
+    measured = {
+        configuration: replace(outcome, seconds=0) for configuration, outcome in store.measured().items()
+    }
     return [trials, store.infeasible(), measured, store.selections(), store.count_answers()]
 
 
@@ -177,12 +181,16 @@ def test_everything_is_answered_once(kind: str, ran: Callable[[str], Ran]) -> No
     with open_store(found.path, study) as store:
         assert found.loop.finished
         assert not found.loop.interrupted
-        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+        assert [trial.number for trial in store.trials() if trial.outcome is not None] == list(range(6))
         wanted = {(question.id, "baseline") for question in study.questions}
         for trial in store.trials():
             fingerprints = make_planner(study).fingerprints(trial.configuration.build())
             tune = zip(study.questions, fingerprints, strict=True)
-            wanted |= {(one.id, fingerprint) for one, fingerprint in tune if study.split_of(one) == "tune"}
+            wanted |= {
+                (question.id, fingerprint)
+                for question, fingerprint in tune
+                if study.split_of(question) == "tune"
+            }
         held_out = len(study.questions_of("held_out"))
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())
 
@@ -201,7 +209,10 @@ class Loaded(FakeEvaluator):
 
 def asked_by_path(study: Study) -> dict[str, list[str]]:
     paths = {video.name: str(video.path.absolute()) for video in study.videos}
-    return {path: [one.id for one in study.questions if one.video == name] for name, path in paths.items()}
+    return {
+        path: [question.id for question in study.questions if question.video == name]
+        for name, path in paths.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["in_process", "ray_2"])
@@ -215,10 +226,12 @@ def test_workers_stay_from_encoding_to_the_search(kind: str, tmp_path: Path, und
         assert workers.describe().shape == asdict(SHAPE)
         encoded = workers.encode(asked_by_path(study))
         layouts = {name: layout for video in encoded.values() for name, layout in video.layouts.items()}
-        for one in stored_questions(study):
-            np.testing.assert_array_equal(layouts[one.id].frame_relevance, one.layout.frame_relevance)
+        for question in stored_questions(study):
+            np.testing.assert_array_equal(
+                layouts[question.id].frame_relevance, question.layout.frame_relevance
+            )
         workers.run(make_loop(study, store))
-        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+        assert [trial.number for trial in store.trials() if trial.outcome is not None] == list(range(6))
         if kind == "in_process":
             assert table(store) == undisturbed
     assert progress.phases == [("loading the model", None), ("encoding", 8)]
@@ -242,9 +255,9 @@ def test_a_worker_that_dies_while_it_encodes_loses_its_video_only(tmp_path: Path
         unreadable=("v06.mp4",),
     )
     with closing(Workers(make_executor("ray_1", evaluator), progress)) as workers:
-        encoded = {Path(path).name: one for path, one in workers.encode(asked_by_path(study)).items()}
+        encoded = {Path(path).name: item for path, item in workers.encode(asked_by_path(study)).items()}
     assert len(encoded) == len(study.videos)
-    assert {name for name, one in encoded.items() if one.error is None} == {
+    assert {name for name, item in encoded.items() if item.error is None} == {
         "v00.mp4", "v01.mp4", "v02.mp4", "v03.mp4", "v04.mp4", "v07.mp4",
     }  # fmt: skip
     assert str(encoded["v05.mp4"].error).endswith(
@@ -282,9 +295,9 @@ def test_what_the_caches_did_comes_back_with_the_answers(kind: str, ran: Callabl
 def test_two_workers_evaluate_two_trials_at_a_time(ran: Callable[[str], Ran]) -> None:
     found = ran("ray_2")
     with open_store(found.path, make_study()) as store:
-        assert all(one.outcome is not None for one in store.trials())
+        assert all(trial.outcome is not None for trial in store.trials())
     assert len(list(found.path.parent.glob("*.met"))) >= 2
-    assert not [one for one in found.messages if "failed" in one]
+    assert not [message for message in found.messages if "failed" in message]
 
 
 def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +309,7 @@ def test_workers_without_a_place_hold_nothing_up(tmp_path: Path, monkeypatch: py
         execute("ray_5", FakeEvaluator(study), loop)
         assert loop.finished
         assert not loop.interrupted
-        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+        assert [trial.number for trial in store.trials() if trial.outcome is not None] == list(range(6))
     room = "2 of 5 workers, waiting for CPUs: each takes 1 CPU, and the machines have room for no more."
     assert progress.messages.count(room) == 1
 
@@ -326,7 +339,7 @@ def test_a_killed_worker_loses_only_its_rung(
             # What it died of had not been answered, so nothing is counted twice.
             assert use.prefixes == store.count_answers() + noise.questions
         else:
-            assert [one.number for one in store.trials() if one.outcome is not None] == list(range(6))
+            assert [trial.number for trial in store.trials() if trial.outcome is not None] == list(range(6))
 
 
 @pytest.mark.parametrize("kill_after", [0, 3, 9])
@@ -362,11 +375,11 @@ def test_an_answer_that_is_not_a_number_ends_the_run_at_once(kind: str, tmp_path
         loop = make_loop(study, store, progress=progress)
         with pytest.raises(NotFiniteError, match=r"^The model's answer to question 'v02\.mp4-q1' is not a"):
             execute(kind, NotANumber(study), loop)
-        assert not [one for one in progress.messages if "failed" in one]
+        assert not [message for message in progress.messages if "failed" in message]
         assert store.quarantined() == {}
         # The baseline of all, and of the trial at most the batches before.
         assert 24 <= store.count_answers() < 24 + 12
-        assert all(one.outcome is None for one in store.trials())
+        assert all(trial.outcome is None for trial in store.trials())
 
 
 def without(path: Path, *questions: str) -> list[Any]:
@@ -395,7 +408,9 @@ def test_a_question_that_runs_out_of_memory_is_left_out(kind: str, question: str
         if kind == "in_process":
             assert table(store) == without(tmp_path / "without.db", question)
         else:
-            assert [one.outcome.questions for one in store.trials() if one.outcome is not None] == [12] * 6
+            assert [trial.outcome.questions for trial in store.trials() if trial.outcome is not None] == [
+                12
+            ] * 6
 
 
 def test_a_question_that_kills_its_process_is_found_by_workers_and_left_out(tmp_path: Path) -> None:
@@ -434,11 +449,11 @@ def test_what_was_measured_before_a_quarantine_is_computed_anew(
         for outcome in store.measured().values():
             assert outcome.questions == len(left.questions_of("held_out"))
         # Those that were complete by then: later ones were proposed from other evidence.
-        complete = [one for one in store.trials() if one.number < (calls - 4) // 2]
-        for one, other in zip(complete, expected[0], strict=False):
-            assert one.configuration == other.configuration
-            assert one.outcome is not None
-            assert replace(one.outcome, seconds=0) == other.outcome
+        complete = [trial for trial in store.trials() if trial.number < (calls - 4) // 2]
+        for item, other in zip(complete, expected[0], strict=False):
+            assert item.configuration == other.configuration
+            assert item.outcome is not None
+            assert replace(item.outcome, seconds=0) == other.outcome
 
 
 def test_workers_that_cannot_be_started_are_no_questions_fault(tmp_path: Path) -> None:

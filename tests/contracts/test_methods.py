@@ -200,5 +200,5 @@ def test_every_field_is_a_knob_or_a_choice_with_its_default(method):
     cls = type(method)
     described = {**knobs(cls), **choices(cls)}
     assert set(described) == set(to_dict(method)) - {"method"}
-    assert all(getattr(method, name) == one.default for name, one in described.items())
+    assert all(getattr(method, name) == item.default for name, item in described.items())
     assert cls.ratio_field in knobs(cls)

@@ -65,7 +65,7 @@ def test_each_search_has_figures_of_its_own():
         replace(found, goal="max_drop", max_drop="0.02"),
         replace(found, goal="max_drop", max_drop="2 %"),
     )
-    assert [folder_of(one).as_posix() for one in searches] == [
+    assert [folder_of(search).as_posix() for search in searches] == [
         f".tuner/demo/figures/{name}"
         for name in (
             "budget-0.3-seed-0",

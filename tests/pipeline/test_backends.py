@@ -70,19 +70,19 @@ def questions():
 @pytest.mark.parametrize("method", METHODS, ids=label)
 def test_eager_and_sdpa_keep_the_same_tokens_but_for_near_ties(runtime, eager, long_clip, questions, method):
     found = compared(runtime, eager, long_clip, questions, method)
-    assert max(one.noise for one in found) < 1e-5
-    assert all(one.explained == len(one.gaps) for one in found)
+    assert max(backend.noise for backend in found) < 1e-5
+    assert all(item.explained == len(item.gaps) for item in found)
 
 
 def test_half_precision_differs_and_only_by_near_ties(runtime, rough, long_clip, questions):
-    found = [one for each in METHODS for one in compared(runtime, rough, long_clip, questions, each)]
-    assert sum(len(one.gaps) for one in found) > 0  # else the next line would say nothing
-    assert all(one.explained == len(one.gaps) for one in found)
+    found = [item for each in METHODS for item in compared(runtime, rough, long_clip, questions, each)]
+    assert sum(len(item.gaps) for item in found) > 0  # else the next line would say nothing
+    assert all(item.explained == len(item.gaps) for item in found)
 
 
 def test_a_choice_by_something_else_than_scores_is_found(runtime, rough, long_clip, questions, monkeypatch):
     """The claim can fail: here every 40th token is lost to a wrong sort."""
-    first = [choices(runtime, long_clip, one, METHODS[1]) for one in questions]
+    first = [choices(runtime, long_clip, question, METHODS[1]) for question in questions]
     right = AdaTP.select
 
     def wrong(self, stage, scores, tokens, seed):
@@ -95,7 +95,7 @@ def test_a_choice_by_something_else_than_scores_is_found(runtime, rough, long_cl
     for question, wanted in zip(questions, first, strict=True):
         got = choices(rough, long_clip, question, METHODS[1], forced=wanted)
         found += [compare(*pair, debias=False) for pair in zip(wanted, got, strict=True)]
-    assert any(one.explained < len(one.gaps) for one in found)
+    assert any(item.explained < len(item.gaps) for item in found)
 
 
 @pytest.mark.parametrize("debias", [True, False])
@@ -117,9 +117,9 @@ def test_noise_on_scores_moves_only_tokens_within_twice_the_noise(runtime, clip,
         scores = drawn.uniform(size=layout.visual)
         noise = drawn.uniform(-0.05, 0.05, layout.visual)
         found.append(compare(chosen(scores), chosen(scores + noise), debias=debias))
-    assert {one.kept for one in found} == {plan.total(0)}
-    assert sum(len(one.gaps) for one in found) > 0
-    assert all(one.explained == len(one.gaps) for one in found)
+    assert {item.kept for item in found} == {plan.total(0)}
+    assert sum(len(item.gaps) for item in found) > 0
+    assert all(item.explained == len(item.gaps) for item in found)
 
 
 def test_the_gap_is_the_distance_to_the_nearest_token_beyond_the_cut():

@@ -148,4 +148,4 @@ def test_what_a_runtime_keeps_and_computes_is_what_serving_counts(eager, clip, m
     assert planned.question - spared <= question - head <= planned.question
     held = eager._prefixes.get((clip.content_hash, plans.layers[0] if spared else shape.layers), None)
     tensors = [*held.keys, *held.values, *([] if held.hidden is None else [held.hidden])]
-    assert sum(one.numel() for one in tensors) == stored_numbers(plans, shape)[method is not None]
+    assert sum(tensor.numel() for tensor in tensors) == stored_numbers(plans, shape)[method is not None]

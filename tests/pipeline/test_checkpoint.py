@@ -109,7 +109,7 @@ def test_of_the_vision_tower_that_a_model_names_nothing_but_its_settings_is_fetc
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert find_checkpoint("owner/model").vision_tower.name == "owner/tower"
-    assert [one[0] for one in wanted] == ["owner/model", "owner/tower"]
+    assert [item[0] for item in wanted] == ["owner/model", "owner/tower"]
     assert wanted[1][2] == ["config.json"]
 
 

@@ -44,8 +44,8 @@ def flash_attn_func(
     assert (dropout_p, window_size, softcap, alibi_slopes) == (0.0, (-1, -1), 0.0, None)
     calls.append(tuple(q.shape[1:2] + k.shape[1:2]))
     groups = q.shape[2] // k.shape[2]
-    query, key, value = (one.transpose(1, 2) for one in (q, k, v))
-    key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+    query, key, value = (item.transpose(1, 2) for item in (q, k, v))
+    key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
     logits = query @ key.transpose(2, 3) * softmax_scale
     if causal:
         rows, keys = logits.shape[2:]
@@ -96,8 +96,8 @@ def clips(runtime):
 
 @pytest.fixture(scope="module")
 def requests(clips):
-    methods = [None, *(one() for one in METHODS.values()), AdaTP(p=0.6, score_query="mean")]
-    return [Request(clip, one, method) for method in methods for clip in clips for one in QUESTIONS]
+    methods = [None, *(method() for method in METHODS.values()), AdaTP(p=0.6, score_query="mean")]
+    return [Request(clip, question, method) for method in methods for clip in clips for question in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,9 @@ def test_answers_are_those_of_sdpa(flash, requests, expected):
     At ae20304: "Could not find ... adatp_packed_flash_attention_2".
     """
     packed = flash.answer_many(requests)
-    alone = [flash.answer(one.clip, one.question, one.method) for one in requests[: len(QUESTIONS)]]
+    alone = [
+        flash.answer(request.clip, request.question, request.method) for request in requests[: len(QUESTIONS)]
+    ]
     for answers in (packed, alone):
         for answer, wanted in zip(answers, expected, strict=False):
             assert (answer.text, answer.option, answer.kept) == (wanted.text, wanted.option, wanted.kept)
@@ -170,7 +172,7 @@ def test_a_prompt_its_continuation_and_a_follow_up_are_those_of_sdpa(flash, clip
         first = flash.prefill(clips[0], QUESTIONS[2], method)
         said = flash.model.generate(**first.inputs, max_new_tokens=4, do_sample=False)
         second = first.follow_up(said, "is the red ball on sea?")
-        found.append((said.tolist(), [one.tolist() for one in first.tokens], first.logits, second.logits))
+        found.append((said.tolist(), [token.tolist() for token in first.tokens], first.logits, second.logits))
     monkeypatch.setattr(flash.family.language_model.config, "_attn_implementation", BACKEND)
     (said, tokens, first, second), other = found
     assert (said, tokens) == other[:2]

@@ -123,7 +123,7 @@ def test_a_free_answer_says_what_generate_says(runtime, clip, method):
 
 def test_going_on_leaves_a_prefill_as_it_was(runtime, clip):
     prefill = runtime.prefill(clip, FREE, AdaTP(p=0.6))
-    held = {layer: [one.clone() for one in pair] for layer, pair in prefill.keys_values.items()}
+    held = {layer: [tensor.clone() for tensor in pair] for layer, pair in prefill.keys_values.items()}
     first = generate(runtime, prefill).sequences
     prefill.follow_up(first, "is it red ?")
     assert generate(runtime, prefill).sequences.equal(first)

@@ -103,7 +103,7 @@ def test_several_at_a_time_leave_a_whole_cache(tmp_path, cache):
         found = list(pool.map(file_hash, files * 3))
     assert found == [digest(file) for file in files] * 3
     assert set(hashes._kept()) <= {str(file) for file in files}
-    assert [one.name for one in cache.parent.iterdir()] == ["hashes.json"]
+    assert [file.name for file in cache.parent.iterdir()] == ["hashes.json"]
 
 
 def test_files_that_are_gone_are_forgotten(tmp_path):

@@ -34,7 +34,7 @@ def half(tmp_path_factory):
     """Stored in float16, as llava-hf publishes its checkpoints."""
     paths = write_checkpoints(tmp_path_factory.mktemp("half"), layers=2)
     file = paths.model / "model.safetensors"
-    save_file({name: one.half() for name, one in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file({name: item.half() for name, item in load_file(file).items()}, file, metadata={"format": "pt"})
     return paths
 
 
@@ -87,7 +87,7 @@ def mapped(tensor):
     """Whether a tensor is pages of a safetensors file."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith(".safetensors"):
-            begin, end = (int(one, 16) for one in line.split()[0].split("-"))
+            begin, end = (int(item, 16) for item in line.split()[0].split("-"))
             if begin <= tensor.data_ptr() < end:
                 return True
     return False
@@ -100,7 +100,7 @@ def mapped(tensor):
 def test_weights_stored_as_they_are_computed_with_are_the_pages_of_their_file(paths):
     """Workers of one machine share them: no copy of a model in float32 on a CPU."""
     model = load(paths)
-    assert all(mapped(one) for one in model.parameters())
+    assert all(mapped(parameter) for parameter in model.parameters())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the process's mappings")
@@ -118,24 +118,28 @@ def test_on_the_way_to_a_device_the_host_copies_no_weight(half, monkeypatch):
     move = loading._move
 
     def watched(model, dtype, device):
-        assert all(mapped(one) for one in model.parameters())
+        assert all(mapped(parameter) for parameter in model.parameters())
         with Watch():
             move(model, dtype, device)
 
     monkeypatch.setattr(loading, "_move", watched)
     model = load(half, dtype=torch.bfloat16, device=torch.device("meta"))
-    assert {(one.device.type, one.dtype) for one in model.parameters()} == {("meta", torch.bfloat16)}
-    assert {one.device.type for one in model.buffers()} == {"meta"}
-    weights = [one for one in made if one.dtype == torch.bfloat16]
+    assert {(parameter.device.type, parameter.dtype) for parameter in model.parameters()} == {
+        ("meta", torch.bfloat16)
+    }
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+    weights = [tensor for tensor in made if tensor.dtype == torch.bfloat16]
     assert len(weights) >= len(list(model.parameters()))
-    assert {one.device.type for one in weights} == {"meta"}
+    assert {weight.device.type for weight in weights} == {"meta"}
 
 
 def test_another_number_format_than_the_stored_one_is_that_of_all_weights_and_no_buffer(half):
     model, stored = load(half, dtype=torch.bfloat16), load_file(half.model / "model.safetensors")
-    assert {one.dtype for one in model.parameters()} == {torch.bfloat16} == {model.dtype}
-    assert {one.config.dtype for one in model.modules() if hasattr(one, "config")} == {torch.bfloat16}
-    (name,) = (one for one in stored if one.endswith("layers.1.mlp.up_proj.weight"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16} == {model.dtype}
+    assert {module.config.dtype for module in model.modules() if hasattr(module, "config")} == {
+        torch.bfloat16
+    }
+    (name,) = (name for name in stored if name.endswith("layers.1.mlp.up_proj.weight"))
     assert model.model.language_model.layers[1].mlp.up_proj.weight.equal(stored[name].bfloat16())
     # Rotary frequencies in half precision would place tokens elsewhere.
     assert model.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
@@ -145,16 +149,16 @@ def test_another_number_format_than_the_stored_one_is_that_of_all_weights_and_no
 def test_weights_in_several_number_formats_are_rounded_once(paths, tmp_path, dtypes):
     """Through a common format some would be rounded twice."""
     stored = load_file(paths.model / "model.safetensors")
-    mixed = {name: one.to(dtypes[i % 2]) for i, (name, one) in enumerate(sorted(stored.items()))}
+    mixed = {name: answer.to(dtypes[i % 2]) for i, (name, answer) in enumerate(sorted(stored.items()))}
     for file in paths.model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save_file(mixed, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = load(SimpleNamespace(model=tmp_path), dtype=torch.bfloat16)
     found = model.model.language_model.layers[1].state_dict()
     assert len(found) > 10
-    for name, one in found.items():
+    for name, answer in found.items():
         (wanted,) = (mixed[key] for key in mixed if "language" in key and key.endswith(f"layers.1.{name}"))
-        assert one.equal(wanted.bfloat16())
+        assert answer.equal(wanted.bfloat16())
 
 
 def test_tied_weights_stay_one(tmp_path):
@@ -202,7 +206,7 @@ def test_an_encoder_that_lacks_a_weight_is_refused_by_its_name(paths, tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_a_weight_is_read(paths, read, monkeypatch):
-    numbers = sum(one.numel() for one in load_file(paths.model / "model.safetensors").values())
+    numbers = sum(tensor.numel() for tensor in load_file(paths.model / "model.safetensors").values())
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * numbers - 1)
     with pytest.raises(ModelError) as caught:
         load(paths, dtype=torch.bfloat16)
@@ -217,8 +221,8 @@ def test_the_encoder_counts_with_what_is_read_of_it(paths, monkeypatch):
     family = load_family(find_checkpoint(str(paths.model)), device="cpu", dtype="auto", attention="sdpa")
     stored = load_file(paths.siglip / "model.safetensors")
     unread = re.compile(r"vision_model\.(embeddings|encoder\.layers\.[012])\.")
-    needed = sum(one.nbytes for name, one in stored.items() if not unread.match(name))
-    assert needed < sum(one.nbytes for one in stored.values())
+    needed = sum(tensor.nbytes for name, tensor in stored.items() if not unread.match(name))
+    assert needed < sum(tensor.nbytes for tensor in stored.values())
     monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
     with pytest.raises(ModelError, match="does not fit on cpu"):
         load_encoder(find_checkpoint(str(paths.siglip)), family)
@@ -231,6 +235,6 @@ def test_weights_in_several_files_are_counted_by_their_index(tmp_path):
     stored = memory.stored_tensors(paths.model)
     files = [load_file(file) for file in paths.model.glob("*.safetensors")]
     assert len(files) == 2
-    assert sum(one.bytes_in(4) for one in stored.values()) == sum(
-        one.nbytes for file in files for one in file.values()
+    assert sum(tensor.bytes_in(4) for tensor in stored.values()) == sum(
+        tensor.nbytes for file in files for tensor in file.values()
     )

@@ -30,9 +30,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor):
-                self._add(one.untyped_storage())
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
         return result
 
     def _add(self, storage):
@@ -158,8 +158,8 @@ def test_a_checkpoints_bytes_are_planned_from_its_headers_alone(tmp_path):
     write_header(tmp_path, {"a": ("F16", [9_000_000, 8_000]), "ids": ("I64", [10]), "small": ("F32", [])})
     stored = stored_tensors(tmp_path)
     assert stored == {"a": Stored("F16", 72 * 10**9), "ids": Stored("I64", 10), "small": Stored("F32", 1)}
-    assert sum(one.bytes_in(2) for one in stored.values()) == 144 * 10**9 + 80 + 2
-    assert sum(one.bytes_in(4) for one in stored.values()) == 288 * 10**9 + 80 + 4
+    assert sum(tensor.bytes_in(2) for tensor in stored.values()) == 144 * 10**9 + 80 + 2
+    assert sum(tensor.bytes_in(4) for tensor in stored.values()) == 288 * 10**9 + 80 + 4
 
 
 @pytest.mark.quick

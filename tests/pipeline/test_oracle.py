@@ -24,8 +24,8 @@ def test_adatp_is_what_a_hundred_plain_lines_make_of_it(runtime, eager, knobs, s
     clip = runtime.encode_frames(scenes(FRAMES, 3, seed=seed), np.arange(FRAMES) / 2)
     question = Question("q", "what color is the ring on brick?")
     logits, kept = adatp(eager, clip, question, **knobs)
-    for one in (runtime, eager):
-        found = one.prefill(clip, question, AdaTP(**knobs))
+    for way in (runtime, eager):
+        found = way.prefill(clip, question, AdaTP(**knobs))
         assert [tokens.tolist() for tokens in found.tokens] == kept
         torch.testing.assert_close(found.logits, logits, rtol=0, atol=2e-5)
     assert len(kept[-1]) < clip.frames * clip.cells

@@ -81,7 +81,7 @@ def test_packed_answers_are_those_of_each_question_alone(request, which, clips, 
     runtime = request.getfixturevalue(which)
     asked = [Request(clip, question, method) for clip in clips for question in questions]
     together = runtime.answer_many(asked)
-    assert [one.question for one in together] == [one.question.id for one in asked]
+    assert [item.question for item in together] == [question.question.id for question in asked]
     for one, answer in zip(asked, together, strict=True):
         same(answer, alone(runtime, one))
 
@@ -93,8 +93,8 @@ def test_every_question_may_have_its_own_method_and_reference(runtime, clips, qu
         )
         for i, method in enumerate(METHODS * 2)
     ]
-    for one, answer in zip(asked, runtime.answer_many(asked), strict=True):
-        same(answer, alone(runtime, one))
+    for question, answer in zip(asked, runtime.answer_many(asked), strict=True):
+        same(answer, alone(runtime, question))
 
 
 def test_no_questions_have_no_answers(runtime):
@@ -127,9 +127,9 @@ def test_the_row_holds_the_planned_tokens_and_no_padding(runtime, clips, questio
     finally:
         for hook in hooks:
             hook.remove()
-    layouts = [runtime.layout(one.clip, one.question) for one in asked]
-    planned = np.sum([method.plan(one, 12).tokens_per_layer(12, one) for one in layouts], axis=0)
-    own = sum(one.text_after for one in layouts)  # the rest of the first layers comes from the prefix
+    layouts = [runtime.layout(question.clip, question.question) for question in asked]
+    planned = np.sum([method.plan(layout, 12).tokens_per_layer(12, layout) for layout in layouts], axis=0)
+    own = sum(layout.text_after for layout in layouts)  # the rest of the first layers comes from the prefix
     assert [rows[i][1] for i in range(12)] == [own] * 2 + planned[2:].tolist()
     assert {shape[0] for shape in rows.values()} == {1}
 
@@ -148,7 +148,9 @@ def test_a_split_prefill_equals_a_single_pass_up_to_rounding(request, which, cli
 @pytest.mark.parametrize("method", [None, AdaTP(p=0.6)], ids=name)
 def test_reading_an_answer_changes_nothing(runtime, clips, questions, method):
     with torch.inference_mode():
-        pack = Pack(runtime.family, [runtime.pack_item(Request(clips[0], one, method)) for one in questions])
+        pack = Pack(
+            runtime.family, [runtime.pack_item(Request(clips[0], question, method)) for question in questions]
+        )
         texts = {i: [(7, 8, 9), (10,)] for i in range(5)}
         first = pack.score(texts)
         said = pack.greedy([4, 0], 5, ())
@@ -162,7 +164,7 @@ def test_reading_an_answer_changes_nothing(runtime, clips, questions, method):
 def test_prefixes_are_never_written_to(runtime, clips, questions):
     prefix = runtime.prefix(clips[0], 2)
     held = [tensor.clone() for tensor in (*prefix.keys, *prefix.values, prefix.hidden)]
-    runtime.answer_many([Request(clips[0], one, AdaTP(p=0.5)) for one in questions])
+    runtime.answer_many([Request(clips[0], question, AdaTP(p=0.5)) for question in questions])
     now = (*prefix.keys, *prefix.values, prefix.hidden)
     assert all(a.equal(b) for a, b in zip(held, now, strict=True))
 
@@ -214,9 +216,9 @@ def test_half_precision_packs_too(checkpoints, dtype):
     )
     clip = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
     asked = [Request(clip, Question(c, f"what {c}?", ("red", "dark blue")), AdaTP(p=0.6)) for c in "abc"]
-    for one, answer in zip(asked, runtime.answer_many(asked), strict=True):
+    for question, answer in zip(asked, runtime.answer_many(asked), strict=True):
         assert np.isfinite(answer.option_logprobs).all()
-        assert answer.kept == alone(runtime, one).kept
+        assert answer.kept == alone(runtime, question).kept
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

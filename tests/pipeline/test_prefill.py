@@ -69,8 +69,8 @@ def test_a_merging_pass_equals_the_decoder_on_tokens_merged_by_hand(runtime, cli
 @pytest.mark.parametrize("method", ALL, ids=names)
 def test_backends_keep_the_same_tokens(runtime, eager, clip, question, method):
     kept = [
-        [tokens.tolist() for tokens in one.one_pass(clip, question, method).tokens(0)]
-        for one in (runtime, eager)
+        [tokens.tolist() for tokens in way.one_pass(clip, question, method).tokens(0)]
+        for way in (runtime, eager)
     ]
     assert kept[0] == kept[1]
 
@@ -236,9 +236,9 @@ def test_visual_tokens_need_not_stand_side_by_side_and_decoders_may_add_to_them(
 def test_several_such_questions_are_packed_as_each_alone(scattered, question):
     runtime, clip = scattered
     other = Question("q2", "what shape is first in the last scene?", ("ring", "ball"))
-    asked = [Request(clip, one, AdaTP(p=0.6)) for one in (question, other)]
+    asked = [Request(clip, item, AdaTP(p=0.6)) for item in (question, other)]
     with torch.inference_mode():
-        pack = Pack(runtime.family, [runtime.pack_item(one) for one in asked])
+        pack = Pack(runtime.family, [runtime.pack_item(question) for question in asked])
     for index, one in enumerate(asked):
         alone = runtime.prefill(clip, one.question, one.method)
         torch.testing.assert_close(pack.logits(index), alone.logits, rtol=0, atol=5e-5)

@@ -90,7 +90,7 @@ def test_the_choices_of_an_export_answer_too(tmp_path, exported, file, runtime):
     path, _ = file
     answer = deployed.answer(path, "what color is the ring?", ["red", "dark blue"])
     asked = Question("x", "what color is the ring?", ("red", "dark blue"))
-    expected, other = (runtime.answer(runtime.encode(path), asked, one) for one in (method, AdaTP(p=0.6)))
+    expected, other = (runtime.answer(runtime.encode(path), asked, item) for item in (method, AdaTP(p=0.6)))
     assert (answer.option_logprobs, answer.kept) == (expected.option_logprobs, expected.kept)
     assert answer.option_logprobs != other.option_logprobs
 

@@ -80,7 +80,7 @@ def asked(runtime: Runtime, clip: Clip, question: Question, method: Method | Non
 
 @pytest.mark.parametrize(
     ("question", "method"),
-    [*((LETTERS, one) for one in EVERY), *((one, AdaTP()) for one in (WORDS, FREE)), (FREE, None)],
+    [*((LETTERS, item) for item in EVERY), *((item, AdaTP()) for item in (WORDS, FREE)), (FREE, None)],
     ids=lambda one: getattr(one, "id", getattr(one, "name", "unpruned")),
 )
 def test_every_method_runs_and_reads_one_value_of_the_device_at_the_end(loaded, method, question):

@@ -75,7 +75,9 @@ def test_patches_are_pooled_as_the_features_are(request, which):
     if which == "runtime":
         torch.testing.assert_close(pooled, features)
         return
-    rows, of_features = (one.view(3, 3, 4, -1) for one in (pooled, features))  # 7 x 7 patches, 3 x 3 averages
+    rows, of_features = (
+        item.view(3, 3, 4, -1) for item in (pooled, features)
+    )  # 7 x 7 patches, 3 x 3 averages
     torch.testing.assert_close(rows[:, :, :3], of_features[:, :, :3])
     torch.testing.assert_close(rows[:, :, 3], rows[:, :, :3].mean(dim=2))  # where a newline token stands
 
@@ -113,7 +115,7 @@ def test_what_was_stored_without_it_is_computed_again_in_silence(checkpoints, tm
     cache.put(file.stem, {name: part for name, part in stored.items() if name not in PARTS})
     again, known = runtime.encode(path), runtime.encode(path)
     assert len(decoded) == 2
-    assert [one.name for one in cache.directory.iterdir()] == [file.name]
+    assert [file.name for file in cache.directory.iterdir()] == [file.name]
     for clip in (again, known):
         assert clip.features.equal(first.features)
         assert clip.frame_embeddings.equal(first.frame_embeddings)

@@ -130,9 +130,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for one in out if isinstance(out, tuple) else (out,):
-            if isinstance(one, torch.Tensor):
-                self.bytes = max(self.bytes, one.nbytes)
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.nbytes)
         return out
 
 
@@ -276,13 +276,13 @@ class Border(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         name, place = function.name().split(".")[0], getattr(out, "device", None)  # of one tensor
-        given = dict(zip((one.name for one in function._schema.arguments), args, strict=False)) | (
+        given = dict(zip((argument.name for argument in function._schema.arguments), args, strict=False)) | (
             kwargs or {}
         )
-        tensors = [one for one in args if isinstance(one, torch.Tensor) and one.dim() > 0]
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dim() > 0]
         if (
             place is not None
-            and any(one.device != place for one in tensors)
+            and any(tensor.device != place for tensor in tensors)
             and not given.get("non_blocking")
         ):
             self.copied.append(name)
@@ -302,7 +302,7 @@ def on_meta(checkpoints):
 
 @pytest.mark.parametrize(
     ("method", "attention"),
-    [*((one, "sdpa") for one in (None, *(one() for one in METHODS.values()))), (AdaTP(), "eager")],
+    [*((item, "sdpa") for item in (None, *(method() for method in METHODS.values()))), (AdaTP(), "eager")],
     ids=lambda one: getattr(one, "name", str(one)),
 )
 def test_pruning_and_options_of_several_words_never_wait_for_the_device(

@@ -66,7 +66,7 @@ def row(eager, clip, question):
     return attention[layout.text_before :][: layout.visual]
 
 
-@pytest.mark.parametrize("method", [one() for one in METHODS.values()], ids=lambda one: one.name)
+@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=lambda one: one.name)
 def test_attention_is_that_of_the_last_prompt_token_before_pruning(runtime, clip, question, method, row):
     """Whatever was pruned before that layer: fewer_frames left 23 numbers for 32 tokens, those of others."""
     seen = trace(runtime, clip, question, method)
@@ -94,9 +94,9 @@ def test_segments_are_those_of_the_plan(runtime, clip, question, norm):
     method = AdaTP(tau_s=middle, tau_t=0.5 if norm == "minmax" else 0.0, relevance_norm=norm)
     found, plan = segments(method, layout), method.plan(layout, runtime.shape.layers)
     assert len(found) > 1
-    assert [layout.cells * (one.last - one.first + 1) for one in found] == list(plan.groups)
-    assert [one.boosted for one in found] == list(plan.boosted)
-    assert [one.relevance >= method.tau_t for one in found] == list(plan.boosted)
+    assert [layout.cells * (item.last - item.first + 1) for item in found] == list(plan.groups)
+    assert [item.boosted for item in found] == list(plan.boosted)
+    assert [item.relevance >= method.tau_t for item in found] == list(plan.boosted)
     assert found[0].first == 0
     assert found[-1].last == layout.frames - 1
 
@@ -105,7 +105,7 @@ def test_segments_are_those_of_the_plan(runtime, clip, question, norm):
 def test_scaled_relevance_goes_from_0_to_1_over_the_segments():
     layout = Layout(4, 16, 1, 6, 14, np.array([0.99, 0.2, 0.99]), np.array([0.1, 0.3, 0.0, 0.1]))
     found = segments(AdaTP(tau_s=0.9, tau_t=0.5), layout)
-    assert [(one.first, one.last, one.boosted) for one in found] == [(0, 1, True), (2, 3, False)]
-    assert [one.relevance for one in found] == pytest.approx([1.0, 0.0])
+    assert [(item.first, item.last, item.boosted) for item in found] == [(0, 1, True), (2, 3, False)]
+    assert [item.relevance for item in found] == pytest.approx([1.0, 0.0])
     raw = segments(replace(AdaTP(tau_s=0.9, tau_t=0.5), relevance_norm="raw"), layout)
-    assert [one.relevance for one in raw] == pytest.approx([0.2, 0.05])
+    assert [item.relevance for item in raw] == pytest.approx([0.2, 0.05])

@@ -70,7 +70,7 @@ def test_every_file_opened_is_part_of_the_identity(tmp_path, writer):
 
     def identities():
         return [
-            find_checkpoint(str(one), allow_pickle=allowed).identity for one in (paths.model, paths.siglip)
+            find_checkpoint(str(item), allow_pickle=allowed).identity for item in (paths.model, paths.siglip)
         ]
 
     before = identities()
@@ -97,5 +97,5 @@ def test_pickled_weights_are_loaded_only_where_they_are_allowed(tmp_path):
         Runtime.load(str(paths.model), text_encoder=str(paths.siglip), frames=2)
     loaded = Runtime.load(str(paths.model), text_encoder=str(paths.siglip), frames=2, allow_pickle=True)
     stored = torch.load(paths.model / "pytorch_model.bin", weights_only=True)
-    (name,) = (one for one in stored if one.endswith("embed_tokens.weight"))
+    (name,) = (name for name in stored if name.endswith("embed_tokens.weight"))
     assert loaded.model.get_input_embeddings().weight.equal(stored[name])

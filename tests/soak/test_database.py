@@ -138,8 +138,8 @@ class Proxy:
             except OSError:
                 return  # the test is over
             self._pairs += [client, there]
-            for one, other in ((client, there), (there, client)):
-                threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
+            for item, other in ((client, there), (there, client)):
+                threading.Thread(target=self._forward, args=(item, other), daemon=True).start()
 
     def _forward(self, one: socket.socket, other: socket.socket) -> None:
         try:
@@ -155,9 +155,9 @@ class Proxy:
         self._open.clear()
         time.sleep(seconds)
         pairs, self._pairs = self._pairs, []
-        for one in pairs:
+        for pair in pairs:
             with contextlib.suppress(OSError):  # closed by the other end
-                one.shutdown(socket.SHUT_RDWR)
+                pair.shutdown(socket.SHUT_RDWR)
         self._open.set()
 
 
@@ -239,14 +239,14 @@ def test_a_driver_that_stood_still_writes_nothing_once_another_took_over(
 def test_of_eight_drivers_that_begin_at_once_one_runs(start: Start, url: str) -> None:
     for trials in range(1, TIMES + 1):
         drivers = [start(trials, 1.0) for _ in range(8)]
-        codes = sorted(one.end() for one in drivers)
-        refused = sum("is being run by process" in one.lines[-1] for one in drivers)
+        codes = sorted(driver.end() for driver in drivers)
+        refused = sum("is being run by process" in driver.lines[-1] for driver in drivers)
         # One that begins after the first has ended runs, too, and has nothing to do.
         assert (codes.count(0) >= 1, codes.count(2)) == (True, refused)
         assert codes.count(0) + refused == 8
         with Store.open(url, owner="soak") as store:
             store.find("fake")
-            assert [one.number for one in store.trials()] == list(range(trials))
+            assert [trial.number for trial in store.trials()] == list(range(trials))
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
@@ -256,10 +256,10 @@ def test_eight_owners_begin_at_once_on_an_empty_database(
     at = f"sqlite:///{tmp_path}/t.db" if backend == "sqlite" else url
     owners = [f"owner-{place}" for place in range(8)]
     drivers = [start(3, 0.01, owner, at=at) for owner in owners]
-    codes = [one.end() for one in drivers]
+    codes = [driver.end() for driver in drivers]
     if backend == "sqlite":  # where there are no owners: one runs, and others after it
-        assert set(codes) <= {0, 2}, [one.lines for one in drivers]
+        assert set(codes) <= {0, 2}, [driver.lines for driver in drivers]
         return
-    assert codes == [0] * 8, [one.lines for one in drivers]
+    assert codes == [0] * 8, [driver.lines for driver in drivers]
     with Store.open(url, owner="soak") as store:
-        assert [(one.owner, one.trials) for one in store.in_use()] == [(owner, 3) for owner in owners]
+        assert [(item.owner, item.trials) for item in store.in_use()] == [(owner, 3) for owner in owners]

@@ -91,7 +91,7 @@ def recompute(folder: Path, *, exact: bool) -> int:
     assert isinstance(evaluator, PipelineEvaluator)
     with Store.open(f"sqlite:///{folder}/.tuner/small/tuner.db", create=False) as store:
         planner = make_planner(store.require("small"))
-        ids = [one.id for one in planner.questions]
+        ids = [question.id for question in planner.questions]
         assert store.quarantined() == {}
         wanted: dict[tuple[str, str], Configuration | None] = {}
 
@@ -99,9 +99,9 @@ def recompute(folder: Path, *, exact: bool) -> int:
             configuration: Configuration | None, fingerprints: tuple[str, ...], split: str, *, complete: bool
         ) -> None:
             pairs = [
-                (one.id, fingerprint)
-                for one, fingerprint in zip(planner.questions, fingerprints, strict=True)
-                if split in (one.split, "both")
+                (question.id, fingerprint)
+                for question, fingerprint in zip(planner.questions, fingerprints, strict=True)
+                if split in (question.split, "both")
             ]
             assert not complete or len(store.answers(pairs)) == len(pairs), f"{configuration} lacks answers"
             wanted.update((pair, configuration) for pair in pairs)
@@ -146,7 +146,7 @@ def ray_workers(driver: int) -> list[psutil.Process]:
     """The processes that load a model or evaluate for this driver, and no others; Ray names them so."""
     try:
         below = psutil.Process(driver).children(recursive=True)
-        return [one for one in below if one.cmdline()[:1] and "_Inner." in one.cmdline()[0]]
+        return [item for item in below if item.cmdline()[:1] and "_Inner." in item.cmdline()[0]]
     except psutil.Error:  # one ended while we looked
         return []
 
@@ -182,8 +182,8 @@ def test_with_two_workers_every_answer_is_there_once_and_right(tmp_path: Path) -
     drivers_killed = workers_killed = 0
     while drivers_killed + workers_killed < KILLS_TWO_WORKERS:
         # A study is over before all kills: then the next, from its beginning.
-        for one in folder.glob(".tuner/*/tuner.db*"):
-            one.unlink()
+        for file in folder.glob(".tuner/*/tuner.db*"):
+            file.unlink()
         process = start(folder, *options)
         while drivers_killed + workers_killed < KILLS_TWO_WORKERS:
             try:

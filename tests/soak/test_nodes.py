@@ -62,17 +62,17 @@ class Nodes:
     def processes(self, index: int) -> list[psutil.Process]:
         """The node's own processes and its workers."""
         below = [
-            psutil.Process(one.process.pid)
+            psutil.Process(item.process.pid)
             for kind in self.nodes[index].all_processes.values()
-            for one in kind
+            for item in kind
         ]
-        return [*below, *(child for one in below for child in one.children(recursive=True))]
+        return [*below, *(child for item in below for child in item.children(recursive=True))]
 
     def workers(self) -> list[psutil.Process]:
         """By the names that Ray gives them while they are at something and while they are not."""
-        found = [one for index in range(len(self.nodes)) for one in self.processes(index)]
+        found = [process for index in range(len(self.nodes)) for process in self.processes(index)]
         names = ("ray::_Inner", "ray::_Trainable")
-        return [one for one in found if " ".join(one.cmdline()).startswith(names)]
+        return [item for item in found if " ".join(item.cmdline()).startswith(names)]
 
 
 @pytest.fixture
@@ -125,12 +125,16 @@ def search(executor: RayExecutor, path: Path, disturb: Callable[[], None] | None
         assert loop.finished
         assert not loop.interrupted
         assert store.quarantined() == {}
-        assert [one.number for one in store.trials() if one.outcome is not None] == list(range(TRIALS))
+        assert [trial.number for trial in store.trials() if trial.outcome is not None] == list(range(TRIALS))
         wanted = {(question.id, "baseline") for question in STUDY.questions}
         for trial in store.trials():
             fingerprints = make_planner(STUDY).fingerprints(trial.configuration.build())
             tune = zip(STUDY.questions, fingerprints, strict=True)
-            wanted |= {(one.id, fingerprint) for one, fingerprint in tune if STUDY.split_of(one) == "tune"}
+            wanted |= {
+                (question.id, fingerprint)
+                for question, fingerprint in tune
+                if STUDY.split_of(question) == "tune"
+            }
         held_out = len(STUDY.questions_of("held_out"))
         assert store.count_answers() == len(wanted) + held_out * len(store.measured())
     return progress.messages
@@ -139,7 +143,7 @@ def search(executor: RayExecutor, path: Path, disturb: Callable[[], None] | None
 def report(fault: str, told: Sequence[str]) -> None:
     """What the user saw, without what differs from time to time."""
     seen = Counter(
-        re.sub(r"trial \d+", "trial N", one.splitlines()[0]) for one in told if "Noise floor" not in one
+        re.sub(r"trial \d+", "trial N", item.splitlines()[0]) for item in told if "Noise floor" not in item
     )
     lines = [f"{fault}: {TIMES} tried, {TIMES} survived, 0 answers lost, 0 doubled. The user saw:"]
     sys.stdout.write("\n".join(["", *lines, *(f"    {n} x {text}" for text, n in seen.most_common()), ""]))
@@ -168,7 +172,7 @@ def test_a_node_is_killed(nodes: Nodes, tmp_path: Path) -> None:
         for number in range(TIMES):
             told += search(executor, tmp_path / f"{number}.db", lose, 5.0)
             nodes.join()
-    assert any("2 of 4 workers, waiting for CPUs" in one for one in told)
+    assert any("2 of 4 workers, waiting for CPUs" in item for item in told)
     report("A node is killed", told)
 
 
@@ -213,9 +217,9 @@ def test_a_node_does_not_answer_for_30_seconds(nodes: Nodes, tmp_path: Path) -> 
 
         def thaw() -> None:
             time.sleep(30)
-            for one in frozen:
-                if one.is_running():
-                    one.resume()
+            for item in frozen:
+                if item.is_running():
+                    item.resume()
 
         thaws.append(threading.Thread(target=thaw))
         thaws[-1].start()
@@ -238,9 +242,9 @@ def test_a_node_cannot_load_the_model(nodes: Nodes, tmp_path: Path, error: type[
 
         def spoil(bad: Path = bad, name: str = name) -> None:
             bad.write_text(name)
-            for one in nodes.workers():
+            for worker in nodes.workers():
                 if random.random() < 0.5:
-                    one.kill()
+                    worker.kill()
 
         if number % 2:
             bad.write_text(name)
@@ -261,8 +265,8 @@ def test_where_no_node_can_load_the_model_the_run_ends_with_the_reasons(tmp_path
             pytest.raises(EvaluationError, match=r"Machine \S+: 3 workers in a row failed there"),
         ):
             search(executor, tmp_path / "t.db", None, 0.0)
-        for one in nodes.nodes:
-            nodes.cluster.remove_node(one)
+        for node in nodes.nodes:
+            nodes.cluster.remove_node(node)
         executor = RayExecutor(lambda _: Slow(STUDY), 2, address=nodes.cluster.address, wait_for_workers=5.0)
         with closing(executor), pytest.raises(EvaluationError, match="No worker has started for 5 s"):
             search(executor, tmp_path / "t.db", None, 0.0)

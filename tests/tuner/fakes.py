@@ -70,8 +70,14 @@ def make_study(videos: int = 8, per_video: int = 3, *, labelled: bool = True) ->
 
 def stored_questions(study: Study) -> tuple[StoredQuestion, ...]:
     return tuple(
-        StoredQuestion(one.id, one.video, study.split_of(one), _layout(one.video, one.id), one.tags)
-        for one in study.questions
+        StoredQuestion(
+            question.id,
+            question.video,
+            study.split_of(question),
+            _layout(question.video, question.id),
+            question.tags,
+        )
+        for question in study.questions
     )
 
 
@@ -214,7 +220,7 @@ class FakeEvaluator:
             if self.hungry in questions:
                 raise MemoryError("no room for so many tokens")
         self.calls.append((None if configuration is None else str(configuration["method"]), tuple(questions)))
-        return [self._one(configuration, one) for one in questions]
+        return [self._one(configuration, question) for question in questions]
 
     def cache_use(self) -> dict[str, int]:
         """As of a worker whose memory holds all features, but no prefix from one call to the next."""
@@ -258,7 +264,7 @@ class FakeEvaluator:
             time.sleep(60)
         if name in self.unreadable:
             return [EncodedVideo("", {}, f"video {video} is empty")]
-        return [EncodedVideo(name, {one: _layout(name, one) for one in questions})]
+        return [EncodedVideo(name, {question: _layout(name, question) for question in questions})]
 
     def _one(self, configuration: Mapping[str, Any] | None, question_id: str) -> dict[str, Any]:
         question = self.study.question(question_id)

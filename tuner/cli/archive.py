@@ -49,14 +49,15 @@ def restore(
     name = _name(study)
     url = database or default_database(name)
     with Store.open(url, create=False) as store:
-        found = {one.id: one for one in store.archived(name)}
+        found = {study.id: study for study in store.archived(name)}
     if not found:
         raise UserError(f"nothing of the study {name!r} is archived in this database")
     wanted = list(found)[-1] if identifier is None else identifier
     if wanted not in found:
         known = ", ".join(
-            f"{one.id} ({one.trials} trials, begun {_day(one.created)}, archived {_day(one.archived)})"
-            for one in found.values()
+            f"{study.id} ({study.trials} trials, begun {_day(study.created)}, "
+            f"archived {_day(study.archived)})"
+            for study in found.values()
         )
         raise UserError(f"the study {name!r} has no archived records {wanted}; it has: {known}")
     with Store.open(url, say=warn) as store, store.held(name):

@@ -59,7 +59,7 @@ def check(
     estimate = checked.estimate
     if as_json:
         told = None if estimate is None else asdict(estimate) | {"total": estimate.total}
-        content = {"passed": not failed, "checks": [asdict(one) for one in found], "estimate": told}
+        content = {"passed": not failed, "checks": [asdict(finding) for finding in found], "estimate": told}
         typer.echo(json.dumps(content, indent=2))
     else:
         if estimate is not None:

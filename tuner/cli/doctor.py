@@ -38,8 +38,8 @@ def doctor(
         found.append(finding)
         if not as_json:
             print_finding(finding, console, failed="TO DO")
-    well = all(one.passed for one in found)
+    well = all(finding.passed for finding in found)
     if as_json:
-        typer.echo(json.dumps({"passed": well, "checks": [asdict(one) for one in found]}, indent=2))
+        typer.echo(json.dumps({"passed": well, "checks": [asdict(finding) for finding in found]}, indent=2))
     if not well:
         raise typer.Exit(FAILED)

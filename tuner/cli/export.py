@@ -150,7 +150,7 @@ def export(
             skip_bad_videos=skip_bad_videos,
             accept_weak_baseline=accept_weak_baseline,
         )
-        _measure(study, [one for one in numbers if one is not None], options, seed)
+        _measure(study, [number for number in numbers if number is not None], options, seed)
     summaries = [
         load_summary(loaded, budget=budget, seed=seed, database=database, trial=number) for number in numbers
     ]

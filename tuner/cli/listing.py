@@ -25,23 +25,23 @@ def list_(
 
     found = studies_here(database)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+        typer.echo(json.dumps([asdict(study) for study in found], indent=2))
         return
     columns = ["study", "videos", "questions", "model", "records"]
-    owned = any(one.owner for one in found)
+    owned = any(study.owner for study in found)
     table = Table(*columns, *["owner"] * owned, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for one in found:
-        labels = "" if one.labelled is not False else " label-free"
+    for item in found:
+        labels = "" if item.labelled is not False else " label-free"
         table.add_row(
             *map(
                 Text,
                 (
-                    one.name,
-                    "-" if one.videos is None else str(one.videos),
-                    "-" if one.questions is None else f"{one.questions}{labels}",
-                    one.model or "-",
-                    one.records,
-                    *[one.owner] * owned,
+                    item.name,
+                    "-" if item.videos is None else str(item.videos),
+                    "-" if item.questions is None else f"{item.questions}{labels}",
+                    item.model or "-",
+                    item.records,
+                    *[item.owner] * owned,
                 ),
             )
         )

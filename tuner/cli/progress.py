@@ -87,7 +87,7 @@ class BarProgress:
     def _finish(self, *, failed: bool = False) -> None:
         if self._running is None:
             return
-        (task,) = (one for one in self._bars.tasks if one.id == self._running)
+        (task,) = (task for task in self._bars.tasks if task.id == self._running)
         if task.total is None and not failed:
             # A bar without an end has come to it: else it would go on moving.
             self._bars.update(self._running, total=1, completed=1)

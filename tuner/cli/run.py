@@ -163,7 +163,7 @@ def run(
             progress.console,
             "Recording in MLflow failed",
         )
-    report = next((one for one in files if one.name == "report.html"), None)
+    report = next((file for file in files if file.name == "report.html"), None)
     if as_json:
         from tuner.reporting.documents import run_document
 

@@ -91,10 +91,10 @@ def _others(found: Status, place: int) -> str:
     from tuner.reporting.wording import searched_for
 
     said = []
-    for number, one in reversed(list(enumerate(found.searches))):
+    for number, search in reversed(list(enumerate(found.searches))):
         if number != place:
-            best = "nothing fits" if one.best is None else f"trial {one.best.number}"
-            text = searched_for(one.goal, one.budget, one.max_drop)
-            text += f" seed {one.seed}" if one.seed else ""
-            said.append(f"{text} ({best}, {one.verdict.replace('_', ' ')})")
+            best = "nothing fits" if search.best is None else f"trial {search.best.number}"
+            text = searched_for(search.goal, search.budget, search.max_drop)
+            text += f" seed {search.seed}" if search.seed else ""
+            said.append(f"{text} ({best}, {search.verdict.replace('_', ' ')})")
     return "; ".join(said)

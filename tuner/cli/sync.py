@@ -80,7 +80,7 @@ def sync(
         if recorded is None:
             raise typer.Exit(1)
         written.append(recorded)
-    runs, files = sum(one.runs for one in written), sum(one.files for one in written)
+    runs, files = sum(item.runs for item in written), sum(item.files for item in written)
     searches = f"{len(summaries)} searches" if len(summaries) > 1 else "1 search"
     told = f"wrote {runs} runs and {files} artifacts" if runs or files else "nothing was missing"
     trials = len(summaries[-1].trials)

@@ -83,13 +83,13 @@ def trials(
     from tuner.search.selection import eligible
 
     with opened(study, database, warn) as (loaded, store, record):
-        recorded, searches = store.trials(), {one.id: one for one in store.searches()}
+        recorded, searches = store.trials(), {search.id: search for search in store.searches()}
         best_of: dict[int, list[str]] = {}
         for search, choice in choices_of(loaded, store, record).items():
             one = searches[search]
             told = f"{searched_for(one.goal, one.budget, one.max_drop)}, seed {one.seed}"
             best_of.setdefault(choice.trial.number, []).append(told)
-        allowed = {one.number for one in eligible(recorded, loaded.search)}
+        allowed = {trial.number for trial in eligible(recorded, loaded.search)}
         found = rows(recorded, searches, allowed, best_of)
     found = _selected(found, sort, top, within_budget=within_budget)
     if as_json:
@@ -127,9 +127,9 @@ def rows(
     from tuner.search.space import TOLERANCE
 
     front = front_numbers(
-        (one.number, one.outcome.accuracy, one.outcome.flops_ratio)
-        for one in found
-        if one.outcome is not None and one.number in allowed
+        (trial.number, trial.outcome.accuracy, trial.outcome.flops_ratio)
+        for trial in found
+        if trial.outcome is not None and trial.number in allowed
     )
     result = []
     for trial in found:
@@ -151,7 +151,7 @@ def rows(
             best_of=tuple(best_of.get(trial.number, ())),
         )
         if outcome is not None:
-            names = (one for one in row.__dataclass_fields__ if one in outcome.__dataclass_fields__)
+            names = (field for field in row.__dataclass_fields__ if field in outcome.__dataclass_fields__)
             row = replace(row, **{name: getattr(outcome, name) for name in names})
         result.append(row)
     return result

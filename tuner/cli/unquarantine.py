@@ -36,18 +36,18 @@ def unquarantine(
         record = store.require(name)
         left_out = store.quarantined()
         wanted = list(dict.fromkeys(questions or left_out))
-        if unknown := [one for one in wanted if one not in left_out]:
+        if unknown := [item for item in wanted if item not in left_out]:
             there = f"those that are: {', '.join(left_out)}" if left_out else "none is"
             raise UserError(
-                [f"question {one!r} of the study {name!r} is not quarantined" for one in unknown], there
+                [f"question {item!r} of the study {name!r} is not quarantined" for item in unknown], there
             )
         if not wanted:
             print(f"No question of the study {name!r} is quarantined.")
             return
-        still = [one for one in left_out if one not in wanted]
+        still = [item for item in left_out if item not in wanted]
         found = rederive(recorded_study(record), store, make_planner(record), still)
         store.unquarantine(wanted, found.trials, found.measured)
-    incomplete = sum(one.outcome is None for one in found.trials.values())
+    incomplete = sum(trial.outcome is None for trial in found.trials.values())
     print(f"Taken back in: {', '.join(wanted)}. The next `tuner run` asks what is missing of them.")
     if incomplete:
         print(f"{incomplete} of {len(found.trials)} trials are incomplete until then.")

@@ -130,7 +130,7 @@ def verify(
 def headline(found: Verification) -> str:
     """The outcome in one sentence."""
     if not found.holds:
-        failed = ", ".join(one.name for one in found.findings if not one.passed)
+        failed = ", ".join(finding.name for finding in found.findings if not finding.passed)
         return f"Does not hold here: {failed}."
     if not found.complete:
         return f"Nothing against it in {found.questions} questions; a sample cannot show that it holds."
@@ -145,10 +145,10 @@ def _print(found: Verification, console: Console) -> None:
         print_finding(finding, console)
     if found.changed:
         console.print("Answers that changed (question, video: promised -> now; right):")
-        for one in _shown(found):
-            answers = f"{one.promised} -> {one.now}; {one.right}"
-            other = f"  [{OTHER_INPUT}]" if one.other_input else ""
-            line = f"  {one.change:<11} {one.question}, {one.video}: {answers}{other}"
+        for answer in _shown(found):
+            answers = f"{answer.promised} -> {answer.now}; {answer.right}"
+            other = f"  [{OTHER_INPUT}]" if answer.other_input else ""
+            line = f"  {answer.change:<11} {answer.question}, {answer.video}: {answers}{other}"
             console.print(escape(line), soft_wrap=True)
         if (more := len(found.changed) - MOST_SHOWN) > 0:
             console.print(f"  and {more} more: --json lists all")
@@ -178,7 +178,7 @@ def _count(number: int, what: str) -> str:
 def _shown(found: Verification) -> list[ChangedAnswer]:
     """Those that cost accuracy first."""
     order = ("lost", "still wrong", "still right", "gained")
-    return sorted(found.changed, key=lambda one: order.index(one.change))[:MOST_SHOWN]
+    return sorted(found.changed, key=lambda answer: order.index(answer.change))[:MOST_SHOWN]
 
 
 def in_markdown(found: Verification) -> str:
@@ -191,9 +191,9 @@ def in_markdown(found: Verification) -> str:
         "| | check | found | allowed |",
         "| --- | --- | --- | --- |",
     ]
-    for one in found.findings:
-        cells = (one.name, one.found, one.allowed)
-        lines.append(f"| {'✅' if one.passed else '❌'} | {' | '.join(map(_cell, cells))} |")
+    for finding in found.findings:
+        cells = (finding.name, finding.found, finding.allowed)
+        lines.append(f"| {'✅' if finding.passed else '❌'} | {' | '.join(map(_cell, cells))} |")
     if found.changed:
         lines += [
             "",

@@ -199,8 +199,12 @@ class EvaluatorSpec:
             frames=study.frames,
             scoring=study.scoring,
             max_new_tokens=study.max_new_tokens,
-            questions=tuple(Question(one.id, one.text, one.options) for one in study.questions),
-            videos={one.id: str(study.video_of(one).path.absolute()) for one in study.questions},
+            questions=tuple(
+                Question(question.id, question.text, question.options) for question in study.questions
+            ),
+            videos={
+                question.id: str(study.video_of(question).path.absolute()) for question in study.questions
+            },
             storage=None if storage is None else normal(storage),
             device=device,
             threads=threads,
@@ -347,7 +351,7 @@ class PipelineEvaluator:
             clip = self._clip(video)
         except VideoError as error:
             return [EncodedVideo("", {}, str(error))]
-        layouts = {one: self.runtime.layout(clip, self._questions[one]) for one in questions}
+        layouts = {question: self.runtime.layout(clip, self._questions[question]) for question in questions}
         return [EncodedVideo(clip.content_hash, layouts)]
 
     def serve(self, question: str, configuration: Mapping[str, Any], profile: bool) -> list[dict[str, Any]]:
@@ -391,7 +395,7 @@ class PipelineEvaluator:
             # Anew each time: `_ask` may reduce it.
             batch = (1 if self._batch > 1 else RESHAPED) if reshaped else self._batch
             some = questions[len(answers) : len(answers) + batch]
-            requests = [Request(*self.asked(one), method, references.get(one)) for one in some]
+            requests = [Request(*self.asked(question), method, references.get(question)) for question in some]
             answers += map(asdict, self._ask(requests))
         if self._trims:
             trim()

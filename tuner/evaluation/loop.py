@@ -157,7 +157,7 @@ class Loop(ABC):
             )
         if cache_use is not None:
             self._store.count_cache_use(cache_use)
-        took = ModelUse(len(answers), sum(one.seconds for one in answers))
+        took = ModelUse(len(answers), sum(answer.seconds for answer in answers))
         use = cache_use or CacheUse()
         tell(
             "answered",
@@ -208,7 +208,7 @@ class Loop(ABC):
         # Batches are answered in order: it failed at the first one that is not answered.
         batch = missing[0]
         self._waiting.appendleft((evaluation, missing))
-        asked = next(one for one in task.batches if batch[0] in one)
+        asked = next(other for other in task.batches if batch[0] in other)
         if kind != "raised" and any(question in self._quarantined for question in asked):
             return  # at a question that another attempt has been found to fail at in the meantime
         what = _described(task)
@@ -252,12 +252,12 @@ class Loop(ABC):
             raise too_many
         unfinished = [
             evaluation
-            for evaluation in dict.fromkeys(one for one, _ in (*self._waiting, *self._in_flight.values()))
+            for evaluation in dict.fromkeys(task for task, _ in (*self._waiting, *self._in_flight.values()))
             if not evaluation.complete
         ]
         before, answer_before = self._baseline.get(question), self._baseline_answers.get(question)
         self._study = study
-        self._questions[split] = tuple(one for one in self._questions[split] if one != question)
+        self._questions[split] = tuple(other for other in self._questions[split] if other != question)
         self._forget(question)
         for evaluation in self._evaluations:
             evaluation.leave_out(question)
@@ -295,8 +295,8 @@ class Loop(ABC):
             {trial.configuration for trial in trials.values()} if split == "tune" else set(self._measured)
         )
         pairs = {
-            one: (question.id, self._planner.fingerprints(one.build(), [question.id])[0])
-            for one in configurations
+            configuration: (question.id, self._planner.fingerprints(configuration.build(), [question.id])[0])
+            for configuration in configurations
         }
         answers = self._store.answers(pairs.values())
         left = self._study.questions_of(split)
@@ -401,7 +401,7 @@ class Loop(ABC):
             for configuration, number in wanted.items():
                 if configuration not in self._measured:
                     evaluations.append(self._held_out_evaluation(configuration, number))
-        trials = sorted(one.number for one in evaluations if one.number is not None)
+        trials = sorted(evaluation.number for evaluation in evaluations if evaluation.number is not None)
         self._start(
             f"held-out, trial{'s' * (len(trials) > 1)} {', '.join(map(str, trials))}"
             if trials
@@ -461,7 +461,7 @@ class Loop(ABC):
         batches = [batch for batch in map(evaluation.missing, self._batches(evaluation)) if batch]
         if evaluation.kind == "noise":
             # All at once: the noise floor is recorded for all of them together.
-            return [(tuple(one for batch in batches for one in batch),)]
+            return [(tuple(item for batch in batches for item in batch),)]
         return [tuple(batches)] if evaluation.kind == "trial" else [(batch,) for batch in batches]
 
     def _batches_of_split(self, split: Split, most: int) -> Iterator[VideoBatch]:
@@ -479,7 +479,7 @@ class Loop(ABC):
             # In a random order that is the same for every trial: the pruner sees a random sample of videos.
             videos = [by_video[name] for name in sorted(by_video, key=hashed)]
             for start in range(0, len(videos), self._batch_videos):
-                yield tuple(one for video in videos[start : start + self._batch_videos] for one in video)
+                yield tuple(item for video in videos[start : start + self._batch_videos] for item in video)
 
     def _waiting_for(self, worker: str) -> tuple[Evaluation, tuple[VideoBatch, ...]]:
         """Takes from what waits for the first evaluation the part that this worker knows best."""
@@ -496,12 +496,12 @@ class Loop(ABC):
 
     def _hand_out(self, evaluation: Evaluation, batches: tuple[VideoBatch, ...], worker: str) -> Task:
         references = {}
-        for one in (one for batch in batches for one in batch):
+        for one in (item for batch in batches for item in batch):
             text = reference(self._study.question(one), self._baseline_answers.get(one))
             if text is not None:
                 references[one] = text
-        asked = {one for batch in batches for one in batch}
-        self._seen_by |= dict.fromkeys((self._study.question(one).video for one in asked), worker)
+        asked = {item for batch in batches for item in batch}
+        self._seen_by |= dict.fromkeys((self._study.question(question).video for question in asked), worker)
         task = Task(
             self._next_id,
             evaluation.kind,
@@ -509,7 +509,11 @@ class Loop(ABC):
             evaluation.configuration,
             batches,
             references,
-            {question: one for question, one in evaluation.configurations.items() if question in asked},
+            {
+                question: configuration
+                for question, configuration in evaluation.configurations.items()
+                if question in asked
+            },
         )
         self._next_id += 1
         self._in_flight[task.id] = (evaluation, task)

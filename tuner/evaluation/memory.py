@@ -63,7 +63,7 @@ def _device_bytes(device: torch.device, share: float) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory of the GPU or of the machine did not suffice; torch raises it in three ways."""
-    names = {one.__name__ for one in type(error).__mro__}
+    names = {class_.__name__ for class_ in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )

@@ -59,7 +59,7 @@ def rederive(
         needed, found = needed + len(questions), found + len(given)
         if not complete or len(given) < len(questions):
             return None
-        results = [judge(one, split, given[one.id], before[one.id]) for one in questions]
+        results = [judge(question, split, given[question.id], before[question.id]) for question in questions]
         return outcome(split, planner.cost(configuration.build()).compute[split], results, baseline)
 
     trials = {}

@@ -59,9 +59,9 @@ def outcome(
     took = answer_cost(results)
     before = [baseline[result.question] for result in results]
     changes = [
-        after.logprob_right - one.logprob_right
-        for after, one in zip(results, before, strict=True)
-        if after.logprob_right is not None and one.logprob_right is not None
+        after.logprob_right - reference.logprob_right
+        for after, reference in zip(results, before, strict=True)
+        if after.logprob_right is not None and reference.logprob_right is not None
     ]
     return Outcome(
         split=split,
@@ -74,14 +74,16 @@ def outcome(
         flops_ratio_p95=compute.flops_ratio_p95,
         flops_ratio_max=compute.flops_ratio_max,
         regressions=sum(
-            one.correct and not after.correct for after, one in zip(results, before, strict=True)
+            reference.correct and not after.correct for after, reference in zip(results, before, strict=True)
         ),
-        gained=sum(after.correct and not one.correct for after, one in zip(results, before, strict=True)),
+        gained=sum(
+            after.correct and not reference.correct for after, reference in zip(results, before, strict=True)
+        ),
         logprob_change=math.fsum(changes) / len(changes) if changes else 0.0,
         seconds=math.fsum(result.seconds for result in results),
         peak_bytes_mean=took.peak_bytes_mean,
         peak_bytes_max=took.peak_bytes_max,
-        graded=math.fsum(graded(after, one) for after, one in zip(results, before, strict=True))
+        graded=math.fsum(graded(after, reference) for after, reference in zip(results, before, strict=True))
         / len(results),
     )
 
@@ -100,11 +102,11 @@ def outcome_without(
     has the unpruned results. None where only all answers tell: the largest memory was this question's, or
     memory was measured for all but this one.
     """
-    others = [baseline[one.id] for one in left]
+    others = [baseline[question.id] for question in left]
     if found.graded is None or (
         after.peak_bytes == found.peak_bytes_max
         if found.peak_bytes_mean is not None
-        else after.peak_bytes is None and any(one.peak_bytes is not None for one in others)
+        else after.peak_bytes is None and any(other.peak_bytes is not None for other in others)
     ):
         return None
 
@@ -113,14 +115,14 @@ def outcome_without(
 
     logprob_change, peak_bytes_mean = found.logprob_change, found.peak_bytes_mean
     if after.logprob_right is not None and before.logprob_right is not None:
-        compared = sum(one.logprob_right is not None for one in others)
+        compared = sum(other.logprob_right is not None for other in others)
         logprob_change = without(logprob_change, after.logprob_right - before.logprob_right, compared)
     if peak_bytes_mean is not None and after.peak_bytes is not None:
         peak_bytes_mean = without(peak_bytes_mean, after.peak_bytes, len(others))
     return replace(
         found,
         questions=len(others),
-        videos=len({one.video for one in left}),
+        videos=len({question.video for question in left}),
         accuracy=(round(found.accuracy * found.questions) - after.correct) / len(others),
         regressions=found.regressions - (before.correct and not after.correct),
         gained=found.gained - (after.correct and not before.correct),
@@ -153,8 +155,8 @@ def answer_cost(results: Sequence[QuestionResult]) -> AnswerCost:
     """
     if not results:
         raise ValueError("The cost of an answer needs at least one answer.")
-    seconds = math.fsum(one.seconds for one in results) / len(results)
-    known = [one.peak_bytes for one in results if one.peak_bytes is not None]
+    seconds = math.fsum(result.seconds for result in results) / len(results)
+    known = [result.peak_bytes for result in results if result.peak_bytes is not None]
     if len(known) < len(results):
         return AnswerCost(seconds)
     return AnswerCost(seconds, sum(known) / len(known), max(known))

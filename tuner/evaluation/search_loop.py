@@ -102,7 +102,7 @@ class SearchLoop(Loop):
         self._deadline = None if timeout is None else clock() + timeout
         self._infeasible = list(store.infeasible())
         # What the study's search does not allow any more; nothing proposed from here on is among them.
-        self._outside = self._trials.keys() - {one.number for one in eligible(self.trials, study.search)}
+        self._outside = self._trials.keys() - {trial.number for trial in eligible(self.trials, study.search)}
         # Of the completed trials that others were compared with, by number and question.
         self._signals_of: dict[int, dict[str, float]] = {}
         # What the sampler sees of each trial, by number, as long as its record is this one.
@@ -134,7 +134,7 @@ class SearchLoop(Loop):
         """The trials that the study's search allows, in order of number: for all else here the others are
         not there.
         """
-        return tuple(one for one in self.trials if one.number not in self._outside)
+        return tuple(trial for trial in self.trials if trial.number not in self._outside)
 
     def best_so_far(self) -> str:
         """The best trial in a few words; nothing where there is none."""
@@ -165,7 +165,7 @@ class SearchLoop(Loop):
         if self._store.noise() is not None or not self._questions["tune"]:
             return
         asked = sorted(
-            (one for batch in self._batches_of_split("tune", _NOISE_BATCHES) for one in batch), key=hashed
+            (item for batch in self._batches_of_split("tune", _NOISE_BATCHES) for item in batch), key=hashed
         )
         fingerprints = dict.fromkeys(asked, "")
         self._start("noise floor", len(asked))
@@ -209,7 +209,7 @@ class SearchLoop(Loop):
 
     def _proposed(self) -> int:
         """Trials this search proposed so far, without infeasible proposals and those above the budget."""
-        return sum(one.search == self._search.id and one.purpose == "search" for one in self._eligible)
+        return sum(trial.search == self._search.id and trial.purpose == "search" for trial in self._eligible)
 
     def _out_of_patience(self) -> bool:
         """Whether the last `patience` finished trials of this search added nothing to the front."""
@@ -217,9 +217,9 @@ class SearchLoop(Loop):
             return False
         since = trials_since_growth(
             (
-                None if one.outcome is None else (one.binding_ratio, one.outcome.accuracy)
-                for one in self._eligible
-                if one.search == self._search.id and one.purpose == "search" and not one.unfinished
+                None if trial.outcome is None else (trial.binding_ratio, trial.outcome.accuracy)
+                for trial in self._eligible
+                if trial.search == self._search.id and trial.purpose == "search" and not trial.unfinished
             ),
             (self._search.budget + TOLERANCE, 0.0),
         )
@@ -243,8 +243,8 @@ class SearchLoop(Loop):
         for factor in self._above_budget:
             target = factor * self._search.budget
             known = any(
-                one.outcome is not None and abs(one.binding_ratio - target) <= _NEAR * target
-                for one in self._eligible
+                trial.outcome is not None and abs(trial.binding_ratio - target) <= _NEAR * target
+                for trial in self._eligible
             )
             if target < 1 and not known:
                 found = self._space.above(best.configuration, target)
@@ -280,7 +280,7 @@ class SearchLoop(Loop):
                     choice.trial.number,
                     choice.verdict,
                     level=choice.level,
-                    candidates=[one.trial for one in choice.tested],
+                    candidates=[candidate.trial for candidate in choice.tested],
                 )
 
     def _held_out_results(self, configuration: Configuration | None) -> list[QuestionResult] | None:
@@ -319,16 +319,16 @@ class SearchLoop(Loop):
             for question in self._study.questions_of("tune")
             if question.id in evaluation.answers
         ]
-        before = [self._baseline[one.question] for one in again]
+        before = [self._baseline[answer.question] for answer in again]
         changes = [
-            abs(one.logprob_right - other.logprob_right)
-            for one, other in zip(again, before, strict=True)
-            if one.logprob_right is not None and other.logprob_right is not None
+            abs(answer.logprob_right - other.logprob_right)
+            for answer, other in zip(again, before, strict=True)
+            if answer.logprob_right is not None and other.logprob_right is not None
         ]
         return Noise(
             questions=len(again),
-            videos=len({one.video for one in again}),
-            flips=sum(one.correct != other.correct for one, other in zip(again, before, strict=True)),
+            videos=len({answer.video for answer in again}),
+            flips=sum(answer.correct != other.correct for answer, other in zip(again, before, strict=True)),
             logprob_mean=sum(changes) / len(changes) if changes else 0.0,
             logprob_max=max(changes, default=0.0),
         )
@@ -344,28 +344,30 @@ class SearchLoop(Loop):
         trial = self._trials[evaluation.number]
         if trial.purpose != "search":
             return None
-        others = ordered((one for one in self._eligible if one.number != trial.number), 1.0)
+        others = ordered((item for item in self._eligible if item.number != trial.number), 1.0)
         weights = pruner.reference_weights(
-            np.array([one.binding_ratio for one in others]),
+            np.array([other.binding_ratio for other in others]),
             # They are in the order of their scores.
             -np.arange(len(others), dtype=np.float64),
             trial.binding_ratio,
         )
         if weights is None:
             return None
-        reference = [(float(weight), one) for weight, one in zip(weights, others, strict=True) if weight > 0]
-        signals = [(weight, self._signals(one)) for weight, one in reference]
+        reference = [
+            (float(weight), other) for weight, other in zip(weights, others, strict=True) if weight > 0
+        ]
+        signals = [(weight, self._signals(answers_)) for weight, answers_ in reference]
         questions = [
             question
             for video in self._complete_videos(evaluation)
             for question in video
-            if all(question.id in one for _, one in signals)
+            if all(question.id in signal for _, signal in signals)
         ]
         if not questions:
             return None
         change = [
             self._signal(question, evaluation.answers[question.id])
-            - sum(weight * one[question.id] for weight, one in signals)
+            - sum(weight * signal[question.id] for weight, signal in signals)
             for question in questions
         ]
         found = pruner.interim_analysis(
@@ -376,7 +378,8 @@ class SearchLoop(Loop):
         if found is None or not found.inferior:
             return None
         return Pruned(
-            max(reference, key=lambda one: one[0])[1].number, len({question.video for question in questions})
+            max(reference, key=lambda item: item[0])[1].number,
+            len({question.video for question in questions}),
         )
 
     def _complete_videos(self, evaluation: Evaluation) -> Iterator[list[StudyQuestion]]:
@@ -409,22 +412,26 @@ class SearchLoop(Loop):
     def _next_trial(self) -> TrialRecord | None:
         """A new trial, written before it is evaluated; None after too many infeasible proposals in a row."""
         number = max(self._trials, default=-1) + 1
-        rejected = [one for one in self._infeasible if one.search == self._search.id and one.number == number]
+        rejected = [
+            proposal
+            for proposal in self._infeasible
+            if proposal.search == self._search.id and proposal.number == number
+        ]
         defaults = self._defaults
         if self._defaults_trial() is None and not any(
-            one.proposed == {} and one.configuration == defaults.configuration
-            for one in self._infeasible_of_search()
+            proposal.proposed == {} and proposal.configuration == defaults.configuration
+            for proposal in self._infeasible_of_search()
         ):
             if defaults.binding_ratio <= self._search.budget + TOLERANCE:
                 return self._accept(number, defaults.configuration, defaults.binding_ratio)
             rejected.append(self._reject(number, 0, defaults.configuration, {}, defaults.binding_ratio))
         # What the sampler proposed before: AdaTP's defaults are not its own.
         index = self._proposed() - any(
-            one.search == self._search.id and one.configuration == defaults.configuration
-            for one in self.trials
+            trial.search == self._search.id and trial.configuration == defaults.configuration
+            for trial in self.trials
         )
         # Infeasible proposals of before the study changed its search space do not count in the new one.
-        outdated = sum(not self._says_something(one) for one in rejected)
+        outdated = sum(not self._says_something(proposal) for proposal in rejected)
         while len(rejected) - outdated < MOST_INFEASIBLE:
             point = self._sampler.propose(
                 self._space.ranges, self._observations(), self._search.seed, index, len(rejected)
@@ -456,7 +463,7 @@ class SearchLoop(Loop):
         return infeasible
 
     def _infeasible_of_search(self) -> list[InfeasibleRecord]:
-        return [one for one in self._infeasible if one.search == self._search.id]
+        return [proposal for proposal in self._infeasible if proposal.search == self._search.id]
 
     def _says_something(self, proposal: InfeasibleRecord) -> bool:
         """Whether the search could propose it today."""
@@ -480,7 +487,7 @@ class SearchLoop(Loop):
         """
         known: list[tuple[TrialRecord, Observation]] = []
         places: defaultdict[int, set[tuple[str, float]]] = defaultdict(set)
-        bins = {name: one for name, one in self._space.ranges.items() if isinstance(one, Bins)}
+        bins = {name: range_ for name, range_ in self._space.ranges.items() if isinstance(range_, Bins)}
         for trial in self._eligible:
             own = trial.search == self._search.id
             # What another search left unfinished is not being evaluated.
@@ -491,9 +498,11 @@ class SearchLoop(Loop):
                 known.append((trial, observation))
                 if not trial.unfinished:
                     places[trial.search].update((name, observation.point[name]) for name in bins)
-        wanted = {(name, place) for name, one in bins.items() for place in one.places}
+        wanted = {(name, place) for name, bin_ in bins.items() for place in bin_.places}
         complete = {search for search, seen in places.items() if wanted <= seen} | {self._search.id}
-        told = [((one.number, 1, 0), observation) for one, observation in known if one.search in complete]
+        told = [
+            ((trial.number, 1, 0), observation) for trial, observation in known if trial.search in complete
+        ]
         for proposal in self._infeasible_of_search():
             # AdaTP's defaults were not the sampler's proposal.
             if proposal.proposed and self._says_something(proposal):
@@ -504,7 +513,7 @@ class SearchLoop(Loop):
                         Observation(proposal.proposed, None, over, "infeasible"),
                     )
                 )
-        return [observation for _, observation in sorted(told, key=lambda one: one[0])]
+        return [observation for _, observation in sorted(told, key=lambda item: item[0])]
 
     def _observation(self, trial: TrialRecord) -> Observation | None:
         """A trial as the sampler sees it; None where it has no place in this search's space."""

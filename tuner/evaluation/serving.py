@@ -95,7 +95,7 @@ def time_answers(
     """Times prefill and answer of one question with the unpruned model and under each configuration, in
     turns; `error` says why that is not possible.
     """
-    methods = [from_dict(one) for one in configurations]
+    methods = [from_dict(configuration) for configuration in configurations]
     try:
         clip, asked = find(question)
         seconds = measure.answer_seconds(runtime, clip, asked, (None, *methods))
@@ -132,8 +132,8 @@ def measure_serving(
     asked = planner.spread(method, QUESTIONS, leave_out)
     configuration = to_dict(method)
     calls = [
-        Call("serve", {"question": one.id, "configuration": configuration, "profile": index == 0})
-        for index, one in enumerate(asked)
+        Call("serve", {"question": question.id, "configuration": configuration, "profile": index == 0})
+        for index, question in enumerate(asked)
     ]
     found = _measured(run, "Measuring what a server would pay", "serving", calls, PATIENCE, progress)
     profiled = found[0]["profiled"]
@@ -143,8 +143,8 @@ def measure_serving(
         device=found[0]["device"],
         questions=len(found),
         value_bytes=found[0]["value_bytes"],
-        baseline=Serving.mean([Serving(**one["baseline"]) for one in found]),
-        best=Serving.mean([Serving(**one["best"]) for one in found]),
+        baseline=Serving.mean([Serving(**measured["baseline"]) for measured in found]),
+        best=Serving.mean([Serving(**measured["best"]) for measured in found]),
         profiled=None if profiled is None else Profiled(**profiled),
     )
 
@@ -161,10 +161,10 @@ def measure_times(
     raised: as of `measure_serving`.
     """
     asked = planner.spread(methods[0], TIMED_QUESTIONS, leave_out)
-    configurations = tuple(to_dict(one) for one in methods)
-    calls = [Call("time", {"question": one.id, "configurations": configurations}) for one in asked]
+    configurations = tuple(to_dict(method) for method in methods)
+    calls = [Call("time", {"question": question.id, "configurations": configurations}) for question in asked]
     found = _measured(run, "Timing", "timing", calls, TIMED_PATIENCE, progress)
-    columns = zip(*(one["seconds"] for one in found), strict=True)
+    columns = zip(*(measured["seconds"] for measured in found), strict=True)
     baseline, *means = (sum(column) / len(found) for column in columns)
     return [Timed(found[0]["device"], len(found), mean, baseline) for mean in means]
 
@@ -190,7 +190,7 @@ def _measured(
 
     loop = CallLoop(what, phase, [calls], take, give_up=give_up, progress=progress)
     run(loop)
-    for one in found:
-        if "error" in one:
-            raise PipelineError(one["error"])
+    for measured in found:
+        if "error" in measured:
+            raise PipelineError(measured["error"])
     return found

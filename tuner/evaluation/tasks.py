@@ -118,7 +118,11 @@ class Task:
                 {
                     "configuration": None if configuration is None else configuration.as_dict(),
                     "questions": tuple(questions),
-                    "references": {one: self.references[one] for one in questions if one in self.references},
+                    "references": {
+                        question: self.references[question]
+                        for question in questions
+                        if question in self.references
+                    },
                     "reshaped": self.reshaped,
                 },
             )
@@ -127,7 +131,7 @@ class Task:
 
     def read(self, results: Sequence[Any]) -> list[RecordedAnswer]:
         """The answers of a batch."""
-        return [RecordedAnswer.from_dict(one) for one in results]
+        return [RecordedAnswer.from_dict(result) for result in results]
 
 
 @dataclass(eq=False)
@@ -143,7 +147,11 @@ class Evaluation:
 
     def missing(self, questions: Iterable[str]) -> VideoBatch:
         """The ones of these questions that belong to it and are not answered yet."""
-        return tuple(one for one in questions if one in self.fingerprints and one not in self.answers)
+        return tuple(
+            question
+            for question in questions
+            if question in self.fingerprints and question not in self.answers
+        )
 
     def leave_out(self, question: str) -> None:
         """Removes a question that is quarantined."""

@@ -41,7 +41,7 @@ def refusal(machines: Sequence[Machine], gpus: float, *, may_grow: bool, waits: 
     may_grow: others may join, as in any cluster: where none has a GPU yet, one with GPUs may come. waits: the
     user means to wait, as for an autoscaler, which does not tell what machines it would add.
     """
-    most = max((one.gpus for one in machines), default=0.0)
+    most = max((machine.gpus for machine in machines), default=0.0)
     if gpus <= most or (may_grow and (waits or not most)):
         return None
     largest = f"the largest of {len(machines)} machines has" if len(machines) > 1 else "this machine has"
@@ -71,10 +71,10 @@ def placement(machines: Sequence[Machine], workers: int | None, gpus_per_worker:
     worker for each GPU; else two workers for each machine.
     """
     if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if any(one.gpus for one in machines) else 0.0
+        gpus_per_worker = 1.0 if any(machine.gpus for machine in machines) else 0.0
     if workers is None:
-        workers = max(1, sum(_usual(one, gpus_per_worker) for one in machines))
-    fit = max((one.fitting(gpus_per_worker) for one in machines), default=0)
+        workers = max(1, sum(_usual(machine, gpus_per_worker) for machine in machines))
+    fit = max((machine.fitting(gpus_per_worker) for machine in machines), default=0)
     return Placement(workers, gpus_per_worker, max(1, min(workers, fit or workers)))
 
 
@@ -85,4 +85,4 @@ def _usual(machine: Machine, gpus: float) -> int:
 
 def scarce(machines: Sequence[Machine], gpus: float) -> str:
     """What workers without a place wait for: GPUs or CPUs."""
-    return "GPUs" if gpus and sum(one.fitting(0.0) for one in machines) else "CPUs"
+    return "GPUs" if gpus and sum(machine.fitting(0.0) for machine in machines) else "CPUs"

@@ -704,7 +704,7 @@ def _machines() -> tuple[Machine, ...]:
 
 def _machine(node: str) -> Machine:
     """A node by its id, while it lives."""
-    found = (one for one in _machines() if one.id == node)
+    found = (machine for machine in _machines() if machine.id == node)
     return next(found, Machine(node, "a lost machine"))
 
 
@@ -777,7 +777,7 @@ def _ending(trial: Trial, machine: Machine) -> _Ending:
         process = "its node has died" not in text
     if "OUT_OF_MEMORY" in text:
         return _Ending(_LOW_MEMORY, "killed", machine=machine)
-    alive = not machine.id or any(one.id == machine.id for one in _machines())
+    alive = not machine.id or any(other.id == machine.id for other in _machines())
     return _Ending(_DIED, "killed", machine=machine) if process and alive else _Ending(_LOST, "lost")
 
 

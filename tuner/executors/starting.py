@@ -140,7 +140,11 @@ class Starting:
             self._tell(f"A worker{where} could not be started and is tried again: {reason}")
             return
         self._left_out[machine.id] = (machine, reason, certain)
-        left = [one for one in machines if one.id not in self._left_out and one.fitting(self._gpus)]
+        left = [
+            machine
+            for machine in machines
+            if machine.id not in self._left_out and machine.fitting(self._gpus)
+        ]
         if not left or machine is _NOWHERE:
             raise self._none_left()
         self._tell(self._bad(machine.id, " is left out from now on"))
@@ -152,13 +156,13 @@ class Starting:
         machine = self.machine(worker)
         self.died(worker)
         self._failures[machine.id] = self._failures.get(machine.id, 0) + 1
-        elsewhere = any(self._places[one].id != machine.id for one in self._ready)
+        elsewhere = any(self._places[item].id != machine.id for item in self._ready)
         if elsewhere and self._failures[machine.id] >= MOST_FAILED_STARTS:
             self._left_out[machine.id] = (machine, reason, False)
             self._tell(self._bad(machine.id, " is left out from now on"))
 
     def _none_left(self) -> UserError | EvaluationError:
-        reasons = [self._bad(one) for one in self._left_out]
+        reasons = [self._bad(item) for item in self._left_out]
         if all(certain for *_, certain in self._left_out.values()):
             return UserError(list(dict.fromkeys(reason for _, reason, _ in self._left_out.values())))
         return EvaluationError(
@@ -202,8 +206,8 @@ class Starting:
         placed = len(self._places)
         if placed >= self._wanted:
             return ""
-        usable = [one for one in machines() if one.id not in self._left_out]
-        room = sum(one.fitting(self._gpus) for one in usable)
+        usable = [machine for machine in machines() if machine.id not in self._left_out]
+        room = sum(item.fitting(self._gpus) for item in usable)
         missed = self._clock() - self._changed >= _MISSED
         if room < self._wanted and (placed >= room or not missed):
             return (

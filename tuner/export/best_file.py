@@ -325,11 +325,11 @@ def write(best: Best, path: Path) -> None:
     values = dataclasses.asdict(best)
     # Last and a line each: there are thousands of them.
     answers = [
-        json.dumps({name: text for name, text in one.items() if text is not None}, ensure_ascii=False)
-        for one in values.pop("answers")
+        json.dumps({name: text for name, text in answer.items() if text is not None}, ensure_ascii=False)
+        for answer in values.pop("answers")
     ]
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    listed = ",".join(f"\n    {one}" for one in answers) + "\n  " if answers else ""
+    listed = ",".join(f"\n    {answer}" for answer in answers) + "\n  " if answers else ""
     write_whole(path, f'{text},\n  "answers": [{listed}]\n}}\n')
 
 
@@ -426,9 +426,12 @@ def describe(
         quarantined=dict(summary.quarantined),
         answers=[
             AnswerNumbers(
-                one.question, one.asked, one.text, None if one.unpruned == one.text else one.unpruned
+                answer.question,
+                answer.asked,
+                answer.text,
+                None if answer.unpruned == answer.text else answer.unpruned,
             )
-            for one in summary.answers
+            for answer in summary.answers
         ],
     )
 
@@ -453,7 +456,8 @@ def read(path: Path) -> Best:
         return _adapter().validate_python(values)
     except ValidationError as error:
         problems = [
-            f"{path}: {'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors()
+            f"{path}: {'.'.join(map(str, mistake['loc'])) or 'file'}: {mistake['msg']}"
+            for mistake in error.errors()
         ]
         raise UserError(problems) from error
 
@@ -529,7 +533,7 @@ def _measured(held_out: HeldOut) -> MeasuredNumbers:
 
 
 def _tag(row: TagRow) -> TagNumbers:
-    values = {one.name: getattr(row, one.name) for one in dataclasses.fields(row)}
+    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
     interval = row.difference.interval
     values["difference"] = row.difference.value
     return TagNumbers(**values, interval=None if interval is None else (interval.low, interval.high))
@@ -570,9 +574,9 @@ def _serving_numbers(baseline: Serving, best: Serving) -> ServingNumbers:
 
 def _intervals(**measured: Measured) -> dict[str, Range]:
     return {
-        name: (one.interval.low, one.interval.high)
-        for name, one in measured.items()
-        if one.interval is not None
+        name: (change.interval.low, change.interval.high)
+        for name, change in measured.items()
+        if change.interval is not None
     }
 
 
@@ -610,7 +614,7 @@ def _not_shown(summary: RunSummary) -> str:
             f"{100 * level_of('trial', summary.look):.2g} %)"
         )
     if summary.tested and summary.margin is not None:
-        worst = max(summary.tested, key=lambda one: one.bound)
+        worst = max(summary.tested, key=lambda item: item.bound)
         found = (
             f"no configuration is shown to stay within {100 * summary.margin:.3g} points "
             f"(--max-drop {summary.max_drop}) of the unpruned model on the held-out videos: at trial "

@@ -60,7 +60,7 @@ def trial_content(summary: RunSummary, trial: Trial) -> Content:
         if one is not None and one.number == trial.number:
             roles.append(role)
             metrics |= _held_out_metrics(held_out)
-    if any(one.number == trial.number for one in summary.above):
+    if any(item.number == trial.number for item in summary.above):
         roles.append("above")
     if trial in summary.outside:
         roles.append("outside")

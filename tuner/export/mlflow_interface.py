@@ -99,7 +99,10 @@ def links_of(experiment: str, run: str, summary: RunSummary, artifacts: Collecti
         f"[trials as parallel coordinates]({trials}&compareRunsMode=CHART)",
     ]
     # The report first.
-    pages = sorted((one for one in artifacts if one.endswith(".html")), key=lambda one: (one != REPORT, one))
+    pages = sorted(
+        (artifact for artifact in artifacts if artifact.endswith(".html")),
+        key=lambda artifact: (artifact != REPORT, artifact),
+    )
     titles = {page: page.removesuffix(".html").replace("-", " ") for page in pages}
     for name, title in (titles | {name: _LINKED[name] for name in _LINKED if name in artifacts}).items():
         links.append(f"[{title}](#/experiments/{experiment}/runs/{run}/artifacts/{quote(name)}?{WORKFLOW})")

@@ -186,7 +186,7 @@ class _SearchRun:
         self.created = run is None
         self.run = run or self._create()
         known: dict[str, str] = json.loads(self.run.data.tags.get(_FILES, "{}"))
-        there = {one.path for one in self.client.list_artifacts(self.id)}
+        there = {artifact.path for artifact in self.client.list_artifacts(self.id)}
         # Digests of its artifacts, by name. Those that were deleted, or lie where the folder was before it
         # was moved, are written again.
         self.files = {} if self.moved_from else {name: known[name] for name in known if name in there}
@@ -253,7 +253,7 @@ class _SearchRun:
                 # Not `log_table`: it would append to the table of an earlier run.
                 self.client.log_artifact(self.id, str(file))
         if tables:
-            known = [one["path"] for one in json.loads(self.run.data.tags.get(_TABLES, "[]"))]
+            known = [table["path"] for table in json.loads(self.run.data.tags.get(_TABLES, "[]"))]
             shown = [{"path": name, "type": "table"} for name in dict.fromkeys((*known, *tables))]
             self.client.set_tag(self.id, _TABLES, json.dumps(shown))
         self.files |= digests
@@ -435,17 +435,17 @@ def _quiet_mlflow() -> Iterator[None]:
     before = [logger.level for logger in loggers]
     try:
         os.environ[printing] = "true"
-        for one in loggers:
+        for item in loggers:
             # What fails is raised, too, and told in a line; MLflow logs it with a traceback.
-            one.setLevel(logging.CRITICAL)
+            item.setLevel(logging.CRITICAL)
         yield
     finally:
         if printed is None:
             del os.environ[printing]
         else:
             os.environ[printing] = printed
-        for one, level in zip(loggers, before, strict=True):
-            one.setLevel(level)
+        for item, level in zip(loggers, before, strict=True):
+            item.setLevel(level)
 
 
 def _now() -> int:

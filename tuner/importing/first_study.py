@@ -56,8 +56,8 @@ def create_study(
         parsed = parse_questions(questions, mistakes)
         if mistakes.found or not parsed:
             raise UserError(mistakes.found or f"{questions}: there is no question in it")
-        lines = [one.keys.model_dump(exclude_none=True, exclude_defaults=True) for one in parsed]
-        places = [f"{questions}:{one.line}" for one in parsed]
+        lines = [sample.keys.model_dump(exclude_none=True, exclude_defaults=True) for sample in parsed]
+        places = [f"{questions}:{sample.line}" for sample in parsed]
         return Created(write_study(folder, settings, lines, places, ""), ())
     asked = [prompt.strip() for prompt in prompts or PROMPTS]
     if not all(asked) or len(set(asked)) < len(asked):

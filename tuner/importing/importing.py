@@ -71,8 +71,8 @@ def import_study(
             problems.append(Problem(record.place, str(error)))
     if baseline is not None:
         joined = list(with_baseline(rows, baseline))
-        problems += [one for one in joined if isinstance(one, Problem)]
-        rows = [one for one in joined if isinstance(one, Row)]
+        problems += [row for row in joined if isinstance(row, Problem)]
+        rows = [row for row in joined if isinstance(row, Row)]
     rows = _with_files(rows, videos, settings.videos, problems)
     if subtitles is not None:
         rows = _with_subtitles(rows, subtitles, problems)

@@ -51,17 +51,19 @@ def options_of(value: Any) -> tuple[str, ...]:
     """
     if isinstance(value, str):
         value = [line for line in value.splitlines() if line.strip()]
-    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
         raise UnreadableError(f"the options are {value!r}; allowed is a list of texts")
-    texts = [one.strip() for one in value]
-    found = [_LETTERED.fullmatch(one) for one in texts]
-    if all(found) and [one[1] or one[2] for one in found if one] == list(ascii_uppercase[: len(texts)]):
-        texts = [one[3].strip() for one in found if one]
+    texts = [entry.strip() for entry in value]
+    found = [_LETTERED.fullmatch(text) for text in texts]
+    if all(found) and [match[1] or match[2] for match in found if match] == list(
+        ascii_uppercase[: len(texts)]
+    ):
+        texts = [match[3].strip() for match in found if match]
     if not 2 <= len(texts) <= len(ascii_uppercase):
         raise UnreadableError(f"there are {len(texts)} options; allowed are 2 to {len(ascii_uppercase)}")
     if not all(texts):
         raise UnreadableError("an option is empty")
-    repeated = sorted({one for one in texts if texts.count(one) > 1})
+    repeated = sorted({text for text in texts if texts.count(text) > 1})
     if repeated:
         raise UnreadableError(f"option {repeated[0]!r} occurs more than once")
     return tuple(texts)

@@ -59,13 +59,13 @@ def _srt(text: str) -> Iterator[_Line]:
 
 
 def _json(text: str) -> Iterator[_Line]:
-    for one in json.loads(text):
-        if "timestamp" in one:
-            start, end = one["timestamp"]
+    for entry in json.loads(text):
+        if "timestamp" in entry:
+            start, end = entry["timestamp"]
             # The last subtitle of some files has no end.
-            yield _Line(float(start), float(end) if _is_number(end) else None, _plain(one["text"]))
+            yield _Line(float(start), float(end) if _is_number(end) else None, _plain(entry["text"]))
         else:
-            yield _Line(_seconds(one["start"]), _seconds(one["end"]), _plain(one["line"]))
+            yield _Line(_seconds(entry["start"]), _seconds(entry["end"]), _plain(entry["line"]))
 
 
 def _is_number(value: Any) -> bool:

@@ -47,7 +47,7 @@ class Videos:
         exact = [file for file in found if wanted in (file, str(PurePosixPath(file).with_suffix("")))]
         # The longest paths say most: a/1.mp4 rather than 1.mp4 for b/a/1.mp4.
         longest = max((min(len(PurePosixPath(file).parts), len(parts)) for file in found), default=0)
-        found = [one for one in found if min(len(PurePosixPath(one).parts), len(parts)) == longest]
+        found = [path for path in found if min(len(PurePosixPath(path).parts), len(parts)) == longest]
         found = exact or found
         if not found:
             raise UnreadableError(f"the video {name!r} is not in {self._folder}")

@@ -121,7 +121,7 @@ class Planner:
                     self.binding_ratio(method.with_ratio(knobs(method)[method.ratio_field].low))
                 )
             solved.append(one)
-        return min(solved, key=lambda one: one.ratio)
+        return min(solved, key=lambda item: item.ratio)
 
     def end_to_end_ratio(self, method: Method) -> float:
         """The FLOPs ratio with vision tower, projector and aligned encoder, on the held-out questions (on the
@@ -201,8 +201,8 @@ class Planner:
         segments = method.segments(self._all)
         relevance = np.split(segments.relevance, segments.first_group[1:])
         return {
-            one.id: np.unique(own[np.isfinite(own)])
-            for one, own in zip(self.questions, relevance, strict=True)
+            question.id: np.unique(own[np.isfinite(own)])
+            for question, own in zip(self.questions, relevance, strict=True)
         }
 
     @cached_property

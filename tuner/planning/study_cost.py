@@ -177,7 +177,7 @@ class _Questions:
         self._shape, self._example = shape, layouts[0] if layouts else None
         self.count, self.videos = len(questions), len(by_video)
         # Frames of the videos, each once.
-        self.frames = sum(one.frames for one in by_video.values())
+        self.frames = sum(layout.frames for layout in by_video.values())
         self.unpruned = float(sum(unpruned_flops(layout, shape) for layout in layouts))
         # Every question with its own pass over its video: the vision tower, and what AdaTP needs besides.
         frames = sum(layout.frames for layout in layouts)
@@ -187,8 +187,8 @@ class _Questions:
         before = [(layout.tokens - layout.text_after, layout.text_after) for layout in layouts]
         whole = sum(layer_flops(shape, layout.tokens) for layout in layouts)
         self._saved = float(whole - sum(chunk_flops(shape, new, cached) for cached, new in before))
-        ends = [one.tokens - one.text_after for one in by_video.values()]
-        self.prefix = sum(layer_flops(shape, one) for one in ends) / max(1, self.videos)
+        ends = [layout.tokens - layout.text_after for layout in by_video.values()]
+        self.prefix = sum(layer_flops(shape, end) for end in ends) / max(1, self.videos)
         self._stored: dict[str, int] = {}
 
     def answered(self, configuration: Configuration | None, ratio: float) -> float:

@@ -202,11 +202,11 @@ def network_file_system(engine: Engine) -> str | None:
         return None
     place = file.resolve()
     disks = [
-        one
-        for one in psutil.disk_partitions(all=True)
-        if place.is_relative_to(Path(one.mountpoint).resolve())
+        partition
+        for partition in psutil.disk_partitions(all=True)
+        if place.is_relative_to(Path(partition.mountpoint).resolve())
     ]
-    disk = max(disks, key=lambda one: len(one.mountpoint), default=None)
+    disk = max(disks, key=lambda disk: len(disk.mountpoint), default=None)
     if disk is None or disk.fstype.lower() not in _NETWORK_FILE_SYSTEMS:
         return None
     return (

@@ -43,7 +43,7 @@ class MeasuredServing:
     @property
     def first_question(self) -> tuple[float, float]:
         """Seconds for a video and one question, nothing kept from before: unpruned, and at the best."""
-        before, after = (one.per_video + one.per_question for one in (self.baseline, self.best))
+        before, after = (part.per_video + part.per_question for part in (self.baseline, self.best))
         return before, after
 
 

@@ -84,7 +84,7 @@ class Studies(Connected):
 
     def study_names(self) -> tuple[str, ...]:
         """Names of the studies in use in this database."""
-        return tuple(dict.fromkeys(one.name for one in self.in_use()))
+        return tuple(dict.fromkeys(item.name for item in self.in_use()))
 
     def _in_use(self, name: str) -> tuple[ColumnElement[bool], ...]:
         return (
@@ -151,13 +151,13 @@ class Studies(Connected):
         self._prompts = {question.name: question.prompt_id for question in questions}
         asked = [
             {
-                "id": one.name,
-                "video": one.video,
-                "question": one.text,
-                "options": one.options,
-                "answer": one.answer,
+                "id": question.name,
+                "video": question.video,
+                "question": question.text,
+                "options": question.options,
+                "answer": question.answer,
             }
-            for one in questions
+            for question in questions
         ]
         return StudyRecord(
             name=row.name,
@@ -182,7 +182,7 @@ class Studies(Connected):
             ways = ["`tuner run` makes them"]
             if self.archived(name):
                 ways.append("`tuner restore` brings the archived ones back")
-            others = [one.owner for one in self.in_use() if one.name == name]
+            others = [item.owner for item in self.in_use() if item.name == name]
             whose = f" of {self._owner}, but of {' and '.join(others)}," if others else ""
             raise UserError(
                 f"the study {name!r} has no records{whose} in {shown(self._engine)}; {' and '.join(ways)}"
@@ -254,7 +254,7 @@ class Studies(Connected):
             self._used.clear()
             if any(trial.outcome is not None for trial in (trials or {}).values()):
                 self._use(connection, "tune")
-            if any(one is not None for one in (measured or {}).values()):
+            if any(outcome is not None for outcome in (measured or {}).values()):
                 self._use(connection, "held_out")
             for statement in derived_updates(here, trials or {}, measured or {}):
                 connection.execute(statement)
@@ -271,8 +271,8 @@ class Studies(Connected):
         encoding = connection.execute(
             select(encoding_table.c.id).where(encoding_table.c.fingerprint_base == study.fingerprint_base)
         ).scalar_one()
-        asked = {one["id"]: one for one in study.parts["questions"]}
-        contents = {one.video: study.parts["videos"][one.video] for one in study.questions}
+        asked = {part["id"]: part for part in study.parts["questions"]}
+        contents = {question.video: study.parts["videos"][question.video] for question in study.questions}
         write(video_table, [{"content": content} for content in sorted(set(contents.values()))])
         by_content = {
             row.content: row.id
@@ -281,16 +281,16 @@ class Studies(Connected):
         }
         videos = {name: by_content[content] for name, content in contents.items()}
         prompts = {
-            one.id: {
-                "video_id": videos[one.video],
-                "hash": prompt_hash(asked[one.id]["question"], asked[one.id]["options"]),
-                "text": asked[one.id]["question"],
-                "options": asked[one.id]["options"],
+            question.id: {
+                "video_id": videos[question.video],
+                "hash": prompt_hash(asked[question.id]["question"], asked[question.id]["options"]),
+                "text": asked[question.id]["question"],
+                "options": asked[question.id]["options"],
             }
-            for one in study.questions
+            for question in study.questions
         }
         # In one order: two studies that begin at once would wait for each other in another.
-        write(prompt_table, sorted(prompts.values(), key=lambda one: (one["video_id"], one["hash"])))
+        write(prompt_table, sorted(prompts.values(), key=lambda prompt: (prompt["video_id"], prompt["hash"])))
         by_prompt = {
             (row.video_id, row.hash): row.id
             for some in _chunks(sorted(by_content.values()))
@@ -303,13 +303,13 @@ class Studies(Connected):
         return _Known(
             encoding,
             videos,
-            {question: by_prompt[one["video_id"], one["hash"]] for question, one in prompts.items()},
+            {question: by_prompt[prompt["video_id"], prompt["hash"]] for question, prompt in prompts.items()},
         )
 
     def _write_questions(
         self, connection: Connection, study_id: int, study: StudyRecord, known: _Known
     ) -> None:
-        layouts = {one.video: one.layout for one in study.questions}
+        layouts = {question.video: question.layout for question in study.questions}
         connection.execute(
             insert(study_video_table),
             [
@@ -331,7 +331,7 @@ class Studies(Connected):
             )
         )
         places = {row.name: row.id for row in rows}
-        labels = {one["id"]: one["answer"] for one in study.parts["questions"]}
+        labels = {part["id"]: part["answer"] for part in study.parts["questions"]}
         connection.execute(
             insert(study_question_table),
             [

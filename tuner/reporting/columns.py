@@ -42,20 +42,20 @@ def fitted(columns: Sequence[Column], width: int | None, gap: int = 1) -> Fitted
     By hand: rich takes seconds for a thousand rows.
     """
     shown, left_out = list(columns), []
-    while width is not None and sum(one.width + gap for one in shown) - gap > width:
-        last = max(shown, key=lambda one: one.rank)
+    while width is not None and sum(frame.width + gap for frame in shown) - gap > width:
+        last = max(shown, key=lambda frame: frame.rank)
         if not last.rank:
             break
         shown.remove(last)
         left_out.append(last.title.replace("_\n", "_").replace("\n", " "))
-    titles = [["", *one.title.split("\n")][-2:] for one in shown]
-    lines = [list(one) for one in zip(*titles, strict=True)]
-    lines += [list(cells) for cells in zip(*(one.cells for one in shown), strict=True)]
+    titles = [["", *frame.title.split("\n")][-2:] for frame in shown]
+    lines = [list(line) for line in zip(*titles, strict=True)]
+    lines += [list(cells) for cells in zip(*(frame.cells for frame in shown), strict=True)]
     first, second, *body = (
         (" " * gap)
         .join(
-            cell.rjust(one.width) if one.right else cell.ljust(one.width)
-            for cell, one in zip(line, shown, strict=True)
+            cell.rjust(frame.width) if frame.right else cell.ljust(frame.width)
+            for cell, frame in zip(line, shown, strict=True)
         )
         .rstrip()
         for line in lines

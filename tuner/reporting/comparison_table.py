@@ -44,8 +44,8 @@ def _table(
     """
     from rich.text import Text
 
-    names, about = [one.name for one in rows], [one.about for one in rows]
-    cells = [_cells(one) for one in rows]
+    names, about = [row.name for row in rows], [row.about for row in rows]
+    cells = [_cells(row) for row in rows]
     if unpruned is not None:
         names, about = ["unpruned", *names], ["", *about]
         cells.insert(0, _unpruned_cells(*unpruned))
@@ -57,7 +57,7 @@ def _table(
     ]
     table = fitted([*columns, Column("", tuple(about), right=False, rank=9)], width)
     best = max((row.held_out.accuracy.value for row in rows), default=None)
-    bold = [one.held_out.accuracy.value == best for one in rows]
+    bold = [row.held_out.accuracy.value == best for row in rows]
     bold = bold if unpruned is None else [False, *bold]
     lines = [Text(line) for line in table.head]
     return lines + [
@@ -192,7 +192,7 @@ def to_json(comparison: Comparison) -> str:
         ]
     ]  # fmt: skip
     found = () if comparison.end_to_end is None else comparison.end_to_end.rows
-    compared = [*((one, "LLM prefill") for one in comparison.rows), *((one, "end to end") for one in found)]
+    compared = [*((row, "LLM prefill") for row in comparison.rows), *((item, "end to end") for item in found)]
     for one, equal in compared:
         held_out, outcome, timed = one.held_out, one.held_out.outcome, one.timed
         rows.append(

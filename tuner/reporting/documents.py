@@ -55,7 +55,7 @@ def run_document(summary: RunSummary, report: Path | None, recorded: Recorded | 
             "lower_bound": None if test is None else test.bound,
             "look": summary.look,
         },
-        baseline={split: _measured(one) for split, one in summary.baseline.items()},
+        baseline={split: _measured(outcome) for split, outcome in summary.baseline.items()},
         best=None if summary.best is None else _trial(summary.best, held_out) | {"binds": summary.binds},
         defaults=None if summary.defaults is None else _trial(summary.defaults, summary.defaults_held_out),
         over_defaults=None if summary.over_defaults is None else _measured(summary.over_defaults),
@@ -83,19 +83,19 @@ def comparison_document(
         labelled=comparison.labelled,
         baseline=_measured(comparison.baseline),
         rows=[
-            _compared(one)
+            _compared(row)
             | {
-                "seconds": None if one.timed is None else one.timed.seconds,
-                "seconds_ratio": None if one.timed is None else one.timed.ratio,
+                "seconds": None if row.timed is None else row.timed.seconds,
+                "seconds_ratio": None if row.timed is None else row.timed.ratio,
             }
-            for one in comparison.rows
+            for row in comparison.rows
         ],
         unreachable=dict(comparison.unreachable),
         end_to_end=None
         if found is None
         else {
             "flops_ratio": found.flops_ratio,
-            "rows": [_compared(one) for one in found.rows],
+            "rows": [_compared(row) for row in found.rows],
             "unreachable": dict(found.unreachable),
         },
         **_places(_report(files), recorded),
@@ -126,7 +126,7 @@ def _places(report: Path | None, recorded: Recorded | None) -> dict[str, Any]:
 
 
 def _report(files: Sequence[Path]) -> Path | None:
-    return next((one for one in files if one.name == "report.html"), None)
+    return next((file for file in files if file.name == "report.html"), None)
 
 
 def _trial(trial: Trial, held_out: HeldOut | None) -> dict[str, Any]:
@@ -196,5 +196,5 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value

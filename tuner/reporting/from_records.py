@@ -162,7 +162,7 @@ def choices_of(study: Study, store: Store, record: StudyRecord) -> dict[int, Cho
 
 
 def _choices(store: Store, results: Results, trials: Sequence[TrialRecord]) -> dict[int, Choice]:
-    found = {one.id: _chosen(one, store, results, trials) for one in store.searches()}
+    found = {search.id: _chosen(search, store, results, trials) for search in store.searches()}
     return {search: choice for search, choice in found.items() if choice is not None}
 
 
@@ -203,13 +203,13 @@ def _choice_of_trial(search: SearchRecord, store: Store, results: Results, numbe
         MaxDrop.parse(search.max_drop),
         _held_out_of(results, store.measured()),
         store.looks(),
-        {one.id for one in store.searches()},
+        {search.id for search in store.searches()},
     )
 
 
 def complete_trial(trials: Sequence[TrialRecord], study: Study, number: int) -> TrialRecord:
     """The trial of this number. Errors: UserError where there is none that can be chosen."""
-    trial = next((one for one in trials if one.number == number), None)
+    trial = next((trial for trial in trials if trial.number == number), None)
     if trial is None:
         known = f"0 to {trials[-1].number}" if trials else "none"
         raise UserError(f"the study {study.name!r} has no trial {number}; its trials are {known}")
@@ -257,10 +257,10 @@ def summarise(
     allowed = eligible(recorded, study.search)
     completed = [trial for trial in allowed if trial.outcome is not None]
     # A configuration that another search tried for its front counts here where it fits this budget.
-    above = [one for one in completed if one.purpose == "above" and not _fits(one, search.budget)]
-    trials = [one for one in completed if one not in above]
-    kept = {one.number for one in allowed}
-    outside = [one for one in recorded if one.outcome is not None and one.number not in kept]
+    above = [trial for trial in completed if trial.purpose == "above" and not _fits(trial, search.budget)]
+    trials = [trial for trial in completed if trial not in above]
+    kept = {trial.number for trial in allowed}
+    outside = [trial for trial in recorded if trial.outcome is not None and trial.number not in kept]
     infeasible = [proposal for proposal in store.infeasible() if proposal.search == search.id]
     measured = store.measured()
     baseline = {split: unpruned_share(study, results.of(None, split)) for split in _splits(study)}
@@ -314,7 +314,7 @@ def summarise(
         max_drop=search.max_drop,
         margin=None if choice is None else choice.margin,
         tested=() if choice is None else choice.tested,
-        looks=tuple(one for _, one in store.looks()),
+        looks=tuple(look for _, look in store.looks()),
         look=1 if choice is None else choice.look,
         provable_drop=_provable_drop(study, goal, 1 if choice is None else choice.look),
         loss_correlation=_loss_correlation(best.configuration, results)
@@ -325,9 +325,11 @@ def summarise(
         else _over(best.configuration, defaults.configuration, measured, results),
         noise=noise,
         pruned=tuple(
-            PrunedTrial(one.number, one.configuration, one.binding_ratio, one.pruned.by, one.pruned.videos)
-            for one in allowed
-            if one.pruned is not None
+            PrunedTrial(
+                trial.number, trial.configuration, trial.binding_ratio, trial.pruned.by, trial.pruned.videos
+            )
+            for trial in allowed
+            if trial.pruned is not None
         ),
         outside=tuple(_trial(trial, search.budget) for trial in outside),
         above=tuple(_trial(trial, search.budget) for trial in above),
@@ -347,9 +349,9 @@ def summarise(
         videos=len({question.video for question in record.questions}),
         held_out_videos=len({question.video for question in study.questions_of("held_out")}),
         cache_use=cache_use,
-        guessing=against_guessing(study, [one for split in baseline for one in results.of(None, split)]),
+        guessing=against_guessing(study, [item for split in baseline for item in results.of(None, split)]),
         chosen_by_hand=trial is not None,
-        own=frozenset(one.number for one in recorded if one.search == search.id),
+        own=frozenset(trial.number for trial in recorded if trial.search == search.id),
         ended=_ended(search, recorded) and (best is None or best_measured),
         answers=_held_out_answers(best.configuration, results, record.parts["videos"])
         if best is not None and best_measured
@@ -358,18 +360,18 @@ def summarise(
 
 
 def _ended(search: SearchRecord, trials: Sequence[TrialRecord]) -> bool:
-    own = [one for one in trials if one.search == search.id]
-    asked = sum(one.purpose == "search" for one in own) >= search.trials
-    return asked and not any(one.unfinished for one in own)
+    own = [trial for trial in trials if trial.search == search.id]
+    asked = sum(item.purpose == "search" for item in own) >= search.trials
+    return asked and not any(item.unfinished for item in own)
 
 
 def _paired(
     configuration: Configuration, results: Results
 ) -> tuple[list[QuestionResult], list[QuestionResult]]:
     """Held-out results of the configuration and of the baseline, question by question."""
-    before = {one.question: one for one in results.of(None, "held_out")}
+    before = {answer.question: answer for answer in results.of(None, "held_out")}
     after = results.of(configuration, "held_out")
-    return after, [before[one.question] for one in after]
+    return after, [before[answer.question] for answer in after]
 
 
 def _held_out_answers(
@@ -398,7 +400,7 @@ def loss_correlation(study: Study, store: Store, planner: Planner) -> float | No
     if not looks:
         return None
     _, look = looks[-1]
-    trial = next((one for one in store.trials() if one.number == look.trial), None)
+    trial = next((trial for trial in store.trials() if trial.number == look.trial), None)
     if trial is None or trial.configuration not in store.measured():
         return None
     return _loss_correlation(trial.configuration, Results(study, store, planner))
@@ -406,8 +408,8 @@ def loss_correlation(study: Study, store: Store, planner: Planner) -> float | No
 
 def _loss_correlation(configuration: Configuration, results: Results) -> float | None:
     after, before = _paired(configuration, results)
-    now, was = ([one.correct for one in split] for split in (after, before))
-    return paired.correlation(now, was, [one.video for one in after])
+    now, was = ([answer.correct for answer in split] for split in (after, before))
+    return paired.correlation(now, was, [answer.video for answer in after])
 
 
 def _over(
@@ -416,12 +418,12 @@ def _over(
     """Held-out accuracy of the best minus that of the defaults, paired; None where one was not measured."""
     if best not in measured or defaults not in measured:
         return None
-    before = {one.question: one.correct for one in results.of(defaults, "held_out")}
+    before = {answer.question: answer.correct for answer in results.of(defaults, "held_out")}
     after = results.of(best, "held_out")
     return paired.difference(
-        [one.correct for one in after],
-        [before[one.question] for one in after],
-        [one.video for one in after],
+        [answer.correct for answer in after],
+        [before[answer.question] for answer in after],
+        [answer.video for answer in after],
     )
 
 
@@ -458,8 +460,8 @@ def front_trials(
     """
     with _recorded(study, database) as (store, record):
         summary = summarise(study, store, record, find_search(study, store, budget=budget, seed=seed))
-    fitting = {one.number: one.outcome for one in summary.trials if one.within_budget}
-    front = front_numbers((number, one.accuracy, one.flops_ratio) for number, one in fitting.items())
+    fitting = {trial.number: trial.outcome for trial in summary.trials if trial.within_budget}
+    front = front_numbers((number, trial.accuracy, trial.flops_ratio) for number, trial in fitting.items())
     rest = sorted(front, key=lambda number: (-fitting[number].accuracy, fitting[number].flops_ratio, number))
     first = [] if summary.best is None else [summary.best.number]
     return tuple(dict.fromkeys([*first, *rest]))[:most]
@@ -500,7 +502,7 @@ def load_summaries(
     """
     with _recorded(study, database) as (store, record):
         searches = find_searches(store, study.name, budget=budget, seed=seed)
-        return tuple(summarise(study, store, record, one) for one in searches)
+        return tuple(summarise(study, store, record, search) for search in searches)
 
 
 def find_searches(
@@ -520,8 +522,9 @@ def find_searches(
         raise UserError(f"nothing was searched in the study {study!r} yet: `tuner run` does that")
     if not found:
         told = ", ".join(
-            f"{searched_for(one.goal, one.budget, one.max_drop)} (--budget {one.budget:g} --seed {one.seed})"
-            for one in known
+            f"{searched_for(search.goal, search.budget, search.max_drop)} "
+            f"(--budget {search.budget:g} --seed {search.seed})"
+            for search in known
         )
         raise UserError(f"the study {study!r} has no such search; its searches are: {told}")
     return found
@@ -621,13 +624,13 @@ def _held_out(
 def held_out(configuration: Configuration, outcome: Outcome, results: Results) -> HeldOut:
     """A configuration's outcome on the held-out split with the intervals that belong beside it."""
     after, before = _paired(configuration, results)
-    right, right_before = [one.correct for one in after], [one.correct for one in before]
-    videos = [one.video for one in after]
+    right, right_before = [answer.correct for answer in after], [answer.correct for answer in before]
+    videos = [answer.video for answer in after]
     lost = [was and not now for was, now in zip(right_before, right, strict=True)]
     apart = [
-        one
-        for one in (divergence(was, now) for was, now in zip(before, after, strict=True))
-        if one is not None
+        change
+        for change in (divergence(was, now) for was, now in zip(before, after, strict=True))
+        if change is not None
     ]
     return HeldOut(
         configuration=configuration,
@@ -652,8 +655,8 @@ def _by_tag(
             groups.setdefault(tag, []).append(pair)
     rows = []
     for (key, value), pairs in sorted(groups.items()):
-        now, was = [one.correct for one, _ in pairs], [one.correct for _, one in pairs]
-        videos = [one.video for one, _ in pairs]
+        now, was = [row.correct for row, _ in pairs], [answer.correct for _, answer in pairs]
+        videos = [row.video for row, _ in pairs]
         rows.append(
             TagRow(
                 key=key,
@@ -663,8 +666,8 @@ def _by_tag(
                 baseline=sum(was) / len(pairs),
                 accuracy=sum(now) / len(pairs),
                 difference=paired.difference(now, was if study.labelled else None, videos),
-                lost=sum(one and not other for one, other in zip(was, now, strict=True)),
-                gained=sum(other and not one for one, other in zip(was, now, strict=True)),
+                lost=sum(before_ and not other for before_, other in zip(was, now, strict=True)),
+                gained=sum(other and not before_ for before_, other in zip(was, now, strict=True)),
             )
         )
     return tuple(rows)
@@ -725,7 +728,7 @@ def _closest(
 ) -> InfeasibleProposal | None:
     tried = [InfeasibleProposal(trial.configuration, trial.binding_ratio) for trial in trials]
     tried += [InfeasibleProposal(proposal.configuration, proposal.binding_ratio) for proposal in infeasible]
-    return min(tried, key=lambda one: one.flops_ratio, default=None)
+    return min(tried, key=lambda configuration: configuration.flops_ratio, default=None)
 
 
 def _asked(store: Store) -> ModelUse:

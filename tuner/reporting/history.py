@@ -106,7 +106,7 @@ def history(store: Store, record: StudyRecord, search: SearchRecord, allowing: S
             if question.split == "tune" and question.id not in left_out
         }
     )
-    allowed = {one.number for one in eligible(trials, allowing)}
+    allowed = {trial.number for trial in eligible(trials, allowing)}
     rows, points, seconds = [], list[tuple[float, float]](), 0.0
     for trial in trials:
         if trial.unfinished:

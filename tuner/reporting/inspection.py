@@ -162,8 +162,8 @@ def inspect(
     study = results.study
     method = configuration.build()
     lost, gained = flips(results, configuration)
-    before = {one.question: one for one in results.of(None, "held_out")}
-    after = {one.question: one for one in results.of(configuration, "held_out")}
+    before = {answer.question: answer for answer in results.of(None, "held_out")}
+    after = {answer.question: answer for answer in results.of(configuration, "held_out")}
     rows: list[tuple[Kind, RegressionRow]] = []
     rows += [("regression", row) for row in sorted(lost, key=_certainty)[:most]]
     rows += [("gain", row) for row in sorted(gained, key=_certainty)[:most]]
@@ -215,7 +215,7 @@ def _look(question: str, configurations: tuple[dict[str, Any], ...], *, film: bo
 
 def _kept(store: Store, planner: Planner, configuration: Configuration) -> dict[str, tuple[int, ...]]:
     """By held-out question: the visual tokens left after each pruning when it was answered."""
-    ids = [one.id for one in planner.questions if one.split == "held_out"]
+    ids = [question.id for question in planner.questions if question.split == "held_out"]
     fingerprints = planner.fingerprints(configuration.build(), ids)
     found = store.answers(zip(ids, fingerprints, strict=True))
     return {question: answer.kept for (question, _), answer in found.items()}

@@ -88,7 +88,7 @@ def _recorded(database: str | None) -> Iterator[tuple[str, str]]:
         yield from ((file.parent.name, "") for file in Path(".tuner").glob("*/tuner.db"))
         return
     with Store.open(database, create=False) as store:
-        yield from ((one.name, one.owner) for one in store.in_use())
+        yield from ((item.name, item.owner) for item in store.in_use())
 
 
 def _records(name: str, database: str | None, owner: str | None = None) -> tuple[int | None, str, str]:
@@ -98,7 +98,7 @@ def _records(name: str, database: str | None, owner: str | None = None) -> tuple
         return None, "none", ""
     try:
         with Store.open(url, create=False, owner=owner) as store:
-            own = {one.name: one for one in store.in_use() if one.owner == store.owner}
+            own = {item.name: item for item in store.in_use() if item.owner == store.owner}
             if name not in own:
                 there = store.archived(name)
                 return None, "archived" if there else "none", store.owner if there else ""

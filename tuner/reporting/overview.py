@@ -235,8 +235,8 @@ def _explanations(summary: RunSummary, word: Word, standing: Standing | None) ->
 def _row(name: str, unpruned: str, best: Sequence[str], defaults: Sequence[str]) -> str:
     """A name, a value, and twice a value with its change; a cell alone takes the place of both."""
     cells = [
-        f"{one[0]:>{value}}{one[1]:>{change}}" if len(one) == 2 else f"{one[0]:>{value + change}}"
-        for one, value, change in ((best, 12, 9), (defaults, 13, 9))
+        f"{item[0]:>{value}}{item[1]:>{change}}" if len(item) == 2 else f"{item[0]:>{value + change}}"
+        for item, value, change in ((best, 12, 9), (defaults, 13, 9))
     ]
     return f"{name:<21}{unpruned:>10}{''.join(cells)}".rstrip()
 
@@ -263,9 +263,15 @@ def _table(summary: RunSummary) -> list[str]:
         )
         compute = [best.outcome, None if defaults is None else defaults.outcome]
     rows.append(
-        _row("FLOPs, end to end", "100 %", *(_share(one, "flops_ratio_end_to_end") for one in compute))
+        _row(
+            "FLOPs, end to end",
+            "100 %",
+            *(_share(measurement, "flops_ratio_end_to_end") for measurement in compute),
+        )
     )
-    rows.append(_row("FLOPs, LLM prefill", "100 %", *(_share(one, "flops_ratio") for one in compute)))
+    rows.append(
+        _row("FLOPs, LLM prefill", "100 %", *(_share(measurement, "flops_ratio") for measurement in compute))
+    )
     measured = None if summary.serving is None else summary.serving.measured
     if measured is not None:
         before, after = measured.first_question
@@ -281,10 +287,10 @@ def _tune_row(summary: RunSummary, what: str) -> str:
     unpruned = summary.baseline.get("tune")
     cells = [
         [NOTHING]
-        if one is None
-        else [_percent(one.outcome.accuracy)]
-        + ([] if unpruned is None else [f"{100 * (one.outcome.accuracy - unpruned.value):+.1f}"])
-        for one in (summary.best, summary.defaults)
+        if outcome_ is None
+        else [_percent(outcome_.outcome.accuracy)]
+        + ([] if unpruned is None else [f"{100 * (outcome_.outcome.accuracy - unpruned.value):+.1f}"])
+        for outcome_ in (summary.best, summary.defaults)
     ]
     return _row(f"{what}, tune", NOTHING if unpruned is None else _percent(unpruned.value), *cells)
 
@@ -337,7 +343,7 @@ def _configuration(summary: RunSummary, best: Trial) -> str:
     configuration = best.configuration
     values = dict(configuration.parameters)
     shown = [name for name in KNOBS if name in values] or sorted(values)
-    shown += [one for one in worth_showing(summary.choices, [configuration]) if one in values]
+    shown += [item for item in worth_showing(summary.choices, [configuration]) if item in values]
     idle = {
         "alpha_boost": ("gamma_cap",),
         "gamma_cap": ("alpha_boost",),
@@ -430,8 +436,8 @@ def _wrapped(text: str, label: str, width: int, sep: str = " ") -> list[str]:
         lines = textwrap.wrap(text, room, break_on_hyphens=False)
     else:
         lines = [""]
-        for one in text.split(sep):
-            joined = f"{lines[-1]}{sep}{one}" if lines[-1] else one
-            lines = [*lines[:-1], joined] if len(joined) <= room else [*lines, one]
+        for item in text.split(sep):
+            joined = f"{lines[-1]}{sep}{item}" if lines[-1] else item
+            lines = [*lines[:-1], joined] if len(joined) <= room else [*lines, item]
         lines = [line for line in lines if line]
     return [f"{label if place == 0 else '':<{_INDENT}}{line}" for place, line in enumerate(lines)]

@@ -75,19 +75,19 @@ def _differences(file: Path, recorded: Study, record: StudyRecord, tuned: Collec
     except UserError as error:
         return [f"its files cannot be read ({str(error).splitlines()[0]})"]
     # A video that is not on this host says nothing, and neither does one that the records leave out.
-    missing = {one.name for one in here.skipped} | {one["name"] for one in record.skipped}
+    missing = {video.name for video in here.skipped} | {entry["name"] for entry in record.skipped}
     contents, settings = record.parts["videos"], record.parts["settings"]
     here = replace(
         here, held_out=frozenset(name for name in here.held_out if contents.get(name) not in tuned)
     )
     before, now = (
         study_identity(
-            one,
+            study_,
             model=settings["model"],
             encoding=settings["encoding"],
-            content_hashes={video.name: contents.get(video.name, video.name) for video in one.videos},
+            content_hashes={video.name: contents.get(video.name, video.name) for video in study_.videos},
         ).parts
-        for one in (_without_videos(recorded, missing), _without_videos(here, missing))
+        for study_ in (_without_videos(recorded, missing), _without_videos(here, missing))
     )
     what = describe_changes(before, now)
     tags = {question.id: question.tags for question in here.questions}

@@ -44,7 +44,7 @@ def render(found: Sensitivity, width: int) -> list[Text]:
 def _columns(found: Sensitivity) -> list[Column]:
     """By knob; then what is an input of the design and no knob: compute."""
     curves = {curve.knob: curve for curve in found.curves}
-    output = next((one for one in found.outputs if one.name == "accuracy"), None)
+    output = next((output for output in found.outputs if output.name == "accuracy"), None)
     indices = {} if output is None else {index.input: index for index in output.indices}
     rows = [(name, curves.get(name), indices.get(name)) for name in dict.fromkeys((*curves, *indices))]
     what = "accuracy" if found.labelled else "agreement"
@@ -54,20 +54,20 @@ def _columns(found: Sensitivity) -> list[Column]:
 
     columns = [
         Column("knob", tuple(name for name, _, _ in rows), right=False),
-        Column("chosen", tuple(NOTHING if one is None else f"{one.chosen:.4g}" for _, one, _ in rows)),
+        Column("chosen", tuple(NOTHING if item is None else f"{item.chosen:.4g}" for _, item, _ in rows)),
         Column(
             f"safe to\n{100 * found.margin:.1f} points",
-            tuple(NOTHING if one is None else _range(one.safe) for _, one, _ in rows),
+            tuple(NOTHING if curve is None else _range(curve.safe) for _, curve, _ in rows),
         ),
         Column(
             "within\nbudget",
-            tuple(NOTHING if one is None else _range(one.within_budget) for _, one, _ in rows),
+            tuple(NOTHING if item is None else _range(item.within_budget) for _, item, _ in rows),
         ),
         Column(
             f"{what}, %,\nover its range",
             tuple(
-                NOTHING if one is None else accuracies([point.accuracy.value for point in one.points])
-                for _, one, _ in rows
+                NOTHING if item is None else accuracies([point.accuracy.value for point in item.points])
+                for _, item, _ in rows
             ),
         ),
     ]
@@ -83,8 +83,8 @@ def _columns(found: Sensitivity) -> list[Column]:
             Column("PED-\nANOVA", tuple(_ped_anova(index) for _, _, index in rows), rank=4),
         ]
     points = tuple(
-        NOTHING if one is None else f"{len(one.points)}{' (exact)' if one.exact else ''}"
-        for _, one, _ in rows
+        NOTHING if item is None else f"{len(item.points)}{' (exact)' if item.exact else ''}"
+        for _, item, _ in rows
     )
     return [*columns, Column("points of\nthe curve", points, rank=5)]
 

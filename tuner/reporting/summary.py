@@ -108,7 +108,7 @@ def _tuning(summary: RunSummary) -> list[Row]:
 def knob_rows(summary: RunSummary) -> tuple[KnobRow, ...]:
     """The five knobs, then the choices that the study lists or that are not AdaTP's default."""
     known = choices(AdaTP)
-    trials = [one for one in (summary.best, summary.defaults) if one is not None]
+    trials = [outcome_ for outcome_ in (summary.best, summary.defaults) if outcome_ is not None]
     shown = worth_showing(summary.choices, [trial.configuration for trial in trials])
     meanings = {name: knob.meaning for name, knob in knobs(AdaTP).items()}
     meanings |= {name: known[name].meaning for name in shown}
@@ -161,7 +161,9 @@ def remarks(
         lines.append(_study_cost(summary.cost))
     if summary.skipped_videos:
         lines.append(f"Left out because they cannot be read: {', '.join(summary.skipped_videos)}.")
-    lines += [f"Left out: question {one} ({reason})." for one, reason in summary.quarantined.items()]
+    lines += [
+        f"Left out: question {question} ({reason})." for question, reason in summary.quarantined.items()
+    ]
     if summary.best is not None:
         accept = accepting(summary)
         name = shlex.quote(study or summary.study)
@@ -369,8 +371,8 @@ def verdict(summary: RunSummary) -> list[str]:
     lines = [line, another_look(summary.look, level_of("max_drop", summary.look))]
     if len(summary.looks) > 1:
         told = [
-            f"{number}: {_asked(one)}, {one.verdict.replace('_', ' ')}"
-            for number, one in enumerate(summary.looks, start=1)
+            f"{number}: {_asked(look)}, {look.verdict.replace('_', ' ')}"
+            for number, look in enumerate(summary.looks, start=1)
         ]
         lines.append(f"All looks: {'; '.join(told)}.")
     return lines

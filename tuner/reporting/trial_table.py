@@ -56,7 +56,9 @@ class ParetoPoint:
 def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> tuple[ParetoPoint, ...]:
     """The table: baselines, trials by number, held-out rows, peers, the closest infeasible proposal."""
     completed = (*summary.trials, *summary.above)
-    front = front_numbers((one.number, one.outcome.accuracy, one.outcome.flops_ratio) for one in completed)
+    front = front_numbers(
+        (trial.number, trial.outcome.accuracy, trial.outcome.flops_ratio) for trial in completed
+    )
     best = None if summary.best is None else summary.best.number
     defaults = None if summary.defaults is None else summary.defaults.number
     rows = [_baseline(split, measured) for split, measured in sorted(summary.baseline.items(), reverse=True)]
@@ -75,7 +77,7 @@ def pareto_points(summary: RunSummary, comparison: Comparison | None = None) -> 
     for pruned in summary.pruned:
         point = _unmeasured("pruned", pruned.configuration, pruned.binding_ratio, summary.budget)
         trials.append(replace(point, trial=pruned.number, pruned_by=pruned.by, pruned_after=pruned.videos))
-    rows += sorted(trials, key=lambda one: one.trial or 0)
+    rows += sorted(trials, key=lambda trial: trial.trial or 0)
     own: list[Configuration] = []
     chosen: tuple[tuple[Kind, int | None, Any], ...] = (
         ("defaults", defaults, summary.defaults_held_out),
@@ -115,7 +117,7 @@ def front_numbers(points: Iterable[tuple[int, float, float]]) -> frozenset[int]:
     front: set[int] = set()
     best = float("-inf")
     cost_of_best = float("nan")
-    for number, accuracy, cost in sorted(points, key=lambda one: (one[2], -one[1])):
+    for number, accuracy, cost in sorted(points, key=lambda point: (point[2], -point[1])):
         if accuracy > best or (accuracy == best and cost == cost_of_best):
             front.add(number)
             best, cost_of_best = accuracy, cost

@@ -104,7 +104,7 @@ def check_study(
         "none in both splits",
         "A video that tunes must not measure: list one of them under split.held_out_videos, or remove it.",
     )
-    asked = Counter((one.video, one.text, one.options) for one in study.questions)
+    asked = Counter((question.video, question.text, question.options) for question in study.questions)
     twice = [f"{text!r} about {video}" for (video, text, _), count in asked.items() if count > 1]
     yield Finding(
         "equal questions",
@@ -115,7 +115,7 @@ def check_study(
     )
     yield from _labels(study)
     held_out = len(study.held_out)
-    videos = [one.video for one in study.questions if one.video in study.held_out]
+    videos = [question.video for question in study.questions if question.video in study.held_out]
     drop = provable_drop(videos, level=level_of("budget", 1))
     yield Finding(
         "split",
@@ -129,13 +129,17 @@ def check_study(
 
 def _labels(study: Study) -> Iterator[Finding]:
     places = Counter(
-        one.options.index(one.answer) for one in study.questions if one.options and one.answer is not None
+        question.options.index(question.answer)
+        for question in study.questions
+        if question.options and question.answer is not None
     )
     if not places:
         return
     place, count = places.most_common(1)[0]
     share = count / places.total()
-    chance = sum(1 / len(one.options) for one in study.questions if one.options) / places.total()
+    chance = (
+        sum(1 / len(question.options) for question in study.questions if question.options) / places.total()
+    )
     yield Finding(
         "place of right answers",
         share <= max(LOPSIDED, 1.5 * chance) or places.total() < 20,
@@ -258,17 +262,21 @@ class ModelCheck:
             except VideoError:
                 continue
             encoded, encode = encoded + 1, encode + seconds
-            for question in [one for one in study.questions if one.video == video.name][:QUESTIONS]:
+            for question in [question for question in study.questions if question.video == video.name][
+                :QUESTIONS
+            ]:
                 layout = runtime.layout(clip, question)
                 questions.append(StoredQuestion(question.id, video.name, "tune", layout))
                 unpruned += _timed(partial(runtime.answer, clip, question, None))[1]
                 pruned += _timed(partial(runtime.answer, clip, question, method))[1]
         if not questions:
             raise VideoError("none of the first videos can be read", some[0].path)
-        tune = sum(one.video not in study.held_out for one in study.questions)
+        tune = sum(question.video not in study.held_out for question in study.questions)
         held_out = len(study.questions) - tune
         each = pruned / len(questions)
-        weights = sum(one.numel() * one.element_size() for one in runtime.model.parameters())
+        weights = sum(
+            parameter.numel() * parameter.element_size() for parameter in runtime.model.parameters()
+        )
         worker = worker_memory(runtime, weights, self._spec.batch)
         return Estimate(
             encode=encode / encoded * len(study.videos),

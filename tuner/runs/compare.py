@@ -176,7 +176,7 @@ def compare(study: Study, options: RunOptions, progress: Progress | None = None)
         tuned = _tuned(session.study, session.store, session.planner, budget)
         lineup = line_up(session.planner, session.study.search, budget, tuned)
         if not lineup.rows:
-            smallest = sorted(lineup.unreachable.items(), key=lambda one: one[1])
+            smallest = sorted(lineup.unreachable.items(), key=lambda item: item[1])
             raise UserError(
                 f"nothing prunes this study down to the budget {budget:g}; the smallest FLOPs ratios are "
                 + ", ".join(f"{ratio:.4f} ({name})" for name, ratio in smallest)
@@ -202,15 +202,15 @@ def load_comparison(study: Study, budget: float, database: str | None = None) ->
         measured = store.measured()
         # AdaTP's own rows may come from `tuner run`, and one peer may be the same at another budget.
         names = {way.method.name for way in PEERS}
-        peers = [one for one in lineup.configurations if one.method in names]
-        if not peers or any(one not in measured for one in peers):
+        peers = [configuration for configuration in lineup.configurations if configuration.method in names]
+        if not peers or any(peer not in measured for peer in peers):
             return None
         return _comparison(study, store, record, budget, lineup)
 
 
 def _tuned(study: Study, store: Store, planner: Planner, budget: float) -> Configuration | None:
     """What the latest search within this budget has come to."""
-    searches = [one for one in store.searches() if one.goal == "budget" and one.budget == budget]
+    searches = [search for search in store.searches() if search.goal == "budget" and search.budget == budget]
     choice = chosen(study, store, planner, searches[-1]) if searches else None
     return None if choice is None else choice.trial.configuration
 
@@ -231,14 +231,21 @@ def _comparison(
 
     def compared(lineup: Lineup, timed: Mapping[Configuration, Timed]) -> tuple[Compared, ...]:
         return tuple(
-            Compared(name, held_out(one, measured[one], results), about, timed.get(one))
-            for name, about, one in lineup.rows
-            if one in measured
+            Compared(
+                name,
+                held_out(configuration, measured[configuration], results),
+                about,
+                timed.get(configuration),
+            )
+            for name, about, configuration in lineup.rows
+            if configuration in measured
         )
 
     second = line_up_end_to_end(planner, lineup)
     # All or nothing: records of an older version, or with another best trial since, have a part of it.
-    complete = second is not None and all(one in measured for one in second.configurations)
+    complete = second is not None and all(
+        configuration in measured for configuration in second.configurations
+    )
     return Comparison(
         study=study.name,
         study_hash=record.hash,
@@ -264,7 +271,7 @@ def _time(session: Session, configurations: Sequence[Configuration]) -> None:
         found = measure_times(
             session.workers.run_whole,
             session.planner,
-            [one.build() for one in configurations],
+            [configuration.build() for configuration in configurations],
             session.progress,
             leave_out=session.store.quarantined(),
         )

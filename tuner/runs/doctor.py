@@ -49,7 +49,9 @@ def examine(
 def versions() -> Iterator[Finding]:
     """The packages that matter, each with the range that this version was made for."""
     asked = (
-        {one.name: one for one in map(Requirement, requires(PACKAGE) or ())} if _installed(PACKAGE) else {}
+        {requirement.name: requirement for requirement in map(Requirement, requires(PACKAGE) or ())}
+        if _installed(PACKAGE)
+        else {}
     )
     for name in SHOWN:
         wanted = asked.get(name)
@@ -72,7 +74,7 @@ def device() -> Finding:
     nodes = sorted(Path("/dev").glob("nvidia[0-9]*"))
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())]
-        named = ", ".join(f"{one.name} ({gib(one.total_memory)})" for one in devices)
+        named = ", ".join(f"{device.name} ({gib(device.total_memory)})" for device in devices)
         half = "" if torch.cuda.is_bf16_supported() else "; no bfloat16, so models run in float16"
         return Finding("GPU", True, f"{named}; CUDA {torch.version.cuda}, driver {_driver()}{half}", allowed)
     if nodes:
@@ -183,7 +185,7 @@ def _database(url: str) -> str:
 
     file = parse_url(url).database
     if parse_url(url).get_backend_name() == "sqlite" and not Path(file or "").is_file():
-        above = next(one for one in Path(file or "").absolute().parents if one.exists())
+        above = next(parent for parent in Path(file or "").absolute().parents if parent.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"{file} is not there yet, and {above} is no folder that can be written")
         return f"{file} is not there yet: `tuner run` makes it"

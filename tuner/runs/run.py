@@ -352,7 +352,7 @@ def prepared(study: Study, options: RunOptions, progress: Progress) -> Iterator[
                 cells = record.questions[0].layout.cells
                 progress.message(pooled(setting.pooling, setting.checkpoint_pooling, cells))
             if before is None:
-                if others := [one.owner for one in store.in_use() if one.name == study.name]:
+                if others := [item.owner for item in store.in_use() if item.name == study.name]:
                     progress.message(
                         f"This database also has a study {study.name!r} of {' and '.join(others)}, which "
                         f"stays as it is: this one is {store.owner}'s. TUNER_OWNER names another owner."

@@ -98,7 +98,7 @@ def sensitivity(
         missing = work.requests(store)
         took = sum(store.model_use().values(), ModelUse())
     if missing:
-        asked = sum(len(one.configurations) for one in missing)
+        asked = sum(len(part.configurations) for part in missing)
         there = work.pairs - asked
         progress.message(
             f"{asked:,} answers to compute{_about(asked, took, options.workers or 1)}; {there:,} are there."
@@ -135,7 +135,9 @@ class _Plan:
     def of(cls, study: Study, store: Store, budget: float, runs: int, max_drop: str | None) -> _Plan:
         record = store.require(study.name)
         planner = make_planner(record)
-        searches = [one for one in store.searches() if one.budget == budget and one.goal == "budget"]
+        searches = [
+            search for search in store.searches() if search.budget == budget and search.goal == "budget"
+        ]
         choice = chosen(study, store, planner, searches[-1]) if searches else None
         if choice is None:
             configuration = SearchSpace(planner, study.search, budget).defaults().configuration
@@ -162,21 +164,21 @@ class _Plan:
     @cached_property
     def questions(self) -> tuple[str, ...]:
         """Of the part, in the study's order."""
-        return tuple(one.id for one in self.study.questions_of(self.split))
+        return tuple(question.id for question in self.study.questions_of(self.split))
 
     @cached_property
     def tune(self) -> tuple[str, ...]:
         """What the design is asked."""
-        return tuple(one.id for one in self.study.questions_of("tune"))
+        return tuple(question.id for question in self.study.questions_of("tune"))
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
         """Of each knob that is free, with the reference's value inside."""
         found = {}
-        for name, one in knob_ranges(self.study.search, self.planner.similarities).items():
+        for name, range_ in knob_ranges(self.study.search, self.planner.similarities).items():
             value = float(getattr(self.method, name))
-            if one.low < one.high:
-                found[name] = Range(min(one.low, value), max(one.high, value))
+            if range_.low < range_.high:
+                found[name] = Range(min(range_.low, value), max(range_.high, value))
         return found
 
     @cached_property
@@ -218,15 +220,15 @@ class _Plan:
     @cached_property
     def design(self) -> tuple[AdaTP, ...]:
         built = (self.space.configuration(point).build() for point in self.unit)
-        return tuple(one for one in built if isinstance(one, AdaTP))
+        return tuple(method for method in built if isinstance(method, AdaTP))
 
     @cached_property
     def _whole(self) -> list[tuple[AdaTP, tuple[str, ...], tuple[str, ...]]]:
         """Configurations with the questions they are asked, and the fingerprints of these."""
-        methods = [self.method, *(one for grid in self.grids.values() for one in grid)]
-        wanted = [(one, self.questions) for one in dict.fromkeys(methods)]
-        wanted += [(one, self.tune) for one in (self.method, *self.variants.values(), *self.design)]
-        return [(one, ids, self.planner.fingerprints(one, ids)) for one, ids in wanted if ids]
+        methods = [self.method, *(item for grid in self.grids.values() for item in grid)]
+        wanted = [(method, self.questions) for method in dict.fromkeys(methods)]
+        wanted += [(method, self.tune) for method in (self.method, *self.variants.values(), *self.design)]
+        return [(method, ids, self.planner.fingerprints(method, ids)) for method, ids in wanted if ids]
 
     @cached_property
     def pairs(self) -> int:
@@ -239,7 +241,9 @@ class _Plan:
             yield from zip(ids, prints, strict=True)
         mine = set(self.questions)
         for found in self.steps.values():
-            yield from ((one.question, one.fingerprint) for one in found.pieces if one.question in mine)
+            yield from (
+                (piece.question, piece.fingerprint) for piece in found.pieces if piece.question in mine
+            )
 
     def requests(self, store: Store) -> list[AdHocRequest]:
         """What is missing in the records, each once: whole configurations, and of the thresholds' plans the
@@ -256,7 +260,7 @@ class _Plan:
 
         for method, ids, prints in self._whole:
             configuration = Configuration.from_method(method)
-            missing = {one: configuration for one, seen in zip(ids, prints, strict=True) if new(one, seen)}
+            missing = {id_: configuration for id_, seen in zip(ids, prints, strict=True) if new(id_, seen)}
             if missing:
                 requests.append(AdHocRequest(missing))
         mine = set(self.questions)
@@ -267,7 +271,7 @@ class _Plan:
                     configuration = Configuration.from_method(found.configuration_at(piece.inside))
                     missing_of.setdefault(piece.question, []).append(configuration)
             requests += [
-                AdHocRequest({one: plans[k] for one, plans in missing_of.items() if k < len(plans)})
+                AdHocRequest({method: plans[k] for method, plans in missing_of.items() if k < len(plans)})
                 for k in range(max(map(len, missing_of.values()), default=0))
             ]
         return requests
@@ -292,7 +296,7 @@ class _Plan:
             for knob, found in self.grids.items()
         }
         progress.started("intervals", len(tracks) * (1 + len(self._tags)))
-        curves = tuple(_told(progress, curve(one, split, margin, MOST_POINTS)) for one in tracks.values())
+        curves = tuple(_told(progress, curve(track, split, margin, MOST_POINTS)) for track in tracks.values())
         by_tag = tuple(
             _told(progress, curve(track.only(mask), split.only(mask), margin, MOST_POINTS_BY_TAG, tag))
             for tag, mask in self._tags.items()
@@ -300,7 +304,7 @@ class _Plan:
         )
         outputs, maps = self._analysed(answers, analyse)
         tune = answers.compared(self.tune, self.method)
-        right = {name: answers.correct(one, self.tune) for name, one in self.variants.items()}
+        right = {name: answers.correct(variant, self.tune) for name, variant in self.variants.items()}
         binds = self.method.binds if self.planner.boosts(self.method) else "none"
         setting = setting_from(self.record.setting)
         over = self.space.compute
@@ -331,7 +335,7 @@ class _Plan:
                 failures.small_things(
                     right | {self.method.deduplicate: tune.reference},
                     tune,
-                    [one.tags for one in self.study.questions_of("tune")],
+                    [question.tags for question in self.study.questions_of("tune")],
                     self.method.deduplicate,
                 ),
             ),
@@ -343,14 +347,14 @@ class _Plan:
 
     @cached_property
     def _question_tags(self) -> list[Mapping[str, str]]:
-        return [one.tags for one in self.study.questions_of(self.split)]
+        return [question.tags for question in self.study.questions_of(self.split)]
 
     @cached_property
     def _tags(self) -> dict[tuple[str, str], np.ndarray]:
         """Which questions of the part carry each tag; not one that all of them carry."""
-        tags = sorted({item for one in self._question_tags for item in one.items()})
+        tags = sorted({item for tag in self._question_tags for item in tag.items()})
         masks = {
-            (key, value): np.array([one.get(key) == value for one in self._question_tags])
+            (key, value): np.array([tag.get(key) == value for tag in self._question_tags])
             for key, value in tags
         }
         return {tag: mask for tag, mask in masks.items() if not mask.all()}
@@ -360,8 +364,8 @@ class _Plan:
     ) -> tuple[tuple[Output, ...], tuple[PairMap, ...]]:
         if not self.design or not self.tune:
             return (), ()
-        results = [answers.results(one, self.tune) for one in self.design]
-        before = [answers.baseline[one] for one in self.tune]
+        results = [answers.results(method, self.tune) for method in self.design]
+        before = [answers.baseline[question] for question in self.tune]
         outputs: dict[OutputName, list[float]] = {
             "accuracy": [],
             "logprob": [],
@@ -385,7 +389,7 @@ class _Plan:
                 inputs=self.space.inputs,
                 unit=self.unit,
                 # Free answers without a reference text have no log-probability.
-                outputs={name: one for name, one in arrays.items() if np.isfinite(one).all()},
+                outputs={name: array for name, array in arrays.items() if np.isfinite(array).all()},
                 plane=lambda first, second: plane(
                     self.planner, self.space, self.method, self.ranges, (first, second)
                 ),
@@ -404,18 +408,18 @@ class _Answers:
 
     @classmethod
     def of(cls, plan: _Plan, store: Store) -> _Answers:
-        ids = [one.id for one in plan.study.questions]
+        ids = [question.id for question in plan.study.questions]
         unpruned = dict(zip(ids, plan.planner.fingerprints(None, ids), strict=True))
-        before = {question: one for (question, _), one in store.answers(unpruned.items()).items()}
-        parts = {one.id: plan.study.split_of(one) for one in plan.study.questions}
+        before = {question: answer for (question, _), answer in store.answers(unpruned.items()).items()}
+        parts = {question.id: plan.study.split_of(question) for question in plan.study.questions}
         found = store.answers(set(plan.needed()))
         judged = {
-            pair: judge(plan.study.question(pair[0]), parts[pair[0]], one, before[pair[0]])
-            for pair, one in found.items()
+            pair: judge(plan.study.question(pair[0]), parts[pair[0]], answer, before[pair[0]])
+            for pair, answer in found.items()
         }
         baseline = {
-            question: judge(plan.study.question(question), parts[question], one)
-            for question, one in before.items()
+            question: judge(plan.study.question(question), parts[question], answer)
+            for question, answer in before.items()
         }
         return cls(plan.planner, plan.study, judged, baseline)
 
@@ -424,11 +428,11 @@ class _Answers:
         return [self.judged[pair] for pair in zip(questions, prints, strict=True)]
 
     def correct(self, method: AdaTP, questions: Sequence[str]) -> np.ndarray:
-        return np.array([one.correct for one in self.results(method, questions)])
+        return np.array([result.correct for result in self.results(method, questions)])
 
     def compared(self, questions: tuple[str, ...], method: AdaTP) -> Compared:
-        videos = tuple(self.study.question(one).video for one in questions)
-        baseline = tuple(self.baseline[one] for one in questions)
+        videos = tuple(self.study.question(question).video for question in questions)
+        baseline = tuple(self.baseline[question] for question in questions)
         return Compared(questions, videos, baseline, self.correct(method, questions))
 
 
@@ -445,14 +449,14 @@ def _detectable(curves: Sequence[Curve], tracks: Mapping[str, Track], split: Com
     """
     low, high = _NEIGHBOURS
     widths = []
-    for one in curves:
-        track = tracks[one.knob]
-        if len(track.values) != len(one.points):
+    for known in curves:
+        track = tracks[known.knob]
+        if len(track.values) != len(known.points):
             continue
         flips = (track.correct != split.reference).mean(axis=1)
         widths += [
             (point.difference.interval.high - point.difference.interval.low) / 2
-            for point, share in zip(one.points, flips, strict=True)
+            for point, share in zip(known.points, flips, strict=True)
             if low <= share <= high and point.difference.interval is not None
         ]
     if widths:

@@ -50,7 +50,9 @@ def define(
     if before is not None:
         hashes = {video.name: _hash_or_nothing(video.path) for video in study.videos}
         still_bad = {
-            one["name"]: one["reason"] for one in before.skipped if hashes.get(one["name"]) == one["content"]
+            entry["name"]: entry["reason"]
+            for entry in before.skipped
+            if hashes.get(entry["name"]) == entry["content"]
         }
         study = leave_out(study, still_bad, skip=skip_bad_videos)
         _refuse_other_model(study, before)
@@ -66,12 +68,14 @@ def define(
         encoding, identity = before.encoding, before.parts["settings"]["model"]
     found = study_identity(study, model=identity, encoding=encoding, content_hashes=hashes)
     questions = tuple(
-        StoredQuestion(one.id, one.video, study.split_of(one), layouts[one.id], dict(one.tags))
-        for one in study.questions
+        StoredQuestion(
+            question.id, question.video, study.split_of(question), layouts[question.id], dict(question.tags)
+        )
+        for question in study.questions
     )
     skipped = tuple(
-        {"name": one.name, "reason": one.reason, "content": _hash_or_nothing(one.path)}
-        for one in study.skipped
+        {"name": video.name, "reason": video.reason, "content": _hash_or_nothing(video.path)}
+        for video in study.skipped
     )
     if before is not None:
         # The matching of free answers is among the settings, and may be another version's.
@@ -127,9 +131,15 @@ def define(
 def _known_layouts(study: Study, before: StudyRecord, hashes: dict[str, str]) -> dict[str, Layout]:
     """By question id, of questions that were asked of the same bytes in the same words before."""
     contents = before.parts["videos"]
-    asked = {one["id"]: (one["question"], one["options"]) for one in before.parts["questions"]}
-    known = {(contents[one.video], prompt_hash(*asked[one.id])): one.layout for one in before.questions}
-    keys = {one.id: (hashes[one.video], prompt_hash(one.text, one.options)) for one in study.questions}
+    asked = {part["id"]: (part["question"], part["options"]) for part in before.parts["questions"]}
+    known = {
+        (contents[question.video], prompt_hash(*asked[question.id])): question.layout
+        for question in before.questions
+    }
+    keys = {
+        question.id: (hashes[question.video], prompt_hash(question.text, question.options))
+        for question in study.questions
+    }
     return {question: known[key] for question, key in keys.items() if key in known}
 
 
@@ -146,7 +156,7 @@ def _encode(
     asked: dict[str, list[str]] = {video.name: [] for video in study.videos}
     for question in study.questions:
         asked[question.video].append(question.id)
-    new = [video for video in study.videos if any(one not in layouts for one in asked[video.name])]
+    new = [video for video in study.videos if any(question not in layouts for question in asked[video.name])]
     if not new:
         return {}
     paths = {video.name: str(video.path.absolute()) for video in new}
@@ -233,7 +243,10 @@ def _refuse_other_model(study: Study, before: StudyRecord) -> None:
 
 def _another_model(study: Study, what: list[str]) -> tuple[list[str], str]:
     return (
-        [f"the model of the study {study.name!r} is not asked as its records are: {one}" for one in what],
+        [
+            f"the model of the study {study.name!r} is not asked as its records are: {mistake}"
+            for mistake in what
+        ],
         (
             f"`tuner archive --study {study.name}` puts the records aside and the next run begins anew; "
             "or take the change back and go on"

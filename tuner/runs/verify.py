@@ -98,7 +98,7 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Whether nothing contradicts the file."""
-        return all(one.passed for one in self.findings)
+        return all(finding.passed for finding in self.findings)
 
 
 def verify(
@@ -127,7 +127,10 @@ def verify(
     asked, own = _questions(best, study)
     wanted = asked if questions is None else _sample(asked, questions)
     spec = _spec(
-        best, file, study.without({one.id for one in study.questions} - {one.id for one in wanted}), options
+        best,
+        file,
+        study.without({question.id for question in study.questions} - {question.id for question in wanted}),
+        options,
     )
     with closing(Workers(executor_for(spec, options, progress), progress)) as workers:
         try:
@@ -157,8 +160,8 @@ def _questions(best: Best, study: Study) -> tuple[tuple[StudyQuestion, ...], boo
     A file that lists its answers names them. An older one means the held-out split of the study of that name.
     Of another study, which chose nothing here, all questions are asked.
     """
-    known = {one.question for one in best.answers}
-    found = tuple(one for one in study.questions if one.id in known)
+    known = {answer.question for answer in best.answers}
+    found = tuple(question for question in study.questions if question.id in known)
     if found:
         return found, True
     if not known and study.name == best.provenance.study:
@@ -170,9 +173,9 @@ def _questions(best: Best, study: Study) -> tuple[tuple[StudyQuestion, ...], boo
 
 def _sample(questions: Sequence[StudyQuestion], count: int) -> list[StudyQuestion]:
     """So many questions of whole videos: encoding a video is what takes time."""
-    drawn = sorted(questions, key=lambda one: hashed(one.video))[:count]
-    chosen = {one.id for one in drawn}
-    return [one for one in questions if one.id in chosen]
+    drawn = sorted(questions, key=lambda question: hashed(question.video))[:count]
+    chosen = {question.id for question in drawn}
+    return [question for question in questions if question.id in chosen]
 
 
 def _spec(best: Best, file: Path, study: Study, options: RunOptions) -> EvaluatorSpec:
@@ -232,7 +235,7 @@ def _ask(
             said.contents[paths[call.arguments["video"]]] = found.content_hash
         else:
             into = said.unpruned if call.arguments["configuration"] is None else said.pruned
-            into.update({one["question"]: RecordedAnswer.from_dict(one) for one in results})
+            into.update({result["question"]: RecordedAnswer.from_dict(result) for result in results})
         return False
 
     workers.run_whole(CallLoop("Verifying", "verifying", tasks, take, progress=progress))
@@ -258,8 +261,8 @@ class _Compared:
     def verification(self, file: Path, spec: EvaluatorSpec, allow_changed: float) -> Verification:
         """All that is found. allow_changed: as of `verify`."""
         before, after = self._results
-        right, right_before = [one.correct for one in after], [one.correct for one in before]
-        videos = [one.video for one in after]
+        right, right_before = [answer.correct for answer in after], [answer.correct for answer in before]
+        videos = [answer.video for answer in after]
         findings = [*self._identities(spec), *self._missing(), self._answers(allow_changed)]
         findings += [self._accuracy(right, right_before, videos), *self._compute()]
         return Verification(
@@ -269,10 +272,10 @@ class _Compared:
             findings=tuple(findings),
             changed=self._changed,
             unpruned_changed=tuple(
-                one.question
-                for one in self._promised.values()
+                answer.question
+                for answer in self._promised.values()
                 if not self._same(
-                    one.question, one.unpruned or one.text, self.said.unpruned[one.question].text
+                    answer.question, answer.unpruned or answer.text, self.said.unpruned[answer.question].text
                 )
             ),
             questions=len(after),
@@ -291,15 +294,18 @@ class _Compared:
         """Of the unpruned and of the pruned model, judged by the study's labels as they are now."""
         unpruned, pruned = self.said.unpruned, self.said.pruned
         return (
-            [judge(one, "held_out", unpruned[one.id]) for one in self.questions],
-            [judge(one, "held_out", pruned[one.id], unpruned[one.id]) for one in self.questions],
+            [judge(question, "held_out", unpruned[question.id]) for question in self.questions],
+            [
+                judge(question, "held_out", pruned[question.id], unpruned[question.id])
+                for question in self.questions
+            ],
         )
 
     @cached_property
     def _promised(self) -> dict[str, AnswerNumbers]:
         """By question, of those that were asked."""
-        asked = {one.id for one in self.questions}
-        return {one.question: one for one in self.best.answers if one.question in asked}
+        asked = {question.id for question in self.questions}
+        return {answer.question: answer for answer in self.best.answers if answer.question in asked}
 
     @property
     def _complete(self) -> bool:
@@ -361,7 +367,7 @@ class _Compared:
 
     def _missing(self) -> list[Finding]:
         """Questions of the file that the study has no more; none are known of a file without answers."""
-        gone = [one.question for one in self.best.answers if one.question not in self._promised]
+        gone = [answer.question for answer in self.best.answers if answer.question not in self._promised]
         if not self.own or self.sample or not gone:
             return []
         named = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
@@ -379,7 +385,7 @@ class _Compared:
         """The pruned model's answers against the promised ones."""
         name, advice = "answers", "The answers that changed are listed."
         if self._promised:
-            other = sum(one.other_input for one in self._changed)
+            other = sum(answer.other_input for answer in self._changed)
             changed = len(self._changed) - other
             allowed = _allowed(share, len(self._promised))
             found = f"{changed} of {len(self._promised)} differ from the file's"
@@ -396,7 +402,7 @@ class _Compared:
             return Finding(name, True, found, "nothing to compare with")
         then, now = (
             round(measured.accuracy * measured.questions),
-            sum(one.correct for one in self._results[1]),
+            sum(result.correct for result in self._results[1]),
         )
         allowed = _allowed(share, measured.questions)
         return Finding(
@@ -415,7 +421,7 @@ class _Compared:
         if margin is None:
             low, _ = best.measured.intervals.get("difference", (-1.0, 1.0))
             margin = -low if self.own else best.margin or -low
-        test = next((one for one in best.tested if one.trial == best.provenance.trial), None)
+        test = next((trial for trial in best.tested if trial.trial == best.provenance.trial), None)
         level = test.level if shown and self.own and test is not None else LEVEL
         found = paired.non_inferiority(right, before, videos, margin, level=level)
         lost = sum(was and not now for was, now in zip(before, right, strict=True))
@@ -452,7 +458,8 @@ class _Compared:
     def _flops_ratio(self) -> float:
         """Of the language model's prefill, planned from the embeddings as they come out here."""
         asked = tuple(
-            StoredQuestion(one.id, one.video, "held_out", self.said.layouts[one.id]) for one in self.questions
+            StoredQuestion(question.id, question.video, "held_out", self.said.layouts[question.id])
+            for question in self.questions
         )
         base = fingerprint_base(self.description.encoding, self.best.scoring, self.best.max_new_tokens)
         planner = Planner(asked, shape_from(self.description.shape), base)

@@ -34,9 +34,9 @@ class Designed:
         """See `Sampler.propose`. After an infeasible proposal it takes a later point of the sequence."""
         if index >= self.trials:
             return self.sampler.propose(ranges, observations, seed, index, attempt)
-        point = {name: one.low for name, one in ranges.items()}
+        point = {name: range_.low for name, range_ in ranges.items()}
         # A dimension for a fixed parameter would only worsen the sequence in the others.
-        free = [name for name, one in ranges.items() if one.low < one.high]
+        free = [name for name, range_ in ranges.items() if range_.low < range_.high]
         if free:
             sequence = qmc.Sobol(len(free), rng=np.random.default_rng(seed))
             place = index + self.trials * attempt  # no two share one

@@ -15,11 +15,11 @@ def trials_since_growth(trials: Iterable[tuple[float, float] | None], reference:
     """
     since = 0
     ratios, scores = list[float](), list[float]()  # the front: both rise
-    for one in trials:
+    for trial in trials:
         since += 1
-        if one is None or one[0] >= reference[0] or one[1] <= reference[1]:
+        if trial is None or trial[0] >= reference[0] or trial[1] <= reference[1]:
             continue
-        ratio, score = one
+        ratio, score = trial
         cheaper = bisect_right(ratios, ratio)
         if cheaper and scores[cheaper - 1] >= score:
             continue

@@ -72,7 +72,7 @@ class OptunaSampler:
             )
         study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
         if self.name == "tpe":
-            study.add_trials([_trial(one, distributions) for one in told(observations)])
+            study.add_trials([_trial(observation, distributions) for observation in told(observations)])
         trial = study.ask(distributions)
         return {name: float(trial.params[name]) for name in ranges}
 
@@ -90,10 +90,10 @@ def make_sampler(name: SamplerName, startup: int = STARTUP_TRIALS) -> Sampler:
 def distributions_of(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
     """The ranges as Optuna knows them; values without an order are categories."""
     return {
-        name: CategoricalDistribution(one.places)
-        if isinstance(one, Bins)
-        else FloatDistribution(one.low, one.high)
-        for name, one in ranges.items()
+        name: CategoricalDistribution(range_.places)
+        if isinstance(range_, Bins)
+        else FloatDistribution(range_.low, range_.high)
+        for name, range_ in ranges.items()
     }
 
 
@@ -105,10 +105,10 @@ def told(observations: Sequence[Observation]) -> list[Observation]:
     trials within the budget, and the best of the search are always among them.
     """
     within, others, kept = list[int](), list[int](), set[int]()
-    for index, one in enumerate(observations):
-        if one.state == "pending":
+    for index, observation in enumerate(observations):
+        if observation.state == "pending":
             kept.add(index)
-        elif one.values is not None and one.over_budget <= 0:
+        elif observation.values is not None and observation.over_budget <= 0:
             within.append(index)
         else:
             others.append(index)

@@ -89,10 +89,10 @@ def reference_weights(costs: Floats, scores: Floats, cost: float) -> Floats | No
     """
     allowed = cost * SAME_COST
     order = np.argsort(-scores, kind="stable")
-    cheaper = [one for one in order if costs[one] <= allowed][:REFERENCE_TRIALS]
+    cheaper = [candidate for candidate in order if costs[candidate] <= allowed][:REFERENCE_TRIALS]
     if not cheaper:
         return None
-    best = [one for one in order if costs[one] <= cost * DEARER][:REFERENCE_TRIALS]
+    best = [candidate for candidate in order if costs[candidate] <= cost * DEARER][:REFERENCE_TRIALS]
     low, high = costs[cheaper].mean(), costs[best].mean()
     share = 1.0 if high <= allowed else (allowed - low) / (high - low)
     weights = np.zeros(costs.size)

@@ -94,7 +94,7 @@ def eligible(trials: Iterable[TrialRecord], search: Search) -> list[TrialRecord]
 
     Only these are chosen, teach a sampler or stop others: the rest stay in the records.
     """
-    return [one for one in trials if allows(search, one.configuration)]
+    return [trial for trial in trials if allows(search, trial.configuration)]
 
 
 def choose_best(trials: Iterable[TrialRecord], budget: float) -> TrialRecord | None:
@@ -110,15 +110,15 @@ def candidates(
     if goal == "budget":
         # The best is tested whatever the tune split says of it; others only where it gives them a chance.
         first, others = fitting[:1], fitting[1 : len(CANDIDATES)]
-        return first + [one for one in others if _accuracy(one) >= baseline - margin]
-    holding = [one for one in fitting if _accuracy(one) >= baseline - margin]
+        return first + [other for other in others if _accuracy(other) >= baseline - margin]
+    holding = [trial for trial in fitting if _accuracy(trial) >= baseline - margin]
     if not holding:
         # Nothing holds even here: the best there is, so that there is something to say.
         return fitting[:1]
     # The best of each of some steps from the safe end to the cheapest. The front alone would be the cheapest
     # of those that look alike: a sequence that begins at the cliff ends there.
-    high = max(one.binding_ratio for one in holding)
-    width = (high - min(one.binding_ratio for one in holding)) / MOST_CANDIDATES or 1.0
+    high = max(trial.binding_ratio for trial in holding)
+    width = (high - min(trial.binding_ratio for trial in holding)) / MOST_CANDIDATES or 1.0
     steps: dict[int, TrialRecord] = {}
     for trial in holding:
         step = min(int((high - trial.binding_ratio) / width), MOST_CANDIDATES - 1)
@@ -143,7 +143,7 @@ def choose(
     trials = list(trials)
     for number, tested in looks.alike.items():
         found = _choose(trials, goal, budget, max_drop, tune_baseline, held_out, number)
-        if found is not None and tuple(one.trial for one in found.tested) == tested:
+        if found is not None and tuple(trial.trial for trial in found.tested) == tested:
             return replace(found, recorded=True)
     return _choose(trials, goal, budget, max_drop, tune_baseline, held_out, looks.taken + 1)
 
@@ -160,11 +160,11 @@ def _choose(
     best = choose_best(trials, budget)
     if best is None:
         return None
-    before = {one.question: one.correct for one in held_out(None) or ()}
+    before = {answer.question: answer.correct for answer in held_out(None) or ()}
     if not before:
         return Choice(best, "untested", None if max_drop.relative else max_drop.value, look=look)
     margin = max_drop.absolute(sum(before.values()) / len(before))
-    tune = sum(one.correct for one in tune_baseline) / max(1, len(tune_baseline))
+    tune = sum(answer.correct for answer in tune_baseline) / max(1, len(tune_baseline))
     tested: list[Tested] = []
     shown: TrialRecord | None = None
     sequence = candidates(trials, goal, budget, tune, margin)
@@ -173,9 +173,9 @@ def _choose(
         if after is None:
             return Choice(shown or best, "untested", margin, tuple(tested), pending=trial, look=look)
         found = paired.non_inferiority(
-            [one.correct for one in after],
-            [before[one.question] for one in after],
-            [one.video for one in after],
+            [answer.correct for answer in after],
+            [before[answer.question] for answer in after],
+            [answer.video for answer in after],
             margin,
             level=level_of(goal, look, position),
         )
@@ -208,16 +208,16 @@ def examine(
             look, recorded = number, True
             level = level_of(one.goal, number, tested.index(trial.number))
             break
-    before = {one.question: one.correct for one in held_out(None) or ()}
+    before = {answer.question: answer.correct for answer in held_out(None) or ()}
     after = held_out(trial.configuration)
     if not before or not after:
         margin = None if max_drop.relative else max_drop.value
         return Choice(trial, "untested", margin, pending=trial, look=look)
     margin = max_drop.absolute(sum(before.values()) / len(before))
     found = paired.non_inferiority(
-        [one.correct for one in after],
-        [before[one.question] for one in after],
-        [one.video for one in after],
+        [answer.correct for answer in after],
+        [before[answer.question] for answer in after],
+        [answer.video for answer in after],
         margin,
         level=level,
     )
@@ -242,7 +242,9 @@ def ordered(trials: Iterable[TrialRecord], budget: float) -> list[TrialRecord]:
     By the graded signal, which on the demo's design picks the better one for other videos than accuracy does
     (docs/experiments.md); ties: accuracy, then fewer FLOPs.
     """
-    fitting = [one for one in trials if one.outcome is not None and one.binding_ratio <= budget + TOLERANCE]
+    fitting = [
+        trial for trial in trials if trial.outcome is not None and trial.binding_ratio <= budget + TOLERANCE
+    ]
 
     def order(trial: TrialRecord) -> tuple[float, float, float, int]:
         assert trial.outcome is not None

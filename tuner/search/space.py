@@ -98,7 +98,7 @@ def knob_ranges(search: Search, similarities: np.ndarray) -> dict[str, Range]:
     Errors: UserError for an unknown knob, a reversed range or a value the method does not take.
     """
     known = knobs(AdaTP)
-    ranges = {name: Range(one.low, one.high) for name, one in known.items()}
+    ranges = {name: Range(bounds.low, bounds.high) for name, bounds in known.items()}
     if similarities.size:
         # Just above the highest similarity every pair is a cut; at the lowest none is.
         seen = (float(similarities[0]), float(similarities[-1]) + 1e-6)
@@ -158,7 +158,7 @@ def allows(search: Search, configuration: Configuration) -> bool:
     values = dict(configuration.parameters)
     knobs_fit = all(
         low - TOLERANCE <= float(values[name]) <= high + TOLERANCE
-        for name, (low, high) in (*((name, (one, one)) for name, one in search.fixed), *search.bounds)
+        for name, (low, high) in (*((name, (value, value)) for name, value in search.fixed), *search.bounds)
     )
     return knobs_fit and all(values[name] in listed for name, listed in choice_values(search).items())
 
@@ -179,7 +179,7 @@ def cheapest(planner: Planner, search: Search) -> Candidate:
     Of the choices what then needs least.
     """
     ranges = knob_ranges(search, planner.similarities)
-    low = {name: one.low for name, one in ranges.items()}
+    low = {name: range_.low for name, range_ in ranges.items()}
     # Below p a cap does nothing but look wrong.
     low |= {"tau_t": ranges["tau_t"].high, "gamma_cap": ranges["gamma_cap"].clip(low["p"])}
     values = choice_values(search)
@@ -188,7 +188,7 @@ def cheapest(planner: Planner, search: Search) -> Candidate:
             _candidate(planner, _with(AdaTP(), low | dict(zip(values, chosen, strict=True))))
             for chosen in product(*values.values())
         ),
-        key=lambda one: one.binding_ratio,
+        key=lambda configuration: configuration.binding_ratio,
     )
 
 
@@ -310,8 +310,8 @@ class SearchSpace:
     def _places(self, method: AdaTP) -> Point:
         """The inverse of `_chosen`: the parameters that are choices."""
         return {
-            name: one.places[self._choices[name].index(getattr(method, name))]
-            for name, one in self._bins.items()
+            name: bin_.places[self._choices[name].index(getattr(method, name))]
+            for name, bin_ in self._bins.items()
         }
 
     def _searched(self, configuration: Configuration) -> AdaTP | None:
@@ -434,7 +434,7 @@ def _single(one: Range) -> float | None:
 
 
 def _inside(point: Point, ranges: Mapping[str, Range]) -> bool:
-    return all(point[name] in one for name, one in ranges.items())
+    return all(point[name] in range_ for name, range_ in ranges.items())
 
 
 def _candidate(planner: Planner, method: AdaTP) -> Candidate:

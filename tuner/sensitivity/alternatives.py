@@ -66,4 +66,4 @@ def alternatives(
         )
         for name, method in methods.items()
     ]
-    return tuple(sorted(found, key=lambda one: -one.difference.value))
+    return tuple(sorted(found, key=lambda change: -change.difference.value))

@@ -98,13 +98,14 @@ def steps(planner: Planner, method: AdaTP, knob: Threshold, range_: Range) -> St
         names += [question.id] * (len(inner) + 1)
         lows += [range_.low, *inner]
         highs += [*inner, range_.high]
-    blank = [Piece(*one, "") for one in zip(names, lows, highs, strict=True)]
+    blank = [Piece(*piece, "") for piece in zip(names, lows, highs, strict=True)]
     inside = np.array([piece.inside for piece in blank])
     other = np.full(inside.size, getattr(method, "tau_t" if knob == "tau_s" else "tau_s"))
     pair = (inside, other) if knob == "tau_s" else (other, inside)
     found = planner.variants(method, names, *pair)
     pieces = tuple(
-        replace(piece, fingerprint=one) for piece, one in zip(blank, found.fingerprints, strict=True)
+        replace(piece, fingerprint=fingerprint)
+        for piece, fingerprint in zip(blank, found.fingerprints, strict=True)
     )
     low, high = np.array(lows), np.array(highs)
     until = np.unique(high)

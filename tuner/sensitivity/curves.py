@@ -50,7 +50,7 @@ class Compared:
     @property
     def unpruned(self) -> Flags:
         """(Q,) right without pruning."""
-        return np.array([one.correct for one in self.baseline])
+        return np.array([answer.correct for answer in self.baseline])
 
     def only(self, mask: Flags) -> Compared:
         """Restricted to some of the questions."""
@@ -98,7 +98,7 @@ def exact_track(
 ) -> Track:
     """Every step of tau_s or tau_t, from the answers to its plans."""
     place = {question: index for index, question in enumerate(split.questions)}
-    before = [one.logprob_right for one in split.baseline]
+    before = [answer.logprob_right for answer in split.baseline]
     correct, logprob = np.zeros(len(place), dtype=bool), np.full(len(place), math.nan)
     starts: list[int] = []
     rows: list[Flags] = []
@@ -144,10 +144,10 @@ def grid_track(
 ) -> Track:
     """The answers of these configurations, ascending in the knob; one of them is the reference."""
     values = np.array([float(getattr(configuration, knob)) for configuration in configurations])
-    before = [one.logprob_right for one in split.baseline]
+    before = [answer.logprob_right for answer in split.baseline]
     rows, changes, prints = [], [], []
-    for one in configurations:
-        found = planner.fingerprints(one, split.questions)
+    for item in configurations:
+        found = planner.fingerprints(item, split.questions)
         answers = [judged[pair] for pair in zip(split.questions, found, strict=True)]
         rows.append([answer.correct for answer in answers])
         changes.append(
@@ -168,7 +168,7 @@ def grid_track(
         correct=correct,
         always=correct,
         logprob=np.array(changes),
-        same=np.array([one == prints[at] for one in prints]),
+        same=np.array([print_ == prints[at] for print_ in prints]),
         within_budget=_around(flops <= budget + TOLERANCE, at, values, values),
     )
 
@@ -184,13 +184,13 @@ def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
     centre = max(chosen, least)
     low, high = min(max(range_.low, least), centre), max(range_.high, centre)
     reach = {-1: prunings * math.log(centre / low), 1: prunings * math.log(high / centre)}
-    weight = {side: math.sqrt(one) for side, one in reach.items()}
+    weight = {side: math.sqrt(distance) for side, distance in reach.items()}
     values = {chosen}
-    for side, one in reach.items():
+    for side, item in reach.items():
         count = round((GRID - 1) * weight[side] / (sum(weight.values()) or 1.0))
-        count = max(count, 1) if one > 0 else 0
+        count = max(count, 1) if item > 0 else 0
         for k in range(1, count):
-            values.add(round(centre * math.exp(side * one * (k / count) ** 3 / prunings), 6))
+            values.add(round(centre * math.exp(side * item * (k / count) ** 3 / prunings), 6))
         if count:
             values.add(low if side < 0 else high)
     # From the value where the other knob of the pair begins to bind nothing changes: a corner of the curve.
@@ -200,7 +200,7 @@ def grid(method: AdaTP, knob: str, range_: Range, prunings: int) -> list[AdaTP]:
     if corner is not None and low < corner < high:
         values.add(corner)
     changed: list[dict[str, Any]] = [{knob: value} for value in sorted(values)]
-    return [replace(method, **one) for one in changed]
+    return [replace(method, **change) for change in changed]
 
 
 def curve(

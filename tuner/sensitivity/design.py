@@ -81,7 +81,7 @@ class DesignSpace:
         self._ranges = {name: self._knobs[name] for name in ("tau_s", "tau_t", "alpha_boost")}
         self._ranges["gamma_cap"] = Range(0.0, float(_free(self._knobs["gamma_cap"])))
         self._ranges["compute"] = self._reachable(search, budget)
-        self.inputs = tuple(name for name, one in self._ranges.items() if _free(one))
+        self.inputs = tuple(name for name, range_ in self._ranges.items() if _free(range_))
         self._tau_s = self._tau_s_scale()
 
     @property
@@ -162,7 +162,7 @@ class DesignSpace:
         return Range(min(max(_LEAST_COMPUTE * budget, smallest_reachable(self._planner, search)), high), high)
 
     def _uncapped(self, point: Floats) -> tuple[_Capped, float]:
-        values = {name: one.low for name, one in self._ranges.items()}
+        values = {name: range_.low for name, range_ in self._ranges.items()}
         values |= zip(self.inputs, self.values(point[None])[0].tolist(), strict=True)
         gamma = self._knobs["gamma_cap"]
         method = _Capped(

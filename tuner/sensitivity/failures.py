@@ -63,7 +63,7 @@ def middle_frames(tracks: Sequence[Track], split: Compared, tags: Sequence[Mappi
         f"with {where}, questions about the middle change by {_points(losing[0])} from the reference and "
         f"those about start and end by {_points(losing[1])}, a difference of {100 * value[worst]:+.1f} "
         f"points [{100 * low[worst]:+.1f}, {100 * high[worst]:+.1f}] (simultaneous over all values of "
-        f"{' and '.join(one.knob for one in tracks)})"
+        f"{' and '.join(track.knob for track in tracks)})"
     )
     if high[worst] < 0:
         return FailureMode(name, True, f"Middle frames are over-pruned: {numbers}. {at_reference}")
@@ -95,26 +95,26 @@ def small_things(
             None,
             "The reference's FLOPs cannot be reached without deduplication: nothing to compare with.",
         )
-    kinds = [one for one in ("demote", "drop") if one in answers]
+    kinds = [way for way in ("demote", "drop") if way in answers]
     found, told = [], []
-    for one in kinds:
+    for kind in kinds:
         level = 1 - _ERROR / len(kinds)
         changed = paired.difference(
-            answers[one][small],
+            answers[kind][small],
             answers["off"][small],
             [video for video, kept in zip(split.videos, small, strict=True) if kept],
             level=level,
         )
-        rest = answers[one][~small].mean() - answers["off"][~small].mean() if (~small).any() else None
+        rest = answers[kind][~small].mean() - answers["off"][~small].mean() if (~small).any() else None
         if changed.interval is not None and changed.interval.high < 0:
-            found.append(one)
+            found.append(kind)
         bounds = (
             ""
             if changed.interval is None
             else (f" [{100 * changed.interval.low:+.1f}, {100 * changed.interval.high:+.1f}]")
         )
         told.append(
-            f"{one}{' (the reference)' if one == chosen else ''} instead of none changes small things by "
+            f"{kind}{' (the reference)' if kind == chosen else ''} instead of none changes small things by "
             f"{100 * changed.value:+.1f} points{bounds}"
             + ("" if rest is None else f" and all others by {100 * rest:+.1f}")
         )

@@ -18,7 +18,9 @@ def in_short(found: Sensitivity) -> tuple[str, ...]:
 
 def _sentences(found: Sensitivity) -> Iterator[str]:
     what = "accuracy" if found.labelled else "agreement"
-    curves = sorted((one for one in found.curves if len(one.points) > 1), key=_largest_change, reverse=True)
+    curves = sorted(
+        (curve for curve in found.curves if len(curve.points) > 1), key=_largest_change, reverse=True
+    )
     detectable = found.detectable or 0.0
     if curves and _largest_change(curves[0]) > detectable:
         yield _matters_most(curves[0], what)
@@ -54,24 +56,24 @@ def _matters_most(curve: Curve, what: str) -> str:
 
 def _better(found: Sensitivity, what: str) -> Iterator[str]:
     """The best other `deduplicate`, where its interval lies above 0."""
-    for one in found.alternatives[:1]:
-        interval = one.difference.interval
+    for alternative in found.alternatives[:1]:
+        interval = alternative.difference.interval
         if interval is not None and interval.low > 0:
             yield (
-                f"deduplicate {one.deduplicate} may be better than {found.reference.get('deduplicate')}: "
-                f"{100 * one.difference.value:+.1f} points of {what} on tune videos, at the same FLOPs or "
-                "fewer."
+                f"deduplicate {alternative.deduplicate} may be better than "
+                f"{found.reference.get('deduplicate')}: {100 * alternative.difference.value:+.1f} points of "
+                f"{what} on tune videos, at the same FLOPs or fewer."
             )
 
 
 def _compute(found: Sensitivity, what: str) -> Iterator[str]:
     """How much of the variance compute explains, or that this cannot be said."""
-    output = next((one for one in found.outputs if one.name == "accuracy"), None)
+    output = next((output for output in found.outputs if output.name == "accuracy"), None)
     if output is not None and not output.good:
         yield over_the_space(output, what, found)
     if output is None or not output.good or found.design_compute is None:
         return
-    shares = {one.input: one.total.value for one in output.indices}
+    shares = {index.input: index.total.value for index in output.indices}
     others = {name: share for name, share in shares.items() if name != "compute"}
     if "compute" not in shares or not others:
         return

@@ -40,9 +40,9 @@ def plane(
 
     ranges: of each free knob, including the reference's value.
     """
-    first, second = ("p" if one == "compute" else one for one in inputs)
+    first, second = ("p" if input_ == "compute" else input_ for input_ in inputs)
     values = tuple(
-        grid(one, _shown(planner, space, method, one, ranges[one]), points) for one in (first, second)
+        grid(knob, _shown(planner, space, method, knob, ranges[knob]), points) for knob in (first, second)
     )
     unit = np.empty((points, points, len(space.inputs)))
     ratio = np.empty((points, points))

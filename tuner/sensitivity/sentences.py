@@ -51,21 +51,25 @@ def indifferent(curve: Curve, detectable: float) -> Interval | None:
 def _sentences(found: Sensitivity) -> Iterator[str]:
     what = "accuracy" if found.labelled else "agreement"
     moving = [curve for curve in found.curves if len(curve.points) > 1]
-    constant = [one for one in moving if _spread(one) == (0.0, 0.0)]
+    constant = [curve for curve in moving if _spread(curve) == (0.0, 0.0)]
     by_size = sorted(
-        (one for one in moving if one not in constant), key=lambda one: _size(_spread(one)), reverse=True
+        (curve for curve in moving if curve not in constant),
+        key=lambda curve: _size(_spread(curve)),
+        reverse=True,
     )
     detectable = found.detectable
-    matter = [one for one in by_size if detectable is None or _size(_spread(one)) >= detectable]
+    matter = [curve for curve in by_size if detectable is None or _size(_spread(curve)) >= detectable]
     yield from _better(found, what)
     if matter:
-        effects = _list([_effect(one, found) for one in matter])
+        effects = _list([_effect(curve, found) for curve in matter])
         yield f"Knobs that matter, each moved alone over its range (change of {what}): {effects}."
     yield from _global(found)
     yield _safe(moving, found, what)
     yield from _watch(by_size, found, what)
     yield from _hurts(matter, found)
-    yield from _no_difference([one for one in by_size if one not in matter] + constant, matter, found, what)
+    yield from _no_difference(
+        [curve for curve in by_size if curve not in matter] + constant, matter, found, what
+    )
     yield _binding(found)
     yield from (failure.evidence for failure in found.failures)
     if detectable is not None:
@@ -88,8 +92,8 @@ def _effect(curve: Curve, found: Sensitivity) -> str:
     text = f"{curve.knob} ({100 * low:+.1f} to {points(high)} from {value(whole.low)} to {value(whole.high)}"
     inside = [point for point in curve.points if point.flops_ratio <= found.budget + TOLERANCE]
     if inside and len(inside) < len(curve.points):
-        best = max(one.difference.value for one in inside)
-        worst = min(one.difference.value for one in inside)
+        best = max(point.difference.value for point in inside)
+        worst = min(point.difference.value for point in inside)
         text += f"; within the budget {100 * worst:+.1f} to {100 * best:+.1f}"
     return text + ")"
 
@@ -97,14 +101,17 @@ def _effect(curve: Curve, found: Sensitivity) -> str:
 def _better(found: Sensitivity, what: str) -> Iterator[str]:
     """Whether another `deduplicate` is shown to be better, and how to search it."""
     better = [
-        one
-        for one in found.alternatives
-        if one.difference.interval is not None and one.difference.interval.low > 0
+        alternative
+        for alternative in found.alternatives
+        if alternative.difference.interval is not None and alternative.difference.interval.low > 0
     ]
     if not better:
         return
     chosen = str(found.reference.get("deduplicate"))
-    told = [f"{one.deduplicate} (with p = {value(one.p)}) {_interval(one.difference)}" for one in better]
+    told = [
+        f"{alternative.deduplicate} (with p = {value(alternative.p)}) {_interval(alternative.difference)}"
+        for alternative in better
+    ]
     level = f"{100 * better[0].level:.3g} % intervals"
     if len(found.alternatives) > 1:
         level += f", corrected for {len(found.alternatives)} comparisons"
@@ -113,11 +120,20 @@ def _better(found: Sensitivity, what: str) -> Iterator[str]:
         f"(points of {what} over {found.tune_questions} tune questions): {_list(told)}; {level}. To decide, "
         "search again with another --seed"
     )
-    if all(one.searched for one in better):
+    if all(alternative.searched for alternative in better):
         yield f"{text}; the search may already choose these values."
         return
-    wanted = {chosen, *(one.deduplicate for one in found.alternatives if one.searched or one in better)}
-    listed = ", ".join(one for one in map(str, choices(AdaTP)["deduplicate"].values) if one in wanted)
+    wanted = {
+        chosen,
+        *(
+            alternative.deduplicate
+            for alternative in found.alternatives
+            if alternative.searched or alternative in better
+        ),
+    }
+    listed = ", ".join(
+        choice for choice in map(str, choices(AdaTP)["deduplicate"].values) if choice in wanted
+    )
     yield f"{text} and `search: choices: {{deduplicate: [{listed}]}}` in study.yaml."
 
 
@@ -194,9 +210,9 @@ def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[s
     """The edge of a safe range with the largest loss just beyond it."""
     edges = [edge for curve in curves for edge in _edges(curve)]
     losing = [
-        (curve, one)
-        for curve, one in edges
-        if one.difference.interval is not None and one.difference.interval.high < 0
+        (curve, change)
+        for curve, change in edges
+        if change.difference.interval is not None and change.difference.interval.high < 0
     ]
     for curve, one in sorted(losing, key=lambda edge: edge[1].difference.value)[:1]:
         side = "above" if one.value > curve.chosen else "below"
@@ -252,20 +268,20 @@ def _hurts(matter: Sequence[Curve], found: Sensitivity) -> Iterator[str]:
     """Which kinds of questions lose most within the budget."""
     told = []
     for curve in matter[:_MOST_KNOBS]:
-        inside = [one for one in curve.points if one.flops_ratio <= found.budget + TOLERANCE]
-        worst = min(inside, key=lambda one: one.difference.value, default=None)
+        inside = [point for point in curve.points if point.flops_ratio <= found.budget + TOLERANCE]
+        worst = min(inside, key=lambda point: point.difference.value, default=None)
         if worst is None or worst.difference.value >= 0:
             continue
         kinds = [
-            (one.tag, point)
-            for one in found.by_tag
-            if one.knob == curve.knob and one.tag is not None
-            for point in one.points
+            (item.tag, point)
+            for item in found.by_tag
+            if item.knob == curve.knob and item.tag is not None
+            for point in item.points
             if point.value <= worst.value <= point.until
         ]
-        lost = [one for one in kinds if one[1].difference.interval is not None]
+        lost = [kind for kind in kinds if kind[1].difference.interval is not None]
         if lost:
-            (key, kind), point = min(lost, key=lambda one: one[1].difference.value)
+            (key, kind), point = min(lost, key=lambda item: item[1].difference.value)
             told.append(
                 f"{curve.knob} at {value(worst.value)}: {key} {kind} {_interval(point.difference)}, all "
                 f"questions {100 * worst.difference.value:+.1f}"
@@ -301,15 +317,15 @@ def over_the_space(output: Output, name: str, found: Sensitivity, *, again: bool
             wanted = found.design_runs + output.more_runs
             return f"{text}; about {output.more_runs} more runs (--runs {wanted}) would probably be enough."
         return f"{text}, and more runs are not expected to help."
-    ranked = sorted(output.indices, key=lambda one: one.total.value, reverse=True)
+    ranked = sorted(output.indices, key=lambda index: index.total.value, reverse=True)
     shares = [
-        f"{one.input} {one.total.value:.2f}"
+        f"{index.input} {index.total.value:.2f}"
         + (
             ""
-            if one.total.interval is None
-            else f" [{one.total.interval.low:.2f}, {one.total.interval.high:.2f}]"
+            if index.total.interval is None
+            else f" [{index.total.interval.low:.2f}, {index.total.interval.high:.2f}]"
         )
-        for one in ranked
+        for index in ranked
     ]
     if again:
         return f"The same for {name} (R2 {output.r2:.2f}): {_list(shares)}."
@@ -356,7 +372,7 @@ def _spread(curve: Curve) -> tuple[float, float]:
 
 
 def _size(spread: tuple[float, float]) -> float:
-    return max(abs(one) for one in spread)
+    return max(abs(end) for end in spread)
 
 
 def _interval(one: Measured) -> str:

@@ -74,7 +74,7 @@ def analyse(design: Design) -> tuple[tuple[Output, ...], tuple[PairMap, ...]]:
     Inputs that do not vary have no index. Errors: ValueError if shapes disagree or a number is not finite.
     """
     _check(design)
-    free = [column for column, one in enumerate(design.unit.T) if np.unique(one).size > 1]
+    free = [column for column, values in enumerate(design.unit.T) if np.unique(values).size > 1]
     outputs: list[Output] = []
     maps: tuple[PairMap, ...] = ()
     for name, values in design.outputs.items():
@@ -253,8 +253,8 @@ def _analyse(design: Design, free: list[int], name: OutputName, values: Floats) 
         good=True,
         more_runs=None,
         indices=tuple(
-            Index(one, first, total, importance[one])
-            for one, (first, total) in zip(names, indices, strict=True)
+            Index(name, first, total, importance[name])
+            for name, (first, total) in zip(names, indices, strict=True)
         ),
     )
 
@@ -262,9 +262,9 @@ def _analyse(design: Design, free: list[int], name: OutputName, values: Floats) 
 def _maps(design: Design, free: list[int], output: Output) -> tuple[PairMap, ...]:
     """The surrogate's accuracy over each pair of the most important inputs' knobs."""
     surrogate = fit(design.unit[:, free], np.asarray(design.outputs["accuracy"], dtype=np.float64))
-    ranked = sorted(output.indices, key=lambda one: -one.total.value)
+    ranked = sorted(output.indices, key=lambda index: -index.total.value)
     maps = []
-    for first, second in combinations([one.input for one in ranked[:MAP_INPUTS]], 2):
+    for first, second in combinations([index.input for index in ranked[:MAP_INPUTS]], 2):
         plane = design.plane(first, second)
         known = _inside(plane.unit).all(axis=-1)
         accuracy = np.full(known.shape, None, dtype=object)

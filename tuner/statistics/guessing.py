@@ -20,17 +20,17 @@ def against_guessing(study: Study, baseline: Sequence[QuestionResult]) -> Guessi
     None where there are none: free answers cannot be guessed, and without labels the model is right by
     definition. All parts count: nothing is chosen by it.
     """
-    asked = [(one, study.question(one.question)) for one in baseline]
+    asked = [(answer, study.question(answer.question)) for answer in baseline]
     shares = [1 / len(question.options) for _, question in asked if question.options and question.answer]
-    known = [one for one, question in asked if question.options and question.answer]
+    known = [answer for answer, question in asked if question.options and question.answer]
     if not known:
         return None
-    videos = [one.video for one in known]
-    found = paired.share([one.correct for one in known], videos, level=1 - 2 * _ERROR)
+    videos = [question.video for question in known]
+    found = paired.share([answer.correct for answer in known], videos, level=1 - 2 * _ERROR)
     return Guessing(
         questions=len(known),
         videos=len(set(videos)),
-        right=sum(one.correct for one in known),
+        right=sum(answer.correct for answer in known),
         chance=math.fsum(shares) / len(shares),
         bound=None if found.interval is None else found.interval.low,
     )

@@ -49,9 +49,9 @@ class VideoCounts:
         if not np.isin(arrays, (0.0, 1.0)).all():
             raise ValueError("All values must be 0 or 1.")
         names, index = np.unique(np.asarray(videos, dtype=object).astype(str), return_inverse=True)
-        counts = np.stack([np.bincount(index, weights=one, minlength=names.size) for one in arrays]).astype(
-            np.float64
-        )
+        counts = np.stack(
+            [np.bincount(index, weights=array, minlength=names.size) for array in arrays]
+        ).astype(np.float64)
         questions = np.bincount(index, minlength=names.size).astype(np.float64)
         return cls(counts, questions)
 
@@ -132,7 +132,7 @@ def differences(
     """`difference` of each row of `after` (S, Q) from `before` (Q,)."""
     _check_level(level)
     if before is None:
-        return [one.minus(1.0) for one in shares(after, videos, level=level)]
+        return [share.minus(1.0) for share in shares(after, videos, level=level)]
     found = VideoCounts.of_changes(after, before, videos)
     tail = (1 - level) / 2
     low = -upper_mean(-found.counts, found.questions, tail)

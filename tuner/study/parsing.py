@@ -110,9 +110,9 @@ def parse_study(file: Path, mistakes: Mistakes) -> ParsedStudy:
     try:
         StudyKeys.model_validate(written)
     except ValidationError as error:
-        for one in error.errors(include_url=False, include_context=False):
-            if one["type"] == "string_type" and one["loc"] in tree.sources:
-                tree.set(one["loc"], tree.sources[one["loc"]])
+        for mistake in error.errors(include_url=False, include_context=False):
+            if mistake["type"] == "string_type" and mistake["loc"] in tree.sources:
+                tree.set(mistake["loc"], tree.sources[mistake["loc"]])
     keys = _validated(StudyKeys, written, file, tree.lines, mistakes, tree.sources)
     return ParsedStudy(keys, written, file, tree.lines)
 
@@ -144,7 +144,7 @@ class _Tree:
         self._values += 1
         if self._values > _MOST_VALUES:
             raise ValueError(f"it has more than {_MOST_VALUES} values, aliases among them counted in full")
-        if any(node is one for one in around):
+        if any(node is other for other in around):
             raise MarkedYAMLError(problem="an alias that holds itself", problem_mark=node.start_mark)
         if isinstance(node, ScalarNode):
             return self._scalar(node, location)
@@ -293,10 +293,10 @@ def _validated(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        for number, one in enumerate(error.errors(include_url=False, include_context=False)):
-            location = one["loc"]
-            shown = _short((sources or {}).get(location) or _shown(one["input"]))
-            sentence = _sentence(model, location, one["type"], shown, suggest=number < _MOST_SUGGESTED)
+        for number, mistake in enumerate(error.errors(include_url=False, include_context=False)):
+            location = mistake["loc"]
+            shown = _short((sources or {}).get(location) or _shown(mistake["input"]))
+            sentence = _sentence(model, location, mistake["type"], shown, suggest=number < _MOST_SUGGESTED)
             mistakes.add(file, _line(lines, location), sentence)
         return None
 

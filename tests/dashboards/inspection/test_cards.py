@@ -72,7 +72,7 @@ def test_the_table_says_what_is_left_of_boosted_segments_and_of_others():
 def test_the_table_reads_back_from_its_csv():
     rows = card_rows(make_inspection(cards=2))
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
-    assert [one["question"] for one in read] == ["q0", "q1"]
+    assert [entry["question"] for entry in read] == ["q0", "q1"]
     assert float(read[0]["kept_share"]) == rows[0].kept_share == 0.125
 
 

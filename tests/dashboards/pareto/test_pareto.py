@@ -50,20 +50,23 @@ def test_the_front_holds_what_nothing_beats(points, front):
 def test_the_table_has_baselines_all_trials_and_the_held_out_rows():
     summary = make_summary(24)
     points = pareto_points(summary)
-    assert [(one.kind, one.split) for one in points[:2]] == [("baseline", "tune"), ("baseline", "held_out")]
-    trials = [one for one in points if one.split == "tune" and one.trial is not None]
-    assert [one.trial for one in trials] == list(range(24))
-    assert [one.trial for one in trials if one.kind == "best"] == [summary.best.number]
-    assert [one.trial for one in trials if one.kind == "defaults"] == [0]
-    assert {one.kind for one in points if one.split == "held_out"} == {"baseline", "best", "defaults"}
-    best = next(one for one in points if one.kind == "best" and one.split == "held_out")
+    assert [(point.kind, point.split) for point in points[:2]] == [
+        ("baseline", "tune"),
+        ("baseline", "held_out"),
+    ]
+    trials = [point for point in points if point.split == "tune" and point.trial is not None]
+    assert [trial.trial for trial in trials] == list(range(24))
+    assert [trial.trial for trial in trials if trial.kind == "best"] == [summary.best.number]
+    assert [trial.trial for trial in trials if trial.kind == "defaults"] == [0]
+    assert {point.kind for point in points if point.split == "held_out"} == {"baseline", "best", "defaults"}
+    best = next(point for point in points if point.kind == "best" and point.split == "held_out")
     assert (best.accuracy_low, best.accuracy, best.accuracy_high) == pytest.approx((0.86, 0.89, 0.915))
     assert best.tau_s == dict(summary.best.configuration.parameters)["tau_s"]
 
 
 @pytest.mark.quick
 def test_held_out_numbers_never_enter_the_front():
-    assert not any(one.on_front for one in pareto_points(make_summary()) if one.split == "held_out")
+    assert not any(point.on_front for point in pareto_points(make_summary()) if point.split == "held_out")
 
 
 @pytest.mark.quick
@@ -82,7 +85,7 @@ def test_the_csv_reads_back_as_the_table():
     points = pareto_points(make_summary())
     rows = list(csv.DictReader(io.StringIO(to_csv(points))))
     assert len(rows) == len(points)
-    assert [float(row["flops_ratio"]) for row in rows] == [one.flops_ratio for one in points]
+    assert [float(row["flops_ratio"]) for row in rows] == [point.flops_ratio for point in points]
     assert rows[0]["p"] == ""
 
 
@@ -118,14 +121,14 @@ def with_stopped(**changes):
 @pytest.mark.quick
 def test_a_pruned_trial_has_its_cost_and_the_trial_that_pruned_it_and_no_accuracy():
     points = pareto_points(with_stopped())
-    (row,) = (one for one in points if one.kind == "pruned")
+    (row,) = (point for point in points if point.kind == "pruned")
     assert (row.trial, row.flops_ratio, row.accuracy, row.p) == (24, 0.21, None, 0.5)
     assert (row.pruned_by, row.pruned_after, row.on_front) == (4, 15, False)
     summary = with_stopped()
-    drawn = next(one for one in series_of(points, summary, PREFILL) if row in one.points)
+    drawn = next(item for item in series_of(points, summary, PREFILL) if row in item.points)
     low = limits_of(points, summary, PREFILL).low_y
     assert drawn.x == [21.0]
-    assert low < drawn.y[0] < min(100 * one.accuracy for one in points if one.accuracy)
+    assert low < drawn.y[0] < min(100 * point.accuracy for point in points if point.accuracy)
     page = to_html(pareto_picture(summary))
     assert "pruned after 15 videos: trial 4 and others are better" in page
 
@@ -134,12 +137,12 @@ def test_a_pruned_trial_has_its_cost_and_the_trial_that_pruned_it_and_no_accurac
 def test_peers_stand_in_the_table_and_adatp_only_once():
     summary = make_summary()
     points = pareto_points(summary, make_comparison(9, own=summary))
-    peers = [one for one in points if one.kind == "peer"]
+    peers = [point for point in points if point.kind == "peer"]
     assert len(peers) == 6
-    assert {one.split for one in peers} == {"held_out"}
-    assert all(one.accuracy_low < one.accuracy < one.accuracy_high for one in peers)
-    assert [one.kind for one in points if one.kind in ("best", "defaults")].count("best") == 2
-    assert not any(one.on_front for one in peers)
+    assert {peer.split for peer in peers} == {"held_out"}
+    assert all(peer.accuracy_low < peer.accuracy < peer.accuracy_high for peer in peers)
+    assert [point.kind for point in points if point.kind in ("best", "defaults")].count("best") == 2
+    assert not any(peer.on_front for peer in peers)
 
 
 @pytest.mark.quick
@@ -156,14 +159,14 @@ def test_seconds_of_answers_from_different_moments_are_set_against_each_other_no
 def test_the_front_of_each_measure_is_its_own(axis):
     summary = make_summary(24)
     points = pareto_points(summary)
-    known = [one for one in points if one.split == "tune" and one.trial is not None]
-    front = front_numbers((one.trial, one.accuracy, getattr(one, axis.field)) for one in known)
-    series = {one.marker.label: one for one in series_of(points, summary, axis)}
-    full = {one.trial for one in series["trial on the front, tune videos"].points}
-    faint = {one.trial for one in series["other trials, tune videos"].points}
+    known = [point for point in points if point.split == "tune" and point.trial is not None]
+    front = front_numbers((trial.trial, trial.accuracy, getattr(trial, axis.field)) for trial in known)
+    series = {series.marker.label: series for series in series_of(points, summary, axis)}
+    full = {point.trial for point in series["trial on the front, tune videos"].points}
+    faint = {point.trial for point in series["other trials, tune videos"].points}
     assert full <= front
     assert not faint & front
-    assert len({one.marker for one in series_of(points, summary, axis)}) == len(series)
+    assert len({series.marker for series in series_of(points, summary, axis)}) == len(series)
 
 
 @pytest.mark.quick
@@ -175,10 +178,10 @@ def test_points_that_meet_are_drawn_where_they_are_and_are_both_seen(axis):
     points = pareto_points(summary, make_comparison(9, own=summary))
     drawn = series_of(points, summary, axis)
     for series in drawn:
-        assert series.x == [cost_of(one, axis) for one in series.points]
+        assert series.x == [cost_of(point, axis) for point in series.points]
     # Both in the drawing of the page, which is made from them: the later ones lie on top and are smaller.
-    held_out = [one.marker for one in drawn if one.intervals]
-    assert [one.label.split(",")[0] for one in held_out] == [
+    held_out = [series.marker for series in drawn if series.intervals]
+    assert [series_.label.split(",")[0] for series_ in held_out] == [
         "AdaTP's defaults", "other methods", "best within the budget",
     ]  # fmt: skip
     for under, over in pairwise(held_out):
@@ -192,7 +195,7 @@ def test_the_page_draws_the_defaults_at_their_own_cost_beside_the_best():
     best = replace(summary.best_held_out, outcome=make_outcome("held_out", 0.89, 0.3))
     defaults = make_held_out(summary.defaults.configuration, 0.89, 0.3)
     figure = pareto_picture(replace(summary, best_held_out=best, defaults_held_out=defaults)).plotly
-    drawn = {one.name: list(one.x) for one in figure.data}
+    drawn = {trace.name: list(trace.x) for trace in figure.data}
     # Once 29.8, to the left of the best.
     assert drawn["AdaTP's defaults, held-out videos (95 %)"] == [30.0]
     assert drawn["best within the budget, held-out videos (95 %)"] == [30.0]
@@ -204,9 +207,9 @@ def test_peers_keep_their_place_and_no_two_of_their_names_overlap(seed):
     summary = make_summary()
     points = pareto_points(summary, make_comparison(9, seed=seed, own=summary))
     limits = limits_of(points, summary, PREFILL)
-    costs = {one.name: 100 * one.flops_ratio for one in points if one.kind == "peer"}
-    assert {one.text: one.x for one in labels_of(points, summary, PREFILL)} == costs
-    heights = [one.text_y for one in labels_of(points, summary, PREFILL)]
+    costs = {point.name: 100 * point.flops_ratio for point in points if point.kind == "peer"}
+    assert {label.text: label.x for label in labels_of(points, summary, PREFILL)} == costs
+    heights = [label.text_y for label in labels_of(points, summary, PREFILL)]
     gaps = [above - below for above, below in pairwise(heights)]
     assert len(heights) == 6
     assert min(gaps) > 0.04 * (limits.high_y - limits.low_y)
@@ -274,8 +277,10 @@ def test_the_page_draws_in_a_browser_without_network_or_complaint(tmp_path):
 def test_a_choice_is_in_the_table_and_named_on_hovering_where_it_says_something():
     summary = make_summary()
     points = pareto_points(summary, make_comparison(9, own=summary))
-    assert {(one.deduplicate, one.score_query) for one in points if one.p is not None} == {("demote", "last")}
-    assert all(one.deduplicate is None for one in points if one.kind in ("peer", "baseline"))
+    assert {(point.deduplicate, point.score_query) for point in points if point.p is not None} == {
+        ("demote", "last")
+    }
+    assert all(point.deduplicate is None for point in points if point.kind in ("peer", "baseline"))
     assert "deduplicate" not in to_html(pareto_picture(summary))
     page = to_html(pareto_picture(replace(summary, choices=("deduplicate",))))
     assert "deduplicate demote" in page

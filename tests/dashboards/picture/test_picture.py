@@ -50,19 +50,19 @@ def test_a_page_holds_plotlys_code_or_shares_it(tmp_path):
 
 def test_what_stands_alone_is_returned(tmp_path):
     drawn, body = make_picture(plotly=Figure()), make_picture(name="words", body="<p>Words</p>")
-    assert [one.name for one in write(drawn, tmp_path / "a")] == ["some-picture.html", "some-picture.csv"]
+    assert [file.name for file in write(drawn, tmp_path / "a")] == ["some-picture.html", "some-picture.csv"]
     assert not (tmp_path / "a" / SHARED_LIBRARY).exists()
-    assert [one.name for one in write(drawn, tmp_path / "b", "shared")] == ["some-picture.csv"]
+    assert [file.name for file in write(drawn, tmp_path / "b", "shared")] == ["some-picture.csv"]
     assert (tmp_path / "b" / "some-picture.html").exists()
     write_library(tmp_path / "b")
     assert (tmp_path / "b" / SHARED_LIBRARY).stat().st_size > 1_000_000
-    assert [one.name for one in write(body, tmp_path / "c", "shared")] == ["words.html", "words.csv"]
+    assert [file.name for file in write(body, tmp_path / "c", "shared")] == ["words.html", "words.csv"]
     assert not (tmp_path / "c" / SHARED_LIBRARY).exists()
 
 
 def test_the_table_reads_back():
     rows = (Row('a "name", with a comma', 0.1 + 0.2), Row("nothing", None))
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
-    assert [one["name"] for one in read] == [one.name for one in rows]
+    assert [entry["name"] for entry in read] == [row.name for row in rows]
     assert (float(read[0]["value"]), read[1]["value"]) == (0.1 + 0.2, "")
     assert to_csv(()) == ""

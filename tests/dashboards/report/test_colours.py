@@ -56,7 +56,7 @@ def pages(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     summary, sensitivity = make_summary(24), make_sensitivity()
     # One kind of tags is as good as two, and half the drawing.
-    by_tag = tuple(one for one in sensitivity.by_tag if one.tag[0] == "type")
+    by_tag = tuple(tag for tag in sensitivity.by_tag if tag.tag[0] == "type")
     details = Details(
         comparison=make_comparison(own=summary),
         inspection=make_inspection(cards=2),
@@ -65,8 +65,8 @@ def pages(tmp_path_factory) -> Path:
     )
     drawn = pictures(summary, details)
     write_library(folder)
-    for one in drawn:
-        write(replace(one, still=None), folder, "shared")
+    for item in drawn:
+        write(replace(item, still=None), folder, "shared")
     page = report_html(summary, drawn, sensitivity=details.sensitivity, comparison=details.comparison)
     (folder / "report.html").write_text(page, encoding="utf-8")
     return folder
@@ -107,5 +107,5 @@ def test_everything_that_is_written_can_be_read(browser, pages, name):
         options = {"runOnly": ["color-contrast"]}
         found = axe.run(tab, context={"exclude": [".plot"]}, options=options).response
         assert found["passes"]
-        assert [node["html"] for one in found["violations"] for node in one["nodes"]] == []
+        assert [node["html"] for violation in found["violations"] for node in violation["nodes"]] == []
     tab.close()

@@ -65,7 +65,7 @@ def make_picture(name="front", rows=3, **changes) -> Picture:
             }
         ],
     )
-    table = tuple(Row(f"row {one}", -0.1234567, None, True) for one in range(rows))
+    table = tuple(Row(f"row {item}", -0.1234567, None, True) for item in range(rows))
     values = {"title": f"The {name}", "description": f"What the {name} shows.", "table": table}
     return Picture(**({"name": name, "plotly": figure} | values | changes))
 
@@ -326,7 +326,10 @@ def test_the_page_holds_the_evidence_in_its_order(page):
         "5f2c9d7be1a04c3388aa0b1f6f7d2e11",
         "Example CPU, 1 thread",
     ]
-    places = [page.rindex(one) if one.startswith("Example") else page.index(one) for one in order]
+    places = [
+        page.rindex(candidate) if candidate.startswith("Example") else page.index(candidate)
+        for candidate in order
+    ]
     assert places == sorted(places)
     assert "−7.0 to −3.0 points" in page
 
@@ -485,9 +488,9 @@ def test_axe_finds_nothing_serious(opened, scheme):
     found = axe.run(tab).response
     assert len(found["passes"]) > 20
     assert [
-        (one["id"], [node["html"] for node in one["nodes"]])
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
+        (violation["id"], [node["html"] for node in violation["nodes"]])
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
     ] == []
 
 

@@ -51,7 +51,7 @@ def test_the_page_shows_the_numbers_and_which_way_is_better():
     picture = comparison_picture(make_comparison(own=summary, unreachable={"Merging": 0.41}))
     page = to_html(picture)
     assert "-5.0 [-7.0, -3.0]" in page
-    assert "36 / 4" in [one.text for one in picture.plotly.layout.annotations]
+    assert "36 / 4" in [annotation.text for annotation in picture.plotly.layout.annotations]
     assert "unpruned: 94.0 %" in page
     assert "higher is better" in page
     assert "Merging cannot reach this budget: its minimum is 41.0 %." in picture.description
@@ -72,7 +72,7 @@ def test_equal_end_to_end_flops_are_a_figure_of_their_own():
     assert "Fewer frames has the best accuracy, 91.0 % against 94.0 % unpruned" in picture.description
     assert "PyramidDrop cannot come down to the end-to-end FLOPs of AdaTP, tuned" in picture.description
     # Nothing of it is timed, so there is no such column.
-    assert "<b>time</b>" not in [one.text for one in picture.plotly.layout.annotations]
+    assert "<b>time</b>" not in [annotation.text for annotation in picture.plotly.layout.annotations]
 
 
 @pytest.mark.quick
@@ -91,6 +91,6 @@ def test_the_csv_reads_back_as_the_table():
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_any_number_of_methods_is_drawn_the_same_twice(tmp_path, count):
-    picture = [write(comparison_picture(make_comparison(count)), tmp_path / one) for one in "ab"]
-    assert [one.read_bytes() for one in picture[0]] == [one.read_bytes() for one in picture[1]]
-    assert [one.name for one in picture[0]] == ["comparison.html", "comparison.csv"]
+    picture = [write(comparison_picture(make_comparison(count)), tmp_path / item) for item in "ab"]
+    assert [file.read_bytes() for file in picture[0]] == [file.read_bytes() for file in picture[1]]
+    assert [item.name for item in picture[0]] == ["comparison.html", "comparison.csv"]

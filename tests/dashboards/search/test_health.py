@@ -111,7 +111,7 @@ def test_what_was_left_out_stands_there_with_its_reason_and_cannot_break_the_pag
 
 def test_pruned_trials_say_how_early_they_were_stopped():
     configuration = make_summary().best.configuration
-    pruned = tuple(PrunedTrial(30 + one, configuration, 0.2, 4, 10 + 10 * one) for one in range(3))
+    pruned = tuple(PrunedTrial(30 + item, configuration, 0.2, 4, 10 + 10 * item) for item in range(3))
     row = by_name(make_summary(pruned=pruned))["pruned"]
     assert row.value == 3
     assert "after 20 tune videos" in row.note
@@ -157,6 +157,7 @@ def test_the_page_is_tables_with_row_headers_and_silent_bars(tmp_path):
     assert page.count('class="bar" aria-hidden="true"') == sum(row.bar is not None for row in picture.table)
     assert not re.search(r"<script|\bid=", picture.body)
     assert all(
-        one.startswith((".health", "@media")) for one in re.findall(r"^\S.*?(?={)", picture.css, re.MULTILINE)
+        text.startswith((".health", "@media"))
+        for text in re.findall(r"^\S.*?(?={)", picture.css, re.MULTILINE)
     )
-    assert [one.name for one in write(picture, tmp_path)] == ["health.html", "health.csv"]
+    assert [file.name for file in write(picture, tmp_path)] == ["health.html", "health.csv"]

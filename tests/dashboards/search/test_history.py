@@ -80,6 +80,6 @@ def test_the_table_is_saved_as_it_is():
 def test_any_number_of_trials_is_drawn_the_same_twice(tmp_path, rows):
     history = make_history(rows=make_history().rows[:rows])
     written = [
-        [file.read_bytes() for file in write(history_picture(history), tmp_path / one)] for one in "ab"
+        [file.read_bytes() for file in write(history_picture(history), tmp_path / item)] for item in "ab"
     ]
     assert written[0] == written[1]

@@ -22,28 +22,30 @@ from tuner.statistics.values import Interval
 
 @pytest.fixture(scope="module")
 def pictures():
-    return {one.name: one for one in sensitivity_pictures(make_sensitivity())}
+    return {picture.name: picture for picture in sensitivity_pictures(make_sensitivity())}
 
 
 @pytest.mark.quick
 def test_index_rows_rank_the_inputs_and_name_the_outputs_without():
     rows = index_rows(make_sensitivity())
-    accuracy = [one for one in rows if one.output == "accuracy"]
-    assert [one.input for one in accuracy] == ["compute", "alpha_boost", "tau_s", "tau_t", "gamma_cap"]
+    accuracy = [row for row in rows if row.output == "accuracy"]
+    assert [index.input for index in accuracy] == ["compute", "alpha_boost", "tau_s", "tau_t", "gamma_cap"]
     first = accuracy[0]
     assert (first.total, first.total_low, first.total_high, first.ped_anova) == pytest.approx(
         (0.55, 0.385, 0.715, 0.5)
     )
-    poor = [one for one in rows if one.output == "regressions"]
-    assert [(one.input, one.r2, one.good) for one in poor] == [(None, 0.31, False)]
+    poor = [row for row in rows if row.output == "regressions"]
+    assert [(output.input, output.r2, output.good) for output in poor] == [(None, 0.31, False)]
 
 
 @pytest.mark.quick
 def test_an_interval_beyond_1_is_not_cut_off():
     output = make_output(totals=(0.9, 0.25, 0.12, 0.02, 0.2))
     (picture,) = (
-        one
-        for one in sensitivity_pictures(make_sensitivity(outputs=(output,), curves=(), maps=(), by_tag=()))
+        picture
+        for picture in sensitivity_pictures(
+            make_sensitivity(outputs=(output,), curves=(), maps=(), by_tag=())
+        )
     )
     # Its total index reaches to 1.17; the axis once ended at 1.03.
     assert picture.table[0].total_high == pytest.approx(1.17)
@@ -55,14 +57,14 @@ def test_curve_rows_tell_safe_points_from_points_in_the_safe_range():
     points = [make_point(0.2, safe=True), make_point(0.4, safe=False), make_point(0.6), make_point(0.8)]
     curve = make_curve("p", points=points, safe=Interval(0.6, 0.8), tag=("type", "order"))
     rows = curve_rows([curve])
-    assert [(one.value, one.safe, one.in_safe_range) for one in rows] == [
+    assert [(row.value, row.safe, row.in_safe_range) for row in rows] == [
         (0.2, True, False),
         (0.4, False, False),
         (0.6, True, True),
         (0.8, True, True),
     ]
-    assert {(one.tag, one.kind) for one in rows} == {("type", "order")}
-    assert {one.in_safe_range for one in curve_rows([replace(curve, safe=None)])} == {False}
+    assert {(row.tag, row.kind) for row in rows} == {("type", "order")}
+    assert {row.in_safe_range for row in curve_rows([replace(curve, safe=None)])} == {False}
 
 
 @pytest.mark.quick
@@ -75,8 +77,8 @@ def test_map_rows_are_the_maps_cells_with_their_place_in_the_budget():
     assert (row.first_value, row.second_value) == (one.first_values[3], one.second_values[5])
     assert (row.accuracy, row.flops_ratio) == (one.accuracy[3][5], one.flops_ratio[3][5])
     assert all(row.within_budget == (row.flops_ratio <= 0.3) for row in rows)
-    blank = [one for one in rows if one.accuracy is None]
-    assert {0.2 <= one.flops_ratio <= 0.4 for one in blank} == {False}
+    blank = [row for row in rows if row.accuracy is None]
+    assert {0.2 <= configuration.flops_ratio <= 0.4 for configuration in blank} == {False}
     assert to_csv(blank[:1]).splitlines()[1].split(",")[4] == ""
 
 
@@ -115,7 +117,9 @@ def test_a_map_on_one_side_of_the_budget_has_no_line_and_says_so(flops, word):
     assert ("highest value within the budget" in picture.description) == (word == "within")
     assert "blank" not in picture.description
     assert not picture.plotly.layout.annotations
-    names = {one.name for one in picture.plotly.data if one.type == "scatter" and one.showlegend is None}
+    names = {
+        trace.name for trace in picture.plotly.data if trace.type == "scatter" and trace.showlegend is None
+    }
     assert names == {"other FLOPs, %"} | ({"over the budget"} if word == "over" else set())
 
 
@@ -126,10 +130,12 @@ def test_maps_are_drawn_with_blank_cells_with_nothing_but_blank_cells_and_over_e
         found = make_sensitivity(maps=maps, outputs=(), curves=(), by_tag=())
         (picture,) = sensitivity_pictures(found)
         write(picture, tmp_path)
-        cells = [z for one in picture.plotly.data if one.type == "heatmap" for row in one.z for z in row]
-        assert sum(one is None for one in cells) == sum(row.accuracy is None for row in picture.table) > 0
+        cells = [
+            z for trace in picture.plotly.data if trace.type == "heatmap" for row in trace.z for z in row
+        ]
+        assert sum(cell is None for cell in cells) == sum(row.accuracy is None for row in picture.table) > 0
         assert "20 % to 40 % of the unpruned FLOPs" in picture.description
-        assert f"{sum(one is None for one in cells)} of {len(cells)} cells are blank" in picture.description
+        assert f"{sum(cell is None for cell in cells)} of {len(cells)} cells are blank" in picture.description
 
 
 @pytest.mark.quick
@@ -140,7 +146,7 @@ def test_tau_s_is_drawn_by_its_distance_from_1_and_the_others_as_they_are():
     at, texts = ticks_of("tau_s", 0.5, 0.999, most=4)
     assert texts[0] == "0.5"
     assert len(texts) <= 4
-    assert at == pytest.approx([place_of("tau_s", float(one)) for one in texts])
+    assert at == pytest.approx([place_of("tau_s", float(text)) for text in texts])
     assert ticks_of("p", 0.5, 0.999) is None
 
 
@@ -182,13 +188,17 @@ def test_there_is_a_picture_for_each_part_and_each_tag(pictures):
         "sensitivity-by-type",
         "sensitivity-by-when",
     ]
-    assert all(one.plotly is not None for one in pictures.values())
+    assert all(picture.plotly is not None for picture in pictures.values())
 
 
 def test_the_same_study_gives_the_same_files_and_pages_need_no_network(tmp_path):
     found = make_sensitivity(by_tag=())
     files = [
-        [file.read_bytes() for one in sensitivity_pictures(found) for file in write(one, tmp_path / name)]
+        [
+            file.read_bytes()
+            for picture in sensitivity_pictures(found)
+            for file in write(picture, tmp_path / name)
+        ]
         for name in "ab"
     ]
     assert files[0] == files[1]
@@ -235,7 +245,7 @@ def test_a_tags_names_cannot_break_the_page_or_share_a_file():
     found = make_sensitivity(
         curves=(), outputs=(), maps=(), by_tag=tuple(make_curve("p", tag) for tag in tags)
     )
-    names = [one.name for one in sensitivity_pictures(found)]
+    names = [picture.name for picture in sensitivity_pictures(found)]
     assert len(set(names)) == 3
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names)
     page = to_html(sensitivity_pictures(found)[0])
@@ -250,7 +260,7 @@ def test_only_the_commonest_kinds_are_drawn_but_all_are_in_the_table():
         by_tag=tuple(make_curve("p", ("id", f"k{n}"), questions=10 + n) for n in range(9)),
     )
     (picture,) = sensitivity_pictures(found)
-    headings = [one.text for one in picture.plotly.layout.annotations]
+    headings = [annotation.text for annotation in picture.plotly.layout.annotations]
     assert headings == [f"<b>k{n}</b>, {10 + n} questions" for n in (8, 7, 6, 5, 4, 3)]
-    assert {one.kind for one in picture.table} == {f"k{n}" for n in range(9)}
+    assert {item.kind for item in picture.table} == {f"k{n}" for n in range(9)}
     assert "6 of 9 kinds" in picture.description

@@ -83,7 +83,9 @@ def published_weights(folder):
 
 def reference_tower(weights, pixels, layers, heads, patch):
     """pixels: (n, 3, S, S). Returns (n, patches, width), before SigLIP's last norm."""
-    tower = {name.split("vision_model.")[1]: one for name, one in weights.items() if "vision_model." in name}
+    tower = {
+        name.split("vision_model.")[1]: weight for name, weight in weights.items() if "vision_model." in name
+    }
 
     def linear(x, name):
         return x @ tower[f"{name}.weight"].T + tower[f"{name}.bias"]
@@ -103,8 +105,8 @@ def reference_tower(weights, pixels, layers, heads, patch):
         name = f"encoder.layers.{layer}"
         given = norm(x, f"{name}.layer_norm1")
         q, k, v = (
-            linear(given, f"{name}.self_attn.{one}_proj").unflatten(-1, (heads, -1)).transpose(1, 2)
-            for one in "qkv"
+            linear(given, f"{name}.self_attn.{item}_proj").unflatten(-1, (heads, -1)).transpose(1, 2)
+            for item in "qkv"
         )
         attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         x = x + linear((attention @ v).transpose(1, 2).flatten(2), f"{name}.self_attn.out_proj")
@@ -129,7 +131,7 @@ def reference_taps(grid, mode):
 
 def reference_tokens(weights, patches, grid, mode="average"):
     """patches: (n, grid * grid, width). The video's tokens one by one, frame after frame, row after row."""
-    projector = {name.removeprefix("model.mm_projector."): one for name, one in weights.items()}
+    projector = {name.removeprefix("model.mm_projector."): weight for name, weight in weights.items()}
     hidden = patches @ projector["0.weight"].T + projector["0.bias"]
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     hidden = hidden @ projector["2.weight"].T + projector["2.bias"]
@@ -269,7 +271,9 @@ def test_many_frames_are_encoded_in_runs(runtime):
 def test_frames_are_resized_and_scaled_as_the_published_processor_does(runtime):
     """Pillow's bicubic, which that processor calls, then to [-1, 1]."""
     frames = scenes(3, height=48, width=80)
-    resized = [np.asarray(Image.fromarray(one).resize((56, 56), Image.Resampling.BICUBIC)) for one in frames]
+    resized = [
+        np.asarray(Image.fromarray(frame).resize((56, 56), Image.Resampling.BICUBIC)) for frame in frames
+    ]
     expected = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 127.5 - 1
     torch.testing.assert_close(runtime.family.pixels(frames), expected, rtol=0, atol=1e-6)
 
@@ -374,7 +378,7 @@ def test_the_models_logits_are_those_of_qwen2_fed_with_the_packed_embeddings(run
         )
     ).eval()
     vision = ("model.vision_tower.", "model.mm_projector.", "model.image_newline")
-    decoder.load_state_dict({name: one for name, one in weights.items() if not name.startswith(vision)})
+    decoder.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith(vision)})
     inputs = runtime.inputs(clip, QUESTION)
     ids = inputs["input_ids"][0]
     start = ids.tolist().index(runtime.family.video_token_id)

@@ -69,9 +69,9 @@ def test_equally_relevant_segments_have_no_contrast():
 def test_videos_of_a_study_do_not_touch_each_other():
     layouts = [layout(), layout(relevance=RELEVANCE[::-1]), layout(similarity=np.ones(5))]
     together = AdaTP().partition(Layouts.of(layouts))
-    apart = [partition(AdaTP(), one) for one in layouts]
-    assert together.size.tolist() == [size for one in apart for size in one.size]
-    assert together.boosted.tolist() == [flag for one in apart for flag in one.boosted]
+    apart = [partition(AdaTP(), layout) for layout in layouts]
+    assert together.size.tolist() == [size for item in apart for size in item.size]
+    assert together.boosted.tolist() == [flag for item in apart for flag in item.boosted]
     assert together.first_group.tolist() == [0, 3, 6]
     assert together.layout.tolist() == [0, 0, 0, 1, 1, 1, 2]
 

@@ -137,7 +137,8 @@ def make_study(folder: Path, mlflow: Path) -> None:
         rows.writerow(("id", "video", "question"))
         # One about each video: every mistake of a row is told.
         rows.writerows(
-            (one, one, "What color is it?") for one in sorted({one.video for one in study.questions})
+            (item, item, "What color is it?")
+            for item in sorted({question.video for question in study.questions})
         )
     shutil.copy(mlflow, folder / "mlflow.db")
 
@@ -146,7 +147,9 @@ def call(made: ForkServerContext, folder: Path, command: str, condition: Conditi
     """The command's end, under this condition; arguments instead of the usual ones."""
     condition.prepare(folder)
     pipes = [_Pipe(folder.with_name(f"{folder.name}-{name}")) for name in ("out", "err")]
-    options = () if command in WITHOUT_RECORDS else (one.format(folder=folder) for one in condition.options)
+    options = (
+        () if command in WITHOUT_RECORDS else (option.format(folder=folder) for option in condition.options)
+    )
     study = () if command in WITHOUT_STUDY else ("--study", "fake")
     arguments = arguments or (*study, *COMMANDS[command], *options)
     process = made.Process(target=_command, args=(folder, condition.name, (command, *arguments)))
@@ -156,7 +159,7 @@ def call(made: ForkServerContext, folder: Path, command: str, condition: Conditi
         process.kill()
         process.join()
         return Ended(-1, "", "it hung for 120 seconds")
-    return Ended(process.exitcode, *(one.read() for one in pipes))
+    return Ended(process.exitcode, *(pipe.read() for pipe in pipes))
 
 
 class _Pipe:
@@ -180,7 +183,7 @@ def _command(folder: Path, name: str, arguments: tuple[str, ...]) -> None:
     gc.freeze()
     from tuner.cli.main import main
 
-    (condition,) = (one for one in (*CONDITIONS, BARELY) if one.name == name)
+    (condition,) = (condition for condition in (*CONDITIONS, BARELY) if condition.name == name)
     os.chdir(folder)
     for name, value in {"COLUMNS": "100", **condition.environment}.items():
         if value is None:
@@ -438,8 +441,8 @@ CONDITIONS = (
     Condition("output nobody reads", enter=output_unread, otherwise=141),
     Condition("output closed", enter=output_closed),
     Condition("input closed", enter=input_closed),
-    *(Condition(f"output in {one}", encoding=one) for one in ("ascii", "latin-1", "gbk")),
-    *(Condition(f"{one} columns", environment={"COLUMNS": one}) for one in ("20", "40", "80")),
+    *(Condition(f"output in {encoding_}", encoding=encoding_) for encoding_ in ("ascii", "latin-1", "gbk")),
+    *(Condition(f"{width} columns", environment={"COLUMNS": width}) for width in ("20", "40", "80")),
     Condition("dumb terminal", environment={"TERM": "dumb"}),
     Condition("no colour", environment={"NO_COLOR": "1"}),
     Condition("no home", environment={"HOME": None}),

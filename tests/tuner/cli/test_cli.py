@@ -403,7 +403,7 @@ def test_trials_lists_every_trial(call, fake_study):
     }
     assert f"* trial {best.number}: the best of budget 0.35, seed 0" in lines
     assert [line.split()[0] for line in lines if line.lstrip()[:2].endswith("*")] == [f"{best.number}*"]
-    assert sorted(front) == sorted(front, key=lambda one: one[1])
+    assert sorted(front) == sorted(front, key=lambda point: point[1])
 
 
 @pytest.mark.quick
@@ -435,7 +435,7 @@ def test_the_schema_is_printed(call):
 def test_doctor_says_what_is_to_be_done(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     finished = call("doctor", "--json", "--database", f"sqlite:///{tmp_path}/none.db")
-    checks = {one["name"]: one for one in json.loads(finished.out)["checks"]}
+    checks = {load["name"]: load for load in json.loads(finished.out)["checks"]}
     assert {"python", "torch", "GPU", "memory", "disk", "PyAV", "decord", "Hugging Face Hub"} < set(checks)
     assert "is not there yet" in checks["database"]["found"]
     (tmp_path / "none.db").write_text("no database")
@@ -451,10 +451,10 @@ def test_doctor_says_what_is_to_be_done(call, tmp_path, monkeypatch):
 def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study):
     with Store.open(fake_study) as store:
         store.find("fake")
-        low, *_, high = sorted(float(one.configuration.get("tau_t")) for one in store.trials()[:6])
+        low, *_, high = sorted(float(trial.configuration.get("tau_t")) for trial in store.trials()[:6])
     redefine(fake_study, Search(bounds=(("tau_t", (low + 1e-6, high)),)))
     shown = call("trials", "--study", "fake", "--database", fake_study)
-    (line,) = [one for one in shown.out.splitlines() if one.endswith("not allowed")]
+    (line,) = [line for line in shown.out.splitlines() if line.endswith("not allowed")]
     rows = json.loads(call("trials", "--study", "fake", "--database", fake_study, "--json").out)
     (outside,) = [row for row in rows if not row["allowed"]]
     assert outside["parameters"]["tau_t"] == low
@@ -553,7 +553,7 @@ def test_status_names_the_winner_of_the_search_that_was_run_last(call, fake_stud
         loop = fakes.make_loop(study, store, budget=1.0, goal="max_drop", max_drop="0.5")
         InProcessExecutor(fakes.FakeEvaluator(study)).run(loop)
         records = store.require("fake")
-        earlier, latest = (summarise(study, store, records, one) for one in store.searches())
+        earlier, latest = (summarise(study, store, records, search) for search in store.searches())
     asked = ("--study", "fake", "--database", fake_study)
     shown = call("status", *asked).out
     assert shown.startswith("fake, cheapest within 0.5: ")
@@ -635,7 +635,7 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
 
     number = next(number for number in range(3) if number != best["provenance"]["trial"])
     hand = (*export, "--output", "hand.json", "--trial", str(number))
-    refused = call(*(one for one in hand if not one.startswith("--accept")))
+    refused = call(*(text for text in hand if not text.startswith("--accept")))
     assert (refused.code, (tiny / "hand.json").exists()) == (2, False)
     # A trial that the search tested on held-out videos keeps that look; another takes one of its own.
     known = number in best["looks"][0]["candidates"]
@@ -644,8 +644,11 @@ def test_run_status_and_export_on_a_real_study(tiny, call, monkeypatch):
     assert by_hand.code == 0, by_hand.err
     content = json.loads((tiny / "hand.json").read_text())
     assert (content["provenance"]["trial"], content["provenance"]["chosen_by_hand"]) == (number, True)
-    assert (content["look"], [one["trial"] for one in content["tested"]]) == (1 if known else 2, [number])
-    own_looks = [(one["goal"], one["candidates"]) for one in content["looks"][1:]]
+    assert (content["look"], [candidate["trial"] for candidate in content["tested"]]) == (
+        1 if known else 2,
+        [number],
+    )
+    own_looks = [(look["goal"], look["candidates"]) for look in content["looks"][1:]]
     assert own_looks == ([] if known else [("trial", [number])])
     # Once more it is the same look.
     assert call(*hand, "--measure").code == 0
@@ -742,7 +745,7 @@ def test_the_command_offers_every_sampler_there_is():
     from tuner.cli.run import SamplerChoice
     from tuner.search.sampler import SAMPLERS
 
-    assert [one.value for one in SamplerChoice] == list(SAMPLERS)
+    assert [point.value for point in SamplerChoice] == list(SAMPLERS)
 
 
 @pytest.mark.quick
@@ -778,10 +781,12 @@ def test_a_question_is_taken_back_in_and_asked_again(call, fake_study):
         evaluator = fakes.FakeEvaluator(study)
         InProcessExecutor(evaluator).run(fakes.make_loop(study, store))
         # Of what was complete that question alone.
-        complete = {one for method, questions in evaluator.calls if method is None for one in questions}
+        complete = {
+            question for method, questions in evaluator.calls if method is None for question in questions
+        }
         assert complete == {"v03.mp4-q0"}
-        assert {one.questions for one in store.measured().values()} == {12}
-        assert all(one.outcome.questions == 12 for one in store.trials() if one.outcome)
+        assert {outcome.questions for outcome in store.measured().values()} == {12}
+        assert all(trial.outcome.questions == 12 for trial in store.trials() if trial.outcome)
 
 
 @pytest.mark.quick

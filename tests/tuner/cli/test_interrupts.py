@@ -82,7 +82,7 @@ def interrupted(folder: Path, after: float, number: int, *arguments: str) -> End
         process.kill()
         code = process.wait()
     left = marked(mark)
-    names = tuple(one.name() for one in left)
+    names = tuple(item.name() for item in left)
     for one in left:
         one.kill()
     return Ended(code, (folder / "output.txt").read_text(), names)
@@ -93,10 +93,10 @@ def marked(mark: str) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for _ in range(100):
         found = []
-        for one in psutil.process_iter():
+        for process in psutil.process_iter():
             try:
-                if one.environ().get(MARK) == mark and one.status() != psutil.STATUS_ZOMBIE:
-                    found.append(one)
+                if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
             except psutil.Error:
                 continue
         if not found:

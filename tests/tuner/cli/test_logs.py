@@ -38,12 +38,12 @@ def test_a_run_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert printed.out == ""
     found = lines(printed.err)
     assert {"time", "level", "logger", "message", "event", "study"} <= set(found[0])
-    assert {one["study"] for one in found} == {"fake"}
-    answered = [one for one in found if one["event"] == "answered"]
+    assert {entry["study"] for entry in found} == {"fake"}
+    answered = [entry for entry in found if entry["event"] == "answered"]
     assert set(EVENTS["answered"]) <= set(answered[0])
-    assert {one["kind"] for one in answered} >= {"baseline", "trial", "held_out"}
-    assert {one["trial"] for one in answered if one["kind"] == "trial"} == {0, 1}
-    ended = [one["trial"] for one in found if one["event"] == "trial_ended"]
+    assert {entry["kind"] for entry in answered} >= {"baseline", "trial", "held_out"}
+    assert {entry["trial"] for entry in answered if entry["kind"] == "trial"} == {0, 1}
+    ended = [entry["trial"] for entry in found if entry["event"] == "trial_ended"]
     assert sorted(ended) == [0, 1]
 
 
@@ -57,7 +57,7 @@ def test_what_others_say_is_an_object_too(capsys: pytest.CaptureFixture[str]) ->
             warnings.warn("old", UserWarning, stacklevel=1)
     logging.getLogger("elsewhere").warning("after the run")
     found = lines(capsys.readouterr().err.replace("after the run\n", ""))
-    assert [one["message"] for one in found[:3]] == ["one line", "of another", "at http://me:***@host/"]
+    assert [entry["message"] for entry in found[:3]] == ["one line", "of another", "at http://me:***@host/"]
     assert found[2]["level"] == "warning"
     assert "old" in str(found[3]["message"])
 

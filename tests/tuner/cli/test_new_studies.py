@@ -62,7 +62,7 @@ def write_videos(folder: str, names: list[str]) -> None:
 
 @pytest.mark.quick
 def test_an_import_says_what_it_wrote_and_what_comes_next(call: Call) -> None:
-    sample = next(one for one in SAMPLES if one.format == "lmms-eval")
+    sample = next(sample for sample in SAMPLES if sample.format == "lmms-eval")
     write_videos("my clips", list(sample.videos))
     source = sample.write(Path(), [*sample.rows, sample.broken])
     arguments = ("import", "lmms-eval", str(source), "--to", "my data", "--videos", "my clips")
@@ -177,7 +177,7 @@ def test_list_shows_studies_and_the_state_of_their_records(call: Call) -> None:
         ["mydata", "2", "2", "organisation/model", "none"],
         ["old", "-", "-", "-", "of", "another", "version,", "or", "not", "readable"],
     ]
-    found = {one["name"]: one for one in json.loads(call("list", "--json").out)}
+    found = {load["name"]: load for load in json.loads(call("list", "--json").out)}
     assert found["mydata"]["labelled"] is True
     assert found["fake"]["trials"] == 0
     with Store.open("sqlite:///.tuner/fake/tuner.db") as store:
@@ -221,7 +221,7 @@ def test_the_documented_commands_work(call: Call) -> None:
     commands = documented()
     assert {command[1] for command in commands if command[0] == "import"} == set(sources)
     for name, file in sources.items():
-        sample = next(one for one in SAMPLES if one.format == name)
+        sample = next(sample for sample in SAMPLES if sample.format == name)
         target = Path(file)
         target = target if target.suffix else target / sample.file
         target.parent.mkdir(parents=True, exist_ok=True)

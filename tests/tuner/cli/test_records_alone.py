@@ -49,7 +49,9 @@ def here(tmp_path: Path) -> Path:
     folder = tmp_path / "here"
     study = replace(
         fakes.make_study(),
-        questions=tuple(replace(one, tags={"kind": one.id[-1]}) for one in fakes.make_study().questions),
+        questions=tuple(
+            replace(question, tags={"kind": question.id[-1]}) for question in fakes.make_study().questions
+        ),
     )
     write_study(folder / "studies" / "fake", study)
     database = folder / ".tuner" / "fake" / "tuner.db"
@@ -83,16 +85,16 @@ def write_study(folder: Path, study: Study) -> None:
         (folder / "videos" / video.name).write_bytes(b"video")
     lines = [
         {
-            "id": one.id,
-            "video": one.video,
-            "question": one.text,
-            "options": list(one.options or ()),
-            "answer": one.answer,
-            "tags": dict(one.tags),
+            "id": question.id,
+            "video": question.video,
+            "question": question.text,
+            "options": list(question.options or ()),
+            "answer": question.answer,
+            "tags": dict(question.tags),
         }
-        for one in study.questions
+        for question in study.questions
     ]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "study.yaml").write_text(
         f"model: model\ntext_encoder: siglip\nframes: {study.frames}\nscoring: {study.scoring}\n"
         f"max_new_tokens: {study.max_new_tokens}\n"
@@ -159,19 +161,19 @@ def test_another_host_needs_the_database_alone_and_leaves_it_as_it_is(
         assert url in str(found[name])
         # The commands to type next name the database, too.
         found[name], expected[name] = (
-            [line for line in str(one[name]).splitlines() if "sqlite:" not in line and "tuner " not in line]
-            for one in (found, expected)
+            [line for line in str(item[name]).splitlines() if "sqlite:" not in line and "tuner " not in line]
+            for item in (found, expected)
         )
     assert found == expected
     mlflow = f"sqlite:///{tmp_path}/other/mlflow.db"
     code, printed, complaints = call("list", "--database", url, "--json")
     assert (code, complaints) == (0, "")
-    (listed,) = (one for one in json.loads(printed) if one["name"] == "fake")
+    (listed,) = (load for load in json.loads(printed) if load["name"] == "fake")
     assert (listed["trials"], listed["folder"]) == (6, None)
     code, printed, complaints = call("sync", "--study", "fake", "--database", url, "--tracking-uri", mlflow)
     assert (code, complaints) == (0, "")
     assert "fake, 6 trials, 1 search" in printed
-    assert [one.name for one in copy.parent.iterdir()] == ["copy.db"]
+    assert [file.name for file in copy.parent.iterdir()] == ["copy.db"]
     assert copy.read_bytes() == before
 
 
@@ -184,7 +186,7 @@ def test_files_that_differ_are_told_in_one_line_and_the_records_are_shown(
     file = here / "studies/fake/questions.jsonl"
     first, *rest = file.read_text().splitlines()
     values = json.loads(first)
-    answer = next(one for one in values["options"] if one != values["answer"])
+    answer = next(value for value in values["options"] if value != values["answer"])
     file.write_text("\n".join([json.dumps(values | {"answer": answer, "tags": {}}), *rest]))
     text = "differs from the records; this is as of the last `tuner run`: "
     code, printed, complaints = call("status", "--study", "fake")

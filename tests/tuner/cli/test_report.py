@@ -50,7 +50,7 @@ def test_the_report_is_written_where_it_was_asked_for(call, finished, tmp_path):
     assert (code, out, err) == (0, "Report: out/page.html\n", "")
     assert finished == {"study": "demo", "budget": 0.3, "seed": 2, "database": None}
     assert "Yes: shown to lose no more than 8 points" in (tmp_path / "out" / "page.html").read_text()
-    assert [one.name for one in (tmp_path / "out").iterdir()] == ["page.html"]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["page.html"]
 
 
 @pytest.mark.quick
@@ -93,7 +93,7 @@ def test_the_figures_of_a_run_hold_the_report(tmp_path, monkeypatch):
     details = Details(comparison=make_comparison(own=summary), inspection=make_inspection())
     monkeypatch.setattr("dashboards.folder.gather", lambda *_, **__: details)
     files = draw(SimpleNamespace(name="demo"), summary)
-    names = [one.name for one in files]
+    names = [file.name for file in files]
     assert names[:4] == ["report.html", "pareto.html", "pareto.png", "pareto.csv"]
     assert names[4:] == [
         "comparison.csv",
@@ -107,4 +107,4 @@ def test_the_figures_of_a_run_hold_the_report(tmp_path, monkeypatch):
     for name in ("pareto", "comparison", "bias"):
         assert f'id="{name}-plot"' in page
     assert 'class="cards"' in page
-    assert all(one.exists() for one in files)
+    assert all(file.exists() for file in files)

@@ -21,8 +21,8 @@ STUDY = make_study()
 PLANNER = make_planner(STUDY)
 PEER = Configuration.from_method(FastV(keep_ratio=0.2))
 SEGMENTED = Configuration.from_method(AdaTP(tau_s=0.7, p=0.5))
-TUNE = [one.id for one in STUDY.questions_of("tune")]
-HELD_OUT = [one.id for one in STUDY.questions_of("held_out")]
+TUNE = [question.id for question in STUDY.questions_of("tune")]
+HELD_OUT = [question.id for question in STUDY.questions_of("held_out")]
 # A configuration per question, and one of them asked of again with another.
 ASKS = (
     AdHocRequest({TUNE[0]: PEER, TUNE[1]: SEGMENTED, HELD_OUT[0]: SEGMENTED}),
@@ -54,7 +54,7 @@ def run(loop: Loop, evaluator: FakeEvaluator, most: int | None = None) -> None:
 
 def answered(store: Store, configuration: Configuration) -> set[str]:
     method = configuration.build()
-    ids = [one.id for one in STUDY.questions]
+    ids = [question.id for question in STUDY.questions]
     found = store.answers(zip(ids, PLANNER.fingerprints(method), strict=True))
     return {question for question, _ in found}
 
@@ -63,7 +63,9 @@ def test_it_measures_and_asks_and_tries_nothing(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", STUDY) as store:
         evaluator = FakeEvaluator(STUDY)
         run(beside(store), evaluator)
-        assert {one: outcome.questions for one, outcome in store.measured().items()} == {PEER: len(HELD_OUT)}
+        assert {configuration: outcome.questions for configuration, outcome in store.measured().items()} == {
+            PEER: len(HELD_OUT)
+        }
         assert answered(store, PEER) == {TUNE[0], *HELD_OUT}
         assert answered(store, SEGMENTED) == {TUNE[0], TUNE[1], HELD_OUT[0]}
         assert not store.trials()

@@ -40,12 +40,14 @@ class FakeRuntime:
         self.held = 0
 
     def answer_many(self, requests):
-        self.packs.append([one.question.id for one in requests])
+        self.packs.append([request.question.id for request in requests])
         if len(requests) > self.room - self.held:
             raise torch.OutOfMemoryError("out of memory")
         return [
-            Answer(one.question.id, f"{one.clip.path} {one.reference}", None, None, None, (), 0.0, 0)
-            for one in requests
+            Answer(
+                request.question.id, f"{request.clip.path} {request.reference}", None, None, None, (), 0.0, 0
+            )
+            for request in requests
         ]
 
 
@@ -58,7 +60,7 @@ def evaluator(runtime, batch, contents=None, **options):
         scoring="words",
         max_new_tokens=4,
         questions=QUESTIONS,
-        videos={one.id: f"video {i // 3}" for i, one in enumerate(QUESTIONS)},
+        videos={question.id: f"video {i // 3}" for i, question in enumerate(QUESTIONS)},
         storage=None,
         batch=batch,
     )
@@ -68,14 +70,14 @@ def evaluator(runtime, batch, contents=None, **options):
 
 
 def ids(answers):
-    return [one["question"] for one in answers]
+    return [answer["question"] for answer in answers]
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 7), (3, [3, 3, 1]), (8, [7])])
 def test_questions_are_asked_in_packs_and_in_order(batch, sizes):
     runtime = FakeRuntime()
-    asked = [one.id for one in QUESTIONS]
+    asked = [question.id for question in QUESTIONS]
     answers = evaluator(runtime, batch).answer(to_dict(AdaTP()), asked, {"q4": "yes"})
     assert ids(answers) == asked
     assert [len(pack) for pack in runtime.packs] == sizes
@@ -86,7 +88,7 @@ def test_questions_are_asked_in_packs_and_in_order(batch, sizes):
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [4, 3]), (3, [1] * 7), (8, [1] * 7)])
 def test_the_noise_floor_is_asked_in_packs_of_another_size(batch, sizes):
     runtime = FakeRuntime()
-    asked = [one.id for one in QUESTIONS]
+    asked = [question.id for question in QUESTIONS]
     one = evaluator(runtime, batch)
     assert ids(one.answer(None, asked, {}, reshaped=True)) == asked
     assert [len(pack) for pack in runtime.packs] == sizes

@@ -34,17 +34,24 @@ def run(loop: Loop, evaluator: FakeEvaluator) -> None:
 
 def answers_to(evaluator: FakeEvaluator, task: Task, batch: int) -> list[RecordedAnswer]:
     configuration = None if task.configuration is None else task.configuration.as_dict()
-    return [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, task.batches[batch], {})]
+    return [
+        RecordedAnswer.from_dict(item) for item in evaluator.answer(configuration, task.batches[batch], {})
+    ]
 
 
 def table(store: Store) -> list[Any]:
     """Everything that a run leaves behind, but for seconds."""
     trials = [
-        replace(one, search=0, outcome=None if one.outcome is None else replace(one.outcome, seconds=0))
-        for one in store.trials()
+        replace(trial, search=0, outcome=None if trial.outcome is None else replace(trial.outcome, seconds=0))
+        for trial in store.trials()
     ]
-    infeasible = [(one.number, one.attempt, one.configuration, one.proposed) for one in store.infeasible()]
-    measured = {configuration: replace(one, seconds=0) for configuration, one in store.measured().items()}
+    infeasible = [
+        (proposal.number, proposal.attempt, proposal.configuration, proposal.proposed)
+        for proposal in store.infeasible()
+    ]
+    measured = {
+        configuration: replace(outcome, seconds=0) for configuration, outcome in store.measured().items()
+    }
     return [trials, infeasible, measured, store.selections(), store.count_answers()]
 
 
@@ -59,9 +66,9 @@ def test_a_run_answers_the_baseline_then_trials_then_the_held_out_part(
         trials = store.trials()
         assert loop.finished
         assert not loop.interrupted
-        assert [one.number for one in trials] == list(range(6))
-        assert [one.outcome.questions for one in trials if one.outcome is not None] == [12] * 6
-        assert all(one.binding_ratio <= 0.35 for one in trials)
+        assert [trial.number for trial in trials] == list(range(6))
+        assert [trial.outcome.questions for trial in trials if trial.outcome is not None] == [12] * 6
+        assert all(trial.binding_ratio <= 0.35 for trial in trials)
         assert [asked[0] for asked in evaluator.calls[:4]] == [None] * 4
         best = loop.best()
         assert best is not None
@@ -108,8 +115,8 @@ def test_another_budget_uses_the_same_table_and_proposes_its_own_trials(tmp_path
         run(make_loop(study, store, trials=3, budget=0.4), FakeEvaluator(study))
         second = make_loop(study, store, trials=3, budget=0.3)
         run(second, FakeEvaluator(study))
-        assert [one.number for one in second.trials] == list(range(6))
-        assert all(one.binding_ratio <= 0.3 for one in second.trials[3:])
+        assert [trial.number for trial in second.trials] == list(range(6))
+        assert all(trial.binding_ratio <= 0.3 for trial in second.trials[3:])
         best = second.best()
         assert best is not None
         assert best.binding_ratio <= 0.3
@@ -123,7 +130,10 @@ def test_equal_plans_share_their_answers(tmp_path: Path) -> None:
         first = loop.trials[0]
         # tau_t moved between two relevances of the data: another row of knobs, the same plans.
         twin = Configuration.from_dict(first.configuration.as_dict() | {"tau_t": 0.5 + 1e-9})
-        plans, same = (make_planner(study).fingerprints(one.build()) for one in (first.configuration, twin))
+        plans, same = (
+            make_planner(study).fingerprints(configuration.build())
+            for configuration in (first.configuration, twin)
+        )
         assert plans == same
         store.propose(store.searches()[0], 1, twin, first.binding_ratio)
         evaluator = FakeEvaluator(study)
@@ -211,8 +221,8 @@ def test_refused_proposals_are_recorded_and_no_trials(tmp_path: Path) -> None:
         run(loop, FakeEvaluator(study))
         infeasible = store.infeasible()
         assert infeasible
-        assert all(one.binding_ratio > 0.3 for one in infeasible)
-        assert [one.number for one in store.trials()] == list(range(8))
+        assert all(proposal.binding_ratio > 0.3 for proposal in infeasible)
+        assert [trial.number for trial in store.trials()] == list(range(8))
 
 
 def test_a_search_gives_up_after_too_many_refusals_and_stays_so(tmp_path: Path) -> None:
@@ -360,7 +370,7 @@ class Given:
 
     def propose(self, ranges: Any, observations: Any, seed: int, index: int, attempt: int) -> Point:
         self.told.append(list(observations))
-        point = {name: (one.low + one.high) / 2 for name, one in ranges.items()}
+        point = {name: (range_.low + range_.high) / 2 for name, range_ in ranges.items()}
         return point | {"tau_t": self.tau_t[index], "compute": ranges["compute"].high}
 
 
@@ -387,7 +397,7 @@ def test_a_dominated_trial_is_stopped_and_a_better_one_is_not(tmp_path: Path) ->
         assert bad.pruned.videos in (5, 10, 15)
         assert loop.choice() is not None
         # The sampler hears of it without a value, and of no partial one.
-        assert [one.state for one in sampler.told[-1]] == ["completed", "completed", "pruned"]
+        assert [item.state for item in sampler.told[-1]] == ["completed", "completed", "pruned"]
         saved = 3 * (20 - bad.pruned.videos)
         held_out = 60 * len(store.measured())
         assert evaluator.asked == 4 * 60 - saved + held_out
@@ -398,7 +408,7 @@ def test_a_race_that_was_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
     with open_store(tmp_path / "whole.db", study) as store:
         searched(study, store, Given([0.3, 0.9, 0.6, 0.1]), batch_videos=5)
         undisturbed = table(store)
-        assert any(one.pruned for one in store.trials())
+        assert any(trial.pruned for trial in store.trials())
     for _ in range(200):
         with open_store(tmp_path / "killed.db", study) as store:
             loop = make_loop(
@@ -416,10 +426,10 @@ def test_without_the_race_stopped_trials_run_to_their_end(tmp_path: Path) -> Non
     study = make_study(videos=40)
     with open_store(tmp_path / "t.db", study) as store:
         searched(study, store, Given([0.3, 0.9]), batch_videos=5)
-        assert [one.pruned is None for one in store.trials()] == [True, True, False]
+        assert [trial.pruned is None for trial in store.trials()] == [True, True, False]
         searched(study, store, Given([0.3, 0.9]), race=False)
-        assert [one.outcome is None for one in store.trials()] == [False] * 3
-        assert [one.pruned for one in store.trials()] == [None] * 3
+        assert [trial.outcome is None for trial in store.trials()] == [False] * 3
+        assert [trial.pruned for trial in store.trials()] == [None] * 3
     with open_store(tmp_path / "whole.db", study) as whole:
         searched(study, whole, Given([0.3, 0.9]), race=False)
         with open_store(tmp_path / "t.db", study) as store:
@@ -460,9 +470,9 @@ def test_the_best_is_also_solved_for_more_compute_and_never_chosen_there(tmp_pat
         for _ in range(2):
             loop = make_loop(study, store, budget=0.3, above_budget=ABOVE_BUDGET)
             run(loop, FakeEvaluator(study))
-        above = [one for one in store.trials() if one.purpose == "above"]
-        assert [round(one.binding_ratio, 1) for one in above] == [0.4, 0.5, 0.6]
-        assert all(one.outcome is not None for one in above)
+        above = [trial for trial in store.trials() if trial.purpose == "above"]
+        assert [round(configuration.binding_ratio, 1) for configuration in above] == [0.4, 0.5, 0.6]
+        assert all(trial.outcome is not None for trial in above)
         best = loop.best()
         assert best is not None
         assert best.purpose == "search"
@@ -481,9 +491,9 @@ def test_the_noise_floor_is_measured_once_and_no_answer_of_it_is_kept(tmp_path: 
             found = super().answer(configuration, questions, references)
             if reshaped:
                 assert configuration is None
-                for one in found[:1]:
-                    one["option"] = (one["option"] + 1) % 4
-                    one["option_logprobs"] = tuple(value - 0.5 for value in one["option_logprobs"][::-1])
+                for entry in found[:1]:
+                    entry["option"] = (entry["option"] + 1) % 4
+                    entry["option_logprobs"] = tuple(value - 0.5 for value in entry["option_logprobs"][::-1])
             return found
 
     with open_store(tmp_path / "t.db", study) as store:
@@ -526,12 +536,12 @@ def test_without_a_budget_the_cheapest_that_holds_is_sought(tmp_path: Path) -> N
         assert choice is not None
         assert choice.verdict == "shown"
         assert choice.pending is None
-        ratios = {one.number: one.binding_ratio for one in store.trials()}
-        tested = [ratios[one.trial] for one in choice.tested]
+        ratios = {trial.number: trial.binding_ratio for trial in store.trials()}
+        tested = [ratios[candidate.trial] for candidate in choice.tested]
         # From the dearest down, and no further than the first that is not shown.
         assert tested == sorted(tested, reverse=True)
-        assert all(one.shown for one in choice.tested[:-1])
-        shown = [ratios[one.trial] for one in choice.tested if one.shown]
+        assert all(candidate.shown for candidate in choice.tested[:-1])
+        shown = [ratios[candidate.trial] for candidate in choice.tested if candidate.shown]
         assert choice.trial.binding_ratio == min(shown) < 0.9
         assert store.selections()[-1][2] == choice.trial.number
 
@@ -551,9 +561,9 @@ def test_a_search_over_choices_is_the_same_however_often_it_is_begun_again(
         with open_store(tmp_path / name, study) as store:
             for trials in steps:
                 run(make_loop(study, store, trials=trials, unsolved=unsolved), FakeEvaluator(study))
-            found.append([one.configuration for one in store.trials()])
+            found.append([trial.configuration for trial in store.trials()])
     assert found[0] == found[1]
-    assert {one.get("deduplicate") for one in found[0]} == {"demote", "drop"}
+    assert {item.get("deduplicate") for item in found[0]} == {"demote", "drop"}
 
 
 def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_there(tmp_path: Path) -> None:
@@ -571,7 +581,7 @@ def test_a_search_goes_on_when_the_study_lists_a_choice_and_learns_from_what_is_
             changed = replace(study, search=search)
             counting = len(eligible(store.trials(), search))
             loop = make_loop(changed, store, trials=counting + 3, budget=0.3, unsolved=True)
-            told = [one.point for one in loop._observations()]
+            told = [observation.point for observation in loop._observations()]
             assert all(point.keys() == loop._space.ranges.keys() for point in told)
             run(loop, FakeEvaluator(changed))
             assert len(store.trials()) == before + 3
@@ -585,8 +595,8 @@ def test_another_search_counts_where_it_made_each_choice_in_every_way_that_is_li
         # It has only ever demoted: that would outweigh all the new search sees of dropping.
         assert make_loop(listed, store, seed=1)._observations() == []
         run(make_loop(listed, store, trials=6, seed=1), FakeEvaluator(listed))
-        own = [one for one in store.trials() if one.number >= 4]
-        assert {one.configuration.get("deduplicate") for one in own} == {"demote", "drop"}
+        own = [trial for trial in store.trials() if trial.number >= 4]
+        assert {item.configuration.get("deduplicate") for item in own} == {"demote", "drop"}
         assert len(make_loop(listed, store, seed=1)._observations()) == 6
         assert len(make_loop(listed, store, seed=2)._observations()) == 6
         # Its own trials always count.
@@ -612,17 +622,19 @@ def test_what_the_study_fixes_since_binds_what_is_chosen_and_measured(tmp_path: 
         before = store.trials()
         (loop := make_loop(fixed, store, trials=5, seed=1)).propose()
         assert loop.best() is None
-        assert [one.state for one in loop._observations()] == ["pending"]  # the one just proposed
+        assert [observation.state for observation in loop._observations()] == [
+            "pending"
+        ]  # the one just proposed
         run(loop := make_loop(fixed, store, trials=5, seed=1), FakeEvaluator(fixed))
         best, choice = loop.best(), loop.choice()
         assert best is not None
         assert choice is not None
-        assert max(one.outcome.accuracy for one in before if one.outcome) > best.outcome.accuracy  # type: ignore[union-attr]
+        assert max(answer.outcome.accuracy for answer in before if answer.outcome) > best.outcome.accuracy  # type: ignore[union-attr]
         assert best.number >= 6
         assert choice.trial.number >= 6
         assert keeps_to_fixed(best.configuration)
-        assert all(one.trial >= 6 for one in choice.tested)
-        assert all(keeps_to_fixed(one.configuration) for one in store.trials()[6:])
+        assert all(candidate.trial >= 6 for candidate in choice.tested)
+        assert all(keeps_to_fixed(trial.configuration) for trial in store.trials()[6:])
         # They stay in the records; and count again when the study allows them again.
         assert store.trials()[:6] == before
         again = make_loop(study, store, trials=6)
@@ -637,8 +649,8 @@ def test_the_same_search_goes_on_as_if_trials_that_are_not_allowed_were_not_ther
         run(make_loop(study, store, trials=4), FakeEvaluator(study))
         run(make_loop(fixed, store, trials=4), FakeEvaluator(fixed))
         run(make_loop(fixed, new, trials=4), FakeEvaluator(fixed))
-        alone = [one.configuration for one in new.trials()]
-        assert [one.configuration for one in store.trials()[4:]] == alone
+        alone = [trial.configuration for trial in new.trials()]
+        assert [trial.configuration for trial in store.trials()[4:]] == alone
 
 
 def test_a_search_that_gave_up_tries_again_when_the_study_allows_more(tmp_path: Path) -> None:
@@ -688,11 +700,11 @@ def test_a_run_says_how_many_unpruned_answers_are_those_of_another_program(tmp_p
     with open_store(tmp_path / "t.db", study) as store:
         run(make_loop(study, store, trials=0, progress=told), evaluator)
         assert not any("another program" in text for text in told.messages)
-        ids = [one.id for one in study.questions]
+        ids = [question.id for question in study.questions]
         here = dict(zip(ids, evaluator.answer(None, ids, {}), strict=True))
         brought = tuple(
-            replace(one, baseline=OPTIONS[(here[one.id]["option"] + (number == 0)) % len(OPTIONS)])
-            for number, one in enumerate(study.questions[:4])
+            replace(question, baseline=OPTIONS[(here[question.id]["option"] + (number == 0)) % len(OPTIONS)])
+            for number, question in enumerate(study.questions[:4])
         )
         with_them = replace(study, questions=(*brought, *study.questions[4:]))
         run(make_loop(with_them, store, trials=0, progress=told), evaluator)

@@ -42,7 +42,7 @@ def simulate(
             continue
         task, index = held
         batch = task.batches[index]
-        died = any(one in deadly for one in batch)
+        died = any(item in deadly for item in batch)
         # The same attempt has bad luck once only: twice would look like its own fault.
         if not died and (task.configuration, batch) not in unlucky and chance.random() < bad_luck:
             unlucky.add((task.configuration, batch))
@@ -52,16 +52,16 @@ def simulate(
             slots[slot] = None
             continue
         configuration = None if task.configuration is None else task.configuration.as_dict()
-        answers = [RecordedAnswer.from_dict(one) for one in evaluator.answer(configuration, batch, {})]
+        answers = [RecordedAnswer.from_dict(item) for item in evaluator.answer(configuration, batch, {})]
         slots[slot] = None if loop.record(task, index, answers) == "stop" else (task, index + 1)
     raise AssertionError("the simulated run does not end")
 
 
 def outcomes(store: Store) -> list[tuple[int, int]]:
     """Questions of every trial and of every held-out measurement."""
-    complete = [one.outcome for one in store.trials()] + list(store.measured().values())
+    complete = [trial.outcome for trial in store.trials()] + list(store.measured().values())
     assert all(complete)
-    return [(one.questions, one.regressions) for one in complete if one is not None]
+    return [(batch.questions, batch.regressions) for batch in complete if batch is not None]
 
 
 @pytest.mark.parametrize("deadly", [(), ("v02.mp4-q1",), ("v00.mp4-q0", "v02.mp4-q1", "v03.mp4-q2")])
@@ -78,7 +78,9 @@ def test_questions_that_kill_are_found_and_no_others(
         )
         assert set(store.quarantined()) == set(deadly)
         left = study.without(deadly)
-        assert {one for _, asked in evaluator.calls for one in asked} == {one.id for one in left.questions}
+        assert {question for _, asked in evaluator.calls for question in asked} == {
+            question.id for question in left.questions
+        }
         tune, held_out = (len(left.questions_of(split)) for split in ("tune", "held_out"))
         found = [questions for questions, _ in outcomes(store)]
         assert found == [tune] * 4 + [held_out] * (len(found) - 4)
@@ -96,8 +98,8 @@ def test_a_question_that_kills_late_takes_its_answers_out_of_every_outcome(tmp_p
         hungry = FakeEvaluator(study, hungry="v00.mp4-q1")
         InProcessExecutor(hungry).run(make_loop(study, store, trials=5))
         after = outcomes(store)
-        assert [one for one, _ in before[:3]] == [12] * 3
-        assert [one for one, _ in after[:5]] == [11] * 5
+        assert [item for item, _ in before[:3]] == [12] * 3
+        assert [item for item, _ in after[:5]] == [11] * 5
 
 
 def test_outcomes_without_a_question_are_those_of_the_other_answers(tmp_path: Path) -> None:
@@ -110,19 +112,19 @@ def test_outcomes_without_a_question_are_those_of_the_other_answers(tmp_path: Pa
                 pass
             loop._quarantine(question, "it kills")
         anew = rederive(study, store, make_planner(study))
-        tune = {one.number: one.outcome for one in store.trials()}
-        check_outcomes(tune, {number: one.outcome for number, one in anew.trials.items()})
+        tune = {trial.number: trial.outcome for trial in store.trials()}
+        check_outcomes(tune, {number: trial.outcome for number, trial in anew.trials.items()})
         check_outcomes(store.measured(), anew.measured)
-        assert [one.questions for one in tune.values() if one] == [10] * 6
+        assert [batch.questions for batch in tune.values() if batch] == [10] * 6
 
 
 def check_outcomes(found: Mapping[Any, Outcome | None], expected: Mapping[Any, Outcome | None]) -> None:
     assert found.keys() == expected.keys()
-    for key, one in found.items():
+    for key, answer in found.items():
         other = expected[key]
-        assert one is not None
+        assert answer is not None
         assert other is not None
-        for name, value in asdict(one).items():
+        for name, value in asdict(answer).items():
             expect = getattr(other, name)
             assert value == (pytest.approx(expect, rel=1e-12) if isinstance(expect, float) else expect), name
 
@@ -141,13 +143,17 @@ def test_memory_without_a_question_is_known_or_asked_for(
 ) -> None:
     study = make_study(videos=1)
     results = [
-        judge(one, "tune", RecordedAnswer(one.id, "red", 0, (-1.0, -2.0, -3.0, -4.0), -1.0, (), 1.0, peak))
-        for one, peak in zip(study.questions, peaks, strict=True)
+        judge(
+            question,
+            "tune",
+            RecordedAnswer(question.id, "red", 0, (-1.0, -2.0, -3.0, -4.0), -1.0, (), 1.0, peak),
+        )
+        for question, peak in zip(study.questions, peaks, strict=True)
     ]
-    baseline = {one.question: one for one in results}
+    baseline = {result.question: result for result in results}
     compute = make_planner(make_study()).cost(AdaTP()).compute["tune"]
     whole = outcome("tune", compute, results, baseline)
-    others = [one for place, one in enumerate(study.questions) if place != removed]
+    others = [question for place, question in enumerate(study.questions) if place != removed]
     found = outcome_without(whole, results[removed], results[removed], baseline, others)
     assert (found and (found.peak_bytes_mean, found.peak_bytes_max)) == left
 

@@ -54,7 +54,11 @@ def relabelled(study: Study) -> Study:
 
 def with_less(study: Study) -> Study:
     return study.without(
-        [one.id for one in study.questions if one.video == "v02.mp4" or one.id == "v01.mp4-q1"]
+        [
+            question.id
+            for question in study.questions
+            if question.video == "v02.mp4" or question.id == "v01.mp4-q1"
+        ]
     )
 
 
@@ -78,7 +82,9 @@ def test_what_fits_is_used_again_and_outcomes_are_those_of_the_new_definition(
         old = store.trials()
         found = change(after, store)
         assert found.needed == found.found
-        assert [one.outcome for one in store.trials()] != [one.outcome for one in old] or changed is reordered
+        assert [trial.outcome for trial in store.trials()] != [
+            trial.outcome for trial in old
+        ] or changed is reordered
         trials, measured = store.trials(), store.measured()
         # Another trial may be the best: it is measured, and nothing else is asked.
         assert {question[:7] for question in run(after, store)} <= after.held_out
@@ -91,7 +97,7 @@ def test_what_fits_is_used_again_and_outcomes_are_those_of_the_new_definition(
         assert store.trials() == trials
         shared = store.measured().keys() & measured.keys()
         assert shared
-        assert all(store.measured()[one] == measured[one] for one in shared)
+        assert all(store.measured()[item] == measured[item] for item in shared)
 
 
 def test_only_what_is_new_is_asked(tmp_path: Path) -> None:
@@ -101,12 +107,12 @@ def test_only_what_is_new_is_asked(tmp_path: Path) -> None:
         run(before, store)
         found = change(after, store)
         assert 0 < found.found < found.needed
-        assert [one.outcome for one in store.trials()] == [None] * TRIALS
+        assert [trial.outcome for trial in store.trials()] == [None] * TRIALS
         asked = run(after, store)
-        new = {one.id for one in after.questions} - {one.id for one in before.questions}
-        assert {one for one in asked if one[:7] not in after.held_out} <= new
+        new = {question.id for question in after.questions} - {question.id for question in before.questions}
+        assert {question for question in asked if question[:7] not in after.held_out} <= new
         assert new <= set(asked)
-        assert [one.outcome and one.outcome.questions for one in store.trials()] == [12] * TRIALS
+        assert [trial.outcome and trial.outcome.questions for trial in store.trials()] == [12] * TRIALS
 
 
 def test_a_video_that_moves_to_the_tune_split_has_tuned_from_then_on(tmp_path: Path) -> None:
@@ -147,7 +153,7 @@ def test_an_archived_study_begins_anew_from_the_answers_that_are_there(tmp_path:
         asked = run(study, store)
         assert noise_of_the_first is not None
         assert len(asked) == noise_of_the_first.questions
-        assert [one.outcome for one in store.trials()] == [one.outcome for one in trials]
+        assert [trial.outcome for trial in store.trials()] == [trial.outcome for trial in trials]
         first = store.archived("fake")[0]
         assert (first.trials, store.restore("fake", first.id)) == (TRIALS, True)
         store.find("fake")

@@ -98,7 +98,7 @@ def test_regressions_and_gains_are_counted_apart() -> None:
         result("b1", True, -0.5),
         result("b2", False, -1.0),
     ]
-    made = outcome("tune", COMPUTE, after, {one.question: one for one in before})
+    made = outcome("tune", COMPUTE, after, {answer.question: answer for answer in before})
     assert (made.questions, made.videos, made.accuracy) == (4, 2, 0.5)
     assert (made.regressions, made.gained) == (2, 1)
     assert made.logprob_change == pytest.approx((-1.0 + 0.0 + 1.5 - 0.5) / 4)

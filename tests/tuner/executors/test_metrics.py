@@ -55,7 +55,7 @@ def test_names_and_labels_are_the_documented_ones(made: list[Kept]) -> None:
     rows = re.findall(r"^\| `(ray_tuner_\w+)` \| (.+?) \|", DOC, flags=re.MULTILINE)
     documented = {name: tuple(re.findall(r"\w+", labels)) for name, labels in rows}
     assert documented == {
-        f"ray_{one.name}{'_total' if isinstance(one, Total) else ''}": one.labels for one in made
+        f"ray_{item.name}{'_total' if isinstance(item, Total) else ''}": item.labels for item in made
     }
 
 
@@ -68,7 +68,7 @@ def test_what_is_told_is_counted(made: list[Kept]) -> None:
         tell("quarantined", "s", question="a", reason="")
         tell("trial_ended", "s", trial=0, end="complete")
     tell("trial_ended", "s", trial=1, end="complete")
-    assert {one.name: one.values for one in made} == {
+    assert {item.name: item.values for item in made} == {
         "tuner_trials": {("s", "complete"): 1},
         "tuner_questions": {("s", "trial"): 4},
         "tuner_questions_per_second": {("s",): 4 / 60},

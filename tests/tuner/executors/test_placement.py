@@ -30,7 +30,7 @@ def test_the_room_on_a_machine(offered: Machine, gpus: float, workers: int) -> N
 
 def test_gpus_of_several_machines_make_no_room_for_a_worker_of_two() -> None:
     machines = (machine(8, 1), machine(8, 1))
-    assert sum(one.fitting(2.0) for one in machines) == 0
+    assert sum(machine.fitting(2.0) for machine in machines) == 0
     assert str(refusal(machines, 2.0, may_grow=True, waits=False)).startswith(
         "A worker needs 2 GPUs of one machine, but the largest of 2 machines has 1: a worker cannot be "
     )

@@ -214,7 +214,7 @@ def test_files_of_all_formats_are_valid_by_the_published_schema(tmp_path):
     export(make_summary(answers=ANSWERS), tmp_path / "best.json")
     files = [DATA / "best-1.json", DATA / "best-2.json", tmp_path / "best.json"]
     contents = [json.loads(file.read_text()) for file in files]
-    assert [[one.message for one in check.iter_errors(content)] for content in contents] == [[], [], []]
+    assert [[error.message for error in check.iter_errors(content)] for content in contents] == [[], [], []]
     assert not check.is_valid(contents[2] | {"bugdet": 0.2})
     assert not check.is_valid(contents[2] | {"schema": f"adatp-tuner/best/{VERSION + 1}"})
 
@@ -326,7 +326,7 @@ def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path
     with pytest.raises(UserError, match="No space left"):
         export(make_summary(), path)
     assert path.read_text() == "old"
-    assert [one.name for one in tmp_path.iterdir()] == ["best.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["best.json"]
 
 
 def test_a_missing_folder_is_the_users_mistake(tmp_path):

@@ -85,10 +85,12 @@ def _with_stopped(summary, count):
     """The last trials are those that the pruner ended."""
     gone = summary.trials[-count:]
     pruned = tuple(
-        PrunedTrial(one.number, one.configuration, one.outcome.flops_ratio, by=1, videos=15) for one in gone
+        PrunedTrial(trial.number, trial.configuration, trial.outcome.flops_ratio, by=1, videos=15)
+        for trial in gone
     )
     best = max(
-        (one for one in summary.trials[:-count] if one.within_budget), key=lambda one: one.outcome.accuracy
+        (trial for trial in summary.trials[:-count] if trial.within_budget),
+        key=lambda trial: trial.outcome.accuracy,
     )
     return replace(summary, trials=summary.trials[:-count], pruned=pruned, best=best)
 
@@ -201,8 +203,8 @@ def test_trials_are_listed_by_accuracy_under_names_and_columns_that_say_somethin
 ):
     page = _open(page, recorded, "trials in a table")
     names = _names(page)
-    ordered = sorted(study.trials, key=lambda one: -one.outcome.accuracy)
-    assert [int(name[6:9]) for name in names[:3]] == [one.number for one in ordered[:3]]
+    ordered = sorted(study.trials, key=lambda trial: -trial.outcome.accuracy)
+    assert [int(name[6:9]) for name in names[:3]] == [trial.number for trial in ordered[:3]]
     assert any(re.fullmatch(r"trial \d{3} \(best\): \d\d\.\d % at 0\.\d{3}", name) for name in names)
     headers = _headers(page)
     assert headers[0] == "Run Name"
@@ -268,8 +270,8 @@ def test_the_report_works_in_the_artifact_view(page, recorded, study, shoot):
 def test_the_regression_table_opens(page, recorded, study, shoot):
     page = _open(page, recorded, "regressions, question by question")
     page.get_by_text("View as table").wait_for()
-    for one in study.regressions:
-        page.get_by_role("cell", name=one.question, exact=True).first.wait_for()
+    for regression in study.regressions:
+        page.get_by_role("cell", name=regression.question, exact=True).first.wait_for()
     page.get_by_text("baseline_text").first.wait_for()
     shoot(page, "regressions")
 
@@ -288,7 +290,7 @@ def test_three_hundred_trials_stay_usable(page, server, large, shoot):
     table = opened.value
     first, *_ = _names(table)
     print(f"\n300 runs listed after {time.monotonic() - begun:.1f} s")  # noqa: T201
-    assert int(first[6:9]) == max(large.trials, key=lambda one: one.outcome.accuracy).number
+    assert int(first[6:9]) == max(large.trials, key=lambda trial: trial.outcome.accuracy).number
     shoot(table, "large")
     table.get_by_text("100 matching runs").wait_for()
     table.locator(".ag-body-viewport").first.evaluate("body => body.scrollTo(0, body.scrollHeight)")

@@ -82,7 +82,7 @@ def test_a_run_per_trial_under_one_run_per_study(runs):
     parent = found.pop(STUDY)
     assert recorded.run == parent.info.run_id
     for trial, run in zip(
-        summary.trials, sorted(found.values(), key=lambda one: one.info.run_name), strict=True
+        summary.trials, sorted(found.values(), key=lambda item: item.info.run_name), strict=True
     ):
         assert run.data.tags["mlflow.parentRunId"] == recorded.run
         assert run.info.status == "FINISHED"
@@ -120,7 +120,7 @@ def test_what_answers_and_a_server_cost_stand_beside_flops(runs):
     study, trial = found[STUDY].data.metrics, found["trial 000"].data.metrics
     assert (trial["peak_bytes_mean"], trial["peak_bytes_max"]) == (5.25 * 2**20, 9 * 2**20)
     # Answers of different moments are not set side by side; what was timed together is.
-    assert [one for one in (*study, *trial) if "seconds_per_answer" in one] == []
+    assert [item for item in (*study, *trial) if "seconds_per_answer" in item] == []
     assert study["seconds_per_question_best"] == pytest.approx(0.06)
     assert study["held_out_peak_bytes_max"] == 9 * 2**20
     assert study["shared_answers"] == 1200
@@ -270,7 +270,7 @@ def test_files_of_other_commands_join_the_studys_run(folder, runs):
     other.write_text('{"study": "demo"}')
     MlflowMirror().record_files("demo", summary.study_hash, 0.3, [table, other])
     shown = json.loads(runs()[STUDY].data.tags["mlflow.loggedArtifacts"])
-    assert [one["path"] for one in shown] == ["regressions.json", "by_tag.json", "comparison.json"]
+    assert [frame["path"] for frame in shown] == ["regressions.json", "by_tag.json", "comparison.json"]
     (kept,) = (folder / "mlartifacts").rglob("sensitivity.html")
     assert kept.read_text() == "two"
 
@@ -314,7 +314,7 @@ def test_another_choice_of_the_same_search_is_a_run_of_its_own(folder, runs):
 
     summary = make_summary(8)
     first = MlflowMirror().record(summary)
-    other = next(one for one in summary.trials if one.within_budget and one != summary.best)
+    other = next(trial for trial in summary.trials if trial.within_budget and trial != summary.best)
     later = MlflowMirror().record(replace(summary, best=other))
     assert later.run != first.run
     assert MlflowMirror().find(summary) == later
@@ -322,7 +322,7 @@ def test_another_choice_of_the_same_search_is_a_run_of_its_own(folder, runs):
     before, now = client.get_run(first.run).data, client.get_run(later.run).data
     assert before.tags["superseded_by"] == later.run
     assert (before.params["p"], now.params["p"]) == tuple(
-        f"{one.configuration.get('p'):.6g}" for one in (summary.best, other)
+        f"{item.configuration.get('p'):.6g}" for item in (summary.best, other)
     )
     trials = [run for name, run in runs().items() if name.startswith("trial")]
     assert len(trials) == 8
@@ -549,7 +549,7 @@ def test_artifacts_follow_a_project_that_was_moved(project):
     assert _artifacts(moved)["report.html"] == "after"
     client = MlflowClient(MlflowMirror().tracking_uri)
     assert client.get_run(recorded.run).info.artifact_uri.startswith((moved / "mlartifacts").as_uri() + "/")
-    assert {one.path for one in client.list_artifacts(recorded.run)} == set(_artifacts(moved))
+    assert {artifact.path for artifact in client.list_artifacts(recorded.run)} == set(_artifacts(moved))
     # New runs, too; and once is enough.
     again = MlflowMirror().record(make_summary(3, study_hash="ab" * 16), [moved / "report.html"])
     assert again.moved_from is None
@@ -601,8 +601,8 @@ def test_a_folder_with_a_special_character_in_its_name_holds_its_own_database(pr
     folder = project(name)
     MlflowMirror().record(make_summary(1))
     # `sqlite:///what?/mlflow.db` is a file `what` beside the folder.
-    assert [one.name for one in folder.parent.iterdir()] == [name]
-    assert {one.name for one in folder.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert [file.name for file in folder.parent.iterdir()] == [name]
+    assert {file.name for file in folder.iterdir()} == {"mlflow.db", "mlartifacts"}
     assert MlflowMirror().find(make_summary()) is not None
 
 
@@ -626,16 +626,16 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder, server
         body = {"experiment_ids": [run["info"]["experiment_id"]], "max_results": 100}
         found = _get(f"{base}/runs/search", body)["runs"]
         children = [
-            one
-            for one in found
-            if {"key": "mlflow.parentRunId", "value": recorded.run} in one["data"]["tags"]
+            entry
+            for entry in found
+            if {"key": "mlflow.parentRunId", "value": recorded.run} in entry["data"]["tags"]
         ]
         assert len(children) == 4
         assert {"tau_s", "tau_t", "alpha_boost", "gamma_cap", "p"} <= {
             param["key"] for param in children[0]["data"]["params"]
         }
         listed = _get(f"{base}/artifacts/list?run_id={recorded.run}")["files"]
-        assert {"pareto.html", "pareto.png", "regressions.json"} <= {one["path"] for one in listed}
+        assert {"pareto.html", "pareto.png", "regressions.json"} <= {entry["path"] for entry in listed}
         query = urllib.parse.urlencode({"run_uuid": recorded.run, "path": "pareto.html"})
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/get-artifact?{query}") as page:
             assert page.read() == (folder / "figures" / "pareto.html").read_bytes()
@@ -649,8 +649,8 @@ def test_a_bare_mlflow_ui_in_the_folder_serves_runs_and_artifacts(folder, server
             == f"http://127.0.0.1:{port}/#/experiments/2/runs/{sent.run}?workflowType=machine_learning"
         )
         listed = _get(f"{base}/artifacts/list?run_id={sent.run}")["files"]
-        assert {one["path"] for one in listed} == {"pareto.png", "regressions.json", "by_tag.json"}
-        assert b"pass-1-word" not in b"".join(one.read_bytes() for one in folder.glob("mlflow.db*"))
+        assert {entry["path"] for entry in listed} == {"pareto.png", "regressions.json", "by_tag.json"}
+        assert b"pass-1-word" not in b"".join(file.read_bytes() for file in folder.glob("mlflow.db*"))
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -680,8 +680,8 @@ def test_a_trial_that_the_study_does_not_allow_any_more_is_not_called_the_best(r
     before = make_summary(8)
     MlflowMirror().record(before)
     best = before.best
-    left = tuple(one for one in before.trials if one != best)
-    other = next(one for one in left if one.within_budget and one != before.defaults)
+    left = tuple(trial for trial in before.trials if trial != best)
+    other = next(item for item in left if item.within_budget and item != before.defaults)
     summary = replace(
         before, trials=left, outside=(best,), best=other, best_held_out=make_held_out(other.configuration)
     )

@@ -51,7 +51,7 @@ def test_a_folder_of_videos_becomes_a_label_free_study(clips):
     assert study == created.study
     assert not study.labelled
     assert [video.name for video in study.videos] == ["a.mp4", "more/b.webm"]
-    assert [one.text for one in study.questions] == [*PROMPTS, *PROMPTS]
+    assert [question.text for question in study.questions] == [*PROMPTS, *PROMPTS]
     assert len(created.left_out) == 2
     assert "empty.mp4 is empty" in created.left_out[0]
     assert "notes.txt is not a video file" in created.left_out[1]
@@ -78,7 +78,7 @@ def test_a_study_may_read_videos_elsewhere_where_its_maker_named_them(clips):
 
 def test_prompts_are_asked_about_each_video(clips):
     study = create_study("mydata", Settings(clips), prompts=["Who?", " Where? "]).study
-    assert [(one.id, one.text) for one in study.questions] == [
+    assert [(question.id, question.text) for question in study.questions] == [
         ("a.mp4-1", "Who?"),
         ("a.mp4-2", "Where?"),
         ("more/b.webm-1", "Who?"),

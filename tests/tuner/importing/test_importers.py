@@ -67,10 +67,10 @@ def test_rows_become_a_study_that_loads(sample: Sample) -> None:
     assert written() == list(sample.questions)
     study = load_study("mydata")
     assert study == result.study
-    assert [one.id for one in study.questions] == [one["id"] for one in sample.questions]
+    assert [question.id for question in study.questions] == [question["id"] for question in sample.questions]
     assert all(video.path.is_file() for video in study.videos)
     assert result.left_out == ()
-    assert result.baselines == sum("baseline" in one for one in sample.questions)
+    assert result.baselines == sum("baseline" in question for question in sample.questions)
 
 
 @samples
@@ -80,7 +80,7 @@ def test_missing_videos_are_listed_with_their_rows(sample: Sample) -> None:
     (Path("clips") / gone).unlink()
     source = sample.write(Path())
     found = problems(sample, source)
-    rows = [number for number, one in enumerate(sample.questions) if one["video"] == gone]
+    rows = [number for number, question in enumerate(sample.questions) if question["video"] == gone]
     assert len(found) == len(rows)
     for number, problem in zip(rows, found, strict=True):
         assert problem.startswith(f"{sample.place(source, number)}: the video ")
@@ -100,7 +100,9 @@ def test_a_row_that_cannot_be_read_is_listed_and_left_out_when_asked_to(sample: 
     assert caught.value.hint == SKIP_HINT
     assert not Path("studies").exists()
     assert imported(sample, source, skip_bad_rows=True).left_out == (sentence,)
-    assert [one["question"] for one in written()] == [one["question"] for one in sample.questions]
+    assert [entry["question"] for entry in written()] == [
+        question["question"] for question in sample.questions
+    ]
 
 
 @samples
@@ -123,9 +125,9 @@ def test_a_source_that_is_not_there_says_so(sample: Sample) -> None:
     ]
 
 
-VIDEOMME = next(one for one in SAMPLES if one.format == "videomme")
-MLVU = next(one for one in SAMPLES if one.file == "1_plotQA.json")
-CSV = next(one for one in SAMPLES if one.format == "csv")
+VIDEOMME = next(sample for sample in SAMPLES if sample.format == "videomme")
+MLVU = next(sample for sample in SAMPLES if sample.file == "1_plotQA.json")
+CSV = next(sample for sample in SAMPLES if sample.format == "csv")
 
 
 def test_nothing_is_overwritten() -> None:
@@ -190,7 +192,7 @@ def test_a_folder_is_read_file_by_file() -> None:
     MLVU.write(Path("json"))
     write_rows(Path("json/2_needle.json"), [dict(MLVU.rows[0])])
     imported(MLVU, Path("json"))
-    assert [(one["id"], one["video"]) for one in written()] == [
+    assert [(entry["id"], entry["video"]) for entry in written()] == [
         ("1_plotQA-1", "1_plotQA/movie_1.mp4"),
         ("1_plotQA-2", "1_plotQA/movie_2.mp4"),
         ("2_needle-1", "2_needle/movie_1.mp4"),
@@ -228,7 +230,7 @@ def test_subtitles_are_left_out_or_put_behind_the_question() -> None:
 
 
 def test_subtitles_of_a_part_are_those_said_in_it() -> None:
-    sample = next(one for one in SAMPLES if one.file == "lvb_val.json")
+    sample = next(sample for sample in SAMPLES if sample.file == "lvb_val.json")
     write_videos(sample.videos)
     folder = Path("subtitles")
     folder.mkdir()
@@ -246,7 +248,10 @@ def test_subtitles_of_a_part_are_those_said_in_it() -> None:
         json.dumps([{"start": "00:00:11.000", "end": "00:01:01.500", "line": "a line"}])
     )
     imported(sample, sample.write(Path()), subtitles=folder)
-    assert [one["question"].split("below:\n")[1] for one in written()] == ["into it\nat the end", "a line"]
+    assert [entry["question"].split("below:\n")[1] for entry in written()] == [
+        "into it\nat the end",
+        "a line",
+    ]
 
 
 def test_subtitles_that_cannot_be_read_are_listed() -> None:
@@ -272,7 +277,7 @@ def test_a_log_brings_its_answers_to_the_benchmarks_own_file() -> None:
     # Both questions have the same words: the ids tell them apart, as in logs that name no video.
     write_rows(log, [lmms_eval_line(2, None, "D", ["B"]), lmms_eval_line(1, None, "A", ["(A)"])])
     result = imported(VIDEOMME, VIDEOMME.write(Path()), baseline=log)
-    assert [one["baseline"] for one in written()] == ["Red.", "Blue."]
+    assert [entry["baseline"] for entry in written()] == ["Red.", "Blue."]
     assert result.baselines == 2
 
 
@@ -304,7 +309,7 @@ def test_lines_of_a_log_that_fit_no_question_are_listed() -> None:
         "log.jsonl:6: 'Think step by step.' follows the options: it is neither an option nor known",
     ]
     imported(VIDEOMME, source, baseline=log, skip_bad_rows=True)
-    assert [one.get("baseline") for one in written()] == ["Red.", None], "the first line counts"
+    assert [entry.get("baseline") for entry in written()] == ["Red.", None], "the first line counts"
 
 
 def test_the_baseline_of_mlvu_is_found_by_the_question() -> None:
@@ -327,7 +332,7 @@ def test_the_baseline_of_mlvu_is_found_by_the_question() -> None:
     write_rows(Path("log.jsonl"), [line])
     source = MLVU.write(Path(), [MLVU.rows[0], dict(MLVU.rows[1]) | {"question": "And the hat?"}])
     imported(MLVU, source, baseline=Path("log.jsonl"))
-    assert [one.get("baseline") for one in written()] == ["Red", None]
+    assert [entry.get("baseline") for entry in written()] == ["Red", None]
 
 
 def test_videomme_version_2_has_its_options_in_one_text() -> None:

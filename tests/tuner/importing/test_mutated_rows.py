@@ -41,7 +41,7 @@ def mutated(row: Any, draw: Any) -> Any:
 @pytest.mark.parametrize(
     "sample",
     # Parquet has a type for each column, so that such rows cannot be written.
-    [one for one in SAMPLES if not one.file.endswith(".parquet")],
+    [sample for sample in SAMPLES if not sample.file.endswith(".parquet")],
     ids=lambda sample: f"{sample.format} {sample.file}",
 )
 @given(data=st.data())

@@ -20,13 +20,13 @@ METHOD = AdaTP(p=0.6)
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 101])
 def test_measured_questions_are_held_out_and_spread_over_their_flops_from_the_median_on(size: int) -> None:
     planner = make_planner(make_study())
-    held_out = [one for one in planner.questions if one.split == "held_out"]
-    layouts = Layouts.of([one.layout for one in held_out])
+    held_out = [question for question in planner.questions if question.split == "held_out"]
+    layouts = Layouts.of([series_.layout for series_ in held_out])
     flops = pruned_by_question(METHOD.plans(layouts, SHAPE.layers), SHAPE)
-    by_id = dict(zip([one.id for one in held_out], flops.tolist(), strict=True))
-    chosen = [by_id[one.id] for one in planner.spread(METHOD, size)]
+    by_id = dict(zip([series_.id for series_ in held_out], flops.tolist(), strict=True))
+    chosen = [by_id[question.id] for question in planner.spread(METHOD, size)]
     assert chosen[0] == np.quantile(flops, 0.5, method="higher")
-    assert len({one.id for one in planner.spread(METHOD, size)}) == len(chosen) == min(size, 12)
+    assert len({question.id for question in planner.spread(METHOD, size)}) == len(chosen) == min(size, 12)
     if size >= 5:
         assert min(chosen) <= np.quantile(flops, 0.2)
         assert max(chosen) >= np.quantile(flops, 0.8)
@@ -35,7 +35,7 @@ def test_measured_questions_are_held_out_and_spread_over_their_flops_from_the_me
 
 def test_a_study_without_a_held_out_part_is_measured_on_its_tune_part() -> None:
     planner = make_planner(replace(make_study(), held_out=frozenset()))
-    assert {one.split for one in planner.spread(METHOD, 3)} == {"tune"}
+    assert {text.split for text in planner.spread(METHOD, 3)} == {"tune"}
     assert planner.serving(METHOD).break_even > 0
 
 

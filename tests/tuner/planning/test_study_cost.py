@@ -31,8 +31,8 @@ PLANNER = make_planner(STUDY)
 # With a text tower, which the fakes leave out.
 VISION = replace(SHAPE.vision, text_layers=2, text_width=64, text_mlp_width=128, text_tokens=8, embedding=64)
 WITH_TEXT = Planner(PLANNER.questions, replace(SHAPE, vision=VISION), BASE)
-LAYOUTS = {one.id: one.layout for one in PLANNER.questions}
-TUNE = [index for index, one in enumerate(PLANNER.questions) if one.split == "tune"]
+LAYOUTS = {question.id: question.layout for question in PLANNER.questions}
+TUNE = [index for index, question in enumerate(PLANNER.questions) if question.split == "tune"]
 
 quick = pytest.mark.quick
 
@@ -77,20 +77,20 @@ def question_flops(layout: Layout, kept: tuple[int, ...]) -> int:
 
 
 def cost(store: Store, planner: Planner = WITH_TEXT, **other: Any) -> StudyCost:
-    seconds = [one.seconds for one in store.stored_answers()]
+    seconds = [answer.seconds for answer in store.stored_answers()]
     given: dict[str, Any] = {"answers": len(seconds), "seconds": sum(seconds), "shared": 0} | other
     return study_cost(planner, store.trials(), store.measured(), **given)
 
 
 def answered(store: Store) -> int:
     """The stored answers' FLOPs, one by one."""
-    return sum(question_flops(LAYOUTS[one.question], one.kept) for one in store.stored_answers())
+    return sum(question_flops(LAYOUTS[answer.question], answer.kept) for answer in store.stored_answers())
 
 
 @quick
 def test_a_search_costs_what_its_answers_do_one_by_one(store: Store) -> None:
     stored = store.stored_answers()
-    assert {bool(one.kept) for one in stored} == {True, False}
+    assert {bool(name.kept) for name in stored} == {True, False}
     # The baseline's prefixes of all 8 videos, and those before the first pruning.
     expected = answered(store) + 8 * prefix_flops(12) + 8 * prefix_flops(2)
     found = cost(store)
@@ -120,8 +120,8 @@ def test_naively_every_question_encodes_its_video_and_prefills_in_one_pass(store
     language = found.pass_language  # the baseline
     seen = len(LAYOUTS) * 16 * VISION.frame(SHAPE.hidden)
     pruned = 16 * (VISION.frame(SHAPE.hidden) + VISION.frame_embedding()) + VISION.text_embedding()
-    asked = [(one.configuration, "tune") for one in store.trials()]
-    asked += [(one, "held_out") for one in store.measured()]
+    asked = [(trial.configuration, "tune") for trial in store.trials()]
+    asked += [(item, "held_out") for item in store.measured()]
     for configuration, split in asked:
         method = configuration.build()
         for question in PLANNER.questions:
@@ -142,7 +142,7 @@ def test_answers_that_were_shared_cost_nothing_and_do_not_change_the_naive_study
     assert (fewer.wanted, fewer.shared, fewer.shared_share) == (6 * 12, 12, 12 / 72)
     assert fewer.naive == whole.naive
     # An answer costs the mean of all that were asked with a pruning; prefixes are built either way.
-    mean = (answered(store) - sum(question_flops(one, ()) for one in LAYOUTS.values())) / (answers - 24)
+    mean = (answered(store) - sum(question_flops(layout, ()) for layout in LAYOUTS.values())) / (answers - 24)
     assert whole.spent - fewer.spent == pytest.approx(12 * mean)
     assert baseline.spent == pytest.approx(whole.spent - (answers - 24) * mean - 8 * prefix_flops(2))
 
@@ -248,7 +248,7 @@ def test_the_7b_plan_of_a_search_costs_less_where_prefixes_are_held_and_trials_p
     visits = 4 * (len(trials) + len(measured)) - 8
     depth = pruning_layers(LLAVA_ONEVISION_7B.layers)[0]
     assert visited.spent - held.spent == pytest.approx(visits * depth * layer)
-    pruned = [replace(one, outcome=None, pruned=Pruned(0, 2)) for one in trials]
+    pruned = [replace(trial, outcome=None, pruned=Pruned(0, 2)) for trial in trials]
     assert planned_cost(pruned, measured, big).spent < visited.spent
     assert planned_cost(pruned, measured, big).spared_share == 0.5
 
@@ -257,12 +257,12 @@ def test_the_7b_plan_of_a_search_costs_less_where_prefixes_are_held_and_trials_p
 def test_the_7b_plan_keeps_the_studys_segments_and_boosts() -> None:
     big, method = at_7b(PLANNER), AdaTP(tau_t=0.3)
     for before, after in zip(PLANNER.questions, big.questions, strict=True):
-        small, large = (method.plan(one.layout, 28) for one in (before, after))
+        small, large = (method.plan(question.layout, 28) for question in (before, after))
         assert after.layout.visual == 32 * 196
         assert large.boosted == small.boosted
         frames = [
-            [tokens // one.layout.cells for tokens in plan.groups]
-            for plan, one in ((small, before), (large, after))
+            [tokens // question.layout.cells for tokens in plan.groups]
+            for plan, question in ((small, before), (large, after))
         ]
         assert frames[1] == [2 * count for count in frames[0]]
     ratio = PLANNER.binding_ratio(AdaTP(p=0.7))
@@ -277,7 +277,7 @@ def test_the_drivers_time_is_taken_without_a_model(store: Store, tmp_path: Path)
     record = replace(record, shape=asdict(SHAPE))
     spent = driver_time(STUDY, record, f"sqlite:///{tmp_path / 'driver.db'}", budget=0.35, trials=3)
     assert len(spent) >= 3
-    assert all(one.cpu > 0 and 0 < one.wall < 60 for one in spent)
+    assert all(item.cpu > 0 and 0 < item.wall < 60 for item in spent)
     with Store.open(f"sqlite:///{tmp_path / 'driver.db'}") as made:
         assert made.find(STUDY.name)
         assert made.count_answers() > len(LAYOUTS)

@@ -25,7 +25,7 @@ class Server:
         # Where distributions put what is no everyday command.
         places = map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
         self._search = os.pathsep.join([os.environ["PATH"], *places])
-        if any(shutil.which(one, path=self._search) is None for one in ("initdb", "pg_ctl")):
+        if any(shutil.which(item, path=self._search) is None for item in ("initdb", "pg_ctl")):
             pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
         self.folder, self._data = folder, str(folder / "data")
         # PostgreSQL refuses to run as root.
@@ -69,9 +69,9 @@ def rows(store: Store) -> dict[str, list[Any]]:
     with store._engine.connect() as connection:
         for name, table in metadata.tables.items():
             columns = [
-                one
-                for one in table.columns
-                if "DATETIME" not in str(one.type) and not one.name.endswith("id")
+                column
+                for column in table.columns
+                if "DATETIME" not in str(column.type) and not column.name.endswith("id")
             ]
             found[name] = sorted(map(str, connection.execute(select(*columns))))
     return found

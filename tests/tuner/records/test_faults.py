@@ -135,7 +135,7 @@ def test_after_the_limit_one_sentence_says_how_to_go_on(
             server.start()
         assert lost.value.exit_code == 1
         run(store)
-        assert all(one.outcome or one.pruned for one in store.trials())
+        assert all(trial.outcome or trial.pruned for trial in store.trials())
 
 
 @pytest.mark.usefixtures("short_leases")
@@ -178,7 +178,7 @@ def test_a_driver_that_lost_its_lease_writes_nothing(postgresql: str) -> None:
                 second.search(0.8, 7, "budget", 1)
             with pytest.raises(RecordsLostError, match="another process ran it in the meantime"):
                 first.record({}, completed=None)
-        searches = [one.budget for one in second.searches()]
+        searches = [search.budget for search in second.searches()]
     assert 0.8 in searches
     assert 0.9 not in searches
 
@@ -261,10 +261,10 @@ def run_together(works: list[Callable[[], object]]) -> None:
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert errors == []
 
 

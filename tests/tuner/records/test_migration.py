@@ -57,54 +57,57 @@ def read(url: str) -> dict[str, Any]:
         record = store.require("fake")
         trials = [
             {
-                "number": one.number,
-                "search": one.search,
-                "configuration": one.configuration.as_dict(),
+                "number": trial.number,
+                "search": trial.search,
+                "configuration": trial.configuration.as_dict(),
                 # Version 2 kept them; they follow from the configuration.
-                "fingerprints": list(planner.fingerprints(one.configuration.build())),
-                "binding_ratio": one.binding_ratio,
-                "purpose": one.purpose,
-                "pruned": one.pruned and [one.pruned.by, one.pruned.videos],
-                "outcome": one.outcome and asdict(one.outcome),
+                "fingerprints": list(planner.fingerprints(trial.configuration.build())),
+                "binding_ratio": trial.binding_ratio,
+                "purpose": trial.purpose,
+                "pruned": trial.pruned and [trial.pruned.by, trial.pruned.videos],
+                "outcome": trial.outcome and asdict(trial.outcome),
             }
-            for one in store.trials()
+            for trial in store.trials()
         ]
-        ids = [one.id for one in planner.questions]
+        ids = [question.id for question in planner.questions]
         baseline = store.answers(zip(ids, planner.fingerprints(None), strict=True))
         measured = list(store.measured())
         timed = store.timed(measured)
         best = next(iter(timed))
         found: dict[str, Any] = {
             "trials": trials,
-            "searches": [asdict(one) for one in store.searches()],
+            "searches": [asdict(search) for search in store.searches()],
             "infeasible": [
                 [
-                    one.search,
-                    one.number,
-                    one.attempt,
-                    one.configuration.as_dict(),
-                    one.proposed,
-                    one.binding_ratio,
+                    proposal.search,
+                    proposal.number,
+                    proposal.attempt,
+                    proposal.configuration.as_dict(),
+                    proposal.proposed,
+                    proposal.binding_ratio,
                 ]
-                for one in store.infeasible()
+                for proposal in store.infeasible()
             ],
-            "measured": [[one.as_dict(), asdict(outcome)] for one, outcome in store.measured().items()],
-            "answers": [list(one) for one in store.stored_answers()],
-            "baseline": {question: asdict(one) for (question, _), one in baseline.items()},
+            "measured": [
+                [configuration.as_dict(), asdict(outcome)]
+                for configuration, outcome in store.measured().items()
+            ],
+            "answers": [list(answer) for answer in store.stored_answers()],
+            "baseline": {question: asdict(item) for (question, _), item in baseline.items()},
             "quarantined": store.quarantined(),
             "noise": asdict(store.noise()),  # type: ignore[arg-type]
             "cache_use": asdict(store.cache_use()),  # type: ignore[arg-type]
-            "selections": [list(one) for one in store.selections()],
+            "selections": [list(selection) for selection in store.selections()],
             "timed": asdict(timed[best]),
             "serving": asdict(store.serving(best)),  # type: ignore[arg-type]
         }
         assert record.skipped[0]["name"] == "bad.mp4"
-        assert [one.id for one in recorded_study(record).questions] == ids
+        assert [question.id for question in recorded_study(record).questions] == ids
         assert store.videos_that_tuned("fake", {"content of v00.mp4", "content of v01.mp4"}) == {
             "content of v00.mp4"
         }
         archived = store.archived("fake")
-        assert [one.trials for one in archived] == [2]
+        assert [study_.trials for study_ in archived] == [2]
         status = status_of(study, store, record)
     found["counts"] = {
         "answers": status.answers,
@@ -114,8 +117,15 @@ def read(url: str) -> dict[str, Any]:
         "baseline": [status.baseline_questions, status.baseline_answered],
     }
     found["searches_status"] = [
-        [one.budget, one.seed, one.trials_asked, one.trials_completed, one.infeasible, one.trials_pruned]
-        for one in status.searches
+        [
+            search.budget,
+            search.seed,
+            search.trials_asked,
+            search.trials_completed,
+            search.infeasible,
+            search.trials_pruned,
+        ]
+        for search in status.searches
     ]
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
@@ -129,7 +139,9 @@ def test_records_of_version_2_are_the_same_after_their_migration(old: Path, expe
     for what, values in expected.items():
         assert found[what] == values, what
     with sqlite3.connect(old) as connection:
-        names = [one for (one,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        names = [
+            item for (item,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        ]
         assert all(name.startswith("adatp_") for name in names)
         assert "adatp_schema" not in names
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -139,14 +151,18 @@ def test_what_answering_took_is_counted_for_them(old: Path) -> None:
     with Store.open(f"sqlite:///{old}") as store:
         store.require("fake")
         use, stored = store.model_use(), store.stored_answers()
-        assert sum(one.answers for one in use.values()) == len(stored)
-        assert sum(one.seconds for one in use.values()) == pytest.approx(sum(one.seconds for one in stored))
-        assert use["baseline"].answers == sum(not one.kept for one in stored)
+        assert sum(item.answers for item in use.values()) == len(stored)
+        assert sum(item.seconds for item in use.values()) == pytest.approx(
+            sum(name.seconds for name in stored)
+        )
+        assert use["baseline"].answers == sum(not name.kept for name in stored)
         assert use["held_out"].answers > 0
         by_trial = store.trial_use()
-        assert sum(one.answers for one in by_trial.values()) == use["trial"].answers
-        complete = {one.number: one.outcome.questions for one in store.trials() if one.outcome is not None}
-        assert all(one.answers <= complete.get(number, one.answers) for number, one in by_trial.items())
+        assert sum(trial.answers for trial in by_trial.values()) == use["trial"].answers
+        complete = {
+            trial.number: trial.outcome.questions for trial in store.trials() if trial.outcome is not None
+        }
+        assert all(item.answers <= complete.get(number, item.answers) for number, item in by_trial.items())
         assert by_trial[0].answers == complete[0]
 
 
@@ -155,7 +171,7 @@ def test_they_are_the_same_on_postgresql(postgresql: str, old: Path, expected: d
     tables = MetaData()
     with source.connect() as here, target.begin() as there:
         tables.reflect(here)
-        for column in (one for table in tables.sorted_tables for one in table.columns):
+        for column in (column for table in tables.sorted_tables for column in table.columns):
             # What SQLite calls otherwise.
             column.type = column.type.as_generic()
             if isinstance(column.type, DateTime):
@@ -176,7 +192,7 @@ def test_they_are_the_same_on_postgresql(postgresql: str, old: Path, expected: d
     # Ids go on behind those that were moved.
     with Store.open(postgresql) as store, store.held("fake"):
         store.find("fake")
-        assert store.search(0.9, 7, "budget", 1).id > max(one.id for one in store.searches()[:-1])
+        assert store.search(0.9, 7, "budget", 1).id > max(search.id for search in store.searches()[:-1])
 
 
 def test_a_run_goes_on_after_the_migration(old: Path) -> None:
@@ -186,7 +202,7 @@ def test_a_run_goes_on_after_the_migration(old: Path) -> None:
         before = store.count_answers()
         evaluator = FakeEvaluator(study)
         InProcessExecutor(evaluator).run(make_loop(study, store, trials=8, race=True, above_budget=(4 / 3,)))
-        assert all(not one.unfinished for one in store.trials())
+        assert all(not trial.unfinished for trial in store.trials())
         # Of configurations that were not finished alone.
         assert all(method is not None for method, _ in evaluator.calls)
         assert store.count_answers() - before == sum(len(questions) for _, questions in evaluator.calls)
@@ -219,10 +235,10 @@ def test_two_writers_may_migrate_at_once(old: Path) -> None:
             errors.append(error)
 
     threads = [threading.Thread(target=open_it) for _ in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert errors == []
     with Store.open(url, create=False) as store:
         assert store.require("fake").questions

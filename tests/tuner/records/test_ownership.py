@@ -40,7 +40,7 @@ def test_each_owner_has_a_study_of_the_same_name(postgresql: str) -> None:
             InProcessExecutor(asked).run(make_loop(STUDY, ben, trials=2))
             # The same questions were answered before; the noise floor is each study's own.
             assert len(asked.calls) == 1
-            assert [one.outcome for one in ben.trials()] == [one.outcome for one in anna.trials()]
+            assert [trial.outcome for trial in ben.trials()] == [trial.outcome for trial in anna.trials()]
             ben.archive("fake")
             assert ben.find("fake") is None
         assert len(anna.trials()) == 2
@@ -49,7 +49,7 @@ def test_each_owner_has_a_study_of_the_same_name(postgresql: str) -> None:
         with pytest.raises(ValueError, match="'anna' has no study 'fake' with the number"):
             anna.restore("fake", identifier)
         assert ben.find("fake") is None
-        assert [(one.name, one.owner, one.trials) for one in ben.in_use()] == [("fake", "anna", 2)]
+        assert [(item.name, item.owner, item.trials) for item in ben.in_use()] == [("fake", "anna", 2)]
 
 
 def test_readers_find_the_study_of_others(postgresql: str) -> None:
@@ -85,7 +85,7 @@ def test_the_command_line_tells_owners_apart(
         with store.held("fake"):
             assert (
                 "1 trials, run by process"
-                in {one.owner: one.records for one in studies_here(postgresql)}["anna"]
+                in {item.owner: item.records for item in studies_here(postgresql)}["anna"]
             )
     call = CliRunner(env={"TUNER_OWNER": "ben", "TUNER_DATABASE": postgresql, "COLUMNS": "200"}).invoke
     assert "anna" in call(app, ["list"]).output
@@ -97,7 +97,7 @@ def test_the_command_line_tells_owners_apart(
     with Store.open(postgresql, owner="ben") as store:
         run(store, 1)
     listed = json.loads(call(app, ["list", "--json"]).output)
-    found = {(one["name"], one["owner"], one["records"]) for one in listed}
+    found = {(entry["name"], entry["owner"], entry["records"]) for entry in listed}
     assert {("fake", "anna", "1 trials"), ("fake", "ben", "1 trials")} < found
 
 

@@ -15,11 +15,16 @@ from tuner.records.store import Store
 
 def table(store: Store) -> list[Any]:
     trials = [
-        replace(one, search=0, outcome=one.outcome and replace(one.outcome, seconds=0))
-        for one in store.trials()
+        replace(trial, search=0, outcome=trial.outcome and replace(trial.outcome, seconds=0))
+        for trial in store.trials()
     ]
-    infeasible = [replace(one, search=0) for one in store.infeasible()]
-    return [trials, infeasible, [one.accuracy for one in store.measured().values()], store.count_answers()]
+    infeasible = [replace(proposal, search=0) for proposal in store.infeasible()]
+    return [
+        trials,
+        infeasible,
+        [outcome.accuracy for outcome in store.measured().values()],
+        store.count_answers(),
+    ]
 
 
 def test_a_run_leaves_the_same_records_as_on_sqlite(postgresql: str, tmp_path: Path) -> None:
@@ -65,4 +70,4 @@ def test_a_quarantine_is_one_transaction_there_too(postgresql: str) -> None:
         InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store, trials=2))
         InProcessExecutor(FakeEvaluator(study, hungry="v00.mp4-q0")).run(make_loop(study, store, trials=4))
         assert list(store.quarantined()) == ["v00.mp4-q0"]
-        assert [one.outcome.questions for one in store.trials() if one.outcome] == [11] * 4
+        assert [trial.outcome.questions for trial in store.trials() if trial.outcome] == [11] * 4

@@ -54,12 +54,12 @@ def test_a_study_comes_back_as_it_was_written(tmp_path: Path) -> None:
         found = store.find("fake")
     assert found is not None
     planner = make_planner(study)
-    assert [one.id for one in found.questions] == [one.id for one in planner.questions]
-    for stored, one in zip(found.questions, planner.questions, strict=True):
-        assert (stored.video, stored.split) == (one.video, one.split)
-        assert stored.layout.text_after == one.layout.text_after
-        np.testing.assert_array_equal(stored.layout.frame_similarity, one.layout.frame_similarity)
-        np.testing.assert_array_equal(stored.layout.frame_relevance, one.layout.frame_relevance)
+    assert [question.id for question in found.questions] == [question.id for question in planner.questions]
+    for stored, item in zip(found.questions, planner.questions, strict=True):
+        assert (stored.video, stored.split) == (item.video, item.split)
+        assert stored.layout.text_after == item.layout.text_after
+        np.testing.assert_array_equal(stored.layout.frame_similarity, item.layout.frame_similarity)
+        np.testing.assert_array_equal(stored.layout.frame_relevance, item.layout.frame_relevance)
 
 
 @pytest.mark.parametrize("method", [KNOBS, replace(KNOBS, deduplicate="drop"), FastV(0.1)])
@@ -102,7 +102,7 @@ def test_recording_again_changes_nothing(tmp_path: Path) -> None:
 def test_thousands_of_answers_are_found_at_once(tmp_path: Path) -> None:
     study = make_study(videos=100, per_video=12)
     with open_store(tmp_path / "t.db", study) as store:
-        pairs = [(one.id, f"{copy:032x}") for one in study.questions for copy in range(8)]
+        pairs = [(question.id, f"{copy:032x}") for question in study.questions for copy in range(8)]
         store.record({pair: answer(pair[0]) for pair in pairs})
         assert store.answers(pairs).keys() == set(pairs)
 
@@ -136,14 +136,14 @@ def test_the_same_search_asked_for_more_trials_stays_one_search(tmp_path: Path) 
         assert store.search(0.3, 0, "budget", 60).id == first.id
         assert store.search(0.3, 0, "budget", 20).trials == 20
         assert store.search(0.25, 0, "budget", 40).id != first.id
-        assert [one.trials for one in store.searches()] == [60, 40]
+        assert [search.trials for search in store.searches()] == [60, 40]
 
 
 def test_the_search_asked_for_last_comes_last(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store:
         for budget in (0.3, 0.25, 0.3):
             store.search(budget, 0, "budget", 40)
-        assert [one.budget for one in store.searches()] == [0.25, 0.3]
+        assert [search.budget for search in store.searches()] == [0.25, 0.3]
 
 
 def test_refusals_keep_the_proposed_point(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_quarantine_replaces_outcomes_that_are_there_and_makes_none(tmp_path: 
         store.quarantine(
             "v02.mp4-q1", "died", {0: less, 1: less}, {done: replace(less, split="held_out", questions=10)}
         )
-        assert [one.outcome for one in store.trials()] == [less, None]
+        assert [trial.outcome for trial in store.trials()] == [less, None]
         assert store.measured() == {done: replace(less, split="held_out", questions=10)}
 
 
@@ -337,7 +337,7 @@ def test_a_full_disk_is_one_message_and_the_same_run_goes_on(
         with open_store(path, study) as store:
             InProcessExecutor(FakeEvaluator(study)).run(make_loop(study, store))
             return [
-                [(one.configuration, one.outcome and one.outcome.accuracy) for one in store.trials()],
+                [(trial.configuration, trial.outcome and trial.outcome.accuracy) for trial in store.trials()],
                 list(store.measured()),
                 store.count_answers(),
             ]
@@ -389,14 +389,14 @@ def test_looks_are_added_and_none_is_changed(tmp_path: Path) -> None:
         store.record_look(search, 5, 2, "shown", level=0.05, candidates=(2, 4))
         store.record_look(search, 9, 7, "untested", level=0.0125)
         store.record_look(search, 5, 2, "shown", level=0.05, candidates=(2, 4))
-        looks = [one for _, one in store.looks()]
-        assert [(one.trials, one.level, one.candidates) for one in looks] == [
+        looks = [look for _, look in store.looks()]
+        assert [(look.trials, look.level, look.candidates) for look in looks] == [
             (5, 0.05, (2, 4)),
             (9, 0.0125, ()),
             (5, 0.05, (2, 4)),
         ]
         begin(store, make_study(), archive=True)
-        assert [one for _, one in store.looks()] == looks
+        assert [look for _, look in store.looks()] == looks
     with open_store(tmp_path / "t.db", replace(make_study(), name="other")) as store:
         assert store.looks() == ()
 
@@ -428,5 +428,5 @@ def test_looking_answers_up_does_not_scan_them(tmp_path: Path) -> None:
     with open_store(tmp_path / "t.db", make_study()) as store, store._transaction() as connection:
         plan = connection.execute(text(f"EXPLAIN QUERY PLAN {look_up('sqlite')}"), {"pairs": "[]"}).all()
     steps = [row[3] for row in plan]
-    assert any("SEARCH answer USING INDEX" in one and "fingerprint=?" in one for one in steps)
-    assert not any("SCAN answer" in one for one in steps)
+    assert any("SEARCH answer USING INDEX" in step and "fingerprint=?" in step for step in steps)
+    assert not any("SCAN answer" in step for step in steps)

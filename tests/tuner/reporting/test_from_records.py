@@ -30,10 +30,10 @@ def tagged(study: Study) -> Study:
     held_out = sorted(study.held_out)
     questions = tuple(
         replace(
-            one,
-            tags={"kind": one.id[-1]} | ({"light": "dim"} if one.video in held_out[::2] else {}),
+            question,
+            tags={"kind": question.id[-1]} | ({"light": "dim"} if question.video in held_out[::2] else {}),
         )
-        for one in study.questions
+        for question in study.questions
     )
     return replace(study, questions=questions)
 
@@ -78,9 +78,9 @@ def test_the_verdict_is_the_test_of_the_held_out_part(study: Study, store: Store
     results = Results(study, store, make_planner(study))
     after, before = results.of(summary.best.configuration, "held_out"), results.of(None, "held_out")
     expected = paired.non_inferiority(
-        [one.correct for one in after],
-        [one.correct for one in before],
-        [one.video for one in after],
+        [answer.correct for answer in after],
+        [answer.correct for answer in before],
+        [answer.video for answer in after],
         0.02,
         level=level_of("budget", 1),
     )
@@ -98,17 +98,17 @@ def test_what_can_be_proven_and_the_noise_floor_stand_in_the_summary(study: Stud
     store.record_noise(noise := Noise(questions=64, videos=16, flips=1, logprob_mean=1e-6, logprob_max=1e-5))
     summary = run(study, store, trials=1)
     assert summary.noise == noise
-    videos = [one.video for one in study.questions_of("held_out")]
+    videos = [question.video for question in study.questions_of("held_out")]
     assert summary.provable_drop == paired.provable_drop(videos, level=level_of("budget", 1))
 
 
 def test_what_can_be_proven_is_of_the_questions_that_count(study: Study, store: Store) -> None:
     run(study, store, trials=1)
     gone = min(study.held_out)
-    for one in study.questions:
-        if one.video == gone:
-            store.quarantine(one.id, "it kills its worker")
-    videos = [one.video for one in study.questions_of("held_out") if one.video != gone]
+    for item in study.questions:
+        if item.video == gone:
+            store.quarantine(item.id, "it kills its worker")
+    videos = [question.video for question in study.questions_of("held_out") if question.video != gone]
     assert summary_of(study, store).provable_drop == paired.provable_drop(videos, level=level_of("budget", 1))
 
 
@@ -121,15 +121,15 @@ def test_the_unpruned_model_stands_beside_guessing(study: Study, store: Store) -
     rotated = replace(
         study,
         questions=tuple(
-            replace(one, answer=one.options[(one.options.index(one.answer) + 1) % 4])
-            for one in study.questions
-            if one.options is not None and one.answer is not None
+            replace(question, answer=question.options[(question.options.index(question.answer) + 1) % 4])
+            for question in study.questions
+            if question.options is not None and question.answer is not None
         ),
     )
     guessing = summary_of(rotated, store).guessing
     assert guessing is not None
     assert guessing.no_better
-    without = replace(study, questions=tuple(replace(one, answer=None) for one in study.questions))
+    without = replace(study, questions=tuple(replace(question, answer=None) for question in study.questions))
     assert summary_of(without, store).guessing is None
 
 
@@ -196,15 +196,15 @@ def test_stopped_trials_and_those_above_the_budget_are_no_trials_of_the_search(
     propose(3, 0.5, "search")
     store.record({}, pruned=(3, Pruned(by=1, videos=2)))
     summary = summary_of(study, store)
-    assert [one.number for one in summary.trials] == [0, 1]
-    assert [(one.number, one.within_budget) for one in summary.above] == [(2, False)]
-    assert [(one.number, one.by, one.videos) for one in summary.pruned] == [(3, 1, 2)]
+    assert [trial.number for trial in summary.trials] == [0, 1]
+    assert [(trial.number, trial.within_budget) for trial in summary.above] == [(2, False)]
+    assert [(trial.number, trial.by, trial.videos) for trial in summary.pruned] == [(3, 1, 2)]
     assert summary.best is not None
     assert summary.best.number != 2
     # Where it fits, what was above another budget is a trial like any other.
     store.search(1.0, 0, "budget", 2)
     wider = summary_of(study, store)
-    assert [one.number for one in wider.trials] == [0, 1, 2]
+    assert [trial.number for trial in wider.trials] == [0, 1, 2]
     assert wider.above == ()
     assert wider.best is not None
     assert wider.best.number == 2
@@ -227,8 +227,8 @@ def test_a_trial_that_the_study_does_not_allow_any_more_is_told_as_such_and_no_m
     # The fake model answers best at tau_t 0.6.
     fixed = replace(study, search=Search(fixed=(("tau_t", 0.05),)))
     summary = run(fixed, store, trials=2)
-    assert [one.number for one in summary.outside] == [0, 1, 2]
-    assert [one.number for one in summary.trials] == [3, 4]
+    assert [trial.number for trial in summary.outside] == [0, 1, 2]
+    assert [trial.number for trial in summary.trials] == [3, 4]
     assert "3 left out because study.yaml does not allow them" in headline(summary)
     assert summary.best is not None
     assert summary.best.configuration.get("tau_t") == 0.05
@@ -261,11 +261,11 @@ def test_a_margin_that_was_moved_after_the_look_says_what_was_seen_before(study:
     assert "1: budget 0.35, seed 0, --max-drop 0.02, trial " in said
     assert loss_correlation(study, store, make_planner(study)) == moved.loss_correlation is not None
     # The same again are the same looks.
-    assert [again(one).look for one in ("0.02", "0.99", "0.02")] == [1, 2, 1]
+    assert [again(item).look for item in ("0.02", "0.99", "0.02")] == [1, 2, 1]
     # Another search is another choice, and so another look.
     other = again("0.99", seed=1)
     assert other.look == 3
-    told = [(one.seed, one.max_drop, one.verdict) for one in other.looks]
+    told = [(look.seed, look.max_drop, look.verdict) for look in other.looks]
     assert told == [(0, "0.02", "not_shown"), (0, "0.99", "shown"), (1, "0.99", "shown")]
 
 
@@ -275,7 +275,7 @@ def test_status_names_the_trial_that_the_run_and_the_export_name(study: Study, s
     InProcessExecutor(FakeEvaluator(study)).run(loop)
     run(study, store, trials=3)
     status = status_of(study, store, store.require("fake"))
-    told = {(one.goal, one.budget): one for one in status.searches}
+    told = {(search.goal, search.budget): search for search in status.searches}
     for search in store.searches():
         summary = summarise(study, store, store.require("fake"), search)
         found = told[search.goal, search.budget]

@@ -59,8 +59,10 @@ def stop(study: Study, store: Store, number: int, videos: int, by: int) -> None:
     fingerprints = planner.fingerprints(changed)
     configuration = Configuration.from_method(changed)
     propose(store, number, configuration)
-    known = store.answers(zip([one.id for one in planner.questions], planner.fingerprints(None), strict=True))
-    wanted = sorted({one.video for one in study.questions_of("tune")})[:videos]
+    known = store.answers(
+        zip([question.id for question in planner.questions], planner.fingerprints(None), strict=True)
+    )
+    wanted = sorted({question.video for question in study.questions_of("tune")})[:videos]
     answers = {
         (question.id, fingerprint): replace(known[question.id, base], seconds=0.5)
         for question, fingerprint, base in zip(

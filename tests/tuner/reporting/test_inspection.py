@@ -70,7 +70,7 @@ def decided(study: Study, answer: Callable[..., list[dict[str, Any]]]) -> Callab
 
     def turning(self: Any, configuration: Any, *asked: Any, **options: Any) -> list[dict[str, Any]]:
         answers = answer(self, configuration, *asked, **options)
-        return answers if configuration is None else [turned(one) for one in answers]
+        return answers if configuration is None else [turned(answer) for answer in answers]
 
     return turning
 
@@ -121,7 +121,7 @@ def test_cards_hold_the_recorded_answers_and_the_planned_counts(study: Study) ->
     rows = {row.question: row for row in summary.regressions}
     with Store.open(default_database("tiny")) as store:
         planner = make_planner(store.require("tiny"))
-        layouts = {one.id: one.layout for one in planner.questions}
+        layouts = {question.id: question.layout for question in planner.questions}
         results = Results(study, store, planner)
         lost, gained = flips(results, found.configuration)
     assert lost == summary.regressions
@@ -130,7 +130,7 @@ def test_cards_hold_the_recorded_answers_and_the_planned_counts(study: Study) ->
         plan = found.configuration.build().plan(layouts[card.question], 12)
         assert card.layers == (2, 4, 7)
         assert [len(tokens) for tokens in card.tokens] == [plan.total(j) for j in (0, 2, 5)]
-        assert [one.boosted for one in card.segments] == list(plan.boosted)
+        assert [segment.boosted for segment in card.segments] == list(plan.boosted)
         assert sum(card.baseline_probabilities) == pytest.approx(1)
         said = card.options[int(np.argmax(card.pruned_probabilities))]
         assert said == card.pruned_text
@@ -250,12 +250,12 @@ def test_it_reads_back_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> Non
     assert read is not None
     assert read.configuration == written.configuration
     assert read.unreadable == written.unreadable
-    for one, other in zip(read.cards, written.cards, strict=True):
-        assert one.segments == other.segments
-        assert one.tags == other.tags
-        assert one.options == other.options
-        assert one.baseline_probabilities == other.baseline_probabilities
-        assert all((a == b).all() for a, b in zip(one.tokens, other.tokens, strict=True))
+    for card, other in zip(read.cards, written.cards, strict=True):
+        assert card.segments == other.segments
+        assert card.tags == other.tags
+        assert card.options == other.options
+        assert card.baseline_probabilities == other.baseline_probabilities
+        assert all((a == b).all() for a, b in zip(card.tokens, other.tokens, strict=True))
     assert read.films["v.mp4"].strips == written.films["v.mp4"].strips
     assert read.bias is not None
     assert (read.bias.attention == make_bias(20).attention).all()

@@ -41,7 +41,7 @@ def test_three_sentences_come_first_then_a_line_for_each_knob():
     lines = shown(found)
     assert lines[0] == "demo: trial 4 at budget 0.3; how far each knob may drift"
     text = " ".join(" ".join(lines[2 : lines.index("", 2)]).split())
-    assert text == " ".join(f"- {one}" for one in in_short(found))
+    assert text == " ".join(f"- {item}" for item in in_short(found))
     rows = {line.split()[0]: line.split() for line in lines if line and line[0] not in " -"}
     chosen = found.curves[0]
     assert rows["tau_s"][:5] == [

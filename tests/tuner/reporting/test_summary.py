@@ -305,7 +305,7 @@ def test_a_choice_stands_beside_the_knobs_where_it_is_listed_or_not_the_default(
     assert (row.name, row.best, row.defaults) == ("deduplicate", "drop", "demote")
     assert row.meaning
     listed = knob_rows(make_summary(choices=("score_query",)))
-    assert [(one.name, one.best) for one in listed[5:]] == [("score_query", "last")]
+    assert [(item.name, item.best) for item in listed[5:]] == [("score_query", "last")]
     text = _text(_dropping())
     assert "deduplicate" in text
     assert "score_query" not in text
@@ -313,5 +313,7 @@ def test_a_choice_stands_beside_the_knobs_where_it_is_listed_or_not_the_default(
 
 def test_the_closest_configuration_names_its_choices():
     closest = InfeasibleProposal(Configuration.from_method(AdaTP(p=0.4, deduplicate="drop")), 0.12)
-    (said,) = (one for one in remarks(make_summary(closest=closest, **NOTHING_FITS)) if "closest" in one)
+    (said,) = (
+        remark for remark in remarks(make_summary(closest=closest, **NOTHING_FITS)) if "closest" in remark
+    )
     assert "p 0.4, deduplicate drop)" in said

@@ -125,7 +125,7 @@ def said(walked: Walked) -> dict[str, str]:
         "show": printed(summary.render(walked.summary, study="tiny")),
         "compare": printed(comparison_table.render(walked.comparison)),
         "sensitivity": printed(sensitivity_command.render(walked.sensitivity)),
-        "verify": "\n".join(one.name + one.found for one in walked.verified.findings)
+        "verify": "\n".join(finding.name + finding.found for finding in walked.verified.findings)
         + in_markdown(walked.verified),
         "MLflow": mlflow_content.search_content(walked.summary, (), ended=True).tags["mlflow.note.content"],
         "report": report,
@@ -157,10 +157,10 @@ def test_without_labels_everything_is_about_agreement(walked: Walked) -> None:
 def test_without_labels_no_interval_promises_a_gain(walked: Walked) -> None:
     if walked.study.labelled:
         return
-    held_out = [walked.summary.best_held_out, *(one.held_out for one in walked.comparison.rows)]
-    changes = [one.difference for one in held_out if one is not None]
-    changes += [tag.difference for one in held_out if one is not None for tag in one.by_tag]
-    assert all(one.interval.high <= 0 for one in changes if one.interval is not None)
-    assert any(one.interval is not None for one in changes)
+    held_out = [walked.summary.best_held_out, *(row.held_out for row in walked.comparison.rows)]
+    changes = [series_.difference for series_ in held_out if series_ is not None]
+    changes += [tag.difference for series_ in held_out if series_ is not None for tag in series_.by_tag]
+    assert all(change.interval.high <= 0 for change in changes if change.interval is not None)
+    assert any(change.interval is not None for change in changes)
     for baseline in (walked.summary.baseline["held_out"], walked.comparison.baseline):
         assert (baseline.value, baseline.interval) == (1.0, None)

@@ -56,14 +56,16 @@ def study(material: Path, tmp_path: Path) -> Study:
 def failed(study: Study) -> dict[str, str]:
     """What is found of each check of the model that does not pass."""
     findings = list(ModelCheck(study).findings(NoProgress()))
-    return {one.name: one.found for one in findings if not one.passed}
+    return {finding.name: finding.found for finding in findings if not finding.passed}
 
 
 def test_a_sound_model_passes_and_its_study_is_estimated(study: Study) -> None:
     checked = ModelCheck(study)
     findings = list(checked.findings(NoProgress()))
-    assert tuple(one.name for one in findings) == CHECKS
-    assert all(one.passed for one in findings), [one for one in findings if not one.passed]
+    assert tuple(finding.name for finding in findings) == CHECKS
+    assert all(finding.passed for finding in findings), [
+        finding for finding in findings if not finding.passed
+    ]
     estimate = checked.estimate
     assert estimate is not None
     assert min(estimate.encode, estimate.baseline, estimate.trials, estimate.held_out) > 0
@@ -108,10 +110,10 @@ def test_a_video_that_cannot_be_read_does_not_keep_the_model_from_being_checked(
     (study.folder / "videos" / "v0.mp4").write_bytes(b"no video")
     model = ModelCheck(study)
     findings = list(model.findings(NoProgress()))
-    assert tuple(one.name for one in findings) == CHECKS
-    assert all(one.passed for one in findings)
+    assert tuple(finding.name for finding in findings) == CHECKS
+    assert all(finding.passed for finding in findings)
     assert model.estimate is not None
-    assert all(one.passed for one in check_study(study, 0.9, NoProgress(), skip_bad_videos=True))
+    assert all(check.passed for check in check_study(study, 0.9, NoProgress(), skip_bad_videos=True))
     assert list(checked(study)) == ["videos"]
     for video in study.videos:
         video.path.write_bytes(b"no video")
@@ -121,7 +123,7 @@ def test_a_video_that_cannot_be_read_does_not_keep_the_model_from_being_checked(
 def test_another_siglip_fails_at_the_frame_embeddings(study: Study) -> None:
     torch.manual_seed(99)
     other = build_siglip(Size(layers=6), len(build_tokenizer()))
-    weights = {name: one.contiguous().clone() for name, one in other.state_dict().items()}
+    weights = {name: tensor.contiguous().clone() for name, tensor in other.state_dict().items()}
     save_file(weights, Path(study.text_encoder) / "model.safetensors", {"format": "pt"})
     assert list(failed(study)) == ["frame embeddings against the whole SigLIP"]
 
@@ -138,7 +140,9 @@ def test_a_template_of_another_model_fails_at_the_prompt(study: Study) -> None:
 
 def checked(study: Study, max_drop: float = 0.9) -> dict[str, str]:
     """What is found of each check of the files that does not pass."""
-    return {one.name: one.found for one in check_study(study, max_drop, NoProgress()) if not one.passed}
+    return {
+        check.name: check.found for check in check_study(study, max_drop, NoProgress()) if not check.passed
+    }
 
 
 def test_a_sound_study_passes(study: Study) -> None:
@@ -160,9 +164,9 @@ def test_all_that_is_wrong_with_the_files_is_told_together(study: Study) -> None
 
 def test_labels_that_stand_at_one_place_are_seen(study: Study) -> None:
     same = tuple(
-        replace(one, id=f"{one.id}-{k}", text=f"{one.text} {k}", answer=one.options[2])
-        for one in study.questions
-        if one.options
+        replace(question, id=f"{question.id}-{k}", text=f"{question.text} {k}", answer=question.options[2])
+        for question in study.questions
+        if question.options
         for k in range(2)
     )
     assert "option 3: 100%" in checked(replace(study, questions=same))["place of right answers"]
@@ -172,8 +176,14 @@ def test_the_command_prints_every_check_and_exits_by_them(study: Study) -> None:
     settings = {"name": "tiny", "model": "model", "text_encoder": "siglip", "frames": 8, "scoring": "words"}
     (study.folder / "study.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
     lines = (
-        {"id": one.id, "video": one.video, "question": one.text, "options": one.options, "answer": one.answer}
-        for one in study.questions
+        {
+            "id": question.id,
+            "video": question.video,
+            "question": question.text,
+            "options": question.options,
+            "answer": question.answer,
+        }
+        for question in study.questions
     )
     (study.folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     runner, command = CliRunner(), ["check", "--study", str(study.folder)]
@@ -182,7 +192,7 @@ def test_the_command_prints_every_check_and_exits_by_them(study: Study) -> None:
     told = json.loads(whole.stdout)
     assert told["passed"]
     assert told["estimate"]["total"] > 0
-    assert tuple(one["name"] for one in told["checks"])[-len(CHECKS) :] == CHECKS
+    assert tuple(check["name"] for check in told["checks"])[-len(CHECKS) :] == CHECKS
     strict = runner.invoke(app, command)
     assert strict.exit_code == 1
     said = " ".join(strict.stdout.split())

@@ -56,9 +56,9 @@ def test_everything_but_the_tuned_configuration_is_set_to_the_budget(planner):
     found = line_up(planner, Search(), BUDGET, configuration(TUNED))
     names = [name for name, _, _ in found.rows]
     assert names[:2] == ["AdaTP, tuned", "AdaTP, defaults"]
-    assert names[5:] == [one.name for one in PEERS]
+    assert names[5:] == [peer.name for peer in PEERS]
     assert not found.unreachable
-    by_name = {name: one.build() for name, _, one in found.rows}
+    by_name = {name: configuration.build() for name, _, configuration in found.rows}
     assert by_name["AdaTP, tuned"] == TUNED
     for name, method in by_name.items():
         if name != "AdaTP, tuned":
@@ -69,16 +69,16 @@ def test_everything_but_the_tuned_configuration_is_set_to_the_budget(planner):
 
 @pytest.mark.quick
 def test_peers_keep_their_papers_defaults_and_have_names_of_their_own():
-    assert all(one.method == type(one.method)() for one in PEERS)
-    assert len({one.name for one in PEERS}) == len(PEERS)
+    assert all(peer.method == type(peer.method)() for peer in PEERS)
+    assert len({peer.name for peer in PEERS}) == len(PEERS)
     adatp = {"adatp", "adatp_one_shot"}
-    assert {one.method.name for one in PEERS} == set(METHODS) - adatp
+    assert {peer.method.name for peer in PEERS} == set(METHODS) - adatp
 
 
 @pytest.mark.quick
 def test_an_ablation_changes_one_part_and_p(planner):
     found = line_up(planner, Search(), BUDGET, configuration(TUNED))
-    by_name = {name: one.build() for name, _, one in found.rows}
+    by_name = {name: configuration.build() for name, _, configuration in found.rows}
     for name, change in (
         ("AdaTP without the boost", {"alpha_boost": 1.0}),
         ("AdaTP without deduplication", {"deduplicate": "off"}),
@@ -95,7 +95,7 @@ def test_choices_go_with_what_was_tuned_and_with_the_studys_defaults(planner):
     tuned = replace(TUNED, deduplicate="drop", score_query="mean")
     search = Search(choices=(("deduplicate", ("drop", "off")),))
     by_name = {
-        name: one.build() for name, _, one in line_up(planner, search, BUDGET, configuration(tuned)).rows
+        name: item.build() for name, _, item in line_up(planner, search, BUDGET, configuration(tuned)).rows
     }
     assert by_name["AdaTP, tuned"] == tuned
     assert by_name["AdaTP, defaults"].deduplicate == "drop"
@@ -111,12 +111,15 @@ def test_choices_go_with_what_was_tuned_and_with_the_studys_defaults(planner):
 def test_a_part_that_does_nothing_has_no_ablation(planner):
     plain = configuration(replace(TUNED, tau_t=1.5, deduplicate="off"))
     names = [name for name, _, _ in line_up(planner, Search(), BUDGET, plain).rows]
-    assert [one for one in names if one.startswith("AdaTP ")] == ["AdaTP in one shot"]
+    assert [name for name in names if name.startswith("AdaTP ")] == ["AdaTP in one shot"]
 
 
 @pytest.mark.quick
 def test_without_a_search_the_parts_are_those_of_the_defaults(planner):
-    rows = {name: one.build() for name, _, one in line_up(planner, Search(), BUDGET, None).rows}
+    rows = {
+        name: configuration.build()
+        for name, _, configuration in line_up(planner, Search(), BUDGET, None).rows
+    }
     assert "AdaTP, tuned" not in rows
     assert rows["AdaTP without deduplication"] == AdaTP(
         p=rows["AdaTP without deduplication"].p, deduplicate="off"
@@ -137,11 +140,11 @@ def test_peers_are_set_to_the_end_to_end_flops_of_the_tuned_configuration(planne
     first = line_up(planner, Search(), BUDGET, configuration(TUNED))
     found = line_up_end_to_end(planner, first)
     assert found.rows[0] == first.rows[0]
-    assert [name for name, _, _ in found.rows[1:]] == [one.name for one in PEERS]
+    assert [name for name, _, _ in found.rows[1:]] == [peer.name for peer in PEERS]
     target = planner.end_to_end_ratio(TUNED)
-    at_equal_prefill = {name: one.build() for name, _, one in first.rows}
-    for name, _, one in found.rows[1:]:
-        method = one.build()
+    at_equal_prefill = {name: configuration.build() for name, _, configuration in first.rows}
+    for name, _, item in found.rows[1:]:
+        method = item.build()
         assert target - 0.07 < planner.end_to_end_ratio(method) <= target
         assert method == type(method)(**{method.ratio_field: method.ratio})
         # A little more would be too much.
@@ -164,7 +167,9 @@ def test_without_a_search_the_end_to_end_flops_are_those_of_the_defaults(planner
     found = line_up_end_to_end(planner, first)
     assert found.rows[0][0] == "AdaTP, defaults"
     target = planner.end_to_end_ratio(found.rows[0][2].build())
-    assert all(planner.end_to_end_ratio(one.build()) <= target for _, _, one in found.rows)
+    assert all(
+        planner.end_to_end_ratio(configuration.build()) <= target for _, _, configuration in found.rows
+    )
 
 
 @pytest.mark.quick
@@ -192,7 +197,7 @@ def test_where_adatp_saves_nothing_end_to_end_its_peers_keep_everything(planner)
     heavy = replace(TUNED, p=1.0, gamma_cap=1.0)
     assert planner.end_to_end_ratio(heavy) > 1
     found = line_up_end_to_end(planner, line_up(planner, Search(), 1.0, configuration(heavy)))
-    kept = {name: planner.binding_ratio(one.build()) for name, _, one in found.rows[1:]}
+    kept = {name: planner.binding_ratio(configuration.build()) for name, _, configuration in found.rows[1:]}
     assert kept["FastV"] == kept["Fewer frames"] == 1
 
 
@@ -241,8 +246,8 @@ def full() -> Comparison:
     return replace(
         comparison,
         rows=tuple(
-            replace(one, timed=timed, held_out=replace(one.held_out, difference=low))
-            for one in comparison.rows
+            replace(row, timed=timed, held_out=replace(row.held_out, difference=low))
+            for row in comparison.rows
         ),
         labelled=False,
     )
@@ -374,25 +379,25 @@ def test_a_study_that_was_never_run_is_compared_and_again_it_asks_nothing(
 ) -> None:
     found = compare(study, OPTIONS)
     assert found.rows[0].name == "AdaTP, defaults"
-    assert {"FastV", "Fewer frames", "Random tokens", "AdaTP in one shot"} <= {one.name for one in found.rows}
-    for one in found.rows:
-        assert one.held_out.outcome.split == "held_out"
-        assert one.held_out.outcome.questions == 4
-        assert one.held_out.outcome.flops_ratio <= BUDGET + TOLERANCE
-        assert one.timed is not None
-        assert one.timed.seconds > 0
-        assert one.timed.questions == 4
+    assert {"FastV", "Fewer frames", "Random tokens", "AdaTP in one shot"} <= {row.name for row in found.rows}
+    for item in found.rows:
+        assert item.held_out.outcome.split == "held_out"
+        assert item.held_out.outcome.questions == 4
+        assert item.held_out.outcome.flops_ratio <= BUDGET + TOLERANCE
+        assert item.timed is not None
+        assert item.timed.seconds > 0
+        assert item.timed.questions == 4
     # All of them, and the unpruned model, in the same turns.
-    assert len({(one.timed.device, one.timed.baseline_seconds) for one in found.rows if one.timed}) == 1
+    assert len({(row.timed.device, row.timed.baseline_seconds) for row in found.rows if row.timed}) == 1
     monkeypatch.setattr(Runtime, "load", refuse)
     assert compare(study, OPTIONS) == found
     assert load_comparison(study, BUDGET) == found
     end_to_end = found.end_to_end
     assert end_to_end.rows[0].held_out == found.rows[0].held_out
     assert len(end_to_end.rows) + len(end_to_end.unreachable) == 1 + len(PEERS)
-    for one in end_to_end.rows:
-        assert one.held_out.outcome.questions == 4
-        assert one.held_out.outcome.flops_ratio_end_to_end <= end_to_end.flops_ratio
+    for item in end_to_end.rows:
+        assert item.held_out.outcome.questions == 4
+        assert item.held_out.outcome.flops_ratio_end_to_end <= end_to_end.flops_ratio
     with Store.open(default_database("tiny")) as store:
         store.require("tiny")
         assert (store.searches(), store.trials()) == ((), ())
@@ -403,7 +408,7 @@ def test_the_searchs_best_is_among_them_and_shares_its_answers(study: Study, no_
     summary = run(study, options)
     assert load_comparison(study, BUDGET) is None
     found = compare(study, options)
-    by_name = {one.name: one.held_out for one in found.rows}
+    by_name = {row.name: row.held_out for row in found.rows}
     assert by_name["AdaTP, tuned"] == summary.best_held_out
     assert by_name["AdaTP, defaults"] == summary.defaults_held_out
     assert found.baseline == summary.baseline["held_out"]
@@ -444,9 +449,9 @@ def test_times_that_cannot_be_measured_end_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(measure, "answer_seconds", fail)
         found = compare(study, OPTIONS)
-    assert all(one.timed is None for one in found.rows)
+    assert all(row.timed is None for row in found.rows)
     # The same command measures them.
-    assert all(one.timed is not None for one in compare(study, OPTIONS).rows)
+    assert all(row.timed is not None for row in compare(study, OPTIONS).rows)
 
 
 def test_ctrl_c_keeps_what_was_answered_and_the_same_command_goes_on(

@@ -135,7 +135,7 @@ def unmeasured(outcome: Outcome) -> Outcome:
 
 def comparable(summary: Any) -> Any:
     """Without times and memory, which no two runs share."""
-    trials = tuple(replace(one, outcome=unmeasured(one.outcome)) for one in summary.trials)
+    trials = tuple(replace(trial, outcome=unmeasured(trial.outcome)) for trial in summary.trials)
     return [
         trials,
         summary.baseline,
@@ -282,7 +282,7 @@ def test_more_trials_and_another_budget_carry_on(study_run: Study) -> None:
     assert len(more.trials) == 6
     other = run(study_run, replace(OPTIONS, budget=0.48, trials=2))
     assert other.trials[:6] == tuple(
-        replace(one, within_budget=one.within_budget and _fits(one, 0.48)) for one in more.trials
+        replace(trial, within_budget=trial.within_budget and _fits(trial, 0.48)) for trial in more.trials
     )
     assert other.best is not None
     assert other.best.outcome.flops_ratio <= 0.48
@@ -303,8 +303,8 @@ def test_stored_plans_give_the_runtimes_fingerprints(study_run: Study) -> None:
         assert record.fingerprint_base == fingerprint_base(runtime.encoding, "words", 4)
         for index, question in enumerate(study_run.questions):
             layout = runtime.layout(runtime.encode(study_run.video_of(question).path), question)
-            for one in (None, method, method.with_ratio(1.0)):
-                assert planner.fingerprints(one)[index] == runtime.fingerprint(one, layout)[:32]
+            for item in (None, method, method.with_ratio(1.0)):
+                assert planner.fingerprints(item)[index] == runtime.fingerprint(item, layout)[:32]
         assert fingerprint(record.fingerprint_base, None, None) == planner.fingerprints(None)[0]
 
 
@@ -353,7 +353,9 @@ def test_a_corrected_label_uses_every_answer_again(study_run: Study) -> None:
     # Another trial may be the best now: then it is measured.
     assert {phase for phase, _ in recorder.phases} <= {"held-out", "serving"}
     assert summary.study_hash != before.study_hash
-    assert [one.configuration for one in summary.trials] == [one.configuration for one in before.trials]
+    assert [trial.configuration for trial in summary.trials] == [
+        trial.configuration for trial in before.trials
+    ]
 
 
 def test_a_version_that_asks_otherwise_takes_no_old_answer_for_a_new_one(
@@ -378,7 +380,7 @@ def test_a_video_that_tuned_is_never_held_out_again(study_run: Study) -> None:
     assert any(text.startswith("Kept in the tune split: v0.mp4, for") for text in recorder.messages)
     with Store.open(default_database("tiny")) as store:
         record = store.require("tiny")
-        assert {one.video for one in record.questions if one.split == "held_out"} == {"v3.mp4"}
+        assert {question.video for question in record.questions if question.split == "held_out"} == {"v3.mp4"}
         store.archive("tiny")
     named = replace(swapped, split=SplitSettings(held_out_videos=("v0.mp4", "v3.mp4")))
     with pytest.raises(UserError, match=r"held_out_videos names v0\.mp4, but a video that has tuned"):
@@ -565,7 +567,7 @@ def test_answers_that_are_not_numbers_end_the_run_and_are_not_recorded(
         store.require("tiny")
         assert store.count_answers() == (12 if pruned else 0)
         assert (store.noise() is not None) == pruned  # of the baseline
-        assert all(one.outcome is None for one in store.trials())
+        assert all(trial.outcome is None for trial in store.trials())
 
 
 class Listener(Recorder):

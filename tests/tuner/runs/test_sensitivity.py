@@ -80,8 +80,8 @@ def study() -> Study:
     study = fakes.make_study(videos=8)
     when = ("start", "middle", "end")
     tagged = tuple(
-        replace(one, tags={"when": when[index % 3], "size": "small" if index % 2 else "large"})
-        for index, one in enumerate(study.questions)
+        replace(question, tags={"when": when[index % 3], "size": "small" if index % 2 else "large"})
+        for index, question in enumerate(study.questions)
     )
     return replace(study, questions=tagged)
 
@@ -135,10 +135,13 @@ class Bench:
     def accuracy(self, method: AdaTP, split: Split = "held_out") -> float:
         """A full evaluation."""
         asked = self.study.questions_of(split)
-        answers = (self.evaluator._one(Configuration.from_method(method).as_dict(), one.id) for one in asked)
-        return sum(answer["text"] == one.answer for answer, one in zip(answers, asked, strict=True)) / len(
-            asked
+        answers = (
+            self.evaluator._one(Configuration.from_method(method).as_dict(), question.id)
+            for question in asked
         )
+        return sum(
+            answer["text"] == question.answer for answer, question in zip(answers, asked, strict=True)
+        ) / len(asked)
 
 
 @pytest.fixture
@@ -158,15 +161,15 @@ def test_an_exact_curve_is_what_a_full_evaluation_finds_at_any_value(bench: Benc
     for curve in found.curves:
         if not curve.exact:
             continue
-        assert len({one.accuracy.value for one in curve.points}) > 1
+        assert len({point.accuracy.value for point in curve.points}) > 1
         low, high = curve.points[0].value, curve.points[-1].until
         # Between two points there is nothing, not even a float.
-        for one, other in zip(curve.points, curve.points[1:], strict=False):
-            assert np.nextafter(one.until, np.inf) == other.value
+        for item, other in zip(curve.points, curve.points[1:], strict=False):
+            assert np.nextafter(item.until, np.inf) == other.value
         # The points' own ends too: there the steps are.
-        ends = [value for one in curve.points for value in (one.value, one.until)]
+        ends = [value for point in curve.points for value in (point.value, point.until)]
         for value in [*rng.uniform(low, high, 12), *rng.choice(ends, 24)]:
-            point = next(one for one in curve.points if one.value <= value <= one.until)
+            point = next(point for point in curve.points if point.value <= value <= point.until)
             method = replace(reference, **{curve.knob: float(value)})
             assert point.accuracy.value == bench.accuracy(method)
             assert point.flops_ratio >= bench.planner.binding_ratio(method)
@@ -176,7 +179,7 @@ def test_the_budget_holds_where_the_curve_says_so_and_not_a_float_further(bench:
     found = bench.run(runs=0)
     reference = found.reference.build()
     checked = 0
-    for curve in (one for one in found.curves if one.exact):
+    for curve in (curve for curve in found.curves if curve.exact):
         fits = curve.within_budget
         assert fits is not None
         for value, holds in ((fits.low, True), (fits.high, True), (np.nextafter(fits.high, 9), False)):
@@ -189,7 +192,7 @@ def test_the_budget_holds_where_the_curve_says_so_and_not_a_float_further(bench:
 
 def test_nothing_is_asked_twice_and_a_second_call_asks_nothing(bench: Bench) -> None:
     found = bench.run()
-    asked = [one for _, questions in bench.evaluator.calls for one in questions]
+    asked = [question for _, questions in bench.evaluator.calls for question in questions]
     assert len(asked) == bench.stored()
     bench.evaluator.calls.clear()
     again = bench.run()
@@ -198,7 +201,7 @@ def test_nothing_is_asked_twice_and_a_second_call_asks_nothing(bench: Bench) -> 
     # More runs of the design keep those that are there.
     bench.run(runs=8)
     assert all(
-        set(questions) <= {one.id for one in bench.study.questions_of("tune")}
+        set(questions) <= {question.id for question in bench.study.questions_of("tune")}
         for _, questions in bench.evaluator.calls
     )
     assert np.array_equal(bench.designs[-1].unit[:4], bench.designs[0].unit)
@@ -228,11 +231,15 @@ def test_a_safe_range_ends_at_the_first_point_that_is_not(bench: Bench) -> None:
     bounded = 0
     for curve in found.curves:
         assert curve.safe is not None
-        inside = [one for one in curve.points if curve.safe.low <= one.value and one.until <= curve.safe.high]
-        assert all(one.safe for one in inside)
-        assert any(one.value <= curve.chosen <= one.until for one in inside)
-        below = [one for one in curve.points if one.until < curve.safe.low]
-        above = [one for one in curve.points if one.value > curve.safe.high]
+        inside = [
+            point
+            for point in curve.points
+            if curve.safe.low <= point.value and point.until <= curve.safe.high
+        ]
+        assert all(point.safe for point in inside)
+        assert any(point.value <= curve.chosen <= point.until for point in inside)
+        below = [point for point in curve.points if point.until < curve.safe.low]
+        above = [point for point in curve.points if point.value > curve.safe.high]
         assert not (below and below[-1].safe)
         assert not (above and above[0].safe)
         bounded += bool(below) + bool(above)
@@ -244,7 +251,7 @@ def test_the_design_is_on_tune_questions_and_every_input_moves_alone(bench: Benc
     design = bench.designs[-1]
     assert design.inputs == ("tau_s", "tau_t", "alpha_boost", "gamma_cap", "compute")
     assert design.unit.shape == (16, 5)
-    assert {name: one.shape for name, one in design.outputs.items()} == dict.fromkeys(
+    assert {name: output.shape for name, output in design.outputs.items()} == dict.fromkeys(
         # No seconds: those of stored answers are of other moments and loads.
         ("accuracy", "logprob", "regressions"),
         (16,),
@@ -269,7 +276,7 @@ def test_maps_are_around_the_studys_reference(bench: Bench) -> None:
 def test_fixed_knobs_have_no_curve_and_are_no_input(bench: Bench) -> None:
     bench.study = replace(bench.study, search=Search(fixed=(("tau_s", 0.9), ("gamma_cap", 1.0))))
     found = bench.run()
-    assert [one.knob for one in found.curves] == ["tau_t", "alpha_boost", "p"]
+    assert [curve.knob for curve in found.curves] == ["tau_t", "alpha_boost", "p"]
     assert found.inputs == ("tau_t", "alpha_boost", "compute")
     bench.study = replace(bench.study, search=Search(fixed=(("p", 0.4),)))
     assert bench.run(runs=0).design_compute is None
@@ -282,22 +289,24 @@ def test_it_says_what_it_found(bench: Bench) -> None:
     assert "Safe ranges (" in text or "No knob has a safe range" in text
     assert found.binds in text
     assert "cannot be detected" in text
-    assert [one.found is None for one in found.failures] == [False, False]
-    assert all("points" in one.evidence for one in found.failures)
-    tags = {one.tag for one in found.by_tag}
+    assert [failure.found is None for failure in found.failures] == [False, False]
+    assert all("points" in failure.evidence for failure in found.failures)
+    tags = {curve.tag for curve in found.by_tag}
     assert ("when", "middle") in tags
-    assert sum(one.questions for one in found.by_tag if one.knob == "p" and one.tag[0] == "when") == 12
+    assert (
+        sum(curve.questions for curve in found.by_tag if curve.knob == "p" and curve.tag[0] == "when") == 12
+    )
 
 
 def test_without_tags_no_failure_is_looked_for(bench: Bench) -> None:
-    plain = tuple(replace(one, tags={}) for one in bench.study.questions)
+    plain = tuple(replace(question, tags={}) for question in bench.study.questions)
     bench.study = replace(bench.study, questions=plain)
     found = bench.run(runs=0)
-    assert [one.found for one in found.failures] == [None, None]
-    assert all("tag" in one.evidence for one in found.failures)
+    assert [failure.found for failure in found.failures] == [None, None]
+    assert all("tag" in failure.evidence for failure in found.failures)
     assert found.by_tag == ()
     # Whether another choice does better is asked all the same.
-    assert {one.deduplicate for one in found.alternatives} == {"drop", "off"}
+    assert {alternative.deduplicate for alternative in found.alternatives} == {"drop", "off"}
 
 
 def test_a_reference_that_drops_is_studied_as_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,12 +321,16 @@ def test_a_reference_that_drops_is_studied_as_one(bench: Bench, monkeypatch: pyt
     found = bench.run(runs=4)
     assert found.reference.build() == reference
     assert found.accuracy.value == bench.accuracy(reference)
-    alternatives = {one.deduplicate for one in found.alternatives}
+    alternatives = {alternative.deduplicate for alternative in found.alternatives}
     assert alternatives == {"demote", "off"}
     # Nothing else that was asked is of another choice.
-    other = [one for one in bench.evaluator.asked if (one["deduplicate"], one["score_query"]) != made]
-    kinds = {(one["deduplicate"], one["score_query"]) for one in other}
-    assert kinds == {(one, "mean") for one in alternatives}
+    other = [
+        configuration
+        for configuration in bench.evaluator.asked
+        if (configuration["deduplicate"], configuration["score_query"]) != made
+    ]
+    kinds = {(entry["deduplicate"], entry["score_query"]) for entry in other}
+    assert kinds == {(alternative, "mean") for alternative in alternatives}
     assert len(other) <= len(alternatives) * len(bench.study.questions_of("tune"))
     for curve in found.curves:
         for point in (curve.points[0], curve.points[-1]):
@@ -331,22 +344,22 @@ def test_a_reference_that_drops_is_studied_as_one(bench: Bench, monkeypatch: pyt
 def test_alternatives_need_no_more_compute_and_are_compared_with_the_reference(bench: Bench) -> None:
     found = bench.run(runs=0)
     reference = found.reference.build()
-    assert [one.level for one in found.alternatives] == [0.975, 0.975]
-    for one in found.alternatives:
-        method = replace(reference, deduplicate=one.deduplicate, p=one.p)
+    assert [alternative.level for alternative in found.alternatives] == [0.975, 0.975]
+    for item in found.alternatives:
+        method = replace(reference, deduplicate=item.deduplicate, p=item.p)
         assert (
-            one.flops_ratio == bench.planner.binding_ratio(method) <= bench.planner.binding_ratio(reference)
+            item.flops_ratio == bench.planner.binding_ratio(method) <= bench.planner.binding_ratio(reference)
         )
         # On the tune part: what is recommended there, held-out videos can still judge.
         change = bench.accuracy(method, "tune") - bench.accuracy(reference, "tune")
-        assert one.difference.value == pytest.approx(change)
+        assert item.difference.value == pytest.approx(change)
         assert change != pytest.approx(bench.accuracy(method) - bench.accuracy(reference))
-    changes = [one.difference.value for one in found.alternatives]
+    changes = [alternative.difference.value for alternative in found.alternatives]
     assert changes == sorted(changes, reverse=True)
     # One whose p the search may not take is none.
     p = float(found.reference.get("p"))
     bench.study = replace(bench.study, search=Search(fixed=(("p", p),)))
-    assert all(one.p == p for one in bench.run(runs=0).alternatives)
+    assert all(alternative.p == p for alternative in bench.run(runs=0).alternatives)
 
 
 def test_no_held_out_video_is_asked_about_a_choice_that_could_be_recommended(bench: Bench) -> None:
@@ -355,13 +368,13 @@ def test_no_held_out_video_is_asked_about_a_choice_that_could_be_recommended(ben
 
     def told(configuration: Any, questions: Any, *more: Any, **options: Any) -> list[dict[str, Any]]:
         if configuration is not None:
-            asked.extend((configuration["deduplicate"], one) for one in questions)
+            asked.extend((configuration["deduplicate"], question) for question in questions)
         return answer(configuration, questions, *more, **options)
 
     bench.evaluator.answer = told
     small = bench.run(runs=0).failures[1]
-    tune = {one.id for one in bench.study.questions_of("tune")}
-    assert {one for kind, one in asked if kind != "demote"} == tune
+    tune = {question.id for question in bench.study.questions_of("tune")}
+    assert {item for kind, item in asked if kind != "demote"} == tune
     # Nor is deduplication's effect on small things told from them.
     assert "on tune videos" in small.evidence
 
@@ -383,9 +396,9 @@ def test_a_better_alternative_is_told_with_the_way_to_search_it(bench: Bench) ->
             for name, value, low, searched in changes
         )
         return [
-            one
-            for one in sentences(replace(found, alternatives=made))
-            if "Another value of deduplicate" in one
+            sentence
+            for sentence in sentences(replace(found, alternatives=made))
+            if "Another value of deduplicate" in sentence
         ]
 
     (sentence,) = told(("drop", 0.05, 0.02, False), ("off", 0.01, -0.02, False))

@@ -86,12 +86,12 @@ def template(tmp_path_factory: pytest.TempPathFactory, loaded_once: None) -> Pat
     ]
     write(folder, best)
     # What nothing was promised of is what the model says.
-    found = {one.question: one for one in check(folder).changed}
+    found = {answer.question: answer for answer in check(folder).changed}
     study = load_study(folder)
-    for one in best["answers"]:
-        question = study.question(one["question"])
-        one["text"] = found[question.id].now
-        one["asked"] = asked_hash(question, content_hash(study.video_of(question).path))
+    for item in best["answers"]:
+        question = study.question(item["question"])
+        item["text"] = found[question.id].now
+        item["asked"] = asked_hash(question, content_hash(study.video_of(question).path))
     write(folder, best)
     return folder
 
@@ -117,7 +117,7 @@ def check(folder: Path, **options: Any) -> Verification:
 
 
 def failed(found: Verification) -> list[str]:
-    return [one.name for one in found.findings if not one.passed]
+    return [finding.name for finding in found.findings if not finding.passed]
 
 
 def test_a_file_holds_where_its_model_answers_as_before(folder: Path) -> None:
@@ -144,9 +144,9 @@ def test_a_perturbed_layer_is_found_and_its_answers_are_named(folder: Path) -> N
         runtime.forget_prefixes()
     assert (found.holds, failed(found)) == (False, ["answers"])
     assert len(found.changed) > 1
-    promised = {one["question"]: one["text"] for one in content(folder)["answers"]}
-    assert all(one.promised == promised[one.question] != one.now for one in found.changed)
-    assert not any(one.other_input for one in found.changed)
+    promised = {answer["question"]: answer["text"] for answer in content(folder)["answers"]}
+    assert all(answer.promised == promised[answer.question] != answer.now for answer in found.changed)
+    assert not any(answer.other_input for answer in found.changed)
 
 
 def test_other_weights_are_named_and_asked_all_the_same(folder: Path) -> None:
@@ -161,7 +161,7 @@ def test_other_weights_are_named_and_asked_all_the_same(folder: Path) -> None:
 def test_a_sample_asks_about_whole_videos_and_shows_nothing(folder: Path) -> None:
     found = check(folder, questions=2)
     assert (found.questions, found.videos, found.complete, found.holds) == (2, 1, False, True)
-    assert [one.name for one in found.findings][-1] == "accuracy against the unpruned model"
+    assert [finding.name for finding in found.findings][-1] == "accuracy against the unpruned model"
     assert found == check(folder, questions=2)
 
 
@@ -182,11 +182,11 @@ def test_more_compute_than_the_budget_does_not_hold(folder: Path) -> None:
 
 def test_another_video_explains_other_answers(folder: Path) -> None:
     best = content(folder)
-    for one in best["answers"]:
-        one |= {"text": "none", "asked": "0" * 12}
+    for item in best["answers"]:
+        item |= {"text": "none", "asked": "0" * 12}
     write(folder, best)
     found = check(folder)
-    assert all(one.other_input for one in found.changed)
+    assert all(answer.other_input for answer in found.changed)
     assert "6 more where the question or the video's bytes" in found.findings[2].found
 
 
@@ -205,7 +205,7 @@ def test_an_older_file_is_compared_by_counts(folder: Path) -> None:
     with (folder / "study.yaml").open("a") as file:
         file.write("split:\n  held_out_videos: [v0.mp4]\n")
     study = load_study(folder)
-    held_out = [one.id for one in study.questions_of("held_out")]
+    held_out = [question.id for question in study.questions_of("held_out")]
     best["measured"] |= {"questions": len(held_out), "accuracy": 1.0}
     write(folder, best)
     found = check(folder)

@@ -40,10 +40,10 @@ def test_number_format_and_device_of_a_study_are_its_workers(tmp_path: Path) -> 
     assert setting is not None
     assert (setting.dtype, setting.device, setting.encoding) == ("bfloat16", "cuda", BASE)
     assert record.encoding == BASE
-    for one, other in zip(record.questions, stored_questions(study), strict=True):
-        assert (one.id, one.video, one.split) == (other.id, other.video, other.split)
-        assert one.layout.frame_similarity.tolist() == other.layout.frame_similarity.tolist()
-        assert one.layout.frame_relevance.tolist() == other.layout.frame_relevance.tolist()
+    for question, other in zip(record.questions, stored_questions(study), strict=True):
+        assert (question.id, question.video, question.split) == (other.id, other.video, other.split)
+        assert question.layout.frame_similarity.tolist() == other.layout.frame_similarity.tolist()
+        assert question.layout.frame_relevance.tolist() == other.layout.frame_relevance.tolist()
     assert record.parts["videos"] == {video.name: video.name for video in study.videos}
 
 
@@ -56,7 +56,10 @@ def test_all_videos_that_cannot_be_read_are_told_together(tmp_path: Path) -> Non
         "v02.mp4 is empty",
         "v05.mp4 is empty",
     ]
-    assert {one["name"] for one in defined(tmp_path, evaluator, skip=True).skipped} == {"v02.mp4", "v05.mp4"}
+    assert {entry["name"] for entry in defined(tmp_path, evaluator, skip=True).skipped} == {
+        "v02.mp4",
+        "v05.mp4",
+    }
 
 
 @pytest.mark.parametrize(

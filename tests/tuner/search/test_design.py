@@ -31,17 +31,17 @@ class Asked:
         attempt: int,
     ) -> Point:
         self.calls.append((len(observations), seed, index, attempt))
-        return {name: one.low for name, one in ranges.items()}
+        return {name: range_.low for name, range_ in ranges.items()}
 
 
 def unit(designed: Designed, keys: Sequence[tuple[int, int]], seed: int = 0) -> np.ndarray:
     points = [designed.propose(RANGES, [], seed, index, attempt) for index, attempt in keys]
-    assert all(one.keys() == RANGES.keys() and one["fixed"] == 0.5 for one in points)
-    assert all(one[name] in RANGES[name] for one in points for name in RANGES)
+    assert all(point.keys() == RANGES.keys() and point["fixed"] == 0.5 for point in points)
+    assert all(point[name] in RANGES[name] for point in points for name in RANGES)
     return np.array(
         [
-            [(one[name] - RANGES[name].low) / (RANGES[name].high - RANGES[name].low) for name in FREE]
-            for one in points
+            [(point[name] - RANGES[name].low) / (RANGES[name].high - RANGES[name].low) for name in FREE]
+            for point in points
         ]
     )
 
@@ -64,7 +64,7 @@ def test_seed_index_and_attempt_decide_and_the_observations_do_not() -> None:
     designed = Designed(Asked())
     keys = [(index, attempt) for index in range(8) for attempt in range(25)]
     points = unit(designed, keys)
-    assert len({tuple(one) for one in points}) == len(keys)
+    assert len({tuple(point) for point in points}) == len(keys)
     assert not np.isin(points, unit(designed, keys, seed=1)).any()
     assert designed.propose(RANGES, KNOWN, 0, 5, 3) == designed.propose(RANGES, [], 0, 5, 3)
 
@@ -83,4 +83,4 @@ def test_every_value_of_a_choice_is_tried_more_than_once_and_stands_where_it_bel
     designed = Designed(Asked(), trials=8)
     places = [designed.propose(ranges, [], seed, index, 0)["choice"] for index in range(8)]
     assert set(places) == set(choice.places)
-    assert min(places.count(one) for one in choice.places) >= 2
+    assert min(places.count(place) for place in choice.places) >= 2

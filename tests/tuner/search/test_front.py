@@ -17,8 +17,8 @@ def test_a_trial_counts_exactly_where_the_hypervolume_grows(seed: int) -> None:
     trials = [None if rng.random() < 0.2 else (float(a), float(b)) for a, b in lattice]
     points: list[tuple[float, float]] = []
     since, area = 0, 0.0
-    for count, one in enumerate(trials, 1):
-        points += [] if one is None else [one]
+    for count, trial in enumerate(trials, 1):
+        points += [] if trial is None else [trial]
         grown = hypervolume(points, (1.0, 0.1))
         since, area = (0, grown) if grown > area + 1e-12 else (since + 1, area)
         assert trials_since_growth(trials[:count], (1.0, 0.1)) == since

@@ -45,7 +45,7 @@ def observations(feasible: int, over: int) -> list[Observation]:
     good = [completed(float(a), float(b) / 2) for a, b in random.random((feasible, 2))]
     bad = [infeasible(float(a), 0.51 + float(b) * 0.49) for a, b in random.random((over, 2))]
     return (
-        [one for pair in zip(good, bad, strict=False) for one in pair] + good[len(bad) :] + bad[len(good) :]
+        [item for pair in zip(good, bad, strict=False) for item in pair] + good[len(bad) :] + bad[len(good) :]
     )
 
 
@@ -73,7 +73,7 @@ def test_seed_index_and_attempt_each_change_the_proposal(name: SamplerName) -> N
     known = observations(12, 5)
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     points = [make_sampler(name).propose(RANGES, known, *key) for key in keys]
-    assert len({(one["a"], one["b"]) for one in points}) == 4
+    assert len({(point["a"], point["b"]) for point in points}) == 4
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -82,7 +82,7 @@ def test_proposals_lie_inside_the_ranges(name: SamplerName) -> None:
     for index in range(20):
         point = make_sampler(name).propose(RANGES, known, 0, index, 0)
         assert point.keys() == RANGES.keys()
-        assert all(point[name] in one for name, one in RANGES.items())
+        assert all(point[name] in range_ for name, range_ in RANGES.items())
 
 
 def test_an_unknown_sampler_is_the_users_mistake() -> None:
@@ -93,8 +93,8 @@ def test_an_unknown_sampler_is_the_users_mistake() -> None:
 def test_it_learns_where_answers_are_right_and_the_budget_holds() -> None:
     known = observations(60, 60)
     proposals = [make_sampler("tpe").propose(RANGES, known, 0, index, 0) for index in range(30)]
-    assert np.mean([abs(one["a"] - 0.7) for one in proposals]) < 0.15
-    assert np.mean([one["b"] <= 0.5 for one in proposals]) > 0.9
+    assert np.mean([abs(proposal["a"] - 0.7) for proposal in proposals]) < 0.15
+    assert np.mean([proposal["b"] <= 0.5 for proposal in proposals]) > 0.9
 
 
 SHARES = [(10, 90), (1, 199), (5, 100), (40, 3), (3, 0)]
@@ -124,7 +124,7 @@ def test_only_completed_trials_within_the_budget_reach_the_good_group(
 def test_nor_with_accuracy_alone_as_objective(completes: int, others: int) -> None:
     known = mixed(completes, others)
     study = optuna.create_study(direction="maximize")
-    for trial in (_trial(one, distributions_of(RANGES)) for one in told(known)):
+    for trial in (_trial(item, distributions_of(RANGES)) for item in told(known)):
         if trial.state == TrialState.COMPLETE:
             trial.values = trial.values[:1]
         study.add_trial(trial)
@@ -135,13 +135,13 @@ def test_nor_with_accuracy_alone_as_objective(completes: int, others: int) -> No
 def check_good(good: list[FrozenTrial], known: list[Observation]) -> None:
     assert good
     assert {trial.state for trial in good} == {TrialState.COMPLETE}
-    within = [one.point for one in known if one.values is not None and one.over_budget <= 0]
+    within = [trial.point for trial in known if trial.values is not None and trial.over_budget <= 0]
     assert all(trial.params in within for trial in good)
 
 
 def test_without_the_limit_pruned_trials_would_be_called_good() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
-    study.add_trials([_trial(one, distributions_of(RANGES)) for one in mixed(5, 95)])
+    study.add_trials([_trial(item, distributions_of(RANGES)) for item in mixed(5, 95)])
     good, _ = tpe._split_trials(study, study.trials, tpe.default_gamma_multiobjective(100))
     assert TrialState.PRUNED in {trial.state for trial in good}
 
@@ -161,11 +161,13 @@ def test_what_tpe_is_told_is_all_that_completed_and_the_latest_of_the_rest() -> 
         return one.values is not None and one.over_budget <= 0
 
     kept = told(known)
-    assert [one for one in kept if within(one)] == [one for one in known if within(one)]
-    others = [one for one in kept if not within(one)]
-    assert others == [one for one in known if not within(one)][-2 * OTHERS_PER_COMPLETED :]
-    assert {one.state for one in others} >= {"pruned", "infeasible"}
-    assert told([one for one in known if not within(one)]) == []
+    assert [observation for observation in kept if within(observation)] == [
+        item for item in known if within(item)
+    ]
+    others = [observation for observation in kept if not within(observation)]
+    assert others == [item for item in known if not within(item)][-2 * OTHERS_PER_COMPLETED :]
+    assert {other.state for other in others} >= {"pruned", "infeasible"}
+    assert told([item for item in known if not within(item)]) == []
 
 
 def test_pending_trials_are_told_and_keep_the_sampler_away() -> None:
@@ -183,7 +185,7 @@ def test_pending_trials_are_told_and_keep_the_sampler_away() -> None:
                     pending.append(Observation(point, None, point["b"] - 0.5, "pending"))
             assert told(known + pending)[len(known) :] == pending
             distances += [
-                min(np.abs(one - other).sum() for other in points if other is not one) for one in points
+                min(np.abs(point - other).sum() for other in points if other is not point) for point in points
             ]
         apart[tell] = np.mean(distances)
     assert apart[True] > 1.1 * apart[False]
@@ -193,10 +195,14 @@ def test_what_tpe_is_told_is_bounded_and_holds_the_best() -> None:
     known = mixed(400, 2000)
     kept = told(known)
     assert len(kept) == MOST_COMPLETED + MOST_OTHERS
-    assert kept == [one for one in known if one in kept]
-    values = [one.values for one in known if one.values is not None and one.over_budget <= 0]
-    best = {one for one in values if not any(b[0] >= one[0] and b[1] <= one[1] and b != one for b in values)}
-    assert best <= {one.values for one in kept}
+    assert kept == [item for item in known if item in kept]
+    values = [trial.values for trial in known if trial.values is not None and trial.over_budget <= 0]
+    best = {
+        value
+        for value in values
+        if not any(b[0] >= value[0] and b[1] <= value[1] and b != value for b in values)
+    }
+    assert best <= {observation.values for observation in kept}
     # The latest are there too.
     assert known[-1] in kept
 
@@ -225,7 +231,7 @@ def test_a_choice_is_proposed_at_its_places_from_seed_index_and_attempt_alone(na
     sampler = make_sampler(name)
     points = [sampler.propose(WITH_CHOICE, known, 0, 12, attempt) for attempt in range(4)]
     assert points == [make_sampler(name).propose(WITH_CHOICE, known, 0, 12, attempt) for attempt in range(4)]
-    assert all(one[name] in WITH_CHOICE[name] for one in points for name in WITH_CHOICE)
+    assert all(point[name] in WITH_CHOICE[name] for point in points for name in WITH_CHOICE)
 
 
 def test_tpe_does_not_take_a_value_for_a_neighbour_of_the_good_ones() -> None:
@@ -237,5 +243,7 @@ def test_tpe_does_not_take_a_value_for_a_neighbour_of_the_good_ones() -> None:
 
 
 def test_without_choices_the_sampler_sees_numbers_alone() -> None:
-    assert all(isinstance(one, FloatDistribution) for one in distributions_of(RANGES).values())
+    assert all(
+        isinstance(distribution, FloatDistribution) for distribution in distributions_of(RANGES).values()
+    )
     assert distributions_of(WITH_CHOICE)["choice"] == CategoricalDistribution((0.5, 1.5, 2.5))

@@ -47,7 +47,7 @@ def test_all_interim_analyses_together_prune_an_equal_trial_at_the_level(total: 
             interim_analysis(VideoSums(values[:n], np.ones(n)), total, batch)
             for n in range(batch, total, batch)
         )
-        pruned += any(one is not None and one.inferior for one in analyses)
+        pruned += any(analysis is not None and analysis.inferior for analysis in analyses)
     # Three standard errors.
     assert pruned / studies == pytest.approx(LEVEL, abs=0.025)
 
@@ -113,7 +113,9 @@ class Design:
         self.questions = np.bincount(video, minlength=names.size).astype(float)  # (V,)
         ratios, graded, correct = [], [], []
         while len(ratios) < size:
-            point = {name: float(rng.uniform(one.low, one.high)) for name, one in space.ranges.items()}
+            point = {
+                name: float(rng.uniform(range_.low, range_.high)) for name, range_ in space.ranges.items()
+            }
             candidate = space.candidate(point)
             if candidate.binding_ratio < 0.18:
                 continue

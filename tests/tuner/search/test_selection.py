@@ -110,7 +110,7 @@ def test_the_first_candidate_that_passes_is_chosen_and_the_rest_are_not_asked() 
     chosen = choose(trials, "budget", 0.3, MaxDrop(0.15), tune, Asked({1: lost(0.2), 2: []}))
     assert chosen is not None
     assert (chosen.trial.number, chosen.verdict, chosen.pending) == (2, "shown", None)
-    assert [(one.trial, one.shown) for one in chosen.tested] == [(1, False), (2, True)]
+    assert [(candidate.trial, candidate.shown) for candidate in chosen.tested] == [(1, False), (2, True)]
 
 
 def test_levels_within_a_budget_add_up_to_no_more_than_the_whole() -> None:
@@ -122,18 +122,20 @@ def test_levels_within_a_budget_add_up_to_no_more_than_the_whole() -> None:
     assert chosen is not None
     assert chosen.verdict == "not_shown"
     assert chosen.trial.number == 0
-    assert [one.level for one in chosen.tested] == [level_of("budget", 1, place) for place in range(3)]
+    assert [candidate.level for candidate in chosen.tested] == [
+        level_of("budget", 1, place) for place in range(3)
+    ]
 
 
 def test_another_candidate_is_asked_about_only_where_the_tune_part_gives_it_a_chance() -> None:
     trials = [trial(0, 0.3, 0.90), trial(1, 0.3, 0.80), trial(2, 0.3, 0.89)]
-    assert [one.number for one in candidates(trials, "budget", 0.3, 0.9, 0.02)] == [0, 2]
-    assert [one.number for one in candidates(trials, "budget", 0.3, 0.99, 0.02)] == [0]
+    assert [candidate.number for candidate in candidates(trials, "budget", 0.3, 0.9, 0.02)] == [0, 2]
+    assert [candidate.number for candidate in candidates(trials, "budget", 0.3, 0.99, 0.02)] == [0]
 
 
 def test_what_is_over_the_budget_or_unfinished_is_no_candidate() -> None:
     trials = [trial(0, 0.4, 0.99), trial(1, 0.2, None), trial(2, 0.25, 0.7)]
-    assert [one.number for one in candidates(trials, "budget", 0.3, 0.95, 0.01)] == [2]
+    assert [candidate.number for candidate in candidates(trials, "budget", 0.3, 0.95, 0.01)] == [2]
     assert choose_best(trials, 0.1) is None
     assert choose(trials, "budget", 0.1, MaxDrop(0.01), [], Asked({})) is None
 
@@ -145,8 +147,8 @@ def test_the_cheapest_that_holds_is_found_from_the_safe_side() -> None:
     assert chosen is not None
     # Trials 4 to 6 would pass too, but nothing below a failure is tested.
     assert (chosen.trial.number, chosen.verdict) == (2, "shown")
-    assert [one.trial for one in chosen.tested] == [0, 1, 2, 3]
-    assert {one.level for one in chosen.tested} == {level_of("max_drop", 1)}
+    assert [candidate.trial for candidate in chosen.tested] == [0, 1, 2, 3]
+    assert {candidate.level for candidate in chosen.tested} == {level_of("max_drop", 1)}
 
 
 def test_candidates_for_the_cheapest_hold_on_the_tune_part_and_begin_at_the_safe_end() -> None:
@@ -154,20 +156,22 @@ def test_candidates_for_the_cheapest_hold_on_the_tune_part_and_begin_at_the_safe
     trials += [trial(20, 0.5, 0.5), trial(21, 0.9, 0.94)]
     found = candidates(trials, "max_drop", 1.0, 0.95, 0.05)
     # Those within 0.05 of 0.95, from the dearest down, the best one of several that cost alike.
-    assert [one.number for one in found] == [21, 14, 13]
+    assert [trial.number for trial in found] == [21, 14, 13]
     many = candidates(trials, "max_drop", 1.0, 0.95, 0.2)
     assert len(many) <= MOST_CANDIDATES
     assert many[0].number == 21
-    assert [one.binding_ratio for one in many] == sorted((one.binding_ratio for one in many), reverse=True)
+    assert [configuration.binding_ratio for configuration in many] == sorted(
+        (configuration.binding_ratio for configuration in many), reverse=True
+    )
     nothing = candidates(trials, "max_drop", 1.0, 1.5, 0.05)
-    assert [one.number for one in nothing] == [14]
+    assert [trial.number for trial in nothing] == [14]
 
 
 def test_a_margin_is_absolute_or_relative() -> None:
     assert MaxDrop.parse("0.01") == MaxDrop(0.01)
     assert MaxDrop.parse(" 1% ") == MaxDrop(0.01, relative=True)
     assert MaxDrop.parse("2.5%").absolute(0.8) == pytest.approx(0.02)
-    assert [str(MaxDrop.parse(one)) for one in ("0.01", "1%")] == ["0.01", "1%"]
+    assert [str(MaxDrop.parse(text)) for text in ("0.01", "1%")] == ["0.01", "1%"]
     for wrong in ("", "one", "-0.1", "1", "100%", "nan", "1e", "0.1.2"):
         with pytest.raises(UserError, match=r"0\.01"):
             MaxDrop.parse(wrong)

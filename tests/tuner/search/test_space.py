@@ -44,7 +44,8 @@ def of_knobs(planner: Planner, values: dict[str, float]) -> Candidate:
 def points(ranges: Any, count: int) -> list[dict[str, float]]:
     random = np.random.default_rng(0)
     return [
-        {name: float(random.uniform(one.low, one.high)) for name, one in ranges.items()} for _ in range(count)
+        {name: float(random.uniform(range_.low, range_.high)) for name, range_ in ranges.items()}
+        for _ in range(count)
     ]
 
 
@@ -300,7 +301,7 @@ def test_the_budget_holds_on_both_parts(planner: Planner) -> None:
     method = SearchSpace(planner, Search(), BUDGET).defaults().configuration.build()
     compute = planner.cost(method).compute
     assert set(compute) == {"tune", "held_out"}
-    assert all(one.flops_ratio <= BUDGET for one in compute.values())
+    assert all(measurement.flops_ratio <= BUDGET for measurement in compute.values())
 
 
 def test_what_lies_outside_of_a_space_has_no_point_in_it(planner: Planner) -> None:
@@ -343,7 +344,7 @@ def test_the_smallest_reachable_ratio_is_below_that_of_any_proposal(planner: Pla
     space = SearchSpace(planner, search, BUDGET)
     made = [space.candidate(point) for point in points(space.ranges, 6)]
     made += [of_knobs(planner, point) for point in points(allowed, 6)]
-    assert all(one.binding_ratio >= smallest.binding_ratio for one in made)
+    assert all(configuration.binding_ratio >= smallest.binding_ratio for configuration in made)
 
 
 def test_the_cheapest_configuration_looks_like_one(planner: Planner) -> None:
@@ -392,14 +393,14 @@ def test_choices_go_through_the_space_and_back(small: Planner) -> None:
 def test_without_choices_nothing_is_another(small: Planner) -> None:
     plain = SearchSpace(small, Search(), BUDGET)
     assert list(plain.ranges) == ["segments", "tau_t", "boost", "compute"]
-    assert all(type(one) is Range for one in plain.ranges.values())
+    assert all(type(range_) is Range for range_ in plain.ranges.values())
     # A single value is no parameter: the sampler proposes what it would without.
     fixed = SearchSpace(small, listing("drop"), BUDGET)
     assert dict(fixed.ranges).keys() == plain.ranges.keys()
     named = SearchSpace(small, listing("demote"), BUDGET)
     assert named.ranges == plain.ranges
     sampler = make_sampler("tpe")
-    proposed = [[sampler.propose(one.ranges, [], 3, k, 0) for k in range(4)] for one in (plain, named)]
+    proposed = [[sampler.propose(item.ranges, [], 3, k, 0) for k in range(4)] for item in (plain, named)]
     assert proposed[0] == proposed[1]
     for point in proposed[0]:
         assert named.candidate(point) == plain.candidate(point)
@@ -415,14 +416,14 @@ def test_the_defaults_are_adatps_where_they_are_listed_and_else_the_first(
         assert made.get("score_query") == "last"
     # p is solved for the budget with that choice, and dropped repeats leave room for more.
     ratio = {
-        one: SearchSpace(small, listing(one), BUDGET).defaults().configuration.get("p")
-        for one in ("demote", "drop")
+        way: SearchSpace(small, listing(way), BUDGET).defaults().configuration.get("p")
+        for way in ("demote", "drop")
     }
     assert ratio["drop"] > ratio["demote"]
 
 
 def test_the_cheapest_is_over_all_listed_values(small: Planner) -> None:
-    alone = {one: smallest_reachable(small, listing(one)) for one in ALL}
+    alone = {method: smallest_reachable(small, listing(method)) for method in ALL}
     assert alone["drop"] < alone["demote"]
     assert smallest_reachable(small, SEARCHED) == min(alone.values())
     assert cheapest(small, listing("demote", "drop")).configuration.get("deduplicate") == "drop"

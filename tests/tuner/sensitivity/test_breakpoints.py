@@ -42,7 +42,7 @@ def test_plans_and_flops_at_any_value_are_those_of_the_method(planner: Planner, 
             for piece, begin in zip(found.pieces, found.begins, strict=True)
             if begin <= step
         }
-        assert tuple(now[one.id] for one in planner.questions) == planner.fingerprints(at)
+        assert tuple(now[question.id] for question in planner.questions) == planner.fingerprints(at)
 
 
 def test_a_plan_is_asked_for_away_from_where_it_ends(planner: Planner) -> None:
@@ -54,7 +54,7 @@ def test_a_plan_is_asked_for_away_from_where_it_ends(planner: Planner) -> None:
 
 
 def test_variants_are_the_plans_of_methods_with_these_thresholds(planner: Planner) -> None:
-    ids = [one.id for one in planner.questions][:5] * 2
+    ids = [question.id for question in planner.questions][:5] * 2
     tau_s, tau_t = np.linspace(0.3, 0.97, 10), np.linspace(0.0, 1.0, 10)
     found = planner.variants(METHOD, ids, tau_s, tau_t)
     for index, question in enumerate(ids):
@@ -68,7 +68,7 @@ def test_a_grid_is_dense_near_the_chosen_value_and_ends_at_the_range() -> None:
         ("alpha_boost", Range(1.0, 1.5)),
         ("gamma_cap", Range(0.0, 1.0)),
     ):
-        values = [getattr(one, knob) for one in grid(METHOD, knob, range_, 6)]
+        values = [getattr(item, knob) for item in grid(METHOD, knob, range_, 6)]
         chosen = getattr(METHOD, knob)
         assert values == sorted(set(values))
         assert chosen in values
@@ -80,13 +80,13 @@ def test_a_grid_is_dense_near_the_chosen_value_and_ends_at_the_range() -> None:
         gaps = np.diff(np.log(values[: at + 1]))
         assert knob == "gamma_cap" or (gaps[:-1] > gaps[1:]).all()
     assert METHOD.alpha_boost * METHOD.p in [
-        one.gamma_cap for one in grid(METHOD, "gamma_cap", Range(0, 1), 6)
+        item.gamma_cap for item in grid(METHOD, "gamma_cap", Range(0, 1), 6)
     ]
 
 
 def test_a_chosen_value_at_the_end_of_its_range_has_a_grid_to_one_side() -> None:
     values = [
-        one.alpha_boost for one in grid(replace(METHOD, alpha_boost=1.5), "alpha_boost", Range(1, 1.5), 6)
+        item.alpha_boost for item in grid(replace(METHOD, alpha_boost=1.5), "alpha_boost", Range(1, 1.5), 6)
     ]
     assert values[0] == 1.0
     assert values[-1] == 1.5

@@ -16,8 +16,8 @@ WHEN = ("start", "middle", "end")
 TAGS = [
     {"when": WHEN[index % 3], "size": ("small", "large")[index % 2]} for index in range(VIDEOS * PER_VIDEO)
 ]
-MIDDLE = np.array([one["when"] == "middle" for one in TAGS])
-SMALL = np.array([one["size"] == "small" for one in TAGS])
+MIDDLE = np.array([tag["when"] == "middle" for tag in TAGS])
+SMALL = np.array([tag["size"] == "small" for tag in TAGS])
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def split(rng: np.random.Generator) -> Compared:
         QuestionResult(str(index), video, "held_out", True, -0.1, "red", 0, None, 0.1)
         for index, video in enumerate(videos)
     )
-    return Compared(tuple(one.question for one in baseline), videos, baseline, rng.random(len(videos)) < 0.9)
+    return Compared(
+        tuple(item.question for item in baseline), videos, baseline, rng.random(len(videos)) < 0.9
+    )
 
 
 def lost(
@@ -99,7 +101,7 @@ def test_what_is_put_together_for_lack_of_room_is_safe_only_as_a_whole(split: Co
         found = curve(track(rows), split, 0.05, most)
         assert len(found.points) <= most
         assert found.safe is not None
-        bad = next(one for one in found.points if one.value <= 41 <= one.until)
+        bad = next(point for point in found.points if point.value <= 41 <= point.until)
         assert not bad.safe
         assert bad.accuracy.value == 0
         assert found.safe.high < 41

@@ -35,7 +35,9 @@ def make_plane(planner: Planner, inputs: tuple[str, str], search: Search | None 
     method = planner.solve(AdaTP(alpha_boost=1.4), BUDGET)
     assert isinstance(method, AdaTP)
     ranges = {
-        name: one for name, one in knob_ranges(search, planner.similarities).items() if one.low < one.high
+        name: range_
+        for name, range_ in knob_ranges(search, planner.similarities).items()
+        if range_.low < range_.high
     }
     return plane(planner, DesignSpace(planner, search, BUDGET), method, ranges, inputs, points=7)
 
@@ -76,7 +78,7 @@ def test_compute_ends_where_the_studys_own_knobs_do(planner: Planner) -> None:
     assert space.inputs == ("tau_s", "tau_t", "alpha_boost", "gamma_cap")
     search = Search(bounds=(("p", (0.4, 0.6)), ("alpha_boost", (1.0, 1.1))))
     space = DesignSpace(planner, search, BUDGET)
-    ratios = [planner.binding_ratio(space.configuration(one).build()) for one in space.sample(32)]
+    ratios = [planner.binding_ratio(space.configuration(point).build()) for point in space.sample(32)]
     assert space.compute is not None
     assert space.compute.low - 0.01 <= min(ratios)
     assert max(ratios) <= space.compute.high < 4 / 3 * BUDGET
@@ -85,8 +87,8 @@ def test_compute_ends_where_the_studys_own_knobs_do(planner: Planner) -> None:
 def test_the_designs_runs_lie_on_both_sides_of_the_budget_and_where_they_say(planner: Planner) -> None:
     space = DesignSpace(planner, Search(), BUDGET)
     unit = space.sample(32)
-    found = [space.configuration(one) for one in unit]
-    ratios = np.array([planner.binding_ratio(one.build()) for one in found])
+    found = [space.configuration(point) for point in unit]
+    ratios = np.array([planner.binding_ratio(configuration.build()) for configuration in found])
     assert space.compute is not None
     assert ratios.max() <= space.compute.high + 1e-9
     assert 0.1 < (ratios > BUDGET).mean() < 0.6
@@ -94,7 +96,7 @@ def test_the_designs_runs_lie_on_both_sides_of_the_budget_and_where_they_say(pla
     target = space.values(unit)[:, -1]
     reached = ratios <= target + 1e-9
     assert reached.mean() > 0.5
-    back = np.array([space.unit(one, ratio) for one, ratio in zip(found, ratios, strict=True)])
+    back = np.array([space.unit(item, ratio) for item, ratio in zip(found, ratios, strict=True)])
     assert back[reached][:, :3] == pytest.approx(unit[reached][:, :3], abs=1e-6)
     assert back[reached][:, 4] == pytest.approx(unit[reached][:, 4], abs=0.05)
 
@@ -118,7 +120,7 @@ def test_every_cell_is_the_reference_with_two_knobs_elsewhere(
     reference = planner.solve(AdaTP(alpha_boost=1.4), BUDGET)
     space = DesignSpace(planner, Search(), BUDGET)
     first, second = found.knobs
-    assert found.knobs == tuple("p" if one == "compute" else one for one in inputs)
+    assert found.knobs == tuple("p" if input_ == "compute" else input_ for input_ in inputs)
     assert found.reference == (getattr(reference, first), getattr(reference, second))
     assert found.unit.shape == (7, 7, 5)
     for i, j in ((0, 0), (3, 5), (6, 2), (6, 6)):
@@ -162,7 +164,7 @@ def test_values_are_even_where_they_are_shown() -> None:
     values = grid("tau_s", Range(0.5, 1.0))
     assert values.shape == (POINTS,)
     assert (values[0], values[-1]) == (0.5, 1.0)
-    assert np.diff([place_of("tau_s", one) for one in values]) == pytest.approx(
+    assert np.diff([place_of("tau_s", value) for value in values]) == pytest.approx(
         (4 - np.log10(2)) / (POINTS - 1)
     )
     assert grid("p", Range(0.2, 0.6), points=3) == pytest.approx([0.2, 0.4, 0.6])

@@ -18,7 +18,7 @@ POOR = Output("regressions", r2=0.1, good=False, more_runs=64, indices=())
 def told(*outputs: Output, **changes: object) -> list[str]:
     """The sentences about the outputs."""
     found = sentences(make_sensitivity(outputs=outputs, design_runs=64, **changes))
-    return [one for one in found if "whole search space" in one or one.startswith("The same for")]
+    return [text for text in found if "whole search space" in text or text.startswith("The same for")]
 
 
 def test_what_the_indices_are_of_is_said_once():

@@ -33,7 +33,7 @@ def make_design(unit, **outputs):
     names = ("a", "b", "c", "d", "e")[: unit.shape[1]]
 
     def plane(first, second):
-        places = [GRID * (4 / 3 if one == "a" else 1.0) for one in (first, second)]
+        places = [GRID * (4 / 3 if knob == "a" else 1.0) for knob in (first, second)]
         at = np.full((GRID.size, GRID.size, len(names)), 0.25)
         at[..., names.index(first)] = places[0][:, None]
         at[..., names.index(second)] = places[1][None]
@@ -61,7 +61,7 @@ def found():
 
 def test_an_additive_functions_indices_lie_within_their_intervals(found):
     outputs, _ = found
-    assert [one.name for one in outputs] == ["accuracy", "regressions"]
+    assert [output.name for output in outputs] == ["accuracy", "regressions"]
     assert outputs[0].good
     assert outputs[0].r2 > 0.9
     for index, truth in zip(outputs[0].indices, ADDITIVE, strict=True):
@@ -79,20 +79,20 @@ def test_noise_has_no_indices_and_more_runs_are_not_promised(found):
 
 def test_indices_come_with_ped_anova_which_adds_up_to_one(found):
     indices = found[0][0].indices
-    assert sum(one.ped_anova for one in indices) == pytest.approx(1)
-    assert max(indices, key=lambda one: one.ped_anova).input == "a"
+    assert sum(index.ped_anova for index in indices) == pytest.approx(1)
+    assert max(indices, key=lambda index: index.ped_anova).input == "a"
 
 
 def test_maps_show_the_three_inputs_that_matter_over_their_knobs_with_exact_flops(found):
     _, maps = found
-    assert [(one.first, one.second) for one in maps] == [("A", "B"), ("A", "C"), ("B", "C")]
+    assert [(map_.first, map_.second) for map_ in maps] == [("A", "B"), ("A", "C"), ("B", "C")]
     design = make_design(points(32, 4))
-    for one in maps:
-        plane = design.plane(one.first.lower(), one.second.lower())
-        assert one.first_values == one.second_values == tuple(2 + 2 * GRID)
-        assert one.reference == (2.5, 2.5)
-        assert np.array(one.flops_ratio) == pytest.approx(plane.flops_ratio)
-        accuracy = np.array(one.accuracy, dtype=float)  # nothing predicted: not a number
+    for item in maps:
+        plane = design.plane(item.first.lower(), item.second.lower())
+        assert item.first_values == item.second_values == tuple(2 + 2 * GRID)
+        assert item.reference == (2.5, 2.5)
+        assert np.array(item.flops_ratio) == pytest.approx(plane.flops_ratio)
+        accuracy = np.array(item.accuracy, dtype=float)  # nothing predicted: not a number
         # The budget of 0.3 is the design's end along "a"; nothing is said beyond, and all of it before.
         assert (np.isnan(accuracy) == (plane.flops_ratio > 0.3 + 1e-9)).all()
         assert np.nanmax(np.abs(accuracy - (0.2 + plane.unit @ WEIGHTS))) < 0.05
@@ -111,7 +111,7 @@ def test_a_map_wholly_beyond_the_design_is_blank_and_an_end_of_the_design_is_not
         return found
 
     _, maps = analyse(replace(design, plane=plane))
-    above, below, end = ({value for row in one.accuracy for value in row} for one in maps)
+    above, below, end = ({value for row in map_.accuracy for value in row} for map_ in maps)
     assert above == below == {None}
     assert None not in end
     assert min(end) == pytest.approx(0.7, abs=0.03)
@@ -123,9 +123,9 @@ def test_ishigamis_indices_lie_within_their_intervals():
     indices = sobol_indices(fit(unit, ishigami(unit)), ("a", "b", "c"), draws=40)
     truth = [(0.3139, 0.5576), (0.4424, 0.4424), (0.0, 0.2437)]
     for measured, expected in zip(indices, truth, strict=True):
-        for one, value in zip(measured, expected, strict=True):
+        for change, value in zip(measured, expected, strict=True):
             # At this many runs the process still sees some interaction that is not there.
-            assert one.interval.low - 0.03 <= value <= one.interval.high + 0.03
+            assert change.interval.low - 0.03 <= value <= change.interval.high + 0.03
     assert indices[2][0].value < 0.1 < indices[2][1].interval.low
 
 
@@ -134,9 +134,9 @@ def test_fewer_runs_give_longer_intervals():
         unit = points(runs, 2)
         values = np.sin(7 * unit[:, 0]) + unit[:, 1] + 0.5 * np.random.default_rng(3).standard_normal(runs)
         return sum(
-            one.interval.high - one.interval.low
+            change.interval.high - change.interval.low
             for pair in sobol_indices(fit(unit, values), ("a", "b"), draws=40)
-            for one in pair
+            for change in pair
         )
 
     assert width(16) > 1.5 * width(64)
@@ -146,7 +146,7 @@ def test_draws_agree_with_the_process_they_are_drawn_from():
     unit = points(32, 2)
     surrogate = fit(unit, np.sin(5 * unit[:, 0]) + 0.2 * np.random.default_rng(0).standard_normal(32))
     at = points(8, 2, seed=9)
-    drawn = np.array([one(at) for one in surrogate.draws(200, np.random.default_rng(2))])
+    drawn = np.array([draw(at) for draw in surrogate.draws(200, np.random.default_rng(2))])
     mean, spread = surrogate.process.predict(at, return_std=True)
     noise = np.exp(surrogate.process.kernel_.theta[-1])
     latent = surrogate.spread * np.sqrt(np.maximum(spread**2 - noise, 0))
@@ -166,7 +166,7 @@ def test_an_input_that_never_varies_has_no_index():
     unit = points(16, 2)
     unit[:, 1] = 0.5
     outputs, maps = analyse(make_design(unit, accuracy=0.5 + 0.3 * unit[:, 0] ** 2))
-    assert [one.input for one in outputs[0].indices] == ["a"]
+    assert [index.input for index in outputs[0].indices] == ["a"]
     assert maps == ()
 
 

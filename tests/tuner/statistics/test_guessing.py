@@ -38,7 +38,7 @@ class Rights(FakeEvaluator):
 
     def _one(self, configuration: Mapping[str, Any] | None, question_id: str) -> dict[str, Any]:
         found = super()._one(configuration, question_id)
-        place = [one.id for one in self.study.questions].index(question_id)
+        place = [question.id for question in self.study.questions].index(question_id)
         expected = OPTIONS.index(self.study.question(question_id).answer)
         option = expected if place < self.right else (expected + 1) % 4
         return found | {"option": option, "text": OPTIONS[option]}
@@ -85,7 +85,7 @@ def test_a_baseline_at_or_below_chance_stops_the_run_and_keeps_the_answers(
                 InProcessExecutor(evaluator).run(loop)
             assert evaluator.calls == []
         told = asked(study, store, right, accept_weak_baseline=True)
-        assert [one.outcome is not None for one in store.trials()] == [True]
+        assert [trial.outcome is not None for trial in store.trials()] == [True]
         assert told.messages[0].startswith("Noise floor")
 
 
@@ -98,7 +98,7 @@ def test_few_questions_above_chance_go_on_with_a_warning(tmp_path: Path) -> None
         )
         assert len(store.trials()) == 1
         # It is said once; what the study came to says it too.
-        assert not any("guessing" in one for one in asked(study, store, right=1).messages)
+        assert not any("guessing" in message for message in asked(study, store, right=1).messages)
         summary = summarise(study, store, store.require("fake"), store.searches()[0])
         assert summary.guessing is not None
         assert (summary.guessing.no_better, summary.guessing.shown_better) == (False, False)
@@ -115,8 +115,8 @@ def test_a_baseline_that_is_clearly_better_is_no_matter(tmp_path: Path) -> None:
 
 def results(study: Study, right: int) -> list[QuestionResult]:
     return [
-        QuestionResult(one.id, one.video, "tune", index < right, None, "", 0, None, 0.0)
-        for index, one in enumerate(study.questions)
+        QuestionResult(question.id, question.video, "tune", index < right, None, "", 0, None, 0.0)
+        for index, question in enumerate(study.questions)
     ]
 
 
@@ -137,7 +137,9 @@ def test_chance_is_the_mean_over_questions_with_options_and_a_label() -> None:
     assert (found.questions, found.videos, found.right) == (5, 3, 2)
     assert found.chance == pytest.approx((1 / 2 + 1 / 3 + 3 / 4) / 5)
     assert not found.no_better
-    free_answers = replace(study, questions=tuple(replace(one, options=None) for one in study.questions))
+    free_answers = replace(
+        study, questions=tuple(replace(question, options=None) for question in study.questions)
+    )
     assert against_guessing(free_answers, results(study, 0)) is None
     unlabelled = make_study(videos=3, per_video=2, labelled=False)
     assert against_guessing(unlabelled, results(unlabelled, 0)) is None
@@ -146,7 +148,10 @@ def test_chance_is_the_mean_over_questions_with_options_and_a_label() -> None:
 def test_thirds_add_up_and_one_video_tells_nothing() -> None:
     study = make_study(videos=1, per_video=9)
     thirds = replace(
-        study, questions=tuple(replace(one, options=("a", "b", "c"), answer="a") for one in study.questions)
+        study,
+        questions=tuple(
+            replace(question, options=("a", "b", "c"), answer="a") for question in study.questions
+        ),
     )
     found = against_guessing(thirds, results(thirds, right=3))
     assert found is not None

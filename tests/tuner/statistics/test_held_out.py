@@ -44,7 +44,7 @@ def test_nothing_that_chooses_or_learns_reads_the_held_out_split() -> None:
         if asks_for_held_out(path.read_text())
     ]
     assert len(found) > 5
-    assert [one for one in found if not one.startswith(tuple(READERS))] == []
+    assert [text for text in found if not text.startswith(tuple(READERS))] == []
 
 
 def test_a_sampler_that_reads_it_would_be_found() -> None:

@@ -30,7 +30,7 @@ def _simulated_study(rng, videos, accuracy, lost=0.08, won=0.15):
     """Clustered questions: the share of right answers differs between videos, as does what pruning does."""
     sizes = rng.integers(4, 13, videos)
     skill = rng.beta(accuracy * 5.7, (1 - accuracy) * 5.7, videos)  # correlation of 0.15 within a video
-    before = [rng.random(size) < one for size, one in zip(sizes, skill, strict=True)]
+    before = [rng.random(size) < item for size, item in zip(sizes, skill, strict=True)]
     loses, wins = rng.beta(lost * 4, (1 - lost) * 4, videos), rng.beta(won * 4, (1 - won) * 4, videos)
     after = [
         np.where(right, rng.random(right.size) >= lose, rng.random(right.size) < win)

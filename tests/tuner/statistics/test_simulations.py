@@ -41,7 +41,7 @@ def simulate(videos, accuracy, lost, gained, studies=STUDIES, seed=SEED):
     right = rng.binomial(questions, _rates(rng, accuracy, 5.7, shape))
     losing = rng.binomial(right, _rates(rng, lost, 4.0, shape))
     gaining = rng.binomial(questions - right, _rates(rng, gained, 4.0, shape))
-    counts = (one.astype(float) for one in (right, losing, gaining, questions))
+    counts = (tensor.astype(float) for tensor in (right, losing, gaining, questions))
     return Simulated(*counts, (1 - accuracy) * gained - accuracy * lost)
 
 
@@ -145,7 +145,7 @@ def test_the_winner_is_measured_without_bias_where_it_was_not_chosen():
         split: np.take_along_axis(shares, winner, axis=1)[:, 0] - truth_of_winner
         for split, shares in parts.items()
     }
-    standard_error = {split: one.std(ddof=1) / np.sqrt(studies) for split, one in error.items()}
+    standard_error = {split: errors.std(ddof=1) / np.sqrt(studies) for split, errors in error.items()}
     assert error["tune"].mean() > 0.01
     assert error["tune"].mean() > 5 * standard_error["tune"]
     assert abs(error["held_out"].mean()) < 3 * standard_error["held_out"]

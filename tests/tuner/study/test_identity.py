@@ -121,8 +121,10 @@ def test_other_rules_for_free_answers_make_another_study_only_where_there_are_so
 ) -> None:
     from pipeline import answering
 
-    study = replace(study, questions=tuple(one for one in study.questions if one.options is not None))
-    free = replace(study, questions=tuple(replace(one, options=None) for one in study.questions))
+    study = replace(
+        study, questions=tuple(question for question in study.questions if question.options is not None)
+    )
+    free = replace(study, questions=tuple(replace(question, options=None) for question in study.questions))
     before, free_before = identity(study), identity(free)
     monkeypatch.setattr(answering, "MATCHING_VERSION", answering.MATCHING_VERSION + 1)
     assert identity(study) == before

@@ -538,9 +538,9 @@ def test_mistakes_in_choices_are_reported_with_those_in_knobs(files: StudyFiles)
         "  choices: {deduplicate: [drop, demot, drop], tau_t: [x], score_query: []}\n"
     )
     found = problems(files)
-    places = [one.split(": ", 1)[0] for one in found]
+    places = [text.split(": ", 1)[0] for text in found]
     assert places == [f"studies/mine/study.yaml:{line}" for line in (5, 6, 6, 6, 6)]
-    assert [one.split(": ", 1)[1].split(";")[0] for one in found[1:]] == [
+    assert [text.split(": ", 1)[1].split(";")[0] for text in found[1:]] == [
         "search.choices.deduplicate has 'demot' (did you mean 'demote'?)",
         "search.choices.deduplicate has 'drop' more than once",
         "search.choices names 'tau_t', a knob, which search.fixed and search.bounds are for",
@@ -673,7 +673,7 @@ def test_a_study_reads_nothing_outside_its_folder_unless_it_says_so(
     leads_out(folder, how)
     with pytest.raises(UserError) as refused:
         load_study(folder)
-    (said,) = [one for one in refused.value.problems if message in one]
+    (said,) = [problem for problem in refused.value.problems if message in problem]
     assert "any with `allow_outside: true` in study.yaml" in said
     with (folder / "study.yaml").open("a") as file:
         file.write("allow_outside: true\n")

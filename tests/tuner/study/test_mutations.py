@@ -61,10 +61,10 @@ def loaded(folder: Path) -> Any:
     """The study, after all that is made of its texts without a model."""
     study = load_study(folder)
     study_identity(
-        study, model="m", encoding="e", content_hashes={one.name: one.name for one in study.videos}
+        study, model="m", encoding="e", content_hashes={video.name: video.name for video in study.videos}
     )
     repr(study).encode()
-    assert all(one.path.is_file() for one in study.videos)
+    assert all(video.path.is_file() for video in study.videos)
     return study
 
 
@@ -88,9 +88,9 @@ def right_questions(folder: Path, content: bytes) -> None:
     (folder / "questions.jsonl").write_bytes(content)
     study = loaded(folder)
     written = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
-    assert [one.text for one in study.questions] == [one["question"].strip() for one in written]
-    for one, line in zip(study.questions, written, strict=True):
-        assert list(one.options or ()) == [option.strip() for option in line.get("options") or ()]
+    assert [question.text for question in study.questions] == [entry["question"].strip() for entry in written]
+    for item, line in zip(study.questions, written, strict=True):
+        assert list(item.options or ()) == [option.strip() for option in line.get("options") or ()]
 
 
 def right_best(folder: Path, content: bytes) -> None:

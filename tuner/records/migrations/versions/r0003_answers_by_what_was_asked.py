@@ -50,9 +50,9 @@ class _Move:
         names = set(sa.inspect(connection).get_table_names())
         old, new = sa.MetaData(), sa.MetaData()
         # Tables that version 2 came to have late may be missing, and so may columns.
-        old.reflect(connection, only=[one for one in (*_SAME_BUT_FOR_NAMES, *_OTHERS) if one in names])
+        old.reflect(connection, only=[table for table in (*_SAME_BUT_FOR_NAMES, *_OTHERS) if table in names])
         new.reflect(
-            connection, only=[one for one in names if one.startswith("adatp_") and one != _VERSION_TABLE]
+            connection, only=[name for name in names if name.startswith("adatp_") and name != _VERSION_TABLE]
         )
         self.old, self.new = old, new
         self.insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
@@ -81,7 +81,7 @@ class _Move:
         self._model_use()
         self.old.drop_all(self.connection)
         if self.connection.dialect.name == "postgresql":
-            for name in (one.name for one in self.new.tables.values() if "id" in one.c):
+            for name in (table.name for table in self.new.tables.values() if "id" in table.c):
                 self.connection.execute(
                     sa.text(
                         f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), "
@@ -103,7 +103,7 @@ class _Move:
     def _study(self, study: Any) -> set[tuple[str, int]]:
         """Moves a definition; its videos with the splits they are in."""
         parts = dict(study.parts)
-        asked = {one["id"]: one for one in parts.pop("questions")}
+        asked = {entry["id"]: entry for entry in parts.pop("questions")}
         values = {**study._mapping, "parts": parts, "definition": {}, "revised": None}
         base = values.pop("fingerprint_base")
         values["encoding_id"] = self._id("adatp_encoding", base, fingerprint_base=base)
@@ -151,15 +151,15 @@ class _Move:
         if old not in self.old.tables:
             return
         source, target = self.old.tables[old], self.new.tables[new]
-        pairs = [(one, source.c.get(_RENAMED.get(one.name, one.name))) for one in target.c]
-        there = [(one, found) for one, found in pairs if found is not None]
+        pairs = [(column, source.c.get(_RENAMED.get(column.name, column.name))) for column in target.c]
+        there = [(row, found) for row, found in pairs if found is not None]
         query = sa.select(*(found for _, found in there)).order_by(source.c.id)
-        self.connection.execute(sa.insert(target).from_select([one for one, _ in there], query))
+        self.connection.execute(sa.insert(target).from_select([item for item, _ in there], query))
 
     def _answers(self) -> None:
         source, target = self.old.tables["answer"], self.new.tables["adatp_answer"]
         asked, study = self.new.tables["adatp_study_question"], self.new.tables["adatp_study"]
-        same = [one.name for one in target.c if one.name != "id" and one.name in source.c]
+        same = [column.name for column in target.c if column.name != "id" and column.name in source.c]
         query = (
             sa.select(asked.c.prompt_id, study.c.encoding_id, *(source.c[name] for name in same))
             .join_from(source, asked, asked.c.id == source.c.question_id)
@@ -227,17 +227,17 @@ class _Move:
                 .where(question.c.study_id == study.id)
                 .order_by(question.c.position)
             )
-            parts = {one.id: one.part for one in asked}
+            parts = {question.id: question.part for question in asked}
             left = {
-                (one.question_id, one.fingerprint): one
-                for one in self._rows(
+                (row.question_id, row.fingerprint): row
+                for row in self._rows(
                     sa.select(answer.c.question_id, answer.c.fingerprint, answer.c.seconds, answer.c.kept)
                     .join(question, question.c.id == answer.c.question_id)
                     .where(question.c.study_id == study.id)
                 )
             }
             used: dict[tuple[str, int], list[float]] = {}
-            for key in [key for key, one in left.items() if not one.kept]:  # the unpruned model
+            for key in [key for key, item in left.items() if not item.kept]:  # the unpruned model
                 used.setdefault(("baseline", -1), []).append(left.pop(key).seconds)
             for one in self._rows(
                 sa.select(trial.c.number, trial.c.fingerprints)
