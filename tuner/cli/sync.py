@@ -57,17 +57,15 @@ def sync(
     from dashboards.folder import draw
     from tuner.cli.record import with_mlflow
     from tuner.export.mlflow_mirror import MlflowMirror
-    from tuner.records.database import default_database
-    from tuner.records.lock import holder
     from tuner.reporting.from_records import load_summaries, load_summary
-    from tuner.reporting.recorded import open_study
+    from tuner.reporting.recorded import opened
 
-    loaded = open_study(study, database, warn)
+    with opened(study, database, warn) as (loaded, store, _):
+        running = store.holder(loaded.name) is not None
     if status is not None:
         MlflowMirror(tracking_uri).record(load_summary(loaded, database=database), status=status.value)
         return
     summaries = load_summaries(loaded, budget=budget, seed=seed, database=database)
-    running = holder(database or default_database(loaded.name), loaded.name) is not None
     console = Console(stderr=True)
     written = []
     for summary in summaries:
