@@ -361,6 +361,8 @@ _NO_RECORDS = codes(READERS | {"archive", "restore", "unquarantine"}, 2)
 _OUTPUTS = {"export": 2, "report": 2, "verify": 2, "sync": 1}
 # `doctor` finds that something is to be done.
 _TO_DO = {"doctor": 1}
+# `list` says of each study whether its records can be read.
+_NOT_READABLE = codes(set(COMMANDS) - WITHOUT_RECORDS - {"list"}, 2) | _TO_DO
 
 # How the study that all begin with is made.
 BARELY = Condition("barely", enter=_draw_nothing)
@@ -421,13 +423,13 @@ CONDITIONS = (
         "unreadable records",
         unreadable(".tuner/fake/tuner.db"),
         without_privileges,
-        codes=codes(set(COMMANDS) - WITHOUT_RECORDS, 2) | _TO_DO,
+        codes=_NOT_READABLE,
         named="tuner.db",
     ),
     Condition(
         "a file where the records' folder belongs",
         _file_in_the_way,
-        codes=codes(set(COMMANDS) - WITHOUT_RECORDS, 2) | _TO_DO,
+        codes=_NOT_READABLE,
         named=".tuner",
     ),
     Condition("working folder gone", enter=folder_gone, otherwise=2, named="working folder"),

@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written_is_one_message():
     Path("studies").write_text("a file")
     Path("a.mp4").write_bytes(b"video")
     Path("q.jsonl").write_text(json.dumps(QUESTION))
-    with pytest.raises(UserError, match="studies/mydata cannot be written"):
+    with pytest.raises(UserError, match=r"^studies cannot be written: File exists$"):
         create_study("mydata", Settings(Path()), questions=Path("q.jsonl"))
 
 
