@@ -453,7 +453,10 @@ def test_what_was_measured_before_a_quarantine_is_computed_anew(
         for item, other in zip(complete, expected[0], strict=False):
             assert item.configuration == other.configuration
             assert item.outcome is not None
-            assert replace(item.outcome, seconds=0) == other.outcome
+            assert other.outcome is not None
+            # A mean from which an answer was taken out may differ in its last digits.
+            assert item.outcome.graded == pytest.approx(other.outcome.graded, rel=1e-12)
+            assert replace(item.outcome, seconds=0, graded=other.outcome.graded) == other.outcome
 
 
 def test_workers_that_cannot_be_started_are_no_questions_fault(tmp_path: Path) -> None:

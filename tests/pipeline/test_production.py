@@ -316,7 +316,7 @@ def test_pickled_weights_need_the_callers_word(tmp_path, exported, checkpoints):
 
 # Arguments of `Runtime.load` that change no answer: where results are kept, how long is waited, and whether a
 # file may be read whose bytes the identity covers.
-WITHOUT_EFFECT = {"cache", "decode_timeout", "prefix_bytes", "allow_pickle"}
+WITHOUT_EFFECT = {"cache", "clips", "decode_timeout", "prefix_bytes", "allow_pickle"}
 
 
 def test_whatever_changes_an_answer_is_taken_from_the_file(tmp_path, exported, monkeypatch):

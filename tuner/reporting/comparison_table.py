@@ -37,7 +37,11 @@ def end_to_end_headline(found: EndToEnd) -> str:
 
 
 def _table(
-    rows: Sequence[Compared], what: str, width: int | None, unpruned: tuple[Measured, Timed | None] | None
+    rows: Sequence[Compared],
+    width: int | None,
+    unpruned: tuple[Measured, Timed | None] | None,
+    *,
+    labelled: bool,
 ) -> list[Text]:
     """A line for each way to prune, in at most so many columns where that is possible; the best accuracy is
     bold. unpruned: accuracy and time for a line at the top.
@@ -45,14 +49,14 @@ def _table(
     from rich.text import Text
 
     names, about = [row.name for row in rows], [row.about for row in rows]
-    cells = [_cells(row) for row in rows]
+    cells = [_cells(row, labelled=labelled) for row in rows]
     if unpruned is not None:
         names, about = ["unpruned", *names], ["", *about]
         cells.insert(0, _unpruned_cells(*unpruned))
     columns = [Column("", tuple(names), right=False)]
     columns += [
         Column(title, column, rank=rank)
-        for (title, rank), column in zip(_columns(what), zip(*cells, strict=True), strict=True)
+        for (title, rank), column in zip(_columns(labelled=labelled), zip(*cells, strict=True), strict=True)
         if set(column) != {NOTHING}
     ]
     table = fitted([*columns, Column("", tuple(about), right=False, rank=9)], width)
@@ -65,13 +69,13 @@ def _table(
     ]
 
 
-def _columns(what: str) -> tuple[tuple[str, int], ...]:
+def _columns(*, labelled: bool) -> tuple[tuple[str, int], ...]:
     """Titles, and how soon each gives way where there is no room."""
     return (
-        (f"held-out\n{what}", 0),
+        ("held-out\naccuracy" if labelled else "held-out\nagreement", 0),
         ("95 %\ninterval", 5),
         ("change, points", 0),
-        ("lost /\ngained", 0),
+        ("lost /\ngained" if labelled else "answers\nchanged", 0),
         ("LLM\nFLOPs", 4),
         ("end to\nend", 0),
         ("time", 0),
@@ -79,13 +83,13 @@ def _columns(what: str) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _cells(one: Compared) -> tuple[str, ...]:
+def _cells(one: Compared, *, labelled: bool) -> tuple[str, ...]:
     accuracy, outcome = one.held_out.accuracy, one.held_out.outcome
     return (
         percent(Measured(accuracy.value)),
         _interval(accuracy),
         signed(one.held_out.difference),
-        f"{outcome.regressions} / {outcome.gained}",
+        f"{outcome.regressions} / {outcome.gained}" if labelled else str(outcome.regressions),
         f"{outcome.flops_ratio:.3f}",
         f"{outcome.flops_ratio_end_to_end:.3f}",
         NOTHING if one.timed is None else f"{one.timed.ratio:.2f}",
@@ -113,8 +117,8 @@ def remarks(comparison: Comparison) -> tuple[str, ...]:
         outcome = comparison.rows[0].held_out.outcome
         lines.append(
             f"Held out: {outcome.questions} questions about {outcome.videos} videos; %, 95 % intervals; "
-            "change, lost and gained against the unpruned model on the same questions; FLOPs and time as a "
-            "share of the unpruned model's."
+            f"change{', lost and gained' if comparison.labelled else ''} against the unpruned model on the same "
+            "questions; FLOPs and time as a share of the unpruned model's."
         )
     time = time_taken(comparison)
     lines += [] if time is None else [time]
@@ -154,13 +158,13 @@ def render(comparison: Comparison, width: int) -> list[Text]:
     """Headlines, tables and remarks, no line longer than `width` from 80 on."""
     from rich.text import Text
 
-    what = "accuracy" if comparison.labelled else "agreement"
+    labelled = comparison.labelled
     lines = [*_bold(headline(comparison), width), Text("")]
-    lines += _table(comparison.rows, what, width, (comparison.baseline, _timed(comparison)))
+    lines += _table(comparison.rows, width, (comparison.baseline, _timed(comparison)), labelled=labelled)
     found = comparison.end_to_end
     if found is not None:
         lines += [Text(""), *_bold(end_to_end_headline(found), width), Text("")]
-        lines += _table(found.rows, what, width, None)
+        lines += _table(found.rows, width, None, labelled=labelled)
     lines.append(Text(""))
     for remark in remarks(comparison):
         lines += [Text(line) for line in textwrap.wrap(remark, min(width, WIDEST))]

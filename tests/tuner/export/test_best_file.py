@@ -277,7 +277,7 @@ def test_all_that_a_runtime_is_loaded_with_is_in_the_file(tmp_path):
     written = json.loads((tmp_path / "best.json").read_text())
     places = {"revision": ("model", "revision"), "text_encoder_revision": ("text_encoder", "revision")}
     for name in signature(Runtime.load).parameters:
-        if name not in ("cache", "decode_timeout", "prefix_bytes", "allow_pickle"):
+        if name not in ("cache", "clips", "decode_timeout", "prefix_bytes", "allow_pickle"):
             within, key = places.get(name, (None, name))
             assert key in (written if within is None else written[within]), name
 

@@ -17,10 +17,9 @@ from dashboards.folder import draw
 from pipeline.runtime import Runtime
 from tests.checkpoints import scenes, write_checkpoints
 from tests.videos import write_video
-from tuner.cli import sensitivity as sensitivity_command
 from tuner.cli.verify import in_markdown
 from tuner.export import best_file, mlflow_content
-from tuner.reporting import comparison_table, summary
+from tuner.reporting import comparison_table, sensitivity_table, summary
 from tuner.reporting.from_records import load_summary
 from tuner.reporting.overview import Naming, overview
 from tuner.reporting.values import Comparison, RunSummary
@@ -94,6 +93,7 @@ def walked(request: pytest.FixtureRequest, parts: Path, tmp_path_factory: pytest
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "study.yaml").write_text(
         f"name: tiny\nmodel: {parts}/model\ntext_encoder: {parts}/siglip\nvideos: {parts}/videos\n"
+        "allow_outside: true\n"
         "frames: 8\nscoring: words\nmax_new_tokens: 4\nsplit:\n  held_out: 0.5\n"
     )
     with contextlib.chdir(folder):
@@ -123,8 +123,8 @@ def said(walked: Walked) -> dict[str, str]:
     return {
         "run": "\n".join(map(str, overview(walked.summary, Naming("tiny", {}), width=80))),
         "show": printed(summary.render(walked.summary, study="tiny")),
-        "compare": printed(comparison_table.render(walked.comparison)),
-        "sensitivity": printed(sensitivity_command.render(walked.sensitivity)),
+        "compare": "\n".join(map(str, comparison_table.render(walked.comparison, 80))),
+        "sensitivity": "\n".join(map(str, sensitivity_table.render(walked.sensitivity, 80))),
         "verify": "\n".join(finding.name + finding.found for finding in walked.verified.findings)
         + in_markdown(walked.verified),
         "MLflow": mlflow_content.search_content(walked.summary, (), ended=True).tags["mlflow.note.content"],
