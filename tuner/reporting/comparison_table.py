@@ -117,8 +117,8 @@ def remarks(comparison: Comparison) -> tuple[str, ...]:
         outcome = comparison.rows[0].held_out.outcome
         lines.append(
             f"Held out: {outcome.questions} questions about {outcome.videos} videos; %, 95 % intervals; "
-            f"change{', lost and gained' if comparison.labelled else ''} against the unpruned model on the same "
-            "questions; FLOPs and time as a share of the unpruned model's."
+            f"change{', lost and gained' if comparison.labelled else ''} against the unpruned model on the "
+            "same questions; FLOPs and time as a share of the unpruned model's."
         )
     time = time_taken(comparison)
     lines += [] if time is None else [time]
