@@ -115,12 +115,13 @@ def check_study(
     )
     yield from _labels(study)
     held_out = len(study.held_out)
+    tuning = len(study.videos) - held_out
     videos = [question.video for question in study.questions if question.video in study.held_out]
     drop = provable_drop(videos, level=level_of("budget", 1))
     yield Finding(
         "split",
         drop <= max_drop,
-        f"{len(study.videos) - held_out} videos tune, {held_out} measure. "
+        f"{tuning} {'video tunes' if tuning == 1 else 'videos tune'}, {held_out} measure. "
         + provable(drop, held_out, max_drop),
         f"losses above {100 * max_drop:.3g} points can be ruled out where nothing is lost",
         "Add videos, hold out a larger share (split.held_out), or allow more (--max-drop).",
