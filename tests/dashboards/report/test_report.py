@@ -530,8 +530,9 @@ def test_the_pages_buttons_switch_what_a_figure_shows(opened):
     # On dark ground a colour changes, a text does not; the switch stays as it was.
     for scheme, color in (("light", "#222222"), ("dark", "#e8eaed")):
         tab.emulate_media(color_scheme=scheme)
-        tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        assert tab.evaluate("document.getElementById('front-plot').data[0].marker.color") == color
+        tab.wait_for_function(
+            "(color) => document.getElementById('front-plot').data[0].marker.color === color", arg=color
+        )
     shown = tab.evaluate(
         "(({ text, y }) => [text[1], [...y]])(document.getElementById('front-plot').data[0])"
     )
