@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,17 @@ class Seen(NamedTuple):
     node: str
     command: str
     environment: str
+
+
+def fetch(page: str | urllib.request.Request, timeout: float = 10) -> bytes:
+    """What a server answers; the connection is closed. Errors: OSError; HTTPError where the server refuses."""
+    try:
+        with urllib.request.urlopen(page, timeout=timeout) as answer:
+            content: bytes = answer.read()
+            return content
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
 
 
 class Topology:
@@ -277,14 +289,14 @@ class Topology:
         page = urllib.request.Request(f"http://{self._addresses['head']}:8265/nodes?view=summary")
         page.add_header("Authorization", f"Bearer {token}")
         try:
-            nodes = json.loads(urllib.request.urlopen(page, timeout=5).read())["data"]["summary"]
+            nodes = json.loads(fetch(page, 5))["data"]["summary"]
         except (OSError, KeyError, ValueError):
             return 0
         return sum(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
 
     def _is_healthy(self) -> bool:
         try:
-            urllib.request.urlopen(f"http://{self._addresses['mlflow']}:5000/health", timeout=5).close()
+            fetch(f"http://{self._addresses['mlflow']}:5000/health", 5)
         except OSError:
             return False
         return True
@@ -314,7 +326,7 @@ class Topology:
 
     def _look_at_metrics(self) -> None:
         with suppress(OSError, KeyError):
-            page = urllib.request.urlopen(f"http://{self._addresses['head']}:8080/metrics", timeout=2).read()
+            page = fetch(f"http://{self._addresses['head']}:8080/metrics", 2)
             self.metrics.update(re.findall(r"^ray_tuner_.+(?= \S+$)", page.decode(), flags=re.MULTILINE))
 
     def _watch(self) -> None:

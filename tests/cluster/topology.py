@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.processes import ROOT, Topology, missing
+from tests.cluster.processes import ROOT, Topology, fetch, missing
 from tests.small_demo import small_study
 
 DOC = (ROOT / "docs" / "cluster.md").read_text()
@@ -88,19 +88,19 @@ def test_mlflow_has_the_study_and_gives_it_to_nobody_without_the_password(
 ) -> None:
     server = f"http://{topology.address('mlflow')}:5000/api/2.0/mlflow/experiments/search?max_results=10"
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(server, timeout=10)
+        fetch(server)
     assert refused.value.code == 401
     password = (topology.folder / "secrets" / "mlflow_password").read_text()
     request = urllib.request.Request(server)
     request.add_header("Authorization", "Basic " + b64encode(f"tuner:{password}".encode()).decode())
-    found = json.loads(urllib.request.urlopen(request, timeout=10).read())
+    found = json.loads(fetch(request))
     assert "small" in str(found)
 
 
 def test_ray_takes_no_job_without_its_token(topology: Topology) -> None:
     address = f"http://{topology.address('head')}:8265"
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{address}/api/jobs/", timeout=10)
+        fetch(f"{address}/api/jobs/")
     assert refused.value.code in (401, 403)
     command = ["env", "-u", "RAY_AUTH_TOKEN_PATH", "ray", "job", "submit", "--address", address, "--", "env"]
     assert "succeeded" not in topology.run("worker-1", command, check=False)
@@ -171,5 +171,5 @@ def test_no_secret_is_anywhere_but_in_the_files_it_was_given_in(topology: Topolo
     token = (topology.folder / "secrets" / "ray_auth_token").read_text()
     jobs = urllib.request.Request(f"http://{topology.address('head')}:8265/api/jobs/")
     jobs.add_header("Authorization", f"Bearer {token}")
-    look("jobs of the dashboard", urllib.request.urlopen(jobs, timeout=10).read())
+    look("jobs of the dashboard", fetch(jobs))
     assert not found, sorted(found)
