@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 
 def fetch(page: str | urllib.request.Request, timeout: float = 10) -> bytes:
-    """What a server answers; the connection is closed. Errors: OSError; HTTPError where the server refuses."""
+    """What a server answers; closes the connection. Errors: OSError; HTTPError where it refuses."""
     try:
         with urllib.request.urlopen(page, timeout=timeout) as answer:
             content: bytes = answer.read()
