@@ -86,8 +86,8 @@ def trials(
         recorded, searches = store.trials(), {search.id: search for search in store.searches()}
         best_of: dict[int, list[str]] = {}
         for search, choice in choices_of(loaded, store, record).items():
-            one = searches[search]
-            told = f"{searched_for(one.goal, one.budget, one.max_drop)}, seed {one.seed}"
+            searched = searches[search]
+            told = f"{searched_for(searched.goal, searched.budget, searched.max_drop)}, seed {searched.seed}"
             best_of.setdefault(choice.trial.number, []).append(told)
         allowed = {trial.number for trial in eligible(recorded, loaded.search)}
         found = rows(recorded, searches, allowed, best_of)

@@ -53,11 +53,11 @@ def trial_content(summary: RunSummary, trial: Trial) -> Content:
     outcome = trial.outcome
     metrics = _outcome_metrics(outcome)
     roles = []
-    for role, one, held_out in (
+    for role, chosen, held_out in (
         ("best", summary.best, summary.best_held_out),
         ("defaults", summary.defaults, summary.defaults_held_out),
     ):
-        if one is not None and one.number == trial.number:
+        if chosen is not None and chosen.number == trial.number:
             roles.append(role)
             metrics |= _held_out_metrics(held_out)
     if any(item.number == trial.number for item in summary.above):
@@ -208,12 +208,12 @@ def _serving_metrics(serving: ServingCost) -> dict[str, float]:
             "seconds_per_question_best": measured.best.per_question,
         }
         if measured.profiled is not None:
-            one = measured.profiled
+            profile = measured.profiled
             metrics |= {
-                "profiled_flops_baseline": float(one.counted_baseline),
-                "profiled_flops_best": float(one.counted_best),
-                "planned_flops_baseline": float(one.planned_baseline),
-                "planned_flops_best": float(one.planned_best),
+                "profiled_flops_baseline": float(profile.counted_baseline),
+                "profiled_flops_best": float(profile.counted_best),
+                "planned_flops_baseline": float(profile.planned_baseline),
+                "planned_flops_best": float(profile.planned_best),
             }
     if serving.stored_bytes is not None:
         names = ("stored_bytes_per_video_baseline", "stored_bytes_per_video_best")

@@ -115,12 +115,12 @@ class Planner:
         """The method with the largest keep ratio whose FLOPs ratio is at most `target` on every split."""
         solved: list[Method] = []
         for layouts in self._layouts.values():
-            one = solve_keep_ratio(method, layouts, self.shape, target)
-            if isinstance(one, Unreachable):
+            solution = solve_keep_ratio(method, layouts, self.shape, target)
+            if isinstance(solution, Unreachable):
                 return Unreachable(
                     self.binding_ratio(method.with_ratio(knobs(method)[method.ratio_field].low))
                 )
-            solved.append(one)
+            solved.append(solution)
         return min(solved, key=lambda item: item.ratio)
 
     def end_to_end_ratio(self, method: Method) -> float:

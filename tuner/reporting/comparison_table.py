@@ -83,17 +83,17 @@ def _columns(*, labelled: bool) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _cells(one: Compared, *, labelled: bool) -> tuple[str, ...]:
-    accuracy, outcome = one.held_out.accuracy, one.held_out.outcome
+def _cells(row: Compared, *, labelled: bool) -> tuple[str, ...]:
+    accuracy, outcome = row.held_out.accuracy, row.held_out.outcome
     return (
         percent(Measured(accuracy.value)),
         _interval(accuracy),
-        signed(one.held_out.difference),
+        signed(row.held_out.difference),
         f"{outcome.regressions} / {outcome.gained}" if labelled else str(outcome.regressions),
         f"{outcome.flops_ratio:.3f}",
         f"{outcome.flops_ratio_end_to_end:.3f}",
-        NOTHING if one.timed is None else f"{one.timed.ratio:.2f}",
-        NOTHING if one.timed is None else f"{1000 * one.timed.seconds:.3g}",
+        NOTHING if row.timed is None else f"{row.timed.ratio:.2f}",
+        NOTHING if row.timed is None else f"{1000 * row.timed.seconds:.3g}",
     )
 
 
@@ -106,8 +106,8 @@ def _unpruned_cells(baseline: Measured, timed: Timed | None) -> tuple[str, ...]:
 
 
 def _interval(measured: Measured) -> str:
-    one = measured.interval
-    return NOTHING if one is None else f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    interval = measured.interval
+    return NOTHING if interval is None else f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def remarks(comparison: Comparison) -> tuple[str, ...]:

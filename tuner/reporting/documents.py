@@ -144,12 +144,12 @@ def _trial(trial: Trial, held_out: HeldOut | None) -> dict[str, Any]:
     }
 
 
-def _compared(one: Compared) -> dict[str, Any]:
+def _compared(row: Compared) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "about": one.about,
-        "configuration": _configuration(one.held_out.configuration),
-        "held_out": _held_out(one.held_out),
+        "name": row.name,
+        "about": row.about,
+        "configuration": _configuration(row.held_out.configuration),
+        "held_out": _held_out(row.held_out),
     }
 
 

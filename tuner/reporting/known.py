@@ -42,8 +42,8 @@ def studies_here(database: str | None = None) -> list[KnownStudy]:
     found = {}
     for name in known_studies():
         with suppress(UserError):
-            one = _defined(name, database)
-            found[one.name, one.owner] = one
+            study_ = _defined(name, database)
+            found[study_.name, study_.owner] = study_
     for name, owner in _recorded(database):
         if (name, owner) not in found:
             found[name, owner] = KnownStudy(

@@ -89,8 +89,8 @@ def _columns(found: Sensitivity) -> list[Column]:
     return [*columns, Column("points of\nthe curve", points, rank=5)]
 
 
-def _range(one: Interval | None) -> str:
-    return "none" if one is None else f"{value(one.low)} to {value(one.high)}"
+def _range(interval: Interval | None) -> str:
+    return "none" if interval is None else f"{value(interval.low)} to {value(interval.high)}"
 
 
 def _total(index: Index | None) -> str:

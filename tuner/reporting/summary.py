@@ -467,11 +467,11 @@ def _serving(serving: ServingCost) -> list[str]:
     if measured is not None:
         lines.append(measured_seconds(measured))
     if measured is not None and measured.profiled is not None:
-        one = measured.profiled
+        profile = measured.profiled
         lines.append(
-            f"torch.profiler's multiply-adds over ours, question {one.question}: "
-            f"{one.counted_baseline / one.planned_baseline:.4f} unpruned, "
-            f"{one.counted_best / one.planned_best:.4f} pruned."
+            f"torch.profiler's multiply-adds over ours, question {profile.question}: "
+            f"{profile.counted_baseline / profile.planned_baseline:.4f} unpruned, "
+            f"{profile.counted_best / profile.planned_best:.4f} pruned."
         )
     return lines
 

@@ -436,9 +436,9 @@ class _Answers:
         return Compared(questions, videos, baseline, self.correct(method, questions))
 
 
-def _told(progress: Progress, one: Curve) -> Curve:
+def _told(progress: Progress, curve_: Curve) -> Curve:
     progress.advanced()
-    return one
+    return curve_
 
 
 def _detectable(curves: Sequence[Curve], tracks: Mapping[str, Track], split: Compared) -> float | None:

@@ -43,6 +43,6 @@ class Designed:
             if place:  # scipy cannot go forward by none
                 sequence.fast_forward(place)
             for name, share in zip(free, sequence.random(1)[0], strict=True):
-                one = ranges[name]
-                point[name] = one.clip(one.low + float(share) * (one.high - one.low))
+                bounds = ranges[name]
+                point[name] = bounds.clip(bounds.low + float(share) * (bounds.high - bounds.low))
         return point

@@ -149,13 +149,13 @@ _STATES = {
 }
 
 
-def _trial(one: Observation, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _trial(observation: Observation, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
     return create_trial(
-        state=_STATES[one.state],
-        values=one.values,
-        params=dict(one.point),
+        state=_STATES[observation.state],
+        values=observation.values,
+        params=dict(observation.point),
         distributions=dict(distributions),
-        constraints={CONSTRAINT: one.over_budget},
+        constraints={CONSTRAINT: observation.over_budget},
     )
 
 

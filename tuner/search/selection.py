@@ -61,9 +61,9 @@ class Looks:
         """From the study's looks in their order, each with its search's id."""
         numbered = list(enumerate(looks, start=1))
         alike = {
-            number: one.candidates or (one.trial,)
-            for number, (of_search, one) in numbered
-            if of_search == search.id and one.max_drop == search.max_drop
+            number: look_.candidates or (look_.trial,)
+            for number, (of_search, look_) in numbered
+            if of_search == search.id and look_.max_drop == search.max_drop
         }
         return cls(len(numbered), alike)
 
@@ -202,11 +202,11 @@ def examine(
     id; searches: the ids of those whose trials have these numbers, which an archived study's have not.
     """
     look, level, recorded = len(looks) + 1, level_of("trial", len(looks) + 1), False
-    for number, (search, one) in enumerate(looks, start=1):
-        tested = one.candidates or (one.trial,)
-        if search in searches and one.max_drop == str(max_drop) and trial.number in tested:
+    for number, (search, look_) in enumerate(looks, start=1):
+        tested = look_.candidates or (look_.trial,)
+        if search in searches and look_.max_drop == str(max_drop) and trial.number in tested:
             look, recorded = number, True
-            level = level_of(one.goal, number, tested.index(trial.number))
+            level = level_of(look_.goal, number, tested.index(trial.number))
             break
     before = {answer.question: answer.correct for answer in held_out(None) or ()}
     after = held_out(trial.configuration)

@@ -429,8 +429,8 @@ def _with(method: AdaTP, parameters: Mapping[str, Any]) -> AdaTP:
     return replace(method, **parameters)
 
 
-def _single(one: Range) -> float | None:
-    return one.low if one.low == one.high else None
+def _single(range_: Range) -> float | None:
+    return range_.low if range_.low == range_.high else None
 
 
 def _inside(point: Point, ranges: Mapping[str, Range]) -> bool:

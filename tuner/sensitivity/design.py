@@ -126,8 +126,8 @@ class DesignSpace:
         }
         point = []
         for name in self.inputs:
-            one = self._ranges[name]
-            place = (values[name] - one.low) / (one.high - one.low)
+            range_ = self._ranges[name]
+            place = (values[name] - range_.low) / (range_.high - range_.low)
             if name == "tau_s":
                 place = float(np.interp(values[name], *self._tau_s))
             point.append(place)
@@ -179,11 +179,11 @@ class DesignSpace:
 
     def _tau_s_scale(self) -> tuple[Floats, Floats]:
         """Values of tau_s, ascending, and their positions on [0, 1]."""
-        one = self._knobs["tau_s"]
+        range_ = self._knobs["tau_s"]
         inside = self._planner.similarities
-        inside = inside[(inside > one.low) & (inside < one.high)]
-        values = np.unique(np.concatenate((np.linspace(one.low, one.high, 257), inside)))
-        by_value = (values - one.low) / ((one.high - one.low) or 1.0)
+        inside = inside[(inside > range_.low) & (inside < range_.high)]
+        values = np.unique(np.concatenate((np.linspace(range_.low, range_.high, 257), inside)))
+        by_value = (values - range_.low) / ((range_.high - range_.low) or 1.0)
         if not inside.size:
             return values, by_value
         return values, (by_value + np.searchsorted(inside, values) / inside.size) / 2
@@ -209,5 +209,5 @@ class _Capped(AdaTP):
         return AdaTP(**own | {"gamma_cap": cap})
 
 
-def _free(one: Range) -> bool:
-    return one.low < one.high
+def _free(range_: Range) -> bool:
+    return range_.low < range_.high

@@ -48,9 +48,9 @@ def plane(
     ratio = np.empty((points, points))
     for at in np.ndindex(points, points):
         changed: dict[str, Any] = {first: float(values[0][at[0]]), second: float(values[1][at[1]])}
-        one = replace(method, **changed)
-        ratio[at] = planner.binding_ratio(one)
-        unit[at] = space.unit(Configuration.from_method(one), float(ratio[at]))
+        moved = replace(method, **changed)
+        ratio[at] = planner.binding_ratio(moved)
+        unit[at] = space.unit(Configuration.from_method(moved), float(ratio[at]))
     reference = (float(getattr(method, first)), float(getattr(method, second)))
     return Plane((first, second), (values[0], values[1]), unit, ratio, reference)
 

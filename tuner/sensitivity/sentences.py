@@ -214,19 +214,19 @@ def _watch(curves: Sequence[Curve], found: Sensitivity, what: str) -> Iterator[s
         for curve, change in edges
         if change.difference.interval is not None and change.difference.interval.high < 0
     ]
-    for curve, one in sorted(losing, key=lambda edge: edge[1].difference.value)[:1]:
-        side = "above" if one.value > curve.chosen else "below"
-        edge = one.value if side == "above" else one.until
+    for curve, beyond in sorted(losing, key=lambda edge: edge[1].difference.value)[:1]:
+        side = "above" if beyond.value > curve.chosen else "below"
+        edge = beyond.value if side == "above" else beyond.until
         yield (
             f"Watch {curve.knob}: just {side} its safe range, at {value(edge)}, {what} changes by "
-            f"{_interval(one.difference)} points."
+            f"{_interval(beyond.difference)} points."
         )
     if edges and not losing:
-        curve, one = min(edges, key=lambda edge: edge[1].difference.value)
-        edge = one.value if one.value > curve.chosen else one.until
+        curve, beyond = min(edges, key=lambda edge: edge[1].difference.value)
+        edge = beyond.value if beyond.value > curve.chosen else beyond.until
         yield (
             "The safe ranges end where a loss can no longer be excluded, not where a loss is measured: the "
-            f"largest change just beyond them is {_interval(one.difference)} points, at {curve.knob} = "
+            f"largest change just beyond them is {_interval(beyond.difference)} points, at {curve.knob} = "
             f"{value(edge)}."
         )
 
@@ -375,11 +375,11 @@ def _size(spread: tuple[float, float]) -> float:
     return max(abs(end) for end in spread)
 
 
-def _interval(one: Measured) -> str:
-    text = f"{100 * one.value:+.1f}"
-    if one.interval is None:
+def _interval(measured: Measured) -> str:
+    text = f"{100 * measured.value:+.1f}"
+    if measured.interval is None:
         return text
-    return f"{text} [{100 * one.interval.low:+.1f}, {100 * one.interval.high:+.1f}]"
+    return f"{text} [{100 * measured.interval.low:+.1f}, {100 * measured.interval.high:+.1f}]"
 
 
 def _list(items: Sequence[str]) -> str:

@@ -31,8 +31,8 @@ class Measured:
 
     def minus(self, known: float) -> Measured:
         """Less a number that is known exactly, with the interval moved by it."""
-        one = self.interval
-        moved = None if one is None else Interval(one.low - known, one.high - known)
+        interval = self.interval
+        moved = None if interval is None else Interval(interval.low - known, interval.high - known)
         return Measured(self.value - known, moved)
 
 

@@ -123,20 +123,20 @@ class _Move:
             values = {**row._mapping}
             values["study_video_id"] = values.pop("video_id")
             values["split"] = values.pop("part")
-            one, place = asked[row.name], videos[row.video_id]
-            options = one["options"]
-            digest = hashlib.sha256(json.dumps([one["question"], options]).encode()).hexdigest()
+            question_, place = asked[row.name], videos[row.video_id]
+            options = question_["options"]
+            digest = hashlib.sha256(json.dumps([question_["question"], options]).encode()).hexdigest()
             prompt = self._id(
                 "adatp_prompt",
                 (place, digest),
                 video_id=place,
                 hash=digest,
-                text=one["question"],
+                text=question_["question"],
                 options=sa.null() if options is None else options,
             )
             self.connection.execute(
                 sa.insert(self.new.tables["adatp_study_question"]).values(
-                    **values, prompt_id=prompt, answer=one["answer"], tags={}
+                    **values, prompt_id=prompt, answer=question_["answer"], tags={}
                 )
             )
             splits.add((row.part, place))
@@ -239,19 +239,19 @@ class _Move:
             used: dict[tuple[str, int], list[float]] = {}
             for key in [key for key, item in left.items() if not item.kept]:  # the unpruned model
                 used.setdefault(("baseline", -1), []).append(left.pop(key).seconds)
-            for one in self._rows(
+            for row in self._rows(
                 sa.select(trial.c.number, trial.c.fingerprints)
                 .where(trial.c.study_id == study.id)
                 .order_by(trial.c.number)
             ):
-                digits = one.fingerprints.hex()
+                digits = row.fingerprints.hex()
                 for place, (identifier, part) in enumerate(parts.items()):
                     key = identifier, digits[32 * place : 32 * place + 32]
                     if part == "tune" and key in left:
-                        used.setdefault(("trial", one.number), []).append(left.pop(key).seconds)
-            for (identifier, _), one in left.items():
+                        used.setdefault(("trial", row.number), []).append(left.pop(key).seconds)
+            for (identifier, _), answer_ in left.items():
                 kind = "held_out" if parts[identifier] == "held_out" else "asked"
-                used.setdefault((kind, -1), []).append(one.seconds)
+                used.setdefault((kind, -1), []).append(answer_.seconds)
             for (kind, number), seconds in used.items():
                 self.connection.execute(
                     sa.insert(self.new.tables["adatp_model_use"]).values(
