@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
 
 from tests.soak.driver import LEASE, drive
-from tests.tuner.records.servers import Server, end_connections, rows, servers
-from tuner.records.database import parse_url
+from tests.tuner.records.servers import Server, emptied, end_connections, rows, servers
 from tuner.records.store import Store
 
 pytestmark = pytest.mark.soak
@@ -38,11 +36,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def url(server: Server) -> str:
     """Of an empty database."""
-    engine = create_engine(parse_url(server.url))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    engine.dispose()
-    return server.url
+    return emptied(server)
 
 
 @pytest.fixture(scope="module")

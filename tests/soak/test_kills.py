@@ -10,11 +10,10 @@ import json
 import math
 import os
 import random
-import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,8 @@ KILLS_TWO_WORKERS = math.ceil(25 * SCALE)
 TRIALS = 40 if SCALE >= 1 else 8
 # Answers in packs differ from single ones by rounding; of log-probabilities, natural logarithms.
 ROUNDING = 5e-5
+# What differs between two runs of the same.
+UNLIKE: dict[str, Any] = {"seconds": 0.0, "peak_bytes_mean": None, "peak_bytes_max": None}
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
@@ -55,16 +56,17 @@ def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def records(folder: Path) -> tuple[list[Any], list[Any]]:
-    """Trials and answers, without what may differ: row ids, dates and seconds."""
-    with sqlite3.connect(folder / ".tuner" / "small" / "tuner.db") as database:
-        trials = database.execute(
-            "select number, tau_s, tau_t, alpha_boost, gamma_cap, p, accuracy, flops_ratio, regressions, "
-            "gained, logprob_change, purpose, stopped_by, stopped_videos from trial order by number"
-        ).fetchall()
-        answers = database.execute(
-            "select question_id, fingerprint, text, option, option_logprobs, kept from answer "
-            "order by question_id, fingerprint"
-        ).fetchall()
+    """Trials and answers, without what may differ: row ids, dates, seconds and memory."""
+    with Store.open(f"sqlite:///{folder}/.tuner/small/tuner.db", create=False) as store:
+        store.require("small")
+        trials = [
+            replace(trial, outcome=trial.outcome and replace(trial.outcome, **UNLIKE))
+            for trial in store.trials()
+        ]
+        stored = store.answers((answer.question, answer.fingerprint) for answer in store.stored_answers())
+        answers = sorted(
+            (pair, replace(answer, seconds=0.0, peak_bytes=None)) for pair, answer in stored.items()
+        )
     return trials, answers
 
 

@@ -94,6 +94,7 @@ def compare(
             comparison.study_hash,
             comparison.budget,
             files,
+            database,
             tracking_uri,
             progress.console,
         )

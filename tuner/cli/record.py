@@ -62,12 +62,17 @@ def record_files(
     study_hash: str,
     budget: float,
     files: Sequence[Path],
+    database: str | None,
     tracking_uri: str | None,
     console: Console,
 ) -> Recorded | None:
-    """Hands what `tuner compare` or `tuner sensitivity` drew to MLflow."""
+    """Hands what `tuner compare` or `tuner sensitivity` drew to MLflow. database: of the records."""
+    from tuner.records.database import default_database, parse_url
+    from tuner.records.ownership import owner_here
+
+    owner = owner_here(parse_url(database or default_database(study)).get_backend_name())
     return with_mlflow(
-        lambda mirror: mirror.record_files(study, study_hash, budget, files),
+        lambda mirror: mirror.record_files(study, study_hash, budget, files, owner=owner),
         tracking_uri,
         console,
         "Recording in MLflow failed; everything is in the study's database",

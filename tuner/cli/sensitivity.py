@@ -107,7 +107,13 @@ def sensitivity(
         files = written(lambda: draw_sensitivity(loaded, found, database), progress.console)
         progress.started("recording in MLflow", None)
         recorded = record_files(
-            found.study, found.study_hash, found.budget, (*saved, *files), tracking_uri, progress.console
+            found.study,
+            found.study_hash,
+            found.budget,
+            (*saved, *files),
+            database,
+            tracking_uri,
+            progress.console,
         )
     if as_json:
         from tuner.reporting.documents import sensitivity_document

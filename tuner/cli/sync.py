@@ -61,7 +61,7 @@ def sync(
     from tuner.reporting.recorded import opened
 
     with opened(study, database, warn) as (loaded, store, _):
-        running = store.holder(loaded.name) is not None
+        running = status is None and store.holder(loaded.name) is not None
     if status is not None:
         MlflowMirror(tracking_uri).record(load_summary(loaded, database=database), status=status.value)
         return

@@ -42,7 +42,7 @@ class Metrics(logging.Handler):
         )
         self.cache_hits = Counter("tuner_cache_hits", "Times that they were there.", ("study",))
         self.failures = Counter(
-            "tuner_failures", "Batches that failed: killed, out_of_memory, raised.", ("study", "failure")
+            "tuner_failures", "Batches that failed, by what happened.", ("study", "failure")
         )
         self.quarantined = Counter("tuner_quarantined_questions", "Questions left out.", ("study",))
         self.model_seconds = Counter(

@@ -1,4 +1,4 @@
-"""Runs work on long-lived Ray workers, local or in a cluster: the only module that imports Ray.
+"""Runs work on long-lived Ray workers, local or in a cluster.
 
 A Tune trial is a worker, from its start to its end: it loads the model once and gets one task after another,
 of one piece of work after another. Only workers that are ready get tasks: a task that is bound to a worker
@@ -87,7 +87,7 @@ _ENVIRONMENT = {
 # start workers and give them up for ever.
 _STARTING = {"RAY_worker_niceness": "0", "RAY_worker_register_timeout_seconds": "600"}
 
-# Tune's results and answers travel as messages; nothing large is ever put into the object store.
+# Of Ray on this machine: Tune's results and answers travel as messages, and workers read files themselves.
 _OBJECT_STORE_BYTES = 128 * 2**20
 
 # Seconds within which a cluster has to answer.

@@ -18,8 +18,8 @@ from tuner.study.values import AnswerCost, Configuration, Outcome
 
 REGRESSIONS = "regressions.json"
 BY_TAG = "by_tag.json"
-# Tags by which runs are found again.
-KIND, STUDY, TRIAL = "adatp.kind", "adatp.study_hash", "adatp.trial"
+# Tags by which runs are found again. The owner is told of records on a shared database.
+KIND, STUDY, TRIAL, OWNER = "adatp.kind", "adatp.study_hash", "adatp.trial", "adatp.owner"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from sqlalchemy import make_url
 from tuner.errors import without_user
 from tuner.export.mlflow_content import (
     KIND,
+    OWNER,
     STUDY,
     TRIAL,
     Content,
@@ -85,16 +86,19 @@ class MlflowMirror:
         with _quiet_mlflow():
             return _write(_SearchRun.of(self.tracking_uri, summary), summary, files, status)
 
-    def record_files(self, study: str, study_hash: str, budget: float, files: Sequence[Path]) -> Recorded:
-        """Adds finished files, or replaces those of the same name, as artifacts of the latest search with
-        this budget.
+    def record_files(
+        self, study: str, study_hash: str, budget: float, files: Sequence[Path], *, owner: str = ""
+    ) -> Recorded:
+        """Adds finished files, or replaces those of the same name, as artifacts of the owner's latest search
+        with this budget.
 
         Creates the experiment and a run for the budget if they are missing; the same files again change
         nothing. A JSON file of columns and data, as pandas' orient="split" has it, is shown as a table.
         """
         with _quiet_mlflow():
             name = f"{study} {study_hash[:8]}: budget {budget:g}"
-            run = _SearchRun(self.tracking_uri, study, study_hash, {"budget": f"{budget:g}"}, name)
+            tags = {"budget": f"{budget:g}"}
+            run = _SearchRun(self.tracking_uri, study, study_hash, tags, name, owner=owner)
             contents = _read(files)
             run.log_files(contents, [name for name, content in contents.items() if _is_table(name, content)])
             if run.created:
@@ -111,7 +115,8 @@ class MlflowMirror:
             experiment = client.get_experiment_by_name(experiment_name(summary.study))
             if experiment is None:
                 return None
-            run = _find_run(client, experiment.experiment_id, summary.study_hash, identity(summary))
+            place = experiment.experiment_id
+            run = _find_run(client, place, summary.study_hash, identity(summary), summary.owner)
             return None if run is None else _recorded(self.tracking_uri, run)
 
     def reach(self) -> None:
@@ -175,14 +180,19 @@ class _SearchRun:
         tags: Mapping[str, str],
         name: str,
         seconds: float = 0.0,
+        owner: str = "",
     ) -> None:
-        """tags: which search it is. seconds: how long it took so far, for the run's duration."""
+        """tags: which search it is, of the owner's. seconds: how long it took so far, for the run's
+        duration.
+        """
         self.uri, self.study, self.study_hash = tracking_uri, study, study_hash
         self.tags, self.name, self.seconds = tags, name, seconds
+        self.owner = owner
+        self.owned = {OWNER: owner} if owner else {}
         self.client = _client(tracking_uri)
         self.written_runs = self.written_files = 0
         self.experiment = self._find_experiment()
-        run = _find_run(self.client, self.experiment, study_hash, tags)
+        run = _find_run(self.client, self.experiment, study_hash, tags, owner)
         self.created = run is None
         self.run = run or self._create()
         known: dict[str, str] = json.loads(self.run.data.tags.get(_FILES, "{}"))
@@ -194,10 +204,11 @@ class _SearchRun:
     @classmethod
     def of(cls, tracking_uri: str, summary: RunSummary) -> _SearchRun:
         tags, name = identity(summary), search_name(summary)
-        return cls(tracking_uri, summary.study, summary.study_hash, tags, name, summary.seconds)
+        study, version = summary.study, summary.study_hash
+        return cls(tracking_uri, study, version, tags, name, summary.seconds, summary.owner)
 
     def _create(self) -> Run:
-        identity = {KIND: "study", STUDY: self.study_hash, **self.tags}
+        identity = {KIND: "study", STUDY: self.study_hash, **self.owned, **self.tags}
         start = _now() - round(1000 * self.seconds)
         return self.client.create_run(self.experiment, start, identity, self.name)
 
@@ -275,6 +286,7 @@ class _SearchRun:
 
     def update(self, run: Run, content: Content) -> None:
         """Writes what one of the study's runs lacks."""
+        content = replace(content, tags={**content.tags, **self.owned})
         self.written_runs += _update(self.client, run, content)
 
     def set_status(self, status: Status) -> None:
@@ -286,12 +298,12 @@ class _SearchRun:
             self.client.set_terminated(self.id, status)
 
     def end_others(self) -> None:
-        """A study is run by one program at a time: other runs that are still open were left by one that was
-        killed.
+        """An owner's study is run by one program at a time: other runs that are still open were left by one
+        that was killed.
         """
         wanted = f"tags.`{KIND}` = 'study' AND attributes.status = 'RUNNING'"
         for run in self.client.search_runs([self.experiment], wanted, max_results=_PAGE):
-            if run.info.run_id != self.id:
+            if run.info.run_id != self.id and _is_of(run, self.owner):
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -319,7 +331,7 @@ def _write(search: _SearchRun, summary: RunSummary, files: Sequence[Path], statu
 
 def _write_trials(search: _SearchRun, summary: RunSummary) -> None:
     """Those that the search proposed: a trial has one parent, though other searches may count it, too."""
-    known = _trials(search.client, search.experiment, summary.study_hash)
+    known = _trials(search.client, search.experiment, summary.study_hash, search.owner)
     for trial in (*summary.trials, *summary.above, *summary.outside):
         if summary.proposed(trial.number):
             content = trial_content(summary, trial)
@@ -374,7 +386,7 @@ def _update(client: MlflowClient, run: Run, content: Content) -> bool:
     assert len(params) <= _MOST_PARAMS
     assert len(tags) <= _MOST_TAGS
     client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
-    return True
+    return bool(run.data.tags.get(OWNER, owner) == owner)
 
 
 def _read(files: Sequence[Path]) -> dict[str, bytes]:
@@ -388,25 +400,38 @@ def _recorded(tracking_uri: str, run: Run) -> Recorded:
     return Recorded(run.info.run_id, page)
 
 
-def _find_run(client: MlflowClient, experiment: str, study_hash: str, tags: Mapping[str, str]) -> Run | None:
+def _is_of(run: Run, owner: str) -> bool:
+    """Whether a run is this owner's, or was made before there were owners."""
+    return bool(run.data.tags.get(OWNER, owner) == owner)
+
+
+def _find_run(
+    client: MlflowClient, experiment: str, study_hash: str, tags: Mapping[str, str], owner: str
+) -> Run | None:
     """The run whose tags name this search; or else one that leaves some of them open: of files alone, which
     only have a budget, or of an older version.
     """
     wanted = f"tags.`{KIND}` = 'study' AND tags.`{STUDY}` = '{study_hash}'"
     order = ["attributes.start_time DESC"]
     found = client.search_runs([experiment], wanted, max_results=_PAGE, order_by=order)
-    fitting = [run for run in found if all(run.data.tags.get(key, tags[key]) == tags[key] for key in tags)]
+    fitting = [
+        run
+        for run in found
+        if _is_of(run, owner) and all(run.data.tags.get(key, tags[key]) == tags[key] for key in tags)
+    ]
     return max(fitting, key=lambda run: len(tags.keys() & run.data.tags.keys()), default=None)
 
 
-def _trials(client: MlflowClient, experiment: str, study_hash: str) -> dict[int, Run]:
-    """The runs of all trials of this version of the study, by number."""
+def _trials(client: MlflowClient, experiment: str, study_hash: str, owner: str) -> dict[int, Run]:
+    """The runs of all trials of this version of the owner's study, by number."""
     trials: dict[int, Run] = {}
     token: str | None = None
     wanted = f"tags.`{KIND}` = 'trial' AND tags.`{STUDY}` = '{study_hash}'"
     while True:
         page = client.search_runs([experiment], wanted, max_results=_PAGE, page_token=token)
-        trials |= {int(run.data.tags[TRIAL]): run for run in page if TRIAL in run.data.tags}
+        trials |= {
+            int(run.data.tags[TRIAL]): run for run in page if TRIAL in run.data.tags and _is_of(run, owner)
+        }
         token = page.token
         if not token:
             return trials

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, select, update
 
 from tuner.records.lease import this_user
 from tuner.records.schema import OWNER_LENGTH, study_table, video_use_table
 
 
-def owner_here(engine: Engine) -> str:
-    """Who this process is in the database."""
-    if engine.dialect.name == "sqlite":
+def owner_here(backend: str) -> str:
+    """Who this process is in a database of this kind, by SQLAlchemy's name for it."""
+    if backend == "sqlite":
         return ""
     return (os.environ.get("TUNER_OWNER") or this_user())[:OWNER_LENGTH]
 

@@ -43,7 +43,12 @@ class Store(Studies, Searches, Trials, Answers, HeldOut, Quarantine, Costs, Repo
         Errors: as `tuner.records.database.open_engine`.
         """
         engine = open_engine(url, create=create)
-        store = cls(engine, owner=owner_here(engine) if owner is None else owner, reads=not create, say=say)
+        store = cls(
+            engine,
+            owner=owner_here(engine.dialect.name) if owner is None else owner,
+            reads=not create,
+            say=say,
+        )
         if create and (warning := network_file_system(engine)):
             store._say(warning)
         return store

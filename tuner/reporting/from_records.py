@@ -283,6 +283,7 @@ def summarise(
     noise, cache_use = store.noise(), store.cache_use()
     return RunSummary(
         study=study.name,
+        owner=store.owner,
         study_hash=record.hash,
         budget=search.budget,
         seed=search.seed,

@@ -219,7 +219,13 @@ class RunSummary:
     chosen_by_hand: bool = False
     # Of `best` to the held-out questions, in the study's order.
     answers: tuple[HeldOutAnswer, ...] = ()
-
+    # "budget": the best within it; "max_drop": the cheapest that holds.
+    goal: Literal["budget", "max_drop"] = "budget"
+    sampler: str = "tpe"
+    # The coordinates that its proposals are made in, as `SearchRecord` has them.
+    space: str = ""
+    # Whose study it is on a shared database; "": nobody's in particular.
+    owner: str = ""
     # Numbers of the trials that this search proposed; None: all of them.
     own: frozenset[int] | None = None
     # Whether it came to its end: as many trials as were asked for, and the chosen one measured.
@@ -240,12 +246,6 @@ class RunSummary:
             ),
             None,
         )
-
-    # "budget": the best within it; "max_drop": the cheapest that holds.
-    goal: Literal["budget", "max_drop"] = "budget"
-    sampler: str = "tpe"
-    # The coordinates that its proposals are made in, as `SearchRecord` has them.
-    space: str = ""
 
 
 @dataclass(frozen=True)

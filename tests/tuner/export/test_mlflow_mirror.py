@@ -309,6 +309,27 @@ def test_the_chosen_knobs_are_parameters_of_the_run_once_the_search_ended(runs):
     assert (params["budget"], params["seed"]) == ("0.3", "0")
 
 
+def test_owners_of_the_same_study_have_runs_of_their_own(folder):
+    """On a shared database: the same study, search and numbers of trials, run at the same time."""
+    from mlflow import MlflowClient
+
+    anna, ben = make_summary(4, owner="anna"), make_summary(6, owner="ben")
+    mirror = MlflowMirror()
+    first = mirror.record(anna, status="RUNNING")
+    second = mirror.record(ben)
+    assert mirror.find(anna).run == first.run != second.run == mirror.find(ben).run
+    client = MlflowClient(mirror.tracking_uri)
+    assert client.get_run(first.run).info.status == "RUNNING"
+    experiment = client.get_experiment_by_name("adatp/demo").experiment_id
+    for recorded, trials in ((first, 4), (second, 6)):
+        children = f"tags.`mlflow.parentRunId` = '{recorded.run}'"
+        assert len(client.search_runs([experiment], children)) == trials
+    report = folder / "comparison.json"
+    report.write_text('{"columns": [], "data": []}')
+    written = mirror.record_files("demo", anna.study_hash, 0.3, [report], owner="anna")
+    assert written.run == first.run
+
+
 def test_another_choice_of_the_same_search_is_a_run_of_its_own(folder, runs):
     from mlflow import MlflowClient
 

@@ -63,6 +63,15 @@ def servers() -> Iterator[Server]:
             server.stop("immediate")
 
 
+def emptied(server: Server) -> str:
+    """The URL of its database, without tables."""
+    engine = create_engine(parse_url(server.url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    engine.dispose()
+    return server.url
+
+
 def rows(store: Store) -> dict[str, list[Any]]:
     """All that the database holds, but times and ids, of which a failed transaction uses some up."""
     found: dict[str, list[Any]] = {}
