@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -97,6 +98,8 @@ def check_storage(storage: str | None) -> list[str]:
     """What is wrong with this place for encoded videos, in sentences; a storage is asked."""
     if storage is None:
         return []
+    if re.match(r"[a-z][a-z0-9+.-]+:", storage) and not is_url(storage):
+        return [f"--storage is a folder or a URL such as s3://bucket/prefix, but got {storage!r}"]
     if not is_url(storage := normal(storage)):
         found = Path(storage)
         return [f"--storage is a folder or a URL, but {found} is a file"] if found.is_file() else []
@@ -300,14 +303,22 @@ def other_bytes(video: str) -> VideoError:
 
 def _attempts(seconds: float) -> Retrying:
     """Calls a function until it raises no error, for so long at most; the last error is passed on."""
-    from tenacity import Retrying, retry_if_not_exception_type, stop_after_delay, wait_random_exponential
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
     return Retrying(
-        # Neither a refusal nor a bucket that is gone passes by itself.
-        retry=retry_if_not_exception_type((PermissionError, FileNotFoundError)),
+        retry=retry_if_exception(_may_pass),
         stop=stop_after_delay(seconds),
         wait=wait_random_exponential(multiplier=0.5, max=10),
         reraise=True,
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Neither a refusal, nor a bucket that is gone, nor credentials that nobody gave."""
+    return not isinstance(error, PermissionError | FileNotFoundError) and type(error).__name__ not in (
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "ProfileNotFound",
     )
 
 

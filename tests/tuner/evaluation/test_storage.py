@@ -21,7 +21,7 @@ from pipeline.clip import Clip
 from pipeline.errors import VideoError
 from pipeline.question import Question
 from tests.object_storage import ObjectServer, object_server
-from tuner.errors import DiskFullError
+from tuner.errors import DiskFullError, UserError
 from tuner.evaluation import storage
 from tuner.evaluation.evaluator import EvaluatorSpec, PipelineEvaluator
 from tuner.evaluation.storage import ObjectStorage, SharedCache, check_storage, copied, folder_id, normal
@@ -308,6 +308,22 @@ def test_a_storage_that_stays_away_is_told_once_and_left_alone_for_a_while(
 
 
 @pytest.mark.quick
+def test_credentials_that_nobody_gave_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first mistake of a new user: it was told after half a minute."""
+    NoCredentialsError = type("NoCredentialsError", (Exception,), {})
+    storage, asked = ObjectStorage(URL), []
+
+    def refuse(*_: Any) -> None:
+        asked.append(1)
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(storage._files, "pipe_file", refuse)
+    with pytest.raises(UserError, match="Unable to locate credentials"):
+        storage.check()
+    assert len(asked) == 1
+
+
+@pytest.mark.quick
 def test_what_cannot_be_a_storage_is_told_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +337,10 @@ def test_what_cannot_be_a_storage_is_told_in_one_sentence(
     (told,) = check_storage("s3://key:secret@bucket/prefix")
     assert "s3://key:***@bucket" in told
     assert "secret" not in told
+    # A slash too few, which would be a folder's name.
+    assert check_storage("s3:/bucket") == [
+        "--storage is a folder or a URL such as s3://bucket/prefix, but got 's3:/bucket'"
+    ]
     (told,) = check_storage("nothing://bucket")
     assert told.startswith("--storage nothing://bucket is no folder and no URL that fsspec knows: ")
 
