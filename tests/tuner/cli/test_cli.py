@@ -230,7 +230,7 @@ def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tm
     monkeypatch.setattr(folder, "draw_comparison", lambda _, one, __: (Path(f"{one.study}.json"),))
     recorded = Recorded("run", "http://127.0.0.1:5000/#/somewhere")
     monkeypatch.setattr(
-        MlflowMirror, "record_files", lambda _, *given: told.append(given) or recorded, raising=False
+        MlflowMirror, "record_files", lambda _, *given, owner: told.append((*given, owner)) or recorded
     )
     finished = call("compare", "--study", "demo", "--budget", "0.3", "--workers", "3", "--batch", "1")
     assert (finished.code, finished.err) == (0, "")
@@ -239,7 +239,10 @@ def test_compare_prints_its_table_and_where_it_is_recorded(call, monkeypatch, tm
     # The width of these tests' terminal.
     assert max(map(len, finished.out.splitlines())) <= 100
     assert "type `mlflow ui` in this folder; the experiment is adatp/demo" in finished.out
-    assert told == [("demo", "hash", 0.3, (Path("demo.json"),))]
+    assert told == [("demo", "hash", 0.3, (Path("demo.json"),), "")]
+    monkeypatch.setenv("TUNER_OWNER", "anna")
+    call("compare", "--study", "demo", "--budget", "0.3", "--database", "postgresql://anna@db/tuner")
+    assert told[1] == ("demo", "hash", 0.3, (Path("demo.json"),), "anna")
     as_json = call("compare", "--study", "demo", "--budget", "0.3", "--json")
     assert (as_json.code, as_json.err) == (0, "")
     assert json.loads(as_json.out)["rows"][0]["name"] == "AdaTP, defaults"
