@@ -18,12 +18,15 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from pipeline.memory import working_bytes
 from pipeline.question import Question
+from pipeline.runtime import Request
 from tests.benchmarks.clock import verdict
 from tests.benchmarks.prefill import one_pass
 from tests.benchmarks.shapes import Setup, add_options, headline, set_up
@@ -31,7 +34,9 @@ from tests.benchmarks.shapes import Setup, add_options, headline, set_up
 # The unpruned model as one calls it oneself, and as a study asks it for its baseline; the pruned likewise.
 UNPRUNED, BASELINE = "unpruned, one pass", "unpruned, split"
 TRIAL, PRUNED = "trial", "pruned, one pass"
-VARIANTS = (UNPRUNED, BASELINE, TRIAL, PRUNED)
+# What `working_bytes` plans for.
+ENCODING, PACK = "encoding the video", "unpruned, all questions at once"
+VARIANTS = (UNPRUNED, BASELINE, TRIAL, PRUNED, ENCODING, PACK)
 
 
 class Peak(NamedTuple):
@@ -39,6 +44,7 @@ class Peak(NamedTuple):
 
     before: int  # weights, and the encoded video
     highest: int
+    planned: int  # for encoding and for a pack of all questions
 
     @property
     def added(self) -> int:
@@ -82,21 +88,32 @@ def measure(setup: Setup, variant: str, ratio: float) -> Peak:
     method = setup.adatp(clip, flops_ratio=ratio)
     chosen = method if variant in (TRIAL, PRUNED) else None
     meter = Meter(runtime.family.device)
+    whole = variant in (ENCODING, PACK)
 
-    def ask(question: Question) -> None:
-        if variant in (UNPRUNED, PRUNED):
-            one_pass(runtime, clip, question, chosen)
+    def ask(questions: Sequence[Question]) -> None:
+        if variant == ENCODING:
+            runtime.encode(setup.video)
+        elif variant in (UNPRUNED, PRUNED):
+            one_pass(runtime, clip, questions[0], chosen)
         else:
-            runtime.answer(clip, question, chosen)
+            runtime.answer_many([Request(clip, question, chosen) for question in questions])
 
-    ask(setup.questions[0])  # what is loaded at first use belongs to no variant
+    # What is loaded at first use belongs to no variant.
+    ask(setup.questions if whole else setup.questions[:1])
     runtime.forget_prefixes()
     before = meter.restart()
     highest = before
-    for question in setup.questions:
-        ask(question)
+    for questions in [setup.questions] if whole else [[question] for question in setup.questions]:
+        ask(questions)
         highest = max(highest, meter.highest())
-    return Peak(before, highest)
+    planned = working_bytes(
+        runtime.shape,
+        frames=runtime.frames,
+        tokens=max(runtime.layout(clip, question).tokens for question in setup.questions),
+        itemsize=runtime.family.dtype.itemsize,
+        batch=len(setup.questions),
+    )
+    return Peak(before, highest, planned)
 
 
 def in_own_process(variant: str, arguments: list[str]) -> Peak:
@@ -118,6 +135,8 @@ def report(peaks: dict[str, Peak]) -> None:
     for other in (UNPRUNED, BASELINE):
         ratio = peaks[TRIAL].highest / peaks[other].highest
         print(f"trial / {other}: {ratio:.4f}{verdict(ratio, 1.0)}")
+    planned, measured = peaks[PACK].planned, max(peaks[ENCODING].added, peaks[PACK].added)
+    print(f"encoding and a pack over what was planned, {planned / 2**20:.1f} MiB: {measured / planned:.3f}")
 
 
 def main() -> None:

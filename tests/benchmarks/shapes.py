@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast, SiglipModel
 from transformers.initialization import no_init_weights
 
 from pipeline.checkpoint import Checkpoint
@@ -139,15 +140,7 @@ def build(
     video = name.startswith("llava-video")
     tokenizer = build_tokenizer()
     text_tokenizer = build_tokenizer(model_max_length=size.text_length)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), torch.device(device), no_init_weights():
-        torch.manual_seed(seed)
-        siglip = build_siglip(size, len(text_tokenizer)).requires_grad_(requires_grad=False)
-        _draw(siglip)
-        with _default_dtype(dtype):
-            model = build_model(size, tokenizer, siglip).requires_grad_(requires_grad=False)
-        model.tie_weights()
-        _draw(model, but="vision_tower")  # these are the SigLIP's
+    model, siglip = draw_modules(size, tokenizer, len(text_tokenizer), device=device, dtype=dtype, seed=seed)
     family: Family = LlavaOnevision(Checkpoint(name, folder, f"random:{name}"), model, tokenizer)
     if video:
         # As its loader does: the last row of the embedding, which no token uses, stands for visual tokens.
@@ -161,6 +154,28 @@ def build(
         frames=frames,
         scoring="letter",  # options of one token each: the prefill is all there is to an answer
     )
+
+
+def draw_modules(
+    size: Size,
+    tokenizer: PreTrainedTokenizerFast,
+    text_vocabulary: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> tuple[LlavaOnevisionForConditionalGeneration, SiglipModel]:
+    """The video model in that number format, and its SigLIP in float32, made on the device."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), torch.device(device), no_init_weights():
+        torch.manual_seed(seed)
+        siglip = build_siglip(size, text_vocabulary).requires_grad_(requires_grad=False)
+        _draw(siglip)
+        with _default_dtype(dtype):
+            model = build_model(size, tokenizer, siglip).requires_grad_(requires_grad=False)
+        model.tie_weights()
+        _draw(model, but="vision_tower")  # these are the SigLIP's
+    return model, siglip
 
 
 @torch.no_grad()
