@@ -141,7 +141,7 @@ def test_after_the_limit_one_sentence_says_how_to_go_on(
 @pytest.fixture
 def proxy(server: Server, postgresql: str, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     """To the empty database; a server that is silent for some tenths of a second is taken for lost."""
-    monkeypatch.setattr(records, "SILENCE", 0.3)
+    monkeypatch.setattr(records, "SILENCE", 0.5)
     monkeypatch.setitem(records._POSTGRESQL_LIMITS, "connect_timeout", 2)
     return Proxy(server.folder)
 
@@ -158,10 +158,8 @@ def test_a_server_that_falls_silent_is_waited_for(
         run(store, lambda: proxy.silent(3.0), every=1000)
         found = rows(store)
     assert found | {"adatp_lease": []} == expected
-    assert [text.partition(" ")[2].partition(" ")[2].partition(" ")[2] for text in said] == [
-        "does not answer; trying again for up to 5 minutes.",
-        "answers again.",
-    ]
+    assert said[0].endswith(" does not answer; trying again for up to 5 minutes.")
+    assert said[-1].endswith(" answers again.")
 
 
 def test_silence_without_an_end_ends_in_a_sentence(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,9 +179,9 @@ def test_a_long_answer_is_no_silence(proxy: Proxy) -> None:
     with transaction(engine) as connection:
         assert len(connection.exec_driver_sql(rows).all()) == 80
     with transaction(engine, silence=10) as connection:
-        connection.exec_driver_sql("SELECT pg_sleep(0.6)")
+        connection.exec_driver_sql("SELECT pg_sleep(0.8)")
     with pytest.raises(ConnectionLostError, match="silent"), transaction(engine) as connection:
-        connection.exec_driver_sql("SELECT pg_sleep(0.6)")
+        connection.exec_driver_sql("SELECT pg_sleep(0.8)")
     engine.dispose()
 
 
