@@ -18,7 +18,7 @@ def verdict(output: str, errors: str) -> tuple[str, int]:
         packages: list[dict[str, Any]] = json.loads(output)["dependencies"]
     except (ValueError, KeyError):
         reason = (errors.strip().splitlines() or ["no reason given"])[-1]
-        return f"Vulnerabilities were NOT looked for: {reason}", 0
+        return f"Nothing was audited: {reason}", 0
     asked = [package for package in packages if "skip_reason" not in package]
     found = [
         f"{package['name']} {package['version']}: {known['id']}, mended in "
@@ -30,7 +30,7 @@ def verdict(output: str, errors: str) -> tuple[str, int]:
         return "\n".join(found), 1
     if not asked:
         return (
-            f"Vulnerabilities were NOT looked for: none of {len(packages)} packages is known there.",
+            f"Nothing was audited: none of {len(packages)} packages is known there.",
             0,
         )
     return (

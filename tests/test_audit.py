@@ -20,7 +20,7 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
     [
         ([SOUND, UNKNOWN], 0, "No known vulnerabilities in 1 packages; 1 not asked about."),
         ([SOUND, HIT], 1, "b 2: CVE-1, mended in 3"),
-        ([UNKNOWN], 0, "Vulnerabilities were NOT looked for: none of 1 packages is known there."),
+        ([UNKNOWN], 0, "Nothing was audited: none of 1 packages is known there."),
     ],
 )
 def test_only_what_is_known_fails(packages: list[object], code: int, said: str) -> None:
@@ -29,4 +29,4 @@ def test_only_what_is_known_fails(packages: list[object], code: int, said: str) 
 
 def test_without_a_network_it_says_so() -> None:
     said, code = verdict("", "ERROR: ...\nHTTPSConnectionPool: unreachable\n")
-    assert (said, code) == ("Vulnerabilities were NOT looked for: HTTPSConnectionPool: unreachable", 0)
+    assert (said, code) == ("Nothing was audited: HTTPSConnectionPool: unreachable", 0)

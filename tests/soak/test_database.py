@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.soak.driver import LEASE, drive
-from tests.tuner.records.servers import Server, emptied, end_connections, rows, servers
+from tests.tuner.records.servers import Proxy, Server, emptied, end_connections, rows, servers
 from tuner.records.store import Store
 
 pytestmark = pytest.mark.soak
@@ -107,52 +105,6 @@ def start(url: str) -> Iterator[Start]:
         driver.process.kill()
         driver.process.send_signal(signal.SIGCONT)
         driver.process.wait()
-
-
-class Proxy:
-    """Between drivers and the server, over TCP: `cut` forwards nothing for a while and then drops all."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = str(folder / ".s.PGSQL.5432")
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._open, self._pairs = threading.Event(), list[socket.socket]()
-        self._open.set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            if not self._open.is_set():
-                client.close()
-                continue
-            there = socket.socket(socket.AF_UNIX)
-            try:
-                there.connect(self._path)
-            except OSError:
-                return  # the test is over
-            self._pairs += [client, there]
-            for item, other in ((client, there), (there, client)):
-                threading.Thread(target=self._forward, args=(item, other), daemon=True).start()
-
-    def _forward(self, one: socket.socket, other: socket.socket) -> None:
-        try:
-            while data := one.recv(65536):
-                self._open.wait()
-                other.sendall(data)
-        except OSError:
-            pass
-        for end in (one, other):
-            end.close()
-
-    def cut(self, seconds: float) -> None:
-        self._open.clear()
-        time.sleep(seconds)
-        pairs, self._pairs = self._pairs, []
-        for pair in pairs:
-            with contextlib.suppress(OSError):  # closed by the other end
-                pair.shutdown(socket.SHUT_RDWR)
-        self._open.set()
 
 
 def restarted(server: Server, mode: str, seconds: float) -> None:

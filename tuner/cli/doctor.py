@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.options import Address, Database, TrackingUri
+from tuner.cli.options import Address, Database, Storage, TrackingUri
 
 if TYPE_CHECKING:
     from pipeline.finding import Finding
@@ -18,14 +18,15 @@ FAILED = 1  # exit code where something is to be done
 
 def doctor(
     database: Database = None,
+    storage: Storage = None,
     tracking_uri: TrackingUri = None,
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check this machine: versions, GPU, memory, disk, decoders, network settings, database, MLflow, Ray.
+    """Check this machine: versions, GPU, memory, disk, decoders, network settings, and the services named.
 
-    Database, MLflow server and cluster are asked where they are named. Exit code 0: all is well; 1: something
-    is to be done.
+    Database, storage, MLflow server and cluster are asked where they are named; a storage gets a small file,
+    which is deleted. Exit code 0: all is well; 1: something is to be done.
     """
     from rich.console import Console
 
@@ -34,7 +35,7 @@ def doctor(
 
     console = Console(highlight=False)
     found: list[Finding] = []
-    for finding in examine(database=database, tracking_uri=tracking_uri, address=address):
+    for finding in examine(database=database, storage=storage, tracking_uri=tracking_uri, address=address):
         found.append(finding)
         if not as_json:
             print_finding(finding, console, failed="TO DO")

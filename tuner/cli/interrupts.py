@@ -10,7 +10,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, NoReturn
+
+from tuner.cli.log_format import json_asked
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -62,7 +65,14 @@ def _handle(interrupt: signal._HANDLER, others: signal._HANDLER) -> None:
 
 def _end(number: int, _: FrameType | None) -> NoReturn:
     # Not through `sys.stderr`, which may be what was interrupted.
-    os.write(2, b"Interrupted.\n")
+    told = "Interrupted."
+    if json_asked(sys.argv[1:]):
+        # By hand: what writes JSON may be what was being imported.
+        told = (
+            f'{{"time": "{time.strftime("%Y-%m-%dT%H:%M:%S.000+00:00", time.gmtime())}", "level": "error", '
+            f'"logger": "tuner.cli", "message": "{told}", "event": "ended", "exit_code": {128 + number}}}'
+        )
+    os.write(2, f"{told}\n".encode())
     os._exit(128 + number)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +15,6 @@ from rich.console import Console
 
 from tuner.errors import without_passwords
 
-_OURS = logging.getLogger("tuner")
 _LOG = logging.getLogger("tuner.cli")
 
 # What every record has; anything else was given to it, or begins with an underscore and is a library's own.
@@ -34,7 +35,29 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return without_passwords(json.dumps(line, ensure_ascii=False, default=str))
+        # In ASCII: a stream that has not every character would write what is no JSON in its place.
+        return without_passwords(json.dumps(line, default=str))
+
+
+def write_objects() -> None:
+    """From now on every line that this process writes to stderr is an object: log records, warnings, and what
+    is printed there.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("tuner").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    # A record that cannot be written is lost: what would be said of it could not be written either.
+    logging.raiseExceptions = False
+    sys.stderr = _Lines(logging.getLogger("stderr").warning)
+
+
+def log_end(message: str, code: int, error: BaseException | None = None) -> None:
+    """The last record of a command that did not come to its end: why, and its exit code. error: to be shown
+    with its traceback.
+    """
+    _LOG.error(message, extra={"event": "ended", "exit_code": code}, exc_info=error)
 
 
 class LoggedProgress:
@@ -42,25 +65,16 @@ class LoggedProgress:
 
     def __init__(self, study: str) -> None:
         self._study = study
-        self._handler = logging.StreamHandler(sys.stderr)
-        self._handler.setFormatter(JsonLines())
-        self._level = logging.NOTSET
         # For those who print a line of their own.
-        self.console = Console(file=_Lines(self), width=10_000, color_system=None)  # type: ignore[arg-type]
+        lines: Any = _Lines(self.message)
+        self.console = Console(file=lines, width=10_000, color_system=None)
 
     def __enter__(self) -> Self:
-        logging.getLogger().addHandler(self._handler)
-        self._level = _OURS.level
-        _OURS.setLevel(logging.INFO)
-        logging.captureWarnings(True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        logging.getLogger().removeHandler(self._handler)
-        _OURS.setLevel(self._level)
-        logging.captureWarnings(False)
+    ) -> None: ...
 
     def started(self, phase: str, total: int | None) -> None:
         """A record for each phase."""
@@ -78,15 +92,28 @@ class LoggedProgress:
         _LOG.info(text, extra={"event": "message", "study": self._study})
 
 
-class _Lines:
-    """A text file whose lines are messages."""
+class _Lines(io.TextIOBase):
+    """A text file each line of which is said; what is flushed counts as one."""
 
-    def __init__(self, progress: LoggedProgress) -> None:
-        self._progress = progress
+    # Typer looks for them.
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._begun = ""
 
     def write(self, text: str) -> int:
-        if text.strip():
-            self._progress.message(text.strip())
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(str.strip, lines):
+            self._say(line.strip())
         return len(text)
 
-    def flush(self) -> None: ...
+    def fileno(self) -> int:
+        """For processes that inherit it."""
+        return 2
+
+    def flush(self) -> None:
+        begun, self._begun = self._begun, ""
+        if begun.strip():
+            self._say(begun.strip())

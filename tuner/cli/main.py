@@ -25,6 +25,7 @@ from tuner.cli.export import export
 from tuner.cli.importing import import_
 from tuner.cli.init import init
 from tuner.cli.listing import list_
+from tuner.cli.log_format import json_asked
 from tuner.cli.report import report
 from tuner.cli.run import run
 from tuner.cli.sensitivity import sensitivity
@@ -97,11 +98,15 @@ def _root(
 def main() -> None:
     """Runs the command that the arguments name; `tuner.cli.entry` is what a shell calls."""
     _prepare_streams()
+    if json_asked(sys.argv[1:]):
+        from tuner.cli.logs import write_objects
+
+        write_objects()
     try:
         try:
             _require_folder()
             with disk_may_be_full(), files_may_be_refused():
-                app()
+                _call()
         finally:
             # What does not fit, or nobody reads any more, shows here rather than when Python ends.
             _flush()
@@ -124,12 +129,21 @@ def main() -> None:
         if code == interrupts.INTERRUPTED:
             _end_interrupted(str(error))
         if isinstance(code, int):
-            _fail(str(error), interrupts.exit_code(code))
+            # Of Typer's errors it names the option.
+            told = getattr(error, "format_message", error.__str__)
+            _fail(told(), interrupts.exit_code(code))
         if interrupts.received():
             # Some libraries make another error of it while they are imported.
             _end_interrupted(_INTERRUPTED)
         sys.excepthook = _print_traceback
         raise
+
+
+def _call() -> None:
+    """The command. Typer prints a mistake in its arguments and ends the process; for JSON we do."""
+    code = app(standalone_mode=not json_asked(sys.argv[1:]))
+    if code:
+        sys.exit(code)
 
 
 def _prepare_streams() -> None:
@@ -176,6 +190,11 @@ def _drop_output() -> None:
 
 def _print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     """As Python does it; but what a library writes into its errors is not ours to know."""
+    if json_asked(sys.argv[1:]):
+        from tuner.cli.logs import log_end
+
+        log_end(f"{kind.__name__}: {error}", 1, error)
+        return
     print(without_passwords("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
 
 
@@ -187,6 +206,11 @@ def _end_interrupted(message: str) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    if json_asked(sys.argv[1:]):
+        from tuner.cli.logs import log_end
+
+        log_end(message, code)
+        sys.exit(code)
     with suppress(OSError):
         print(without_passwords(message), file=sys.stderr, flush=True)
     sys.exit(code)

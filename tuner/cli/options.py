@@ -209,8 +209,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A LLaVA-OneVision or LLaVA-Video checkpoint: Hugging Face id or folder. Otherwise "
-        "LLaVA-OneVision 7B.",
+        help="A LLaVA-OneVision or LLaVA-Video checkpoint: Hugging Face id or folder; or demo, the small "
+        "model that ships, to try things out. Otherwise LLaVA-OneVision 7B.",
         show_default=False,
     ),
 ]

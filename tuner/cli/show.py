@@ -62,7 +62,8 @@ def _searches(found: Status) -> Table:
 
     from tuner.reporting.wording import searched_for
 
-    table = Table(
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in (
         "search",
         "seed",
         "trials",
@@ -72,9 +73,9 @@ def _searches(found: Status) -> Table:
         "held-out",
         "FLOPs\n(tune)",
         "drop",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    ):
+        # Words and numbers stay whole; what consists of several words may take several lines.
+        table.add_column(title, no_wrap=title not in ("search", "trials", "drop"))
     for search in found.searches:
         table.add_row(
             searched_for(search.goal, search.budget, search.max_drop),

@@ -98,6 +98,39 @@ def check_storage(storage: str | None) -> list[str]:
     """What is wrong with this place for encoded videos, in sentences; a storage is asked."""
     if storage is None:
         return []
+    if (problems := _misnamed(storage)) or not is_url(storage := normal(storage)):
+        return problems
+    try:
+        ObjectStorage(storage).check()
+    except UserError as error:
+        return list(error.problems)
+    return []
+
+
+def try_storage(storage: str) -> str:
+    """What a small file met there that was written, read and deleted, in words.
+
+    Errors: UserError where it could not be written or read.
+    """
+    if problems := _misnamed(storage):
+        raise UserError(problems)
+    if is_url(place := normal(storage)):
+        kept = ObjectStorage(place).check(f"tried-{uuid.uuid4().hex}", patience=0.0, delete=True)
+        return f"{place} can be written and read{f'; what was tried stays as {kept}' if kept else ''}"
+    folder = Path(place)
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{there} cannot be written: {error.strerror}") from error
+    return (
+        f"{folder} can be written" if there == folder else f"{folder} is not there yet: `tuner run` makes it"
+    )
+
+
+def _misnamed(storage: str) -> list[str]:
+    """What is wrong with its name alone."""
     if re.match(r"[a-z][a-z0-9+.-]+:", storage) and not is_url(storage):
         return [f"--storage is a folder or a URL such as s3://bucket/prefix, but got {storage!r}"]
     if not is_url(storage := normal(storage)):
@@ -106,10 +139,6 @@ def check_storage(storage: str | None) -> list[str]:
     if without_passwords(storage) != storage:
         told = f"--storage {without_passwords(storage)} has a password in it, which others see: credentials "
         return [f"{told}belong into the environment or the files that the storage's own client reads"]
-    try:
-        ObjectStorage(storage).check()
-    except UserError as error:
-        return list(error.problems)
     return []
 
 
@@ -183,7 +212,7 @@ def machine_cache(max_bytes: int) -> FeatureCache:
 
 
 class ObjectStorage:
-    """Encoded videos under a URL that fsspec knows. Nothing is ever deleted there.
+    """Encoded videos under a URL that fsspec knows. None is ever deleted there, and nothing is listed.
 
     A storage that fails is asked again, with growing pauses, for `patience` seconds. After that the study
     goes on without it, with a warning, and for `PAUSE` seconds it is not asked. An object storage shows an
@@ -218,7 +247,9 @@ class ObjectStorage:
         def read() -> bytes | None:
             try:
                 data: bytes = self._files.cat_file(path)
-            except FileNotFoundError:
+            # S3 refuses what is missing where nothing may be listed. `check` has seen that what is there
+            # may be read.
+            except (FileNotFoundError, PermissionError):
                 return None
             return data
 
@@ -229,21 +260,33 @@ class ObjectStorage:
         path = self._path(key)
         self._asked(lambda: self._files.pipe_file(path, data))
 
-    def check(self) -> None:
-        """Errors: UserError where nothing can be read or written there now."""
+    def check(
+        self, key: str = "writable", *, patience: float = PATIENCE_AT_FIRST, delete: bool = False
+    ) -> str | None:
+        """Writes a few bytes and reads them. delete: deletes them, too; their path where that is refused, for
+        nothing else here needs it.
+
+        Errors: UserError where nothing can be written or read there now.
+        """
+        path = self._path(key)
 
         def try_it() -> None:
-            self._files.pipe_file(self._path("writable"), b"")
-            with suppress(FileNotFoundError):
-                self._files.cat_file(self._path("missing"))
+            self._files.pipe_file(path, b"written to be read")
+            self._files.cat_file(path)
 
         try:
-            _attempts(PATIENCE_AT_FIRST)(try_it)
+            _attempts(patience)(try_it)
         except Exception as error:
             raise UserError(
                 f"--storage {self.url} cannot be used: {_said(error)}. Allowed is a place that exists, where "
-                "objects may be read, written and listed."
+                "objects may be read and written."
             ) from error
+        if delete:
+            try:
+                self._files.rm_file(path)
+            except Exception:  # noqa: BLE001 - each client has its own errors
+                return path
+        return None
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}.safetensors"

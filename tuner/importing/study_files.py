@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ MODEL = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
 TEXT_ENCODER = "google/siglip-so400m-patch14-384"
 """The SigLIP of all published LLaVA-OneVision and LLaVA-Video checkpoints."""
 FRAMES = 32
+SHIPPED = "demo"
+"""The study that ships: as a model, its small one."""
 
 QUESTIONS = "questions.jsonl"
 
@@ -148,6 +150,10 @@ def _at_their_places(problems: Iterable[str], folder: Path, places: Sequence[str
 
 
 def _definition(folder: Path, settings: Settings, description: str) -> str:
+    if settings.model == SHIPPED and not Path(SHIPPED).is_dir():
+        shipped = load_study(SHIPPED)
+        encoder = settings.text_encoder or shipped.text_encoder
+        settings = replace(settings, model=shipped.model, text_encoder=encoder)
     return _TEMPLATE.format(
         model=_written(_checkpoint(folder, settings.model, "--model")),
         text_encoder=_written(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
@@ -46,6 +47,12 @@ _POSTGRESQL_LIMITS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
+# Seconds without a byte from a server that was asked something. Its kernel or a proxy may still keep the
+# connection alive, so that none of the limits above counts. More than a lease lasts: whoever takes one waits
+# for the transactions that hold it.
+SILENCE = 90.0
+
+T = TypeVar("T")
 
 
 class ConnectionLostError(Exception):
@@ -90,7 +97,7 @@ def open_engine(url: str, *, create: bool = True) -> Engine:
             _examined(parsed, file, write=False)[0].dispose()
     engine, found = _examined(parsed, file, write=True)
     if found != SCHEMA_REVISION:
-        with _told(engine), transaction(engine) as connection:
+        with _told(engine), transaction(engine, silence=_MIGRATION_SECONDS) as connection:
             _migrate(connection)
     return engine
 
@@ -117,6 +124,8 @@ def _examined(url: URL, file: Path | None, *, write: bool) -> tuple[Engine, str 
             limits = _POSTGRESQL_LIMITS if url.get_backend_name() == "postgresql" else {}
             own = {name: value for name, value in limits.items() if name not in url.query}
             engine = create_engine(url, json_deserializer=from_json, connect_args=own)
+            if engine.dialect.driver == "psycopg":
+                _limit_silence(engine)
         elif write:
             engine = create_engine(url, json_deserializer=from_json)
         else:
@@ -235,13 +244,17 @@ def _told(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
+def transaction(engine: Engine, *, silence: float | None = None) -> Iterator[Connection]:
     """All or nothing of what is written.
 
+    silence: seconds that a server may let pass without a byte of its answer; None: `SILENCE`.
     Errors: DiskFullError where there is no room for it; ConnectionLostError where the server does not answer.
     """
     try:
         with engine.begin() as connection:
+            driver: Any = connection.connection.driver_connection
+            if hasattr(driver, "silence"):
+                driver.silence = silence
             yield connection
     except DBAPIError as error:
         if _is_full(error):
@@ -334,6 +347,43 @@ def _read_only(file: Path) -> sqlite3.Connection:
             raise
         connection = sqlite3.connect(f"{address}&immutable=1", uri=True, check_same_thread=False)
     return connection
+
+
+def _limit_silence(engine: Engine) -> None:
+    """Makes of a connection on which the server is silent for too long a lost one."""
+    psycopg: Any = engine.dialect.loaded_dbapi
+
+    class LimitedConnection(psycopg.Connection):  # type: ignore[misc]
+        """Counts from the last byte: a long answer may take as long as it needs."""
+
+        silence: float | None = None
+
+        def wait(self, generator: Generator[int, int, T], *arguments: Any, **options: Any) -> T:
+            """See `psycopg.Connection.wait`, through which every wait for the server goes."""
+            waited: T = super().wait(self._limited(generator), *arguments, **options)
+            return waited
+
+        def _limited(self, generator: Generator[int, int, T]) -> Generator[int, int, T]:
+            limit = SILENCE if self.silence is None else self.silence
+            heard = time.monotonic()
+            try:
+                wanted = next(generator)
+                while True:
+                    # 0 from time to time while nothing can be read or written.
+                    ready = yield wanted
+                    if ready:
+                        heard = time.monotonic()
+                    elif time.monotonic() - heard > limit:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError(f"the server was silent for {limit:g} seconds")
+                    wanted = generator.send(ready)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_: object, __: object, arguments: Any, options: Any) -> Any:
+        return LimitedConnection.connect(*arguments, **options)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

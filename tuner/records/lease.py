@@ -183,8 +183,12 @@ class Lease:
     def _renew(self) -> None:
         """Until it is over, or lost: then the next transaction that writes says so."""
         while not self._over.wait(BEAT):
-            # A server that does not answer is told of by the transactions.
-            with suppress(ConnectionLostError, SQLAlchemyError), transaction(self._engine) as connection:
+            # A server that does not answer is told of by the transactions; where this connection alone is
+            # silent, the next one renews the lease in time.
+            with (
+                suppress(ConnectionLostError, SQLAlchemyError),
+                transaction(self._engine, silence=LEASE / 4) as connection,
+            ):
                 renewed = update(lease_table).where(self._mine).values(expires=_from_now(LEASE))
                 if not connection.execute(renewed).rowcount:
                     return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.reporting.overview import verdict
+from tuner.reporting.summary import accuracy_name
 from tuner.reporting.values import Compared, Comparison, HeldOut, Recorded, RunSummary, Trial
 from tuner.sensitivity.results import Sensitivity
 from tuner.statistics.values import Measured
@@ -40,6 +41,7 @@ def run_document(summary: RunSummary, report: Path | None, recorded: Recorded | 
             "sampler": summary.sampler,
             "max_drop": summary.max_drop,
         },
+        labelled=accuracy_name(summary) == "accuracy",
         trials={
             "complete": len(summary.trials),
             "pruned": len(summary.pruned),

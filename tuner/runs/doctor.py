@@ -1,4 +1,4 @@
-"""What a study needs of a machine, looked at without a study. Nothing is written, and nothing downloaded."""
+"""What a study needs of a machine, looked at without a study. Nothing is downloaded or left behind."""
 
 from __future__ import annotations
 
@@ -28,9 +28,13 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def examine(
-    *, database: str | None = None, tracking_uri: str | None = None, address: str | None = None
+    *,
+    database: str | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    address: str | None = None,
 ) -> Iterator[Finding]:
-    """One by one, as they come. database, tracking_uri, address: asked where they are named."""
+    """One by one, as they come. database, storage, tracking_uri, address: asked where they are named."""
     yield Finding("python", True, platform.python_version(), "3.11 or newer")
     yield from versions()
     yield device()
@@ -39,6 +43,12 @@ def examine(
     yield hub()
     for name, place, ask, advice in (
         ("database", database, _database, "Check the URL, the server, and what it lets you do."),
+        (
+            "storage",
+            storage,
+            _storage,
+            "Check its name, the credentials and the rights: GetObject, PutObject.",
+        ),
         ("MLflow", tracking_uri, _mlflow, "Check the address; a study goes on without a server: tuner sync."),
         ("Ray cluster", address, _cluster, "Start it with `ray start --head`, or leave --address out."),
     ):
@@ -192,6 +202,12 @@ def _database(url: str) -> str:
     with Store.open(url, create=False) as store:
         studies = store.study_names()
         return f"{store.url} holds {', '.join(studies) or 'no study'}"
+
+
+def _storage(place: str) -> str:
+    from tuner.evaluation.storage import try_storage
+
+    return try_storage(place)
 
 
 def _mlflow(address: str) -> str:

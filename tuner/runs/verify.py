@@ -354,6 +354,9 @@ class _Compared:
                 except ModelError:  # loaded on another host, whose files are not here
                     same = False
             found = f"{place}{'' if same else ' is another one: ' + identity}"
+            named = self.study.model if name == "model" else self.study.text_encoder
+            if not self._is_same(named, place, revision, identity):
+                found += f"; the study names another one, {named}, which was not asked"
             findings.append(
                 Finding(
                     name,
@@ -364,6 +367,19 @@ class _Compared:
                 )
             )
         return findings
+
+    def _is_same(self, named: str, asked: str, revision: str | None, identity: str) -> bool:
+        """Whether the checkpoint that the study names may be the one that was asked; nothing is fetched."""
+        if not Path(named).is_dir():
+            return named == asked and (
+                None in (revision, self.study.revision) or revision == self.study.revision
+            )
+        if Path(asked).is_dir() and Path(named).samefile(asked):
+            return True
+        try:
+            return find_checkpoint(named, allow_pickle=self.study.allow_pickle).is_identified_by(identity)
+        except ModelError:
+            return False
 
     def _missing(self) -> list[Finding]:
         """Questions of the file that the study has no more; none are known of a file without answers."""

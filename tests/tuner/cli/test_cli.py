@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 from rich.console import Console
 
@@ -23,12 +24,13 @@ from pipeline.methods import AdaTP
 from tests.summaries import make_summary
 from tests.tuner import fakes
 from tuner.cli.progress import BarProgress, LineProgress
+from tuner.cli.show import _searches
 from tuner.errors import DiskFullError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records.definition import definition
 from tuner.records.store import Store
 from tuner.records.values import Pruned
-from tuner.reporting.from_records import summarise
+from tuner.reporting.from_records import SearchStatus, summarise
 from tuner.reporting.values import Recorded
 from tuner.study import Search
 from tuner.study.values import Configuration
@@ -450,6 +452,24 @@ def test_doctor_says_what_is_to_be_done(call, tmp_path, monkeypatch):
     assert f"{tmp_path}/none.db is no folder that can be written" in finished.out
 
 
+def test_doctor_tries_a_storage(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tuner.runs.doctor.versions", lambda: ())
+    (tmp_path / "file").touch()
+    for storage, passed, found in (
+        (str(tmp_path), True, f"{tmp_path} can be written"),
+        (f"{tmp_path}/new/er", True, f"{tmp_path}/new/er is not there yet: `tuner run` makes it"),
+        ("memory://there/clips", True, "memory://there/clips can be written and read"),
+        (str(tmp_path / "file"), False, f"--storage is a folder or a URL, but {tmp_path}/file is a file"),
+        ("nothing://bucket", False, "--storage nothing://bucket is no folder and no URL that fsspec knows"),
+    ):
+        finished = call("doctor", "--json", "--storage", storage)
+        (check,) = [item for item in json.loads(finished.out)["checks"] if item["name"] == "storage"]
+        assert (check["passed"], check["found"].startswith(found)) == (passed, True), check
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert fsspec.filesystem("memory").find("memory://there") == []
+
+
 @pytest.mark.quick
 def test_trials_marks_what_the_study_does_not_allow_any_more(call, fake_study):
     with Store.open(fake_study) as store:
@@ -480,6 +500,17 @@ def test_trials_shows_a_choice_that_is_listed_or_was_made(call, fake_study):
     assert shown.out.count(" last") == 8
     assert shown.out.count(" mean") == 1
     assert "demote" not in shown.out
+
+
+@pytest.mark.quick
+def test_show_cuts_no_word_on_80_columns():
+    search = SearchStatus(
+        *(1.0, 0, "max_drop", 40, 40, 12, make_summary().best, None, 4, "max_drop", "0.03", "not_shown")
+    )
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_searches(SimpleNamespace(searches=[search])))
+    (head,) = [line for line in console.file.getvalue().splitlines() if "seed" in line]
+    assert head.split() == "search seed trials infeasible best tune held-out (tune) drop".split()
 
 
 @pytest.mark.quick

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 import shutil
@@ -16,7 +17,18 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from tests.tuner.cli.edges import BARELY, COMMANDS, CONDITIONS, SLOW, Condition, call, context, make_study
+from tests.tuner.cli.edges import (
+    BARELY,
+    BUDGET,
+    COMMANDS,
+    CONDITIONS,
+    SLOW,
+    WORK,
+    Condition,
+    call,
+    context,
+    make_study,
+)
 from tuner.cli.main import app
 
 # Chosen for a sample of little cost that meets much: of the slow commands, `run` with its records elsewhere
@@ -100,3 +112,29 @@ def test_it_ends_rightly_or_with_a_sentence_that_names_what_is_wrong(
         assert told is ended.out or 1 <= len(told.splitlines()) <= 10, told
     elif condition.name.startswith("output in") and command != "sync":
         assert ended.out
+
+
+ENDS = {
+    "success": (0, ("run", "--study", "fake", *WORK, "--trials", "7")),
+    "user's mistake": (2, ("compare", "--study", "größen", *BUDGET)),
+    "option's mistake": (2, ("run", "--study", "fake", "--budget", "x")),
+    "unknown option": (2, ("sensitivity", "--study", "fake", "--nope")),
+    "nothing asked": (2, ("run",)),
+    "not its option": (2, ("status", "--study", "fake")),
+    "unknown command": (2, ("nope",)),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_every_line_in_json_is_an_object_however_a_command_ends(
+    name: str, server: ForkServerContext, folder: Path
+) -> None:
+    code, arguments = ENDS[name]
+    ended = call(server, folder, arguments[0], BARELY, *arguments[1:], "--log-format", "json")
+    assert ended.code == code, ended.err
+    found = [json.loads(line) for line in ended.err.splitlines()]
+    if code:
+        assert (found[-1]["event"], found[-1]["level"], found[-1]["exit_code"]) == ("ended", "error", code)
+    else:
+        assert {entry["event"] for entry in found} >= {"phase", "answered", "trial_ended"}
+        assert "ended" not in {entry["event"] for entry in found}

@@ -24,7 +24,15 @@ from tests.object_storage import ObjectServer, object_server
 from tuner.errors import DiskFullError, UserError
 from tuner.evaluation import storage
 from tuner.evaluation.evaluator import EvaluatorSpec, PipelineEvaluator
-from tuner.evaluation.storage import ObjectStorage, SharedCache, check_storage, copied, folder_id, normal
+from tuner.evaluation.storage import (
+    ObjectStorage,
+    SharedCache,
+    check_storage,
+    copied,
+    folder_id,
+    normal,
+    try_storage,
+)
 
 TENSORS = {"features": torch.arange(6.0).reshape(2, 3)}
 URL = "memory://bucket/encoded"
@@ -323,6 +331,44 @@ def test_credentials_that_nobody_gave_are_not_waited_for(monkeypatch: pytest.Mon
     assert len(asked) == 1
 
 
+class Unlisted:
+    """A bucket that may be written and read, but neither listed nor emptied: S3 refuses what is not there."""
+
+    def __init__(self, *, readable: bool = True) -> None:
+        self._objects: dict[str, bytes] = {}
+        self._readable = readable
+
+    def pipe_file(self, path: str, data: bytes) -> None:
+        self._objects[path] = data
+
+    def cat_file(self, path: str) -> bytes:
+        if not self._readable or path not in self._objects:
+            raise PermissionError("Access Denied")
+        return self._objects[path]
+
+    def rm_file(self, path: str) -> None:
+        raise PermissionError("Access Denied")
+
+    ls = exists = info = find = rm_file
+
+
+@pytest.mark.quick
+def test_a_bucket_that_may_not_be_listed_will_do(caplog: pytest.LogCaptureFixture) -> None:
+    found = ObjectStorage(URL)
+    found._files = Unlisted()
+    found.check()
+    assert found.read("none") is None
+    found.write("a", b"encoded")
+    assert found.read("a") == b"encoded"
+    assert caplog.records == []
+    kept = found.check("tried", delete=True)
+    assert kept is not None
+    assert kept.endswith("/tried.safetensors")
+    found._files = Unlisted(readable=False)
+    with pytest.raises(UserError, match=r"Access Denied.*may be read and written"):
+        found.check()
+
+
 @pytest.mark.quick
 def test_what_cannot_be_a_storage_is_told_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -396,6 +442,9 @@ def test_an_s3_server_keeps_what_is_encoded_and_is_missed_for_a_moment_only(
     assert found is not None
     assert torch.equal(found["features"], TENSORS["features"])
     assert server.door.refused > 0
+    before = server.objects()
+    assert try_storage(server.url) == f"{server.url} can be written and read"
+    assert server.objects() == before
     (told,) = check_storage("s3://no-bucket/encoded")
     assert told.startswith("--storage s3://no-bucket/encoded cannot be used: The specified bucket does not")
     assert caplog.messages == []

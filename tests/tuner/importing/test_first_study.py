@@ -233,6 +233,18 @@ def test_a_model_folder_says_which_siglip_or_it_must_be_named():
 
 
 @pytest.mark.quick
+def test_the_small_model_that_ships_is_named_by_its_study():
+    shipped = load_study("demo")
+    study = created(Settings(Path(), model="demo"))
+    assert Path(study.model).samefile(shipped.model)
+    assert Path(study.text_encoder).samefile(shipped.text_encoder)
+    checkpoint("demo", {"model_type": "llava_onevision"})
+    checkpoint("siglip", {"model_type": "siglip"})
+    study = created(Settings(Path(), model="demo", text_encoder="siglip"), name="other")
+    assert Path(study.model).samefile("demo")
+
+
+@pytest.mark.quick
 def test_a_model_that_is_none_says_so_and_leaves_nothing():
     with pytest.raises(UserError, match=r"--model is 'gone'; allowed is a folder that exists, or an id"):
         created(Settings(Path(), model="gone"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,63 @@ class Server:
         program = shutil.which(command, path=self._search)
         assert program is not None
         subprocess.run([program, *arguments], check=True, capture_output=True, cwd=self.folder, **self._user)
+
+
+class Proxy:
+    """Between drivers and the server, over TCP. For a while, `cut` forwards nothing and then drops all;
+    `silent` forwards nothing, but keeps what is open and takes new connections.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = str(folder / ".s.PGSQL.5432")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open, self._pairs = threading.Event(), list[socket.socket]()
+        self._open.set()
+        self._cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            if self._cut:
+                client.close()
+                continue
+            there = socket.socket(socket.AF_UNIX)
+            try:
+                there.connect(self._path)
+            except OSError:
+                return  # the test is over
+            self._pairs += [client, there]
+            for item, other in ((client, there), (there, client)):
+                threading.Thread(target=self._forward, args=(item, other), daemon=True).start()
+
+    def _forward(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                self._open.wait()
+                other.sendall(data)
+        except OSError:
+            pass
+        for end in (one, other):
+            end.close()
+
+    def cut(self, seconds: float) -> None:
+        self._cut = True
+        self._open.clear()
+        time.sleep(seconds)
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            with contextlib.suppress(OSError):  # closed by the other end
+                pair.shutdown(socket.SHUT_RDWR)
+        self._cut = False
+        self._open.set()
+
+    def silent(self, seconds: float) -> None:
+        self._open.clear()
+        again = threading.Timer(seconds, self._open.set)
+        again.daemon = True
+        again.start()
 
 
 def servers() -> Iterator[Server]:

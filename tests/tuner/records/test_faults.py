@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, Engine, update
 
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study
-from tests.tuner.records.servers import Server, end_connections, rows
+from tests.tuner.records.servers import Proxy, Server, end_connections, rows
 from tuner.errors import RecordsLostError, UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import connected, lease, retrying
@@ -136,6 +136,53 @@ def test_after_the_limit_one_sentence_says_how_to_go_on(
         assert lost.value.exit_code == 1
         run(store)
         assert all(trial.outcome or trial.pruned for trial in store.trials())
+
+
+@pytest.fixture
+def proxy(server: Server, postgresql: str, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """To the empty database; a server that is silent for some tenths of a second is taken for lost."""
+    monkeypatch.setattr(records, "SILENCE", 0.5)
+    monkeypatch.setitem(records._POSTGRESQL_LIMITS, "connect_timeout", 2)
+    return Proxy(server.folder)
+
+
+def test_a_server_that_falls_silent_is_waited_for(
+    proxy: Proxy, expected: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections stay open, and it takes new ones."""
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    monkeypatch.setattr(lease, "LEASE", 10.0)
+    said: list[str] = []
+    url = f"postgresql://tuner@127.0.0.1:{proxy.port}/postgres"
+    with Store.open(url, owner="", say=said.append) as store, store.held("fake"):
+        run(store, lambda: proxy.silent(3.0), every=1000)
+        found = rows(store)
+    assert found | {"adatp_lease": []} == expected
+    assert said[0].endswith(" does not answer; trying again for up to 5 minutes.")
+    assert said[-1].endswith(" answers again.")
+
+
+def test_silence_without_an_end_ends_in_a_sentence(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "PATIENCE", 0.5)
+    with Store.open(f"postgresql://tuner@127.0.0.1:{proxy.port}/postgres", say=lambda _: None) as store:
+        begin(store, make_study())
+        proxy.silent(60.0)
+        began = time.monotonic()
+        with pytest.raises(RecordsLostError, match=r"did not answer for .*: the same command"):
+            store.count_answers()
+        assert time.monotonic() - began < 30
+
+
+def test_a_long_answer_is_no_silence(proxy: Proxy) -> None:
+    engine = open_engine(f"postgresql://tuner@127.0.0.1:{proxy.port}/postgres")
+    rows = "SELECT repeat('x', 10000), pg_sleep(0.01) FROM generate_series(1, 80)"
+    with transaction(engine) as connection:
+        assert len(connection.exec_driver_sql(rows).all()) == 80
+    with transaction(engine, silence=10) as connection:
+        connection.exec_driver_sql("SELECT pg_sleep(0.8)")
+    with pytest.raises(ConnectionLostError, match="silent"), transaction(engine) as connection:
+        connection.exec_driver_sql("SELECT pg_sleep(0.8)")
+    engine.dispose()
 
 
 @pytest.mark.usefixtures("short_leases")

@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from tests.sensitivities import make_sensitivity
-from tests.summaries import make_comparison, make_end_to_end, make_summary
+from tests.summaries import make_comparison, make_end_to_end, make_setting, make_summary
 from tuner.reporting.documents import VERSION, comparison_document, run_document, sensitivity_document
 from tuner.reporting.values import Recorded
 from tuner.sensitivity.results import Sensitivity
@@ -34,11 +34,15 @@ def test_a_run_tells_verdict_configuration_and_evidence() -> None:
     summary = make_summary()
     found = _strict(run_document(summary, REPORT, RECORDED))
     assert list(found) == [
-        *("schema", "command", "study", "study_hash", "search", "trials", "verdict", "baseline", "best"),
+        *("schema", "command", "study", "study_hash", "search", "labelled", "trials", "verdict"),
+        *("baseline", "best"),
         *("defaults", "over_defaults", "first_question_seconds", "smallest_reachable", "skipped_videos"),
         *("quarantined", "seconds", "report", "mlflow"),
     ]
     assert (found["schema"], found["command"]) == (VERSION, "run") == (1, "run")
+    assert found["labelled"] is True
+    label_free = make_summary(setting=make_setting(labelled=False))
+    assert _strict(run_document(label_free, None, None))["labelled"] is False
     assert found["search"] == {
         "goal": "budget",
         "budget": 0.3,

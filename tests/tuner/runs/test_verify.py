@@ -158,6 +158,20 @@ def test_other_weights_are_named_and_asked_all_the_same(folder: Path) -> None:
     assert "is another one: sha256:" in found.findings[0].found
 
 
+def test_a_study_of_another_model_is_told_that_it_was_not_asked(folder: Path, template: Path) -> None:
+    """Another path to the same one, here the text encoder, is as good."""
+    for part in ("model", "siglip"):
+        shutil.copytree(template / part, folder / part)
+    settings = json.loads((folder / "model" / "generation_config.json").read_text())
+    (folder / "model" / "generation_config.json").write_text(json.dumps(settings | {"top_k": 1}))
+    file = folder / "study.yaml"
+    file.write_text(file.read_text().replace(f"{template}/", ""))
+    found = check(folder)
+    told = f"{template}/model; the study names another one, {folder}/model, which was not asked"
+    assert [finding.found for finding in found.findings[:2]] == [told, f"{template}/siglip"]
+    assert found.holds
+
+
 def test_a_sample_asks_about_whole_videos_and_shows_nothing(folder: Path) -> None:
     found = check(folder, questions=2)
     assert (found.questions, found.videos, found.complete, found.holds) == (2, 1, False, True)
