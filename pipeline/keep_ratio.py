@@ -67,7 +67,7 @@ def solve_keep_ratio(
 
 
 def _rounded_down(ratio: float) -> float:
-    return math.floor(ratio * 10**DECIMALS) / 10**DECIMALS
+    return float(math.floor(ratio * 10**DECIMALS) / 10**DECIMALS)
 
 
 def smallest_ratio(method: Method, layouts: Layouts | Sequence[Layout], shape: ModelShape) -> float:
