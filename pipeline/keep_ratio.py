@@ -54,14 +54,20 @@ def solve_keep_ratio(
         return Unreachable(smallest)
     if ratio_at(high) <= target:
         return method.with_ratio(high)
-    for _ in range(STEPS):  # low always fits, high never does
+    # low always fits, high never does. Where both are written the same, nothing changes any more.
+    steps = 0
+    while steps < STEPS and _rounded_down(low) < _rounded_down(high):
+        steps += 1
         middle = (low + high) / 2
         if ratio_at(middle) <= target:
             low = middle
         else:
             high = middle
-    rounded = math.floor(low * 10**DECIMALS) / 10**DECIMALS
-    return method.with_ratio(max(searched.low, rounded))
+    return method.with_ratio(max(searched.low, _rounded_down(low)))
+
+
+def _rounded_down(ratio: float) -> float:
+    return float(math.floor(ratio * 10**DECIMALS) / 10**DECIMALS)
 
 
 def smallest_ratio(method: Method, layouts: Layouts | Sequence[Layout], shape: ModelShape) -> float:

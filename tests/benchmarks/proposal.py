@@ -44,13 +44,13 @@ def proposal_ms(table: Tabulated, trials: int, repeats: int) -> float:
         loop = SearchLoop(study, store, planner, record, space, Designed(make_sampler("tpe")), patience=10**6)
         rng = np.random.default_rng(0)
         defaults = loop._defaults
-        rows = [TrialRecord(0, record.id, defaults.configuration, (), defaults.binding_ratio, None)]
+        rows = [TrialRecord(0, record.id, defaults.configuration, defaults.binding_ratio, None)]
         for number in range(1, trials + PENDING):
             method = AdaTP(
                 *rng.uniform((0.2, 0.0, 1.0), (1.0, 0.9, 3.0)).tolist(), p=float(rng.uniform(0.2, 0.9))
             )
             ratio = float(rng.uniform(0.1, BUDGET))
-            rows.append(TrialRecord(number, record.id, Configuration.from_method(method), (), ratio, None))
+            rows.append(TrialRecord(number, record.id, Configuration.from_method(method), ratio, None))
         for row in rows[:trials]:
             accuracy = float(rng.uniform(0.5, 0.8))
             loop._trials[row.number] = (

@@ -103,6 +103,10 @@ class Loop(ABC):
             f"trial {evaluation.number}: {len(evaluation.answers)} of {len(evaluation.fingerprints)} answers"
         )
 
+    def _know(self, trial: TrialRecord) -> None:
+        """Keeps a new trial, or what became of one."""
+        self._trials[trial.number] = trial
+
     def _forget(self, question: str) -> None:
         """Removes a quarantined question from what was derived from its answers."""
         self._baseline_answers.pop(question, None)
@@ -268,9 +272,8 @@ class Loop(ABC):
         self._waiting = deque((evaluation, batches) for evaluation, batches in rests if batches)
         trials, measured = self._outcomes_without(found, split, answer_before, before)
         self._store.quarantine(question, reason, trials, measured)
-        self._trials |= {
-            number: replace(self._trials[number], outcome=outcome) for number, outcome in trials.items()
-        }
+        for number, found_anew in trials.items():
+            self._know(replace(self._trials[number], outcome=found_anew))
         self._measured |= measured
         for evaluation in unfinished:
             if evaluation.complete:
@@ -342,7 +345,8 @@ class Loop(ABC):
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
         """All trials of the study in order of number, other searches' trials included."""
-        return tuple(self._trials[number] for number in sorted(self._trials))
+        # Read in this order, and a new one has the next number.
+        return tuple(self._trials.values())
 
     # Phases
 
@@ -528,9 +532,7 @@ class Loop(ABC):
             assert evaluation.number is not None
             result = self._outcome(evaluation, "tune")
             self._store.record(pairs, completed=(evaluation.number, result))
-            self._trials[evaluation.number] = replace(
-                self._trials[evaluation.number], outcome=result, pruned=None
-            )
+            self._know(replace(self._trials[evaluation.number], outcome=result, pruned=None))
             self._progress.advanced(1)
             tell("trial_ended", self._study.name, trial=evaluation.number, end="complete")
         else:
@@ -555,7 +557,7 @@ class Loop(ABC):
     def _prune(self, evaluation: Evaluation, pairs: Mapping[Pair, RecordedAnswer], pruned: Pruned) -> None:
         assert evaluation.number is not None
         self._store.record(pairs, pruned=(evaluation.number, pruned))
-        self._trials[evaluation.number] = replace(self._trials[evaluation.number], pruned=pruned)
+        self._know(replace(self._trials[evaluation.number], pruned=pruned))
         self._progress.advanced(1)
         tell("trial_ended", self._study.name, trial=evaluation.number, end="pruned")
 

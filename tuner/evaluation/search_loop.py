@@ -33,7 +33,7 @@ from tuner.records.values import (
 from tuner.search import pruner
 from tuner.search.front import trials_since_growth
 from tuner.search.sampler import Observation, Sampler
-from tuner.search.selection import Choice, Looks, choose, choose_best, eligible, ordered
+from tuner.search.selection import Choice, Looks, choose, eligible, ordered
 from tuner.search.space import TOLERANCE, Bins, Point, SearchSpace
 from tuner.statistics.margin import MaxDrop
 from tuner.statistics.values import Noise
@@ -103,6 +103,8 @@ class SearchLoop(Loop):
         self._infeasible = list(store.infeasible())
         # What the study's search does not allow any more; nothing proposed from here on is among them.
         self._outside = self._trials.keys() - {trial.number for trial in eligible(self.trials, study.search)}
+        # The completed trials that it allows, the best first, as long as that is known.
+        self._ranked: list[TrialRecord] | None = None
         # Of the completed trials that others were compared with, by number and question.
         self._signals_of: dict[int, dict[str, float]] = {}
         # What the sampler sees of each trial, by number, as long as its record is this one.
@@ -113,7 +115,8 @@ class SearchLoop(Loop):
 
     def best(self) -> TrialRecord | None:
         """The completed trial within the budget that answers best on the tune split."""
-        return choose_best(self._eligible, self._search.budget)
+        within = self._search.budget + TOLERANCE
+        return next((trial for trial in self._best_first() if trial.binding_ratio <= within), None)
 
     def choice(self) -> Choice | None:
         """What the held-out split says of the best ones, as far as it was asked; None before the baseline."""
@@ -134,7 +137,22 @@ class SearchLoop(Loop):
         """The trials that the study's search allows, in order of number: for all else here the others are
         not there.
         """
+        if not self._outside:
+            return self.trials
         return tuple(trial for trial in self.trials if trial.number not in self._outside)
+
+    def _know(self, trial: TrialRecord) -> None:
+        super()._know(trial)
+        if trial.outcome is not None:
+            self._ranked = None
+
+    def _best_first(self) -> list[TrialRecord]:
+        """All completed trials that the study's search allows, see `ordered`. Asked for after every batch,
+        so it is kept until the next trial is complete.
+        """
+        if self._ranked is None:
+            self._ranked = ordered(self._eligible, 1.0)
+        return self._ranked
 
     def best_so_far(self) -> str:
         """The best trial in a few words; nothing where there is none."""
@@ -344,7 +362,7 @@ class SearchLoop(Loop):
         trial = self._trials[evaluation.number]
         if trial.purpose != "search":
             return None
-        others = ordered((item for item in self._eligible if item.number != trial.number), 1.0)
+        others = [item for item in self._best_first() if item.number != trial.number]
         weights = pruner.reference_weights(
             np.array([other.binding_ratio for other in others]),
             # They are in the order of their scores.
@@ -449,7 +467,7 @@ class SearchLoop(Loop):
     ) -> TrialRecord:
         self._store.propose(self._search, number, configuration, binding_ratio, purpose)
         trial = TrialRecord(number, self._search.id, configuration, binding_ratio, None, purpose)
-        self._trials[number] = trial
+        self._know(trial)
         return trial
 
     def _reject(
@@ -496,7 +514,7 @@ class SearchLoop(Loop):
             observation = self._observation(trial)
             if observation is not None:
                 known.append((trial, observation))
-                if not trial.unfinished:
+                if not own and not trial.unfinished:
                     places[trial.search].update((name, observation.point[name]) for name in bins)
         wanted = {(name, place) for name, bin_ in bins.items() for place in bin_.places}
         complete = {search for search, seen in places.items() if wanted <= seen} | {self._search.id}

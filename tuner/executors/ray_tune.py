@@ -241,16 +241,28 @@ class RayExecutor:
 _OTHER_ENDS = (OutOfMemoryError, WorkerCrashedError, NodeDiedError, ObjectLostError, RuntimeEnvSetupError)
 
 
-def _teach_tune_ends() -> None:
-    """Ray Tune 2.60 takes a worker's end for that only if it is a `RayActorError`, and ends itself where
-    Ray's memory monitor ended the worker, or its machine was lost together with a result.
+class _ActorManager(actor_manager.RayActorManager):
+    """Tune looks around ten times a second, which costs more than all batches of a few workers. What ends a
+    wait is an event of a worker; the other looks are ours.
     """
+
+    def next(self, timeout: float | None = None) -> bool:
+        """See `RayActorManager.next`: waits for an event for up to `timeout` seconds, here for `_WATCH`."""
+        return bool(super().next(None if timeout is None else max(timeout, _WATCH)))
+
+
+def _teach_tune() -> None:
+    """To wait longer (`_ActorManager`), and what a worker's end is: Ray Tune 2.60 knows `RayActorError` only,
+    and ends itself where Ray's memory monitor ended the worker, or its machine was lost together with a
+    result.
+    """
+    vars(tune_controller)["RayActorManager"] = _ActorManager
     for module in (actor_manager, tune_controller):
         vars(module)["RayActorError"] = (RayActorError, *_OTHER_ENDS)
 
 
 def _run_tune(bridge: _Bridge, factory: EvaluatorFactory, folder: str) -> None:
-    _teach_tune_ends()
+    _teach_tune()
     try:
         tune.run(
             tune.with_parameters(_Trainable, factory=factory),
@@ -908,6 +920,8 @@ def _ray(workers: int, address: str | None) -> Iterator[str | None]:
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
                 object_store_memory=_OBJECT_STORE_BYTES,
+                # Every process would send what it does to Ray's dashboard, which there is none of.
+                _system_config={"task_events_report_interval_ms": 0},
             )
     try:
         yield address

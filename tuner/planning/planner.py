@@ -106,22 +106,26 @@ class Planner:
 
     def binding_ratio(self, method: Method) -> float:
         """`cost(method).binding`, which the budget is compared with, without the other ratios."""
-        return max(
-            flops_ratio(method.plans(layouts, self.shape.layers), self.shape)
-            for layouts in self._layouts.values()
-        )
+        return max(self._ratio(method, layouts) for layouts in self._layouts.values())
+
+    def _ratio(self, method: Method, layouts: Layouts) -> float:
+        return flops_ratio(method.plans(layouts, self.shape.layers), self.shape)
 
     def solve(self, method: Method, target: float) -> Method | Unreachable:
         """The method with the largest keep ratio whose FLOPs ratio is at most `target` on every split."""
-        solved: list[Method] = []
+        solved: Method | None = None
         for layouts in self._layouts.values():
+            # A ratio that fits on this split, too, is the smaller of the two.
+            if solved is not None and self._ratio(solved, layouts) <= target:
+                continue
             solution = solve_keep_ratio(method, layouts, self.shape, target)
             if isinstance(solution, Unreachable):
                 return Unreachable(
                     self.binding_ratio(method.with_ratio(knobs(method)[method.ratio_field].low))
                 )
-            solved.append(solution)
-        return min(solved, key=lambda item: item.ratio)
+            solved = solution
+        assert solved is not None  # a study has questions
+        return solved
 
     def end_to_end_ratio(self, method: Method) -> float:
         """The FLOPs ratio with vision tower, projector and aligned encoder, on the held-out questions (on the

@@ -130,7 +130,7 @@ def test_what_is_not_finite_ends_the_run(tmp_path: Path) -> None:
 def test_tune_takes_all_of_these_for_the_end_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (actor_manager, tune_controller):
         monkeypatch.setattr(module, "RayActorError", RayActorError)
-    ray_tune._teach_tune_ends()
+    ray_tune._teach_tune()
     for module in (actor_manager, tune_controller):
         assert isinstance(OutOfMemoryError("low"), module.RayActorError)
         assert not isinstance(raised(ValueError("x")), module.RayActorError)
