@@ -112,6 +112,10 @@ class Proxy:
         again.daemon = True
         again.start()
 
+    def speak(self) -> None:
+        """Ends `silent` early."""
+        self._open.set()
+
 
 def servers() -> Iterator[Server]:
     """A server with an empty database; the test is skipped where it or its driver is not installed."""

@@ -153,9 +153,14 @@ def test_a_server_that_falls_silent_is_waited_for(
     monkeypatch.setattr(lease, "BEAT", 0.1)
     monkeypatch.setattr(lease, "LEASE", 10.0)
     said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        proxy.speak()
+
     url = f"postgresql://tuner@127.0.0.1:{proxy.port}/postgres"
-    with Store.open(url, owner="", say=said.append) as store, store.held("fake"):
-        run(store, lambda: proxy.silent(3.0), every=1000)
+    with Store.open(url, owner="", say=say) as store, store.held("fake"):
+        run(store, lambda: proxy.silent(60.0), every=1000)
         found = rows(store)
     assert found | {"adatp_lease": []} == expected
     assert said[0].endswith(" does not answer; trying again for up to 5 minutes.")
