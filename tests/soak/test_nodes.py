@@ -65,14 +65,14 @@ class Nodes:
     def join(self) -> None:
         """Another node; again where a busy machine does not start it within the 30 s that Ray allows."""
         for _ in range(10):
-            before = set(psutil.Process().children(recursive=True))
+            before = set(psutil.Process().children())
             try:
                 self.nodes.append(self.cluster.add_node(num_cpus=2))
                 return
             except Exception as error:
                 if "timed out" not in str(error):
                     raise
-            for process in set(psutil.Process().children(recursive=True)) - before:
+            for process in set(psutil.Process().children()) - before:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         raise AssertionError("no node starts")
