@@ -203,7 +203,7 @@ def test_all_nodes_are_killed_and_another_comes_late(nodes: Nodes, tmp_path: Pat
         time.sleep(random.uniform(0, 10))
         nodes.join()
 
-    executor = RayExecutor(lambda _: Slow(STUDY), 4, address=nodes.cluster.address, wait_for_workers=300.0)
+    executor = RayExecutor(lambda _: Slow(STUDY), 4, address=nodes.cluster.address, wait_for_workers=1200.0)
     with closing(executor):
         for number in range(TIMES):
             told += search(executor, tmp_path / f"{number}.db", lose, 5.0)
