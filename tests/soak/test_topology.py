@@ -211,7 +211,7 @@ def report(fault: str, made: int, said: str) -> None:
 
 # What is not the same in two runs of the same: times, memory, what was shared, places and links.
 _UNLIKE = re.compile(
-    "seconds|bytes|evaluated|shared|passes|hit_rate|break_even|mlflow|digest|owner|adatp.files"
+    "seconds|bytes|evaluated|shared|passes|hit_rate|break_even|mlflow|digest|owner|adatp.files|^model$|^text_encoder$"
 )
 
 
