@@ -20,15 +20,17 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from subprocess import PIPE
+from typing import IO, Any, NamedTuple
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+NODES = ("postgres", "mlflow", "head", "worker-1", "worker-2")
 # What the image sets.
 _IMAGE = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 # Set for all processes of the topology: by it they are found.
@@ -100,6 +102,9 @@ class Topology:
             "ARTIFACTS": str(self.folder / "artifacts"),
             "RAY_TMPDIR": str(self.folder / "ray"),
             "OMP_NUM_THREADS": "1",
+            # As docs/cluster.md advises where other programs compete for the CPUs.
+            "RAY_worker_niceness": "0",
+            "RAY_worker_register_timeout_seconds": "600",
             _MARK: f"{self.mark}.{node}",
             **own,
         }
@@ -110,8 +115,7 @@ class Topology:
         """Errors: RuntimeError, with what the service printed, where one does not come up."""
         shutil.copy(ROOT / "docker" / "secrets.sh", self.folder)
         subprocess.run(["sh", self.folder / "secrets.sh"], check=True)
-        nodes = ("postgres", "mlflow", "head", "worker-1", "worker-2")
-        for place, node in enumerate(nodes, 2):
+        for place, node in enumerate(NODES, 2):
             self._addresses[node] = self._separated(node, place) if self.separate else "127.0.0.1"
             (self.folder / "home" / node).mkdir(parents=True)
             self._mount(node)
@@ -145,36 +149,90 @@ class Topology:
             self._watching.join()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, node: str, command: Sequence[str], *, check: bool = True) -> str:
-        """What a command on the node prints, as `docker compose exec` runs it. Errors: AssertionError."""
+    def begin(
+        self, node: str, command: Sequence[str], folder: Path | None = None, output: int | IO[str] = PIPE
+    ) -> subprocess.Popen[str]:
+        """Starts a command on the node, as `docker compose exec` does.
+
+        folder: where it runs; None: the folder `work`. output: takes all that it prints.
+        """
+        folder = folder or self.folder / "work"
         if self.separate:
             inside = self._processes[node].pid
             (child,) = Path(f"/proc/{inside}/task/{inside}/children").read_text().split()
             # Into another namespace of mounts it goes by the root folder.
             inside_of = ["nsenter", "--target", child, "--pid", "--mount", "--net"]
-            command = [*inside_of, "env", "-C", str(self.folder / "work"), *command]
-        found = subprocess.run(
+            command = [*inside_of, "env", "-C", str(folder), *command]
+        return subprocess.Popen(
             command,
             env=self.environment(node),
-            cwd=self.folder / "work",
+            cwd=folder,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
-            timeout=1800,
         )
+
+    def run(self, node: str, command: Sequence[str], *, check: bool = True) -> str:
+        """What a command on the node prints. Errors: AssertionError where it fails and `check` is set."""
+        process = self.begin(node, command)
+        printed, _ = process.communicate(timeout=1800)
         with (self.folder / "commands.log").open("a") as log:
-            log.write(f"{shlex.join(command)}\n{found.stdout}\n")
-        assert not check or found.returncode == 0, f"{shlex.join(command)}\n{found.stdout}{self.logs()}"
-        return found.stdout
+            log.write(f"{shlex.join(command)}\n{printed}\n")
+        assert not check or process.returncode == 0, f"{shlex.join(command)}\n{printed}{self.logs()}"
+        return printed
 
     def logs(self) -> str:
         """The last lines of each service."""
         files = sorted(self.folder.glob("*.log"))
         return "".join(f"--- {file.stem}\n{file.read_text(errors='replace')[-2000:]}\n" for file in files)
 
+    # Faults
+
+    def processes(self, node: str, *names: str) -> list[int]:
+        """Those of a node whose command begins with one of the names."""
+        return [pid for pid, item in self._ours() if item.node == node and item.command.startswith(names)]
+
+    def kill(self, node: str) -> None:
+        """As if its machine's power was cut. Ray's nodes are started again, as compose.yaml says."""
+        process = self._processes[node]
+        process.kill()
+        if not self.separate:
+            for pid, item in self._ours():
+                if item.node == node:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+    def serve_mlflow(self) -> None:
+        """After it was killed."""
+        self._serve("mlflow")
+        self._until("mlflow", self._is_healthy)
+
+    def until_whole(self) -> None:
+        """Returns once the head and both nodes are there."""
+        self._until("head", lambda: self._nodes() >= 3, restarts=True)
+
+    @contextmanager
+    def cut_off(self, node: str) -> Iterator[None]:
+        """Takes the node off the network until the end of the block; only where namespaces are separate."""
+        outer = self._outer(node)
+        subprocess.run(["ip", "link", "set", outer, "down"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["ip", "link", "set", outer, "up"], check=True)
+
+    def url(self) -> str:
+        """Of the records, with the password."""
+        password = (self.folder / "secrets" / "tuner_database_password").read_text()
+        return f"postgresql://tuner:{password}@{self._addresses['postgres']}/tuner"
+
     # Namespaces
+
+    def _outer(self, node: str) -> str:
+        """The bridge's end of the node's link."""
+        return f"o{self._number}n{NODES.index(node) + 2}"
 
     @property
     def _bridge(self) -> str:
@@ -186,7 +244,7 @@ class Topology:
     def _separated(self, node: str, place: int) -> str:
         """Makes a network namespace, joined to the others by a bridge; returns its address."""
         net = f"10.213.{self._number}"
-        name, inner, outer = self._namespace(node), f"i{self._number}n{place}", f"o{self._number}n{place}"
+        name, inner, outer = self._namespace(node), f"i{self._number}n{place}", self._outer(node)
         commands = [
             f"netns add {name}",
             f"link add {outer} type veth peer name {inner} netns {name}",

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tests.tuner.fakes import FakeEvaluator, begin, make_loop, make_study
-from tuner.errors import RecordsLostError, UserError
+from tuner.errors import DiskFullError, RecordsLostError, UserError
 from tuner.executors.in_process import InProcessExecutor
 from tuner.records import lease
 from tuner.records.store import Store
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     lease.LEASE, lease.BEAT = LEASE, 0.5
     try:
         drive(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])
-    except (UserError, RecordsLostError) as error:
+    except (UserError, DiskFullError, RecordsLostError) as error:
         say(str(error))
         sys.exit(error.exit_code)
     say("done")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +109,31 @@ def start(url: str) -> Iterator[Start]:
         driver.process.wait()
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
+    """A disk of its own for a folder; the test is skipped where none may be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=755", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk may be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Nothing more can be written to the folder's disk until the end of the block."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (65536, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    yield
+    ballast.unlink()
+
+
 def restarted(server: Server, mode: str, seconds: float) -> None:
     server.stop(mode)
     time.sleep(seconds)
@@ -140,6 +167,32 @@ def test_the_run_goes_on_by_itself(
         faults[fault]()
     assert driver.end() == 0, driver.lines
     assert recorded(url) == expected
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
+    backend: str, start: Start, tmp_path: Path, expected: dict[str, list[Any]]
+) -> None:
+    """The disk of the records: the driver's own, or the server's."""
+    chance, size = random.Random(0), 8 if backend == "sqlite" else 128
+    # A short name, for the server's socket.
+    with tempfile.TemporaryDirectory() as name, small_disk(Path(name), size):
+        server = None if backend == "sqlite" else Server(Path(name))
+        at = f"sqlite:///{name}/t.db" if server is None else server.url
+        for _ in range(TIMES):
+            driver = start(at=at)
+            driver.until_held()
+            time.sleep(chance.uniform(0.1, 2))
+            assert driver.process.poll() is None
+            with full(Path(name)):
+                assert driver.end() == 1, driver.lines
+            assert "There is no room to write the database" in driver.lines[-1]
+            sys.stdout.write(f"\n{backend}: {driver.lines[-1]}\n")
+        last = start(at=at)
+        assert last.end() == 0, last.lines
+        assert recorded(at) == expected
+        if server is not None:
+            server.stop("immediate")
 
 
 def test_a_killed_driver_is_followed_by_the_same_command(

@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from tests.small_demo import small_study
+from tests.soak.comparing import recorded
 from tuner.evaluation.evaluator import EvaluatorSpec, PipelineEvaluator
 from tuner.evaluation.scoring import reference
 from tuner.records.store import Store
@@ -39,8 +40,6 @@ KILLS_TWO_WORKERS = math.ceil(25 * SCALE)
 TRIALS = 40 if SCALE >= 1 else 8
 # Answers in packs differ from single ones by rounding; of log-probabilities, natural logarithms.
 ROUNDING = 5e-5
-# What differs between two runs of the same.
-UNLIKE: dict[str, Any] = {"seconds": 0.0, "peak_bytes_mean": None, "peak_bytes_max": None}
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
@@ -56,18 +55,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def records(folder: Path) -> tuple[list[Any], list[Any]]:
-    """Trials and answers, without what may differ: row ids, dates, seconds and memory."""
-    with Store.open(f"sqlite:///{folder}/.tuner/small/tuner.db", create=False) as store:
-        store.require("small")
-        trials = [
-            replace(trial, outcome=trial.outcome and replace(trial.outcome, **UNLIKE))
-            for trial in store.trials()
-        ]
-        stored = store.answers((answer.question, answer.fingerprint) for answer in store.stored_answers())
-        answers = sorted(
-            (pair, replace(answer, seconds=0.0, peak_bytes=None)) for pair, answer in stored.items()
-        )
-    return trials, answers
+    return recorded(f"sqlite:///{folder}/.tuner/small/tuner.db", "small")
 
 
 def front(folder: Path) -> set[int]:

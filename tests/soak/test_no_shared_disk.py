@@ -202,15 +202,17 @@ def test_half_a_minute_without_the_object_storage_changes_nothing(
     assert counted(folder, "features_computed") == VIDEOS
 
 
-def test_a_full_disk_for_encoded_videos_is_one_line(alone: Path, tmp_path: Path) -> None:
-    """Of the machine's own folder, which has room for two."""
+@pytest.mark.parametrize("number", range(5))
+def test_a_full_disk_for_encoded_videos_is_one_line(alone: Path, tmp_path: Path, number: int) -> None:
+    """Of the machine's own folder, which has room for some of the twelve."""
+    kibibytes = random.Random(number).randrange(64, 4096)
     folder = make_study(tmp_path / "driver")
     cache = tmp_path / "cache"
     cache.mkdir()
     with object_server() as server:
         entry = f"{sys.executable} -m tuner.cli.entry"
         command = f"run --storage {server.url} --workers 1 {RUN}"
-        mount = f"mount -t tmpfs -o size=1m tmpfs {cache} && exec"
+        mount = f"mount -t tmpfs -o size={kibibytes}k tmpfs {cache} && exec"
         process = subprocess.run(
             ["unshare", "--mount", "--map-root-user", "sh", "-c", f"{mount} {entry} {command}"],
             cwd=folder,

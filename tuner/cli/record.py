@@ -33,19 +33,21 @@ def written(
 
 
 def with_mlflow(
-    action: Callable[[MlflowMirror], Recorded | None], tracking_uri: str | None, console: Console, failed: str
+    action: Callable[[MlflowMirror], Recorded | None],
+    tracking_uri: str | None,
+    console: Console,
+    failed: str,
+    then: str = "",
 ) -> Recorded | None:
-    """What the action returns; where it raises, None after a warning that begins with `failed`."""
+    """What the action returns; where it raises, None after a warning: `failed`, the reason, `then`."""
     from tuner.export.mlflow_mirror import MlflowMirror
 
     try:
         recorded = action(MlflowMirror(tracking_uri))
     # A server that is down, a full disk, a schema of another version: none of them may end a study.
     except Exception as error:  # noqa: BLE001
-        # MLflow quotes the address it was given.
-        text = without_passwords(str(error).strip())
-        reason = text.splitlines()[0] if text else type(error).__name__
-        console.print(f"{failed}: {reason}", style="yellow", markup=False)
+        warning = f"{failed}: {_reason(error, tracking_uri)}{then and f'. {then}'}"
+        console.print(warning, style="yellow", markup=False, soft_wrap=True)
         return None
     if recorded is not None and recorded.moved_from is not None:
         console.print(
@@ -55,6 +57,19 @@ def with_mlflow(
             markup=False,
         )
     return recorded
+
+
+def _reason(error: Exception, tracking_uri: str | None) -> str:
+    """In one line, without passwords: MLflow quotes the address it was given."""
+    # Of requests, which MLflow quotes with all that the layers below it said.
+    if tracking_uri and type(error.__context__).__name__ in (
+        "ConnectionError",
+        "ConnectTimeout",
+        "ReadTimeout",
+    ):
+        return f"the server at {without_passwords(tracking_uri)} does not answer"
+    text = without_passwords(str(error).strip())
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def record_files(

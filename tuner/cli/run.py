@@ -127,6 +127,7 @@ def run(
         from dashboards.folder import draw
         from tuner.cli.mirroring import mirroring
         from tuner.cli.record import with_mlflow, written
+        from tuner.reporting.overview import Naming
         from tuner.runs.run import RunOptions
         from tuner.runs.run import run as run_study
 
@@ -156,12 +157,14 @@ def run(
             summary = run_study(loaded, options, progress)
         progress.started("drawing the report", None)
         files = written(lambda: draw(loaded, summary, database), progress.console)
+        naming = Naming(study, {"--database": given(database, "TUNER_DATABASE")})
         progress.started("recording in MLflow", None)
         recorded = with_mlflow(
             lambda mirror: mirror.record(summary, files),
             tracking_uri,
             progress.console,
             "Recording in MLflow failed",
+            f"Everything is in the records: `{naming.command('sync')}` completes MLflow later",
         )
     report = next((file for file in files if file.name == "report.html"), None)
     if as_json:
@@ -171,10 +174,9 @@ def run(
         return
     from rich.console import Console
 
-    from tuner.reporting.overview import Naming, in_mlflow, overview
+    from tuner.reporting.overview import in_mlflow, overview
 
     console = Console(highlight=False)
-    naming = Naming(study, {"--database": given(database, "TUNER_DATABASE")})
     below = [] if report is None else [("report", str(report))]
     below += [] if recorded is None else [("MLflow", in_mlflow(recorded, summary.study))]
     for line in overview(summary, naming, width=console.width, below=below):

@@ -349,7 +349,9 @@ def _write_trial(
     content = replace(content, tags={**content.tags, _PARENT: search.id})
     run = known.get(number)
     if run is None:
+        # With its owner at once: another owner's mirror would take it for one from before there were owners.
         tags = {KIND: "trial", STUDY: search.study_hash, TRIAL: str(number), _PARENT: search.id}
+        tags |= search.owned
         # Its duration would be that of answers at different times and loads: none is told.
         run = search.client.create_run(search.experiment, tags=tags, run_name=name)
     elif run.info.run_name != name:  # another trial is the best one now

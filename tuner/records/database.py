@@ -233,7 +233,7 @@ def _told(engine: Engine) -> Iterator[None]:
     except DBAPIError as error:
         engine.dispose()
         if _is_full(error):
-            raise DiskFullError.of(f"the database {shown(engine)}", error.orig) from error
+            raise DiskFullError.of(f"the database {shown(engine)}", _reason(error)) from error
         raise UserError(f"The database {shown(engine)} cannot be opened: {error.orig}") from error
     except ConnectionLostError as error:
         engine.dispose()
@@ -258,9 +258,9 @@ def transaction(engine: Engine, *, silence: float | None = None) -> Iterator[Con
             yield connection
     except DBAPIError as error:
         if _is_full(error):
-            raise DiskFullError.of(f"the database {shown(engine)}", error.orig) from error
+            raise DiskFullError.of(f"the database {shown(engine)}", _reason(error)) from error
         if _is_passing(error):
-            raise ConnectionLostError(str(error.orig).strip().partition("\n")[0]) from error
+            raise ConnectionLostError(_reason(error)) from error
         raise
 
 
@@ -299,6 +299,11 @@ def _file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(str(url.database))
+
+
+def _reason(error: DBAPIError) -> str:
+    """What the database says, without the hints that PostgreSQL adds in further lines."""
+    return str(error.orig).strip().partition("\n")[0]
 
 
 def _is_full(error: DBAPIError) -> bool:

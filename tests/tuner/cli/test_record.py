@@ -39,6 +39,8 @@ def test_a_failure_is_one_line_and_ends_nothing(console: Console) -> None:
 
     assert with_mlflow(fails, None, console, "Recording failed") is None
     assert printed(console) == "Recording failed: the server [at] home is down\n"
+    with_mlflow(fails, None, console, "Recording failed", "It is kept")
+    assert printed(console).endswith("Recording failed: the server [at] home is down. It is kept\n")
 
 
 @pytest.mark.quick
@@ -59,6 +61,8 @@ def test_a_tracking_server_that_fails_is_told_without_the_password(
     uri = f"{scheme}://me:pass-1-word@127.0.0.1:1"
     assert with_mlflow(lambda mirror: mirror.find(make_summary()), uri, console, "No answer") is None
     assert f"{scheme}://me:***@127.0.0.1:1" in printed(console)
+    if scheme == "http":
+        assert printed(console) == "No answer: the server at http://me:***@127.0.0.1:1 does not answer\n"
     assert "pass-1-word" not in printed(console)
 
 

@@ -330,6 +330,26 @@ def test_owners_of_the_same_study_have_runs_of_their_own(folder):
     assert written.run == first.run
 
 
+def test_a_trial_that_is_being_written_is_not_taken_by_another_owner(folder, monkeypatch):
+    from mlflow import MlflowClient
+
+    anna, ben = make_summary(4, owner="anna"), make_summary(4, owner="ben")
+    mirror = MlflowMirror()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as just_created:
+        just_created.setattr(mlflow_mirror, "_update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mirror.record(anna)
+    mirror.record(ben)
+    client = MlflowClient(mirror.tracking_uri)
+    experiment = client.get_experiment_by_name("adatp/demo").experiment_id
+    trials = client.search_runs([experiment], "tags.`adatp.kind` = 'trial'")
+    assert sorted(run.data.tags["adatp.owner"] for run in trials) == ["anna", *["ben"] * 4]
+
+
 def test_another_choice_of_the_same_search_is_a_run_of_its_own(folder, runs):
     from mlflow import MlflowClient
 

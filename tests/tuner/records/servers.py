@@ -130,11 +130,16 @@ def servers() -> Iterator[Server]:
 
 def emptied(server: Server) -> str:
     """The URL of its database, without tables."""
-    engine = create_engine(parse_url(server.url))
+    empty(server.url)
+    return server.url
+
+
+def empty(url: str) -> None:
+    """Takes all tables out of a PostgreSQL database of the user's own."""
+    engine = create_engine(parse_url(url))
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     engine.dispose()
-    return server.url
 
 
 def rows(store: Store) -> dict[str, list[Any]]:

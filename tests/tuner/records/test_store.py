@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from pipeline.break_even import Serving
 from pipeline.methods import AdaTP, FastV
@@ -364,6 +365,22 @@ def test_a_full_disk_is_one_message_and_the_same_run_goes_on(
         with open_store(path, study) as store:
             assert 0 < store.count_answers() < 100
     assert run(path) == run(tmp_path / "undisturbed.db")
+
+
+def test_a_servers_full_disk_is_told_in_one_line() -> None:
+    said = psycopg_error("53100", "could not extend file: No space left on device\nHINT:  Check free space.")
+    with (
+        pytest.raises(DiskFullError, match=r"No space left on device\. Everything recorded is kept"),
+        records.transaction(create_engine("sqlite://")),
+    ):
+        raise said
+
+
+def psycopg_error(state: str, text: str) -> OperationalError:
+    """As SQLAlchemy wraps it."""
+    error = Exception(text)
+    error.sqlstate = state  # type: ignore[attr-defined]
+    return OperationalError("INSERT", {}, error)
 
 
 def test_times_side_by_side_are_those_measured_last_on_a_machine(tmp_path: Path) -> None:
