@@ -125,4 +125,4 @@ def test_nodes_come_from_none_go_and_come_again(address: str, tmp_path: Path) ->
         deadline = time.monotonic() + 300
         assert cpus(address) > 0
     assert sum("0 of 4 workers, waiting for CPUs" in item for item in told) == 2
-    report("Nodes come from none", told)
+    report("Nodes come from none", told, times=2)

@@ -158,12 +158,12 @@ def search(executor: RayExecutor, path: Path, disturb: Callable[[], None] | None
     return progress.messages
 
 
-def report(fault: str, told: Sequence[str]) -> None:
+def report(fault: str, told: Sequence[str], times: int = TIMES) -> None:
     """What the user saw, without what differs from time to time."""
     seen = Counter(
         re.sub(r"trial \d+", "trial N", item.splitlines()[0]) for item in told if "Noise floor" not in item
     )
-    lines = [f"{fault}: {TIMES} tried, {TIMES} survived, 0 answers lost, 0 doubled. The user saw:"]
+    lines = [f"{fault}: {times} tried, {times} survived, 0 answers lost, 0 doubled. The user saw:"]
     sys.stdout.write("\n".join(["", *lines, *(f"    {n} x {text}" for text, n in seen.most_common()), ""]))
 
 
