@@ -159,6 +159,13 @@ def simulate(loop: SearchLoop, evaluator: Replaying, workers: int, marks: Sequen
         ends = now + sum(result["seconds"] for result in results)
         heappush(under_way, (ends, next(order), worker, task, index, results))
 
+    def row() -> str:
+        new, answered, both = trials - before, batches or 1, 1e3 * (proposing + recording)
+        return (
+            f"{trials:>7} {batches / new:>14.1f} {1e3 * proposing / new:>17.1f} "
+            f"{1e3 * recording / answered:>7.1f} {both / answered:>8.1f} {both / new:>8.1f}"
+        )
+
     while True:
         began = time.thread_time()
         task = loop.propose(idle[-1]) if idle else None
@@ -168,6 +175,9 @@ def simulate(loop: SearchLoop, evaluator: Replaying, workers: int, marks: Sequen
                 proposing, trials = proposing + took, task.trial + 1
             begin(idle.pop(), task, 0)
         elif not under_way:
+            # Numbers of proposals that fit no budget are not those of trials: the last mark may not be met.
+            if trials > before:
+                yield row()
             return
         else:
             now, _, worker, task, index, results = heappop(under_way)
@@ -181,11 +191,7 @@ def simulate(loop: SearchLoop, evaluator: Replaying, workers: int, marks: Sequen
             else:
                 idle.append(worker)
         if left and trials >= left[0]:
-            new, answered, both = trials - before, batches or 1, 1e3 * (proposing + recording)
-            yield (
-                f"{trials:>7} {batches / new:>14.1f} {1e3 * proposing / new:>17.1f} "
-                f"{1e3 * recording / answered:>7.1f} {both / answered:>8.1f} {both / new:>8.1f}"
-            )
+            yield row()
             left.pop(0)
             before, batches, proposing, recording = trials, 0, 0.0, 0.0
 

@@ -104,7 +104,7 @@ def test_an_error_of_ours_keeps_its_traceback_and_no_password(
 ) -> None:
     from tuner.cli import main
 
-    def broken() -> None:
+    def broken(**_: object) -> None:
         raise RuntimeError(f"cannot reach http://me:{MARKER}@host/")
 
     monkeypatch.setattr(main, "app", broken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def json_asked(arguments: Sequence[str]) -> bool:
@@ -11,7 +12,7 @@ def json_asked(arguments: Sequence[str]) -> bool:
     """
     values = [
         following if argument == "--log-format" else argument.partition("=")[2]
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        for argument, following in pairwise([*arguments, ""])
         if argument.partition("=")[0] == "--log-format"
     ]
     return values[-1:] == ["json"]

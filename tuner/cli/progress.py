@@ -172,7 +172,7 @@ class LineProgress:
                 if not self._announced and self._clock() - self._began >= min(_SOON, self._quiet):
                     self._announced = True
                     self._write(self._phase)
-                elif self._clock() - self._written >= self._quiet:
+                elif self._announced and self._clock() - self._written >= self._quiet:
                     self._write(self._state())
 
     def _finish(self) -> None:

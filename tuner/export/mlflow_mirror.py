@@ -399,7 +399,7 @@ def _recorded(tracking_uri: str, run: Run) -> Recorded:
     remote = tracking_uri.startswith(("http:", "https:"))
     server = without_user(tracking_uri).rstrip("/") if remote else LOCAL_INTERFACE
     page = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?{WORKFLOW}"
-    return Recorded(run.info.run_id, page)
+    return Recorded(run.info.run_id, page, served=remote)
 
 
 def _is_of(run: Run, owner: str) -> bool:

@@ -141,9 +141,9 @@ def exported(summary: RunSummary, path: Path, *, width: int = WIDTH) -> list[Tex
 
 def in_mlflow(recorded: Recorded, study: str) -> str:
     """Where MLflow shows a study: its page, or for a local database how to see it."""
-    if recorded.page.startswith("http://127.0.0.1"):
-        return f"type `mlflow ui` in this folder; the experiment is adatp/{study}"
-    return recorded.page
+    if recorded.served:
+        return recorded.page
+    return f"type `mlflow ui` in this folder; the experiment is adatp/{study}"
 
 
 def headline(summary: RunSummary) -> str:

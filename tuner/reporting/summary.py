@@ -169,7 +169,7 @@ def remarks(
         name = shlex.quote(study or summary.study)
         lines.append(f"To export it: tuner export --study {name} --output best.json{accept}")
     if recorded is not None:
-        local = "type `mlflow ui` and open " if recorded.page.startswith("http://127.0.0.1") else ""
+        local = "" if recorded.served else "type `mlflow ui` and open "
         lines.append(f"In MLflow: {local}{recorded.page}")
     return tuple(lines)
 

@@ -26,6 +26,8 @@ class Recorded:
     run: str
     # The page that shows it.
     page: str
+    # Whether a server shows that page; otherwise `mlflow ui` does, once it is started.
+    served: bool = False
     # Runs created or changed, and artifacts written; 0 where they were there already.
     runs: int = field(default=0, compare=False)
     files: int = field(default=0, compare=False)

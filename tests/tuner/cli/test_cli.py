@@ -775,6 +775,22 @@ def test_lines_are_written_where_nothing_happens_for_long():
     assert console.file.getvalue().startswith("report\n")
 
 
+@pytest.mark.quick
+def test_a_phase_that_begins_after_a_silence_is_named_before_its_time_is_told():
+    console, now = Console(file=io.StringIO(), width=80), [0.0]
+    with LineProgress(console, clock=lambda: now[0], quiet=0.04) as progress:
+        progress.message("ready")
+        now[0] = 100.0
+        progress.started("report", None)
+        time.sleep(0.1)  # it looks ten times
+        assert console.file.getvalue() == "ready\n"
+        now[0] = 101.0
+        deadline = time.monotonic() + 5
+        while not console.file.getvalue().endswith("report\n") and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert console.file.getvalue() == "ready\nreport\n"
+
+
 def test_the_command_offers_every_sampler_there_is():
     from tuner.cli.run import SamplerChoice
     from tuner.search.sampler import SAMPLERS

@@ -146,3 +146,17 @@ def test_the_events_are_documented() -> None:
     for event, values in (EVENTS | {"ended": ("exit_code",)}).items():
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{event}` |")]
         assert [name for name in values if f"`{name}`" not in row] == []
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ([], False),
+        (["run", "--log-format"], False),
+        (["run", "--log-format", "json"], True),
+        (["run", "--log-format=json", "--log-format", "text"], False),
+    ],
+)
+def test_what_stderr_gets_is_known_from_the_arguments(arguments: list[str], asked: bool) -> None:
+    assert json_asked(arguments) is asked

@@ -243,7 +243,7 @@ def test_mlflow_ui_is_told_for_a_local_database_only():
     assert "type `mlflow ui` and open http://127.0.0.1:5000" in " ".join(
         remarks(make_summary(), recorded=local)
     )
-    server = Recorded("abc", "http://tracking:5000/#/experiments/1/runs/abc")
+    server = replace(local, served=True)
     assert "mlflow ui" not in " ".join(remarks(make_summary(), recorded=server))
 
 
