@@ -125,6 +125,7 @@ def test_in_text_nothing_of_it_is_written(tmp_path: Path, capsys: pytest.Capture
         ("--log-format json --log-format text", False),
         ("run --log-format", False),
         ("run json", False),
+        ("", False),
     ],
 )
 def test_what_is_asked_is_known_before_anything_is_parsed(arguments: str, asked: bool) -> None:
@@ -146,17 +147,3 @@ def test_the_events_are_documented() -> None:
     for event, values in (EVENTS | {"ended": ("exit_code",)}).items():
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{event}` |")]
         assert [name for name in values if f"`{name}`" not in row] == []
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-    ("arguments", "asked"),
-    [
-        ([], False),
-        (["run", "--log-format"], False),
-        (["run", "--log-format", "json"], True),
-        (["run", "--log-format=json", "--log-format", "text"], False),
-    ],
-)
-def test_what_stderr_gets_is_known_from_the_arguments(arguments: list[str], asked: bool) -> None:
-    assert json_asked(arguments) is asked
