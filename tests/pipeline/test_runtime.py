@@ -368,7 +368,7 @@ def test_pruning_never_waits_for_the_gpu(checkpoints, monkeypatch, method):
 
         return run
 
-    for owner, name in ((packing._Sequence, "prune"), (packing._Attention, "_attend")):
+    for owner, name in ((packing._Sequence, "_prune"), (packing._Attention, "_attend")):
         monkeypatch.setattr(owner, name, without_waiting(getattr(owner, name)))
     runtime = load(checkpoints, device="cuda")
     clip = runtime.encode_frames(scenes(FRAMES), np.arange(FRAMES))
