@@ -54,10 +54,9 @@ def solve_keep_ratio(
         return Unreachable(smallest)
     if ratio_at(high) <= target:
         return method.with_ratio(high)
-    # low always fits, high never does. Where both are written the same, nothing changes any more.
-    steps = 0
-    while steps < STEPS and _rounded_down(low) < _rounded_down(high):
-        steps += 1
+    for _ in range(STEPS):  # low always fits, high never does
+        if _rounded_down(low) == _rounded_down(high):
+            break
         middle = (low + high) / 2
         if ratio_at(middle) <= target:
             low = middle

@@ -26,6 +26,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import IO, Any, NamedTuple
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -432,3 +433,15 @@ def missing() -> str:
     except ImportError as error:
         return f"the extra `cluster` is not installed ({error})"
     return ""
+
+
+def running() -> Iterator[Topology]:
+    """All of it, for a fixture; the test is skipped where something is missing."""
+    if lacking := missing():
+        pytest.skip(lacking)
+    made = Topology()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.processes import ROOT, Topology, fetch, missing
+from tests.cluster.processes import ROOT, Topology, fetch, running
 from tests.small_demo import small_study
 
 DOC = (ROOT / "docs" / "cluster.md").read_text()
@@ -32,15 +32,7 @@ def documented(beginning: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def topology() -> Iterator[Topology]:
-    lacking = missing()
-    if lacking:
-        pytest.skip(lacking)
-    made = Topology()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
+    yield from running()
 
 
 @pytest.fixture(scope="module")

@@ -356,6 +356,7 @@ def test_a_gpu_keeps_the_planned_tokens(checkpoints, dtype, method):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("method", [AdaTP(p=0.6), AdaTP(p=0.6, score_query="mean"), FastV()], ids=repr)
 def test_pruning_never_waits_for_the_gpu(checkpoints, monkeypatch, method):
     def without_waiting(function):

@@ -25,7 +25,7 @@ import pytest
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from tests.cluster.processes import Topology, missing
+from tests.cluster.processes import Topology, running
 from tests.small_demo import small_study
 from tests.soak.comparing import recorded
 from tests.tuner.records.servers import empty
@@ -46,15 +46,7 @@ WORKER = ("ray::_Inner", "ray::_Trainable")
 
 @pytest.fixture(scope="module")
 def topology() -> Iterator[Topology]:
-    lacking = missing()
-    if lacking:
-        pytest.skip(lacking)
-    made = Topology()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
+    yield from running()
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from pipeline import packing
+from pipeline import packing, runtime
+from pipeline.prefix import Prefix
 from tests.checkpoints import Size, build_siglip, build_tokenizer, scenes, write_checkpoints
 from tests.tuner.runs.test_run import make_study
 from tests.videos import write_video
@@ -104,6 +106,34 @@ def test_scores_that_are_not_those_of_queries_and_keys_fail(
     scores = packing.row_scores
     monkeypatch.setattr(packing, "row_scores", lambda *given: scores(*given) * wrong)
     assert "scores that rank tokens" in failed(study)
+
+
+def test_ties_that_fall_otherwise_are_told_and_fail_no_split(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in half precision at a real length, where no two ways keep the same of thousands of tokens."""
+    scores, drawn = packing.row_scores, torch.Generator().manual_seed(0)
+
+    def noisy(*given: Any) -> torch.Tensor:
+        exact = scores(*given)
+        return exact * (1 + 0.1 * torch.rand(exact.shape, generator=drawn))
+
+    monkeypatch.setattr(packing, "row_scores", noisy)
+    findings = {finding.name: finding for finding in ModelCheck(study).findings(NoProgress())}
+    split = findings["split against single prefill"]
+    assert split.passed
+    assert " 0.00% of them would not be" not in split.found
+
+
+def test_a_split_that_computes_otherwise_fails(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = runtime.build_prefix
+
+    def wrong(*given: Any) -> Prefix:
+        prefix = build(*given)
+        return replace(prefix, values=tuple(values * 1.01 for values in prefix.values))
+
+    monkeypatch.setattr(runtime, "build_prefix", wrong)
+    assert "split against single prefill" in failed(study)
 
 
 def test_a_video_that_cannot_be_read_does_not_keep_the_model_from_being_checked(study: Study) -> None:
